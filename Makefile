@@ -1,0 +1,38 @@
+# `make demo` and `make test` do everything on a fresh machine; the rest is for developers.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint sparse cuda clean
+
+# The environment, with the extension built in it; again whenever the build's inputs change.
+$(VENV)/.installed: pyproject.toml setup.py $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,examples]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy torch_gas
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+
+# torch-sparse, so that its SparseTensor is tested as well. Built from source where no wheel is at hand.
+sparse: $(VENV)/.installed
+	$(BIN)/python -c "import torch_sparse" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --no-build-isolation torch-scatter torch-sparse
+
+# Compiles the CUDA part with warnings as errors; needs nvcc, but no GPU.
+cuda: $(VENV)/.installed
+	TORCH_GAS_CUDA=1 TORCH_GAS_WERROR=1 $(BIN)/python setup.py build_ext --build-temp build/cuda --build-lib build/cuda/lib
+
+clean:
+	rm -rf build dist $(VENV) torch_gas/*.so *.egg-info

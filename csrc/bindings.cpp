@@ -1,0 +1,205 @@
+// Everything `torch_gas._C` offers, in one table.
+//
+// Tensors arrive as addresses (`tensor.data_ptr()`) and sizes, streams as handles, so that this
+// module links no libtorch. `torch_gas/_core.py` is the only caller: it has checked types, shapes
+// and devices and keeps the tensors alive; values (ids, ranges, row pointers) are checked here,
+// before anything is written. Every call that loops releases the GIL. Letters: N nodes, E edges,
+// P parts, B rows and E_B edges of a batch, M rows moved, C columns.
+//
+//   call               reads                                 writes
+//   subgraph_size      rowptr [N+1], start, count [P]        -
+//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id [E_B]
+//   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
+//   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
+//   gather_rows        table [N, C], index [M]               rows [M, C]
+//   scatter_rows       index [M], rows [M, C]                table [N, C]
+//   read_chunks        table [N, C], offset, count [P]       rows [M, C]
+//   write_chunks       offset, count [P], rows [M, C]        table [N, C]
+//   cuda_*             the same four on a stream: table in device or pinned memory, index and rows
+//                      in device memory, offset and count in host memory
+//
+// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and perm
+// are always 64 bits wide.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/rows.h"
+#include "cpu/subgraph.h"
+#ifdef TORCH_GAS_WITH_CUDA
+#include "cuda/rows.h"
+#endif
+
+namespace py = pybind11;
+
+namespace torch_gas {
+namespace {
+
+using Address = uintptr_t;
+using Unlocked = py::gil_scoped_release;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls f with a value of the id type.
+template <class F>
+auto dispatch_ids(int bits, const F& f) {
+  check_value(bits == 32 || bits == 64, "ids must have 32 or 64 bits, not ", bits);
+  return bits == 32 ? f(int32_t{}) : f(int64_t{});
+}
+
+Table table_at(Address data, DType dtype, int64_t num_rows, int64_t num_cols) {
+  return {at<char>(data), dtype, num_rows, num_cols};
+}
+
+Rows rows_at(Address data, DType dtype, int64_t num_rows) { return {at<char>(data), dtype, num_rows}; }
+
+py::tuple subgraph_size_py(int bits, Address rowptr, int64_t num_nodes, int64_t num_edges,
+                           Address start, Address count, int64_t num_parts, int threads) {
+  const BatchRanges batch = dispatch_ids(bits, [&](auto id) {
+    Unlocked unlocked;
+    return batch_ranges(at<decltype(id)>(rowptr), num_nodes, num_edges, at<int64_t>(start),
+                        at<int64_t>(count), num_parts, threads);
+  });
+  return py::make_tuple(batch.rows.total(), batch.edges.total());
+}
+
+// Returns the halo as the bytes of an int64 array: its size is known only afterwards.
+py::bytearray subgraph_py(int bits, Address rowptr, Address col, int64_t num_nodes,
+                          int64_t num_edges, Address start, Address count, int64_t num_parts,
+                          Address lookup, Address out_rowptr, Address out_col, Address out_e_id,
+                          int threads) {
+  const std::vector<int64_t> halo = dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    Unlocked unlocked;
+    const BatchRanges batch = batch_ranges(at<T>(rowptr), num_nodes, num_edges, at<int64_t>(start),
+                                           at<int64_t>(count), num_parts, threads);
+    return subgraph(at<T>(rowptr), at<T>(col), num_nodes, batch, at<T>(lookup), at<T>(out_rowptr),
+                    at<T>(out_col), at<int64_t>(out_e_id), threads);
+  });
+  return py::bytearray(reinterpret_cast<const char*>(halo.data()), halo.size() * sizeof(int64_t));
+}
+
+void transpose_py(int bits, Address rowptr, Address col, int64_t num_rows, int64_t num_cols,
+                  int64_t nnz, Address out_colptr, Address out_row, Address out_perm, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    transpose(at<T>(rowptr), at<T>(col), num_rows, num_cols, nnz, at<T>(out_colptr), at<T>(out_row),
+              at<int64_t>(out_perm), threads);
+  });
+}
+
+void to_csr_py(int bits, Address src, Address dst, int64_t num_nodes, int64_t num_edges,
+               Address out_rowptr, Address out_col, Address out_perm, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    to_csr(at<T>(src), at<T>(dst), num_nodes, num_edges, at<T>(out_rowptr), at<T>(out_col),
+           at<int64_t>(out_perm), threads);
+  });
+}
+
+void gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols, int bits,
+                    Address index, Address rows, DType rows_type, int64_t num_moved, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    gather_rows(table_at(table, table_type, num_rows, num_cols), at<decltype(id)>(index),
+                rows_at(rows, rows_type, num_moved), threads);
+  });
+}
+
+void scatter_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols, int bits,
+                     Address index, Address rows, DType rows_type, int64_t num_moved, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    scatter_rows(table_at(table, table_type, num_rows, num_cols), at<decltype(id)>(index),
+                 rows_at(rows, rows_type, num_moved), threads);
+  });
+}
+
+void read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                    Address offset, Address count, int64_t num_parts, Address rows, DType rows_type,
+                    int64_t num_moved, int threads) {
+  Unlocked unlocked;
+  read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+              at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved), threads);
+}
+
+void write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                     Address offset, Address count, int64_t num_parts, Address rows,
+                     DType rows_type, int64_t num_moved, int threads) {
+  Unlocked unlocked;
+  write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+               at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved), threads);
+}
+
+#ifdef TORCH_GAS_WITH_CUDA
+void cuda_gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                         int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
+                         int device, Address stream) {
+  Unlocked unlocked;
+  cuda::gather_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
+                    rows_at(rows, rows_type, num_moved), {device, at<void>(stream)});
+}
+
+void cuda_scatter_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                          int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
+                          int device, Address stream) {
+  Unlocked unlocked;
+  cuda::scatter_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
+                     rows_at(rows, rows_type, num_moved), {device, at<void>(stream)});
+}
+
+void cuda_read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                         Address offset, Address count, int64_t num_parts, Address rows,
+                         DType rows_type, int64_t num_moved, int device, Address stream) {
+  Unlocked unlocked;
+  cuda::read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+                    at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
+                    {device, at<void>(stream)});
+}
+
+void cuda_write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                          Address offset, Address count, int64_t num_parts, Address rows,
+                          DType rows_type, int64_t num_moved, int device, Address stream) {
+  Unlocked unlocked;
+  cuda::write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+                     at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
+                     {device, at<void>(stream)});
+}
+#endif
+
+}  // namespace
+}  // namespace torch_gas
+
+PYBIND11_MODULE(_C, m) {
+  using namespace torch_gas;
+  ThreadPool::get();  // now, so that a fork never finds it half made
+
+  py::enum_<DType>(m, "DType")
+      .value("f32", DType::f32)
+      .value("f64", DType::f64)
+      .value("f16", DType::f16)
+      .value("bf16", DType::bf16)
+      .value("bytes", DType::bytes);
+
+  m.def("subgraph_size", &subgraph_size_py);
+  m.def("subgraph", &subgraph_py);
+  m.def("transpose", &transpose_py);
+  m.def("to_csr", &to_csr_py);
+  m.def("gather_rows", &gather_rows_py);
+  m.def("scatter_rows", &scatter_rows_py);
+  m.def("read_chunks", &read_chunks_py);
+  m.def("write_chunks", &write_chunks_py);
+#ifdef TORCH_GAS_WITH_CUDA
+  m.attr("has_cuda") = true;
+  m.def("cuda_gather_rows", &cuda_gather_rows_py);
+  m.def("cuda_scatter_rows", &cuda_scatter_rows_py);
+  m.def("cuda_read_chunks", &cuda_read_chunks_py);
+  m.def("cuda_write_chunks", &cuda_write_chunks_py);
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

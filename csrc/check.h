@@ -1,0 +1,52 @@
+// Argument checks that name the call and the argument. `std::invalid_argument` becomes ValueError in
+// Python and `std::out_of_range` becomes IndexError.
+#pragma once
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "parallel.h"
+
+namespace torch_gas {
+
+template <class... Parts>
+std::string message(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+template <class... Parts>
+void check_value(bool ok, const Parts&... parts) {
+  if (!ok) throw std::invalid_argument(message(parts...));
+}
+
+template <class... Parts>
+void check_index(bool ok, const Parts&... parts) {
+  if (!ok) throw std::out_of_range(message(parts...));
+}
+
+// Checks 0 <= id < bound for a negative or too large id in one comparison.
+inline bool in_range(int64_t id, int64_t bound) {
+  return static_cast<uint64_t>(id) < static_cast<uint64_t>(bound);
+}
+
+template <class T>
+void check_ids(const char* call, const char* name, const T* ids, int64_t size, int64_t bound,
+               int threads) {
+  FirstBad bad;
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!in_range(ids[i], bound)) return bad.report(i);
+    }
+  });
+  if (bad.found()) {
+    const int64_t i = bad.position();
+    check_index(false, call, ": every id in `", name, "` must be in [0, ", bound, "), but ", name,
+                "[", i, "] is ", ids[i]);
+  }
+}
+
+}  // namespace torch_gas

@@ -1,0 +1,43 @@
+// Rows between a table [N, C] and a batch, both contiguous in host memory.
+//
+// `table_type` and `rows_type` are equal, or both floating point: then rows are converted on the
+// way. `I` is int32_t or int64_t. Nothing is written before every argument has been checked.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+#include "../ranges.h"
+
+namespace torch_gas {
+
+struct Table {
+  char* data;
+  DType dtype;
+  int64_t num_rows;
+  int64_t num_cols;
+};
+
+struct Rows {
+  char* data;
+  DType dtype;
+  int64_t num_rows;
+};
+
+// rows[i] = table[index[i]]
+template <class I>
+void gather_rows(const Table& table, const I* index, const Rows& rows, int threads);
+
+// table[index[i]] = rows[i]; ids must be distinct, or the result would depend on the order.
+template <class I>
+void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads);
+
+// rows = the rows of the ranges (offset[p], count[p]) of the table, one after the other.
+void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
+                 int64_t num_chunks, const Rows& rows, int threads);
+
+// The inverse; ranges must not overlap.
+void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
+                  int64_t num_chunks, const Rows& rows, int threads);
+
+}  // namespace torch_gas

@@ -1,0 +1,105 @@
+// Element types of tables and their conversion.
+//
+// Conversions are those of `torch.Tensor.to`: round to nearest even, NaN and infinity preserved, and
+// double to a 16-bit type by way of float. They are written without branches on the data, so that
+// compilers turn loops over them into vector instructions.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+
+namespace torch_gas {
+
+// `bytes` stands for all types that are only copied; a row of C of them has C * itemsize bytes.
+enum class DType : int { f32, f64, f16, bf16, bytes };
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline int64_t element_size(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return 4;
+    case DType::f64: return 8;
+    case DType::f16: return 2;
+    case DType::bf16: return 2;
+    case DType::bytes: return 1;
+  }
+  throw std::invalid_argument("unknown element type");
+}
+
+// Calls f with a value of the C++ type of a floating-point `dtype`.
+template <class F>
+void dispatch_float(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::f64: return f(double{});
+    case DType::f16: return f(Half{});
+    case DType::bf16: return f(BFloat16{});
+    case DType::bytes: break;
+  }
+  throw std::invalid_argument("rows that are no floating-point numbers cannot change their type");
+}
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(double x) { return static_cast<float>(x); }
+inline float to_float(BFloat16 x) { return bits_float(uint32_t{x.bits} << 16); }
+
+inline float to_float(Half x) {
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  const uint32_t rebiased = magnitude + ((127 - 15) << 23);
+  // A subnormal half is mantissa * 2^-24: read it as 2^-14 * (1 + mantissa) and take 2^-14 away.
+  const float subnormal = bits_float(rebiased + (1 << 23)) - bits_float(113 << 23);
+  const uint32_t special = rebiased + ((128 - 16) << 23);  // infinity and NaN: exponent 255
+  const uint32_t bits = magnitude >= (0x7c00u << 13)  ? special
+                        : magnitude < (0x0400u << 13) ? float_bits(subnormal)
+                                                      : rebiased;
+  return bits_float(bits | uint32_t(x.bits & 0x8000) << 16);
+}
+
+inline void from_float(float x, float& out) { out = x; }
+inline void from_float(float x, double& out) { out = x; }
+
+inline void from_float(float x, BFloat16& out) {
+  const uint32_t bits = float_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : rounded);
+}
+
+inline void from_float(float x, Half& out) {
+  const uint32_t bits = float_bits(x);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  // Below 2^-14 the result is subnormal: adding 1/2 leaves its rounded mantissa in the low bits.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
+  const uint32_t normal = (magnitude - ((127 - 15) << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  const uint32_t half = magnitude >= (143u << 23)  ? special
+                        : magnitude < (113u << 23) ? subnormal
+                                                   : normal;
+  out.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000));
+}
+
+template <class From, class To>
+inline To convert(From x) {
+  To out;
+  from_float(to_float(x), out);
+  return out;
+}
+
+}  // namespace torch_gas

@@ -1,0 +1,67 @@
+// Ranges of rows: the contiguous parts of a batch, one after the other.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+
+namespace torch_gas {
+
+struct Ranges {
+  std::vector<int64_t> start;  // [P] first item of each range
+  std::vector<int64_t> first;  // [P+1] its position when all ranges are laid end to end
+
+  int64_t size() const { return static_cast<int64_t>(start.size()); }
+  int64_t total() const { return first.back(); }
+  int64_t count(int64_t p) const { return first[p + 1] - first[p]; }
+
+  // Calls f(source, position, length) on the runs that make up positions [begin, end).
+  template <class F>
+  void for_each_run(int64_t begin, int64_t end, const F& f) const {
+    auto p = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    while (begin < end) {
+      const int64_t stop = std::min(end, first[p + 1]);
+      if (begin < stop) f(start[p] + (begin - first[p]), begin, stop - begin);
+      begin = std::max(begin, stop);
+      ++p;
+    }
+  }
+};
+
+// The ranges [start[p], start[p] + count[p]), each inside [0, bound).
+inline Ranges make_ranges(const char* call, const char* start_name, const int64_t* start,
+                          const int64_t* count, int64_t num_ranges, int64_t bound) {
+  Ranges ranges;
+  ranges.start.assign(start, start + num_ranges);
+  ranges.first.assign(1, 0);
+  for (int64_t p = 0; p < num_ranges; ++p) {
+    check_index(start[p] >= 0 && count[p] >= 0 && start[p] <= bound && count[p] <= bound - start[p],
+                call, ": every range must lie in [0, ", bound, "), but range ", p, " has `",
+                start_name, "` ", start[p], " and `count` ", count[p]);
+    ranges.first.push_back(ranges.first.back() + count[p]);
+  }
+  return ranges;
+}
+
+// Refuses ranges that share an item.
+inline void check_disjoint(const char* call, const char* start_name, const Ranges& ranges) {
+  std::vector<int64_t> order;
+  for (int64_t p = 0; p < ranges.size(); ++p) {
+    if (ranges.count(p) > 0) order.push_back(p);
+  }
+  std::sort(order.begin(), order.end(),
+            [&](int64_t p, int64_t q) { return ranges.start[p] < ranges.start[q]; });
+  for (size_t i = 1; i < order.size(); ++i) {
+    const auto [p, q] = std::minmax(order[i - 1], order[i]);
+    check_value(ranges.start[order[i - 1]] + ranges.count(order[i - 1]) <= ranges.start[order[i]],
+                call, ": ranges must not overlap, but ranges ", p, " and ", q, " do (`", start_name,
+                "` ", ranges.start[p], " and ", ranges.start[q], ", `count` ", ranges.count(p),
+                " and ", ranges.count(q), "); pass every part once");
+  }
+}
+
+}  // namespace torch_gas

@@ -1,0 +1,524 @@
+"""The compiled core: the only caller of `torch_gas._C`.
+
+Every function checks its tensors by argument name and passes addresses on. `_C` checks values (ids, ranges, row
+pointers) before it writes anything, releases the GIL and uses `torch.get_num_threads()` threads; results do not depend on
+their number. Letters as in docs/design.md; `M` is the number of rows moved.
+
+The four calls that move rows work in three placements: everything on the host; everything on one CUDA device; or the
+table in pinned host memory and the rows on a CUDA device. On a device they run on its current stream and return at once.
+There ids are checked by the kernel, where a bad one is a device-side assertion, as it is in torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+try:
+    import torch_gas._C as _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled core torch_gas._C could not be loaded ({error}): build it with `pip install -e .` in a checkout, "
+        "or reinstall with `pip install --force-reinstall --no-deps torch-gas`; both need a C++17 compiler"
+    ) from error
+
+_FLOAT_TYPES = {
+    torch.float32: _C.DType.f32,
+    torch.float64: _C.DType.f64,
+    torch.float16: _C.DType.f16,
+    torch.bfloat16: _C.DType.bf16,
+}
+_COPIED_TYPES = (torch.int64, torch.int32, torch.uint8, torch.bool)
+_ID_BITS = {torch.int32: 32, torch.int64: 64}
+
+
+class Subgraph(NamedTuple):
+    """The one-hop subgraph of a batch in CSR form.
+
+    Rows 0 .. B-1 are the nodes of the batch in the order of its ranges; columns B .. B+S-1 are the halo.
+
+    Attributes:
+        rowptr: Row pointers [B+1], of the id type of the graph.
+        col: Local column ids [E_B] in 0 .. B+S-1, of the id type of the graph.
+        e_id: Positions [E_B] of the edges in the column array of the graph, int64.
+        halo: Global ids [S] of the in-neighbours outside the batch, ascending, int64.
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    e_id: Tensor
+    halo: Tensor
+
+
+def has_cuda() -> bool:
+    """Tells whether the core was built with CUDA; says nothing about the presence of a device."""
+    return bool(_C.has_cuda)
+
+
+def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor) -> Subgraph:
+    """Extracts the nodes of several ranges with all their in-edges (paper, Section 4).
+
+    Equivalent to masking the edges whose destination lies in one of the ranges and renumbering their ends.
+
+    Args:
+        rowptr: Row pointers [N+1] of the graph; rows are destinations. int32 or int64.
+        col: Column ids [E], sources. Same type as `rowptr`.
+        start: First node of each part of the batch [P], int64, in the order wanted.
+        count: Number of nodes of each part [P], int64.
+        scratch: Workspace [N] of the type of `rowptr`. What it holds is of no meaning before and after the call;
+            concurrent calls need one each.
+
+    Returns:
+        The subgraph, the same for any number of threads.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or ranges overlap.
+        IndexError: A range or a column lies outside the graph.
+
+    Example:
+        >>> import torch
+        >>> rowptr, col = torch.tensor([0, 2, 3, 4]), torch.tensor([1, 2, 0, 0])
+        >>> sub = subgraph(rowptr, col, torch.tensor([1]), torch.tensor([1]), torch.empty(3, dtype=torch.long))
+        >>> sub.col.tolist(), sub.e_id.tolist(), sub.halo.tolist()
+        ([1], [2], [0])
+    """
+    call = "subgraph"
+    rowptr, col = _ids(call, "rowptr", rowptr), _ids(call, "col", col, like=("rowptr", rowptr))
+    start, count = _ranges(call, "start", start, count)
+    num_nodes = _num_rows(call, rowptr)
+    _host(call, "scratch", scratch)
+    _same_type(call, "scratch", scratch, "rowptr", rowptr)
+    _contiguous(call, "scratch", scratch)
+    if scratch.shape != (num_nodes,):
+        raise ValueError(
+            f"{call}: `scratch` must have one element for each of the {num_nodes} nodes, but has shape "
+            f"{list(scratch.shape)}"
+        )
+    graph = (_ID_BITS[rowptr.dtype], rowptr.data_ptr())
+    parts = (start.data_ptr(), count.data_ptr(), start.numel())
+    sizes = (num_nodes, col.numel())
+    threads = torch.get_num_threads()
+    num_rows, num_edges = _C.subgraph_size(*graph, *sizes, *parts, threads)
+    out_rowptr = rowptr.new_empty(num_rows + 1)
+    out_col = col.new_empty(num_edges)
+    e_id = torch.empty(num_edges, dtype=torch.int64)
+    halo = _C.subgraph(
+        *graph, col.data_ptr(), *sizes, *parts, scratch.data_ptr(),
+        out_rowptr.data_ptr(), out_col.data_ptr(), e_id.data_ptr(), threads,
+    )  # fmt: skip
+    # torch.frombuffer refuses empty buffers.
+    halo_ids = torch.frombuffer(halo, dtype=torch.int64) if halo else e_id.new_empty(0)
+    return Subgraph(out_rowptr, out_col, e_id, halo_ids)
+
+
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Transposes a CSR matrix [R, num_cols].
+
+    Equivalent to a stable sort of the entries by column.
+
+    Args:
+        rowptr: Row pointers [R+1], int32 or int64.
+        col: Column ids [nnz], same type.
+        num_cols: Number of columns.
+
+    Returns:
+        `colptr` [num_cols+1] and `row` [nnz] of the type of `rowptr`, and `perm` [nnz], int64: the position in `col` of
+        each entry of the transpose.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong or `rowptr` is no row pointer.
+        IndexError: A column lies outside 0 .. num_cols-1.
+
+    Example:
+        >>> import torch
+        >>> [t.tolist() for t in transpose(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 0]), 3)]
+        [[0, 2, 2, 3], [0, 1, 0], [0, 2, 1]]
+    """
+    call = "transpose"
+    rowptr, col = _ids(call, "rowptr", rowptr), _ids(call, "col", col, like=("rowptr", rowptr))
+    num_rows = _num_rows(call, rowptr)
+    _size(call, "num_cols", num_cols)
+    colptr, row = rowptr.new_empty(num_cols + 1), col.new_empty(col.numel())
+    perm = torch.empty(col.numel(), dtype=torch.int64)
+    _C.transpose(
+        _ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), num_rows, num_cols, col.numel(),
+        colptr.data_ptr(), row.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return colptr, row, perm
+
+
+def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts edges by destination, keeping the order of those with the same one.
+
+    Equivalent to a stable sort of `dst`.
+
+    Args:
+        src: Sources [E], int32 or int64.
+        dst: Destinations [E], same type.
+        num_nodes: Number of nodes N.
+
+    Returns:
+        `rowptr` [N+1] and `col` [E] of the type of `dst`, and `perm` [E], int64: the position in `src` of each entry of
+        `col`.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, or E does not fit the type of `dst`.
+        IndexError: An id lies outside 0 .. N-1.
+
+    Example:
+        >>> import torch
+        >>> [t.tolist() for t in to_csr(torch.tensor([0, 1, 2]), torch.tensor([2, 0, 2]), 3)]
+        [[0, 1, 1, 3], [1, 0, 2], [1, 0, 2]]
+    """
+    call = "to_csr"
+    src, dst = _ids(call, "src", src), _ids(call, "dst", dst, like=("src", src))
+    if src.numel() != dst.numel():
+        raise ValueError(
+            f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and {dst.numel()} elements"
+        )
+    _size(call, "num_nodes", num_nodes)
+    rowptr, col = dst.new_empty(num_nodes + 1), src.new_empty(src.numel())
+    perm = torch.empty(src.numel(), dtype=torch.int64)
+    _C.to_csr(
+        _ID_BITS[src.dtype], src.data_ptr(), dst.data_ptr(), num_nodes, src.numel(),
+        rowptr.data_ptr(), col.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return rowptr, col, perm
+
+
+def gather_rows(
+    table: Tensor, index: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Reads rows of a table, converted to `dtype`.
+
+    Equivalent to `table[index].to(dtype)`; ids may repeat but not be negative.
+
+    Args:
+        table: Contiguous table [N, C], or [N] or [N, ...]: float32, float64, float16 and bfloat16, which convert into
+            each other, or int64, int32, uint8 and bool, which are only copied.
+        index: Ids of the rows [M], int32 or int64. The rows are returned on its device.
+        dtype: Type of the result; that of `out` or of the table by default.
+        out: Contiguous tensor [M, C] to write to instead of a new one.
+
+    Returns:
+        The rows [M, C].
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, or the table or `out` is not contiguous.
+        IndexError: An id lies outside 0 .. N-1.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> gather_rows(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0]), torch.float16)
+        tensor([[3.],
+                [1.]], dtype=torch.float16)
+    """
+    call = "gather_rows"
+    _table(call, table)
+    index = _index(call, index)
+    rows = _output(call, table, index.numel(), dtype, out, index.device)
+    _place(call, table, "index", index.device)
+    _move(call, table, rows, _ID_BITS[index.dtype], index.data_ptr())
+    return rows
+
+
+def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    """Writes rows of a table, converted to its type.
+
+    Equivalent to `table[index] = rows`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        index: Distinct ids of the rows [M], int32 or int64. On a CUDA device it is for the caller to see that they are.
+        rows: The rows [M, C], on the device of `index`.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, the table is not contiguous, or an id repeats.
+        IndexError: An id lies outside 0 .. N-1.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.zeros(3, 1)
+        >>> scatter_rows(table, torch.tensor([2, 0]), torch.tensor([[3.0], [1.0]]))
+        >>> table.flatten().tolist()
+        [1.0, 0.0, 3.0]
+    """
+    call = "scatter_rows"
+    _table(call, table)
+    index = _index(call, index)
+    rows = _input_rows(call, table, index.numel(), rows)
+    if rows.device != index.device:
+        raise ValueError(
+            f"{call}: `index` and `rows` must be on one device, but are on {index.device} and {rows.device}; move `index`"
+        )
+    _place(call, table, "rows", rows.device)
+    _move(call, table, rows, _ID_BITS[index.dtype], index.data_ptr())
+
+
+def read_chunks(
+    table: Tensor, offset: Tensor, count: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Reads the rows of several ranges of a table, one after the other, converted to `dtype`.
+
+    Equivalent to `torch.cat([table[o : o + c] for o, c in zip(offset, count)]).to(dtype)`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        offset: First row of each range [P], int64, on the host.
+        count: Number of rows of each range [P], int64, on the host.
+        dtype: Type of the result; that of `out` or of the table by default.
+        out: Contiguous tensor [M, C] to write to instead of a new one on the device of the table; `M` is the sum of
+            `count`. With a table in pinned host memory, `out` may be on a CUDA device.
+
+    Returns:
+        The rows [M, C].
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, or the table or `out` is not contiguous.
+        IndexError: A range lies outside the table.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.arange(5.0).view(5, 1)
+        >>> read_chunks(table, torch.tensor([3, 0]), torch.tensor([2, 1])).flatten().tolist()
+        [3.0, 4.0, 0.0]
+    """
+    call = "read_chunks"
+    _table(call, table)
+    offset, count = _ranges(call, "offset", offset, count)
+    # A negative count must reach the range check of the core, and no allocation.
+    num_moved = int(count.clamp(min=0).sum())
+    rows = _output(call, table, num_moved, dtype, out, table.device)
+    _place(call, table, "out", rows.device)
+    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel())
+    return rows
+
+
+def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor) -> None:
+    """Writes rows to several ranges of a table, one after the other, converted to its type.
+
+    Equivalent to `table[o : o + c] = part` for the parts of `rows.split(count)`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        offset: First row of each range [P], int64, on the host. Ranges must not overlap.
+        count: Number of rows of each range [P], int64, on the host.
+        rows: The rows [M, C]; `M` is the sum of `count`. With a table in pinned host memory they may be on a CUDA device.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, the table is not contiguous, ranges overlap, or `count` does not sum to
+            the number of rows.
+        IndexError: A range lies outside the table.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.zeros(4, 1)
+        >>> write_chunks(table, torch.tensor([3, 0]), torch.tensor([1, 2]), torch.tensor([[9.0], [7.0], [8.0]]))
+        >>> table.flatten().tolist()
+        [7.0, 8.0, 0.0, 9.0]
+    """
+    call = "write_chunks"
+    _table(call, table)
+    offset, count = _ranges(call, "offset", offset, count)
+    rows = _input_rows(call, table, None, rows)
+    _place(call, table, "rows", rows.device)
+    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel())
+
+
+def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
+    """Calls the core function on the host or on the current stream of the device of `rows`."""
+    width = table.shape[1:].numel()
+    if table.dtype == rows.dtype:
+        width *= table.element_size()
+        table_type = rows_type = _C.DType.bytes
+    else:
+        table_type, rows_type = _FLOAT_TYPES[table.dtype], _FLOAT_TYPES[rows.dtype]
+    written = table if call in ("scatter_rows", "write_chunks") else rows
+    arguments = (
+        table.data_ptr(), table_type, table.shape[0], width, *where, rows.data_ptr(), rows_type, rows.shape[0],
+    )  # fmt: skip
+    if rows.is_cuda:
+        stream = torch.cuda.current_stream(rows.device)
+        getattr(_C, f"cuda_{call}")(*arguments, rows.device.index, stream.cuda_stream)
+    else:
+        getattr(_C, call)(*arguments, torch.get_num_threads())
+    if not written.is_inference():
+        # Autograd must know if a tensor that it keeps for the backward pass has changed.
+        torch.autograd.graph.increment_version(written)
+
+
+def _place(call: str, table: Tensor, name: str, device: torch.device) -> None:
+    """Refuses placements in which rows on `device` cannot reach the table."""
+    if table.device == device:
+        reachable = device.type in ("cpu", "cuda")
+    else:
+        reachable = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
+    if not reachable:
+        fix = (
+            f"move `{name}` to {table.device}"
+            if device.type == "cpu" or table.is_cuda
+            else f"pin the table with `pin_memory()`, or move `{name}` to the host"
+        )
+        raise ValueError(
+            f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in pinned host memory, but "
+            f"`table` is on {table.device} and `{name}` on {device}; {fix}"
+        )
+    if device.type == "cuda" and not has_cuda():
+        raise RuntimeError(
+            f"{call}: `{name}` is on {device}, but torch_gas was built without CUDA; install the CUDA toolkit and reinstall "
+            "with `TORCH_GAS_CUDA=1 pip install --force-reinstall --no-deps torch-gas`"
+        )
+
+
+def _output(
+    call: str, table: Tensor, num_rows: int, dtype: torch.dtype | None, out: Tensor | None, device: torch.device
+) -> Tensor:
+    """Returns the tensor to write rows to."""
+    if out is None:
+        _convertible(call, table, "dtype", dtype or table.dtype)
+        return torch.empty((num_rows, *table.shape[1:]), dtype=dtype or table.dtype, device=device)
+    _tensor(call, "out", out)
+    _convertible(call, table, "out", out.dtype)
+    _contiguous(call, "out", out)
+    _rows_shape(call, "out", out, table, num_rows)
+    if dtype is not None and dtype != out.dtype:
+        raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
+    if call == "gather_rows" and out.device != device:
+        raise ValueError(
+            f"{call}: `index` and `out` must be on one device, but are on {device} and {out.device}; move `index`"
+        )
+    return out
+
+
+def _input_rows(call: str, table: Tensor, num_rows: int | None, rows: Tensor) -> Tensor:
+    _tensor(call, "rows", rows)
+    _convertible(call, table, "rows", rows.dtype)
+    _rows_shape(call, "rows", rows, table, num_rows)
+    return rows.contiguous()
+
+
+def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int | None) -> None:
+    if num_rows is None and rows.dim() > 0:
+        num_rows = rows.shape[0]
+    if rows.dim() != table.dim() or rows.shape != (num_rows, *table.shape[1:]):
+        wanted = ["M" if num_rows is None else num_rows, *table.shape[1:]]
+        raise ValueError(
+            f"{call}: `{name}` must have one row of the table's shape for each row moved, [{', '.join(map(str, wanted))}], "
+            f"but has shape {list(rows.shape)}; rows are never broadcast"
+        )
+
+
+def _convertible(call: str, table: Tensor, name: str, dtype: torch.dtype) -> None:
+    if dtype != table.dtype and not (dtype in _FLOAT_TYPES and table.dtype in _FLOAT_TYPES):
+        raise TypeError(
+            f"{call}: `{name}` must have the type of the table, or both must be one of {_names(_FLOAT_TYPES)}, but the table "
+            f"is {table.dtype} and `{name}` {dtype}; convert one of them with `.to()`"
+        )
+
+
+def _table(call: str, table: Tensor) -> None:
+    _tensor(call, "table", table)
+    if table.dtype not in _FLOAT_TYPES and table.dtype not in _COPIED_TYPES:
+        _wrong_type(call, "table", table, [*_FLOAT_TYPES, *_COPIED_TYPES])
+    if table.dim() == 0:
+        raise ValueError(f"{call}: `table` must have rows, but is a single number")
+    _contiguous(call, "table", table)
+
+
+def _index(call: str, index: Tensor) -> Tensor:
+    _tensor(call, "index", index)
+    if index.dtype not in _ID_BITS:
+        _wrong_type(call, "index", index, _ID_BITS)
+    _vector(call, "index", index)
+    return index.contiguous()
+
+
+def _ids(call: str, name: str, ids: Tensor, like: tuple[str, Tensor] | None = None) -> Tensor:
+    _host(call, name, ids)
+    if ids.dtype not in _ID_BITS:
+        _wrong_type(call, name, ids, _ID_BITS)
+    if like is not None:
+        _same_type(call, name, ids, *like)
+    _vector(call, name, ids)
+    return ids.contiguous()
+
+
+def _ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    for argument, value in ((name, start), ("count", count)):
+        _host(call, argument, value)
+        if value.dtype != torch.int64:
+            _wrong_type(call, argument, value, [torch.int64])
+        _vector(call, argument, value)
+    if start.numel() != count.numel():
+        raise ValueError(
+            f"{call}: `{name}` and `count` must be equally long, but have {start.numel()} and {count.numel()} elements"
+        )
+    return start.contiguous(), count.contiguous()
+
+
+def _num_rows(call: str, rowptr: Tensor) -> int:
+    if rowptr.numel() == 0:
+        raise ValueError(f"{call}: `rowptr` must have one element more than there are rows, but is empty")
+    return rowptr.numel() - 1
+
+
+def _size(call: str, name: str, size: int) -> None:
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{call}: `{name}` must be an int, but is {type(size).__name__}")
+    if size < 0:
+        raise ValueError(f"{call}: `{name}` must not be negative, but is {size}")
+
+
+def _tensor(call: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{call}: `{name}` must be a torch.Tensor, but is {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}")
+
+
+def _host(call: str, name: str, value: Tensor) -> None:
+    _tensor(call, name, value)
+    if value.device.type != "cpu":
+        raise ValueError(f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`")
+
+
+def _vector(call: str, name: str, value: Tensor) -> None:
+    if value.dim() != 1:
+        raise ValueError(f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}")
+
+
+def _contiguous(call: str, name: str, value: Tensor) -> None:
+    if not value.is_contiguous():
+        raise ValueError(
+            f"{call}: `{name}` must be contiguous, but has shape {list(value.shape)} and strides {list(value.stride())}; "
+            f"pass a tensor made with `{name}.contiguous()`"
+        )
+
+
+def _same_type(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{call}: `{name}` must have the type of `{other_name}` ({other.dtype}), but is {value.dtype}; pass "
+            f"`{name}.to({other.dtype})`"
+        )
+
+
+def _wrong_type(call: str, name: str, value: Tensor, valid: object) -> NoReturn:
+    raise TypeError(f"{call}: `{name}` must be one of {_names(valid)}, but is {value.dtype}")
+
+
+def _names(types: object) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)  # type: ignore[attr-defined]

@@ -1,0 +1,192 @@
+"""The four adjacency formats a user may hold, and a batch in the same one.
+
+``edge_index`` [2, E] and PyG's ``EdgeIndex`` hold (source, destination) pairs; ``torch.sparse_csr`` and
+``torch_sparse.SparseTensor`` hold a matrix whose rows are destinations and whose columns are sources.
+torch-sparse is never imported here: an object can only be a ``SparseTensor`` if the user imported it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
+
+from torch_gas import _core
+
+FORMATS = "edge_index [2, E], EdgeIndex, torch.sparse_csr [N, N] or torch_sparse.SparseTensor [N, N]"
+
+
+class CSR(NamedTuple):
+    """The edges of a graph sorted by destination.
+
+    Args:
+        rowptr: where each destination's edges start, [N + 1].
+        col: sources, [E].
+        value: edge weights of a sparse matrix, [E] or [E, C], or None.
+        perm: position of each edge in the user's order, [E], or None where it is the same order.
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    value: Tensor | None
+    perm: Tensor | None
+
+
+def is_sparse_tensor(adj: Any) -> bool:
+    """Whether ``adj`` is a ``torch_sparse.SparseTensor``."""
+    module = sys.modules.get("torch_sparse")
+    return module is not None and isinstance(adj, module.SparseTensor)
+
+
+def is_csr(adj: Any) -> bool:
+    """Whether ``adj`` is a ``torch.sparse_csr`` matrix."""
+    return isinstance(adj, Tensor) and adj.layout == torch.sparse_csr
+
+
+def is_edge_index_object(adj: Any) -> bool:
+    """Whether ``adj`` is PyG's ``EdgeIndex``."""
+    return isinstance(adj, EdgeIndex)
+
+
+def is_matrix(adj: Any) -> bool:
+    """Whether ``adj`` is a sparse matrix (rows are destinations) and not a list of edges."""
+    return is_csr(adj) or is_sparse_tensor(adj)
+
+
+def is_edge_index(adj: Any) -> bool:
+    """Whether ``adj`` is an integer tensor [2, E], an ``EdgeIndex`` included."""
+    return (
+        isinstance(adj, Tensor)
+        and adj.layout == torch.strided
+        and adj.dtype in (torch.int64, torch.int32)
+        and adj.dim() == 2
+        and adj.size(0) == 2
+    )
+
+
+def check_adjacency(adj: Any, name: str) -> None:
+    """Raises TypeError unless ``adj`` is in one of the four formats."""
+    if is_matrix(adj) or is_edge_index(adj):
+        return
+    came = f"{tuple(adj.shape)} {adj.dtype} {adj.layout}" if isinstance(adj, Tensor) else type(adj)
+    raise TypeError(f"{name} must be {FORMATS}, but is {came}")
+
+
+def find_adjacency(data: Data) -> tuple[str, Any]:
+    """The name and value of the one adjacency that ``data`` holds.
+
+    Raises:
+        ValueError: if ``data`` has neither ``edge_index`` nor ``adj_t``, or has both.
+        TypeError: if the adjacency is in no known format.
+    """
+    keys = [key for key in ("edge_index", "adj_t") if data.get(key) is not None]
+    if not keys:
+        raise ValueError("data has no adjacency: set data.edge_index or data.adj_t")
+    if len(keys) == 2:
+        raise ValueError(
+            "data has both edge_index and adj_t, and a batch carries one: remove the one that the model does not use"
+            " (`del data.edge_index` or `del data.adj_t`)"
+        )
+    check_adjacency(data[keys[0]], f"data.{keys[0]}")
+    return keys[0], data[keys[0]]
+
+
+def num_nodes_of(adj: Any) -> int | None:
+    """The number of nodes that ``adj`` states itself; None for a plain ``edge_index``."""
+    if is_matrix(adj):
+        return int(adj.size(0))
+    if isinstance(adj, EdgeIndex):
+        size = adj.sparse_size()
+        return size[0] if size[0] is not None else size[1]
+    return None
+
+
+def coo(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(sources [E], destinations [E], values [E] or None) in the order in which ``adj`` stores its edges."""
+    if is_sparse_tensor(adj):
+        row, col, value = adj.coo()
+        return col, row, value
+    if is_csr(adj):
+        row = torch.repeat_interleave(adj.crow_indices().diff()).to(torch.int64)
+        return adj.col_indices().to(torch.int64), row, adj.values()
+    plain = adj.as_tensor() if isinstance(adj, EdgeIndex) else adj
+    return plain[0].to(torch.int64), plain[1].to(torch.int64), None
+
+
+def to_csr(adj: Any, num_nodes: int) -> CSR:
+    """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
+    if is_sparse_tensor(adj):
+        return CSR(*adj.csr(), None)
+    if is_csr(adj):
+        return CSR(adj.crow_indices(), adj.col_indices(), adj.values(), None)
+    if isinstance(adj, EdgeIndex):
+        adj = adj.as_tensor()
+    src, dst = adj[0].contiguous(), adj[1].contiguous()
+    if bool((dst[1:] >= dst[:-1]).all()):
+        ids = torch.arange(num_nodes + 1, device=dst.device, dtype=dst.dtype)
+        return CSR(torch.searchsorted(dst, ids), src, None, None)
+    rowptr, col, perm = _core.to_csr(src, dst, num_nodes)
+    return CSR(rowptr, col, None, perm)
+
+
+def batch_adjacency(like: Any, rowptr: Tensor, col: Tensor, value: Tensor | None, num_rows: int) -> Any:
+    """A batch's adjacency in the format of ``like``.
+
+    Args:
+        like: the whole graph's adjacency, which gives the format.
+        rowptr: row pointer over the batch's destinations, [B + 1].
+        col: sources in 0 .. B+S-1, [E_B].
+        value: values of a sparse matrix, [E_B], or None.
+        num_rows: B + S.
+    """
+    num_dst = rowptr.numel() - 1
+    if is_sparse_tensor(like):
+        torch_sparse = sys.modules["torch_sparse"]
+        colptr, _, csr2csc = _core.transpose(rowptr, col, num_rows)
+        storage = torch_sparse.SparseStorage(
+            rowptr=rowptr,
+            col=col,
+            value=value,
+            sparse_sizes=(num_dst, num_rows),
+            colptr=colptr,
+            csr2csc=csr2csc,
+            is_sorted=True,
+            trust_data=True,
+        )
+        return torch_sparse.SparseTensor.from_storage(storage)
+    if is_csr(like):
+        return torch.sparse_csr_tensor(rowptr, col, value, size=(num_dst, num_rows))
+    dst = torch.repeat_interleave(rowptr.diff(), output_size=col.numel()).to(col.dtype)
+    edge_index = torch.stack([col, dst])
+    if isinstance(like, EdgeIndex):
+        return EdgeIndex(edge_index, sparse_size=(num_rows, num_dst), sort_order="col").fill_cache_()
+    return edge_index
+
+
+def num_destinations(adj: Any) -> int | None:
+    """Rows of a matrix (B of a batch); None for a plain ``edge_index``, which does not say."""
+    if is_matrix(adj):
+        return int(adj.size(0))
+    if isinstance(adj, EdgeIndex):
+        return adj.sparse_size(1)
+    return None
+
+
+def square(adj: Any, num_rows: int) -> Any:
+    """A batch's [B, B+S] adjacency with S empty destination rows added, for layers that need a square one."""
+    if is_sparse_tensor(adj):
+        return adj.sparse_resize((num_rows, num_rows))
+    if is_csr(adj):
+        rowptr = adj.crow_indices()
+        pad = rowptr[-1:].expand(num_rows + 1 - rowptr.numel())
+        return torch.sparse_csr_tensor(
+            torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=(num_rows, num_rows)
+        )
+    if isinstance(adj, EdgeIndex):
+        return copy.copy(adj).sparse_resize_(num_rows, num_rows)
+    return adj

@@ -1,0 +1,243 @@
+"""History: the table of the latest known embeddings of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gas import _core
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class History(torch.nn.Module):
+    r"""A table :math:`\bar{H}^{(l)}` of historical embeddings (Section 3 of https://arxiv.org/abs/2106.05609).
+
+    The table stays where it was created: on ``device`` if that is a CUDA device, in host memory otherwise. Moving the
+    module (``model.to("cuda")``) changes where rows are pulled to and pushed from, and pins a table in host memory.
+
+    Args:
+        num_embeddings: number of nodes, N.
+        embedding_dim: width of a row, C.
+        device: where the table lives. Host memory by default.
+        dtype: storage type. By default that of the model, which it follows through ``.double()`` or ``.half()``; a type
+            given here stays, and rows are converted on the way.
+        persistent: whether ``state_dict`` carries the table and its ages.
+
+    Attributes:
+        emb: the table, [N, C].
+        pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
+        clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
+
+    Example:
+        >>> import torch
+        >>> from torch_gas import History
+        >>> history = History(num_embeddings=4, embedding_dim=2)
+        >>> history.push(torch.ones(2, 2), n_id=torch.tensor([0, 3]))
+        >>> history.pull(torch.tensor([3, 1])).tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+        >>> history.tick()
+        >>> history.age.tolist()
+        [1, -1, -1, 1]
+    """
+
+    emb: Tensor
+    pushed_at: Tensor
+    clock: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        device: torch.device | str | int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        persistent: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_embeddings < 1 or embedding_dim < 1:
+            raise ValueError(
+                "History: num_embeddings and embedding_dim must be at least 1, but are "
+                f"{num_embeddings} and {embedding_dim}"
+            )
+        if dtype is not None and dtype not in FLOATS:
+            raise TypeError(f"History: dtype must be one of {FLOATS}, but is {dtype}")
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self._fixed_dtype = dtype is not None
+        self._device = torch.device("cpu")
+        self._dtype = torch.get_default_dtype()
+        table_device = torch.device("cpu" if device is None else device)
+        shape = (num_embeddings, embedding_dim)
+        emb = torch.zeros(shape, dtype=dtype or self._dtype, device=table_device)
+        never = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
+        self.register_buffer("emb", emb, persistent=persistent)
+        self.register_buffer("pushed_at", never, persistent=persistent)
+        self.register_buffer("clock", torch.zeros((), dtype=torch.int64), persistent=persistent)
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are pulled to: the device of the model."""
+        return self._device
+
+    @property
+    def tier(self) -> str:
+        """Where the table lives: ``"device"``, ``"pinned"`` or ``"host"``."""
+        if self.emb.is_cuda:
+            return "device"
+        return "pinned" if self._device.type == "cuda" and self.emb.is_pinned() else "host"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether rows cross between host memory and a CUDA device."""
+        return self._device.type == "cuda" and not self.emb.is_cuda
+
+    @property
+    def age(self) -> Tensor:
+        """Optimiser steps since each row was pushed, [N]; -1 where it never was."""
+        return torch.where(self.pushed_at < 0, self.pushed_at, self.clock.to(self.pushed_at.device) - self.pushed_at)
+
+    def tick(self) -> None:
+        """Counts one optimiser step: every row becomes one step older."""
+        self.clock += 1
+
+    def reset_parameters(self) -> None:
+        """Forgets all rows: zeros that were never pushed."""
+        self.emb.zero_()
+        self.pushed_at.fill_(-1)
+        self.clock.zero_()
+
+    @torch.no_grad()
+    def pull(self, n_id: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy of the rows ``n_id``, on the device of the model.
+
+        Args:
+            n_id: row ids, [S]; all rows by default.
+            dtype: type of the result; that of the table by default.
+
+        Returns:
+            Rows, [S, C].
+
+        Raises:
+            IndexError: if an id is negative or not below N.
+        """
+        dtype = dtype or self.emb.dtype
+        if n_id is None:
+            return self.emb.to(self._device, dtype, copy=True)
+        if self.is_remote:
+            self._pin()
+            return _core.gather_rows(self.emb, n_id.to(self._device), dtype)
+        return _core.gather_rows(self.emb, n_id.to(self.emb.device), dtype).to(self._device)
+
+    @torch.no_grad()
+    def push(
+        self,
+        x: Tensor,
+        n_id: Tensor | None = None,
+        offset: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> None:
+        """Replaces rows of the table by ``x``, all of them or, after an error, none.
+
+        Args:
+            x: new rows, [N, C], or [B, C] with ``n_id`` or with ``offset`` and ``count``.
+            n_id: row ids, [B], each at most once. Not needed where ``offset`` and ``count`` are given.
+            offset: starts of contiguous ranges of rows, [P].
+            count: lengths of these ranges, [P], which sum to B.
+
+        Raises:
+            ValueError: if ``x`` has another width or number of rows, or rows are given twice.
+            TypeError: if ``x`` is no floating-point tensor.
+            IndexError: if a row is out of range.
+        """
+        self.check_rows(x)
+        x = x.detach()
+        if offset is not None and count is not None:
+            _core.write_chunks(self.emb, offset, count, self._to_table(x))
+        elif offset is not None or count is not None:
+            raise ValueError("History.push: offset and count go together; give both or neither")
+        elif n_id is not None:
+            rows = self._to_table(x)
+            _core.scatter_rows(self.emb, n_id.to(rows.device), rows)
+        elif x.size(0) == self.num_embeddings:
+            self.emb.copy_(x)
+        else:
+            raise ValueError(
+                f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
+                "give n_id, or offset and count, to push some rows"
+            )
+        if self.is_remote:  # the host may read the table as soon as this call returns
+            torch.cuda.current_stream(self._device).synchronize()
+        self.mark(n_id, offset, count)
+
+    def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
+        """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
+        now = int(self.clock)
+        if offset is not None and count is not None:
+            for start, length in zip(offset.tolist(), count.tolist(), strict=True):
+                self.pushed_at[start : start + length] = now
+        elif n_id is not None:
+            self.pushed_at[n_id.to(self.pushed_at.device)] = now
+        else:
+            self.pushed_at.fill_(now)
+
+    def check_rows(self, x: Tensor) -> None:
+        """Raises unless ``x`` is a floating-point tensor of this table's width."""
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+            came = x.dtype if isinstance(x, Tensor) else type(x)
+            raise TypeError(f"History.push: x must be a floating-point tensor, but is {came}")
+        if x.dim() != 2 or x.size(1) != self.embedding_dim:
+            raise ValueError(
+                f"History.push: x must be [B, {self.embedding_dim}], but is {list(x.shape)}; "
+                "hidden_channels of the model gives the width of its histories, as one number or a list"
+            )
+
+    def _to_table(self, x: Tensor) -> Tensor:
+        """``x`` where the core can move it to the table."""
+        if self.is_remote:
+            self._pin()
+            return x.to(self._device)
+        return x.to(self.emb.device)
+
+    def _pin(self) -> None:
+        if not self.emb.is_pinned():
+            self.emb = self.emb.pin_memory()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
+        # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        self._device, self._dtype = probe.device, probe.dtype
+        if not self._fixed_dtype and self.emb.dtype != probe.dtype:
+            self.emb = self.emb.to(probe.dtype)
+        if self.is_remote:
+            self._pin()
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        saved = state_dict.get(f"{prefix}emb")
+        if saved is not None and saved.shape != self.emb.shape:
+            error_msgs.append(
+                f"{prefix}emb in the checkpoint is a history of {saved.size(0)} nodes and width {saved.size(1)}, but this "
+                f"one has {self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: "
+                f"create the model with num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' to load "
+                "the parameters alone (load_state_dict(..., strict=False))"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.emb.dtype}, tier={self.tier!r}"

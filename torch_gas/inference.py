@@ -1,0 +1,205 @@
+"""Exact layer-wise inference by replaying ``forward``: one sweep a layer, in the memory of one batch.
+
+In sweep l all histories before l are exact. The model's own ``forward`` runs on each batch; ``push_and_pull`` answers from these
+histories instead of pushing to them, the push to history l ends the pass over the batch, and the last sweep runs to
+the end and collects the outputs.
+
+Convolutions before an answered history need not be computed. They return NaN of the right shape, and the answer
+overwrites it in place, so that whoever kept a reference to the tensor (a jumping-knowledge list) sees the exact rows.
+If a NaN reaches a push or an output all the same, because the model reads such a result in another way, the sweep is
+repeated with all convolutions computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torch_gas.history import History
+from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.wiring import outermost_convs
+
+if TYPE_CHECKING:
+    from torch_gas.scalable import ScalableGNN
+
+
+class _EndOfBatch(Exception):
+    """The push that a sweep is about has been made."""
+
+
+class _Unanswered(Exception):
+    """A result that was not computed has been read."""
+
+
+class Replay:
+    """The state of a sweep: which histories are exact, and which convolutions need not be computed.
+
+    While entered, the model's convolutions ask it before they compute.
+    """
+
+    def __init__(self, model: ScalableGNN) -> None:
+        self.model = model
+        self.level = 0  # histories before it are exact
+        self.skip = True
+        self._answered = 0
+        self._conv_calls = 0
+        self._templates: dict[int, Tensor] = {}  # by position of the call: an empty tensor of the result's width and type
+        self._batch_size = self._num_rows = 0
+
+    def begin(self, batch: SubData) -> None:
+        """Starts a forward pass."""
+        self._answered = self._conv_calls = 0
+        self._batch_size, self._num_rows = batch.batch_size, batch.n_id.numel()
+
+    def answers(self) -> bool:
+        """Whether the next ``push_and_pull`` is answered from its history."""
+        return self._answered < self.level
+
+    def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
+        """The rows of batch and halo, which also replace those of ``x``."""
+        self._answered += 1
+        rows = history.pull(n_id, x.dtype)
+        x[:batch_size].copy_(rows[:batch_size])
+        return rows
+
+    def push(
+        self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
+    ) -> None:
+        """Makes the push of this sweep and ends the pass over the batch."""
+        history.push(rows, n_id, offset, count)
+        raise _EndOfBatch
+
+    def check(self, rows: Tensor) -> None:
+        """Raises if ``rows`` depend on a result that was not computed."""
+        if self.skip and self.level > 0 and rows.is_floating_point() and bool(rows.isnan().any()):
+            raise _Unanswered
+
+    def __enter__(self) -> Replay:
+        self.convs = list(dict.fromkeys(outermost_convs(self.model)))
+        for conv in self.convs:
+            conv.forward = self._skippable(conv.forward)  # type: ignore[method-assign]
+        self.model._replay = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.model._replay = None
+        for conv in self.convs:
+            del conv.forward  # the class's own comes back
+
+    def _skippable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = self._conv_calls
+            self._conv_calls += 1
+            template = self._templates.get(call)
+            if self.skip and self.answers() and template is not None:
+                return template.new_full((self._batch_size, *template.shape[1:]), float("nan"))
+            out = forward(*args, **kwargs)
+            per_node = isinstance(out, Tensor) and out.size(0) in (self._batch_size, self._num_rows)
+            if per_node and out.is_floating_point():
+                self._templates[call] = out.new_empty((0, *out.shape[1:]))
+            return out
+
+        return run
+
+
+@torch.no_grad()
+def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
+    """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
+
+    Histories are made exact on the way, L-1 of them in L sweeps. Each layer's convolutions are computed once.
+
+    Args:
+        model: in evaluation mode.
+        loader: batches that together hold each node once; best an :class:`EvalSubgraphLoader`.
+
+    Returns:
+        The output of ``forward``, in host memory: each tensor with B rows becomes one with N rows. What else ``forward``
+        returns (a regularisation term, say) becomes a list with the value of each batch.
+
+    Raises:
+        RuntimeError: if ``model`` is in training mode.
+        ValueError: if the loader's batches do not hold each node of the model's graph once.
+    """
+    if model.training:
+        raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
+    if loader.num_nodes != model.num_nodes:
+        raise ValueError(
+            f"{type(model).__name__}: the loader's graph has {loader.num_nodes} nodes, but the model was made for "
+            f"{model.num_nodes}"
+        )
+    with Replay(model) as replay:
+        while True:
+            try:
+                out = _sweep(model, loader, replay)
+            except _Unanswered:
+                warnings.warn(
+                    f"{type(model).__name__}: a layer's result is used beside push_and_pull, so inference computes all "
+                    "layers again in this sweep; call push_and_pull before the result is used elsewhere to avoid it",
+                    stacklevel=3,
+                )
+                replay.skip = False
+                out = _sweep(model, loader, replay)
+                replay.skip = True
+            if out is not None:
+                return out.value()
+            replay.level += 1
+
+
+def _sweep(model: ScalableGNN, loader: SubgraphLoader, replay: Replay) -> _Output | None:
+    """One pass over the batches; the outputs if it ran to the end of ``forward``, else None."""
+    output = _Output(model.num_nodes)
+    for batch in loader:
+        replay.begin(batch)
+        try:
+            out = model(batch.to(model.device))
+        except _EndOfBatch:
+            continue
+        pytree.tree_map_only(Tensor, replay.check, out)
+        output.add(out, batch)
+    if output.batches == 0:
+        return None
+    output.check_complete()
+    return output
+
+
+class _Output:
+    """The outputs of all batches, put together."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+        self.batches = self.rows = 0
+        self.leaves: list[Any] = []
+
+    def add(self, out: Any, batch: SubData) -> None:
+        leaves, self.spec = pytree.tree_flatten(out)
+        per_node = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == batch.batch_size for leaf in leaves]
+        if self.batches == 0:
+            self.leaves = [
+                torch.empty(self.num_nodes, *leaf.shape[1:], dtype=leaf.dtype) if is_rows else []
+                for leaf, is_rows in zip(leaves, per_node, strict=True)
+            ]
+        for target, leaf in zip(self.leaves, leaves, strict=True):
+            if isinstance(target, Tensor):
+                target[batch.n_id[: batch.batch_size]] = leaf.to(target.device)
+            else:
+                target.append(leaf)
+        self.batches += 1
+        self.rows += batch.batch_size
+
+    def check_complete(self) -> None:
+        if self.rows != self.num_nodes:
+            raise ValueError(
+                f"the batches of the loader hold {self.rows} nodes, but the graph has {self.num_nodes}; inference needs "
+                "each node once: use EvalSubgraphLoader, without drop_last"
+            )
+
+    def value(self) -> Any:
+        return pytree.tree_unflatten(self.leaves, self.spec)

@@ -1,0 +1,343 @@
+"""Loaders: mini-batches that are unions of parts, with their one-hop halo.
+
+A batch holds every edge into its B nodes (Section 2 of https://arxiv.org/abs/2106.05609), so it needs the S
+in-neighbours outside of it: rows B .. B+S-1 of every node tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data
+
+from torch_gas import _core
+from torch_gas.adjacency import CSR, batch_adjacency, find_adjacency, num_nodes_of, to_csr
+
+
+class SubData(NamedTuple):
+    """One mini-batch; unpacks as ``batch, *args`` with ``model(batch.x, batch.adj_t, *args)``.
+
+    Args:
+        data: node attributes of B+S rows, edge attributes and adjacency of the E_B edges into the batch.
+        batch_size: B.
+        n_id: global ids of the B batch and S halo nodes, [B + S].
+        offset: global id at which each part of the batch starts, [P].
+        count: number of nodes of each part, [P]; sums to B.
+    """
+
+    data: Data
+    batch_size: int
+    n_id: Tensor
+    offset: Tensor
+    count: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> SubData:
+        """Moves ``data``; the ids stay in host memory, where the histories are addressed from."""
+        return self._replace(data=copy.copy(self.data).to(*args, **kwargs))
+
+    @property
+    def halo_size(self) -> int:
+        """S."""
+        return self.n_id.numel() - self.batch_size
+
+    def __repr__(self) -> str:
+        return f"SubData({self.data}, batch_size={self.batch_size}, halo_size={self.halo_size}, parts={len(self.count)})"
+
+
+class _Builder:
+    """Makes the batch of some parts. It is the loader's ``collate_fn``, so it can be sent to worker processes."""
+
+    def __init__(self, data: Data, ptr: Tensor, bipartite: bool) -> None:
+        self.data, self.ptr, self.bipartite = data, ptr, bipartite
+        self.num_nodes = _check_data(data)
+        self.key, self.adj = find_adjacency(data)
+        stated = num_nodes_of(self.adj)
+        if stated is not None and stated != self.num_nodes:
+            raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
+        self.csr: CSR = to_csr(self.adj, self.num_nodes)
+        keys = [key for key in data.keys() if key not in (self.key, "num_nodes")]  # noqa: SIM118
+        self.node_keys = [key for key in keys if data.is_node_attr(key)]
+        self.edge_keys = [key for key in keys if data.is_edge_attr(key)]
+        self.graph_keys = [key for key in keys if key not in {*self.node_keys, *self.edge_keys}]
+        self.signature = _signature(data)
+        self._scratch = threading.local()
+
+    def __call__(self, parts: Sequence[int]) -> SubData:
+        index = torch.tensor(parts, dtype=torch.int64)
+        offset = self.ptr[index]
+        count = self.ptr[index + 1] - offset
+        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, self._thread_scratch())
+        batch_size = sub.rowptr.numel() - 1
+        chunks = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
+        n_id = torch.cat([*chunks, sub.halo])
+
+        value = self.csr.value
+        if value is not None:
+            value = value.index_select(0, sub.e_id)
+        rowptr = sub.rowptr
+        if not self.bipartite:
+            rowptr = torch.cat([rowptr, rowptr[-1:].expand(sub.halo.numel())])
+        adj = batch_adjacency(self.adj, rowptr, sub.col, value, n_id.numel())
+
+        batch = self.data.__class__()
+        batch[self.key] = adj
+        for key in self.node_keys:
+            batch[key] = _select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
+        e_id = sub.e_id if self.csr.perm is None else self.csr.perm[sub.e_id]
+        for key in self.edge_keys:
+            batch[key] = _select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
+        for key in self.graph_keys:
+            batch[key] = self.data[key]
+        batch.num_nodes = n_id.numel()
+        return SubData(batch, batch_size, n_id, offset, count)
+
+    def _thread_scratch(self) -> Tensor:
+        scratch = getattr(self._scratch, "tensor", None)
+        if scratch is None:
+            scratch = torch.full((self.num_nodes,), -1, dtype=self.csr.col.dtype)
+            self._scratch.tensor = scratch
+        return scratch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scratch": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _scratch=threading.local())
+
+    def check_unchanged(self) -> None:
+        """Raises if ``data`` has another size or other attributes than when the loader was made."""
+        if _signature(self.data) != self.signature:
+            raise RuntimeError(
+                "SubgraphLoader: data changed its size, adjacency or attributes after the loader was made; "
+                "make a new loader (and partition and permute again if nodes or edges changed)"
+            )
+
+
+class _Cache:
+    """Batches that come again, up to a number of bytes; a batch that was changed in place is made anew."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, parts: tuple[int, ...]) -> SubData | None:
+        entry = self._entries.get(parts)
+        if entry is None:
+            return None
+        batch, versions = entry
+        if [tensor._version for tensor in _tensors(batch)] != versions:
+            return None
+        return batch._replace(data=copy.copy(batch.data))
+
+    def put(self, parts: tuple[int, ...], batch: SubData) -> None:
+        tensors = _tensors(batch)
+        size = sum(tensor.nbytes for tensor in tensors)
+        with self._lock:
+            if parts not in self._entries and self.size + size > self.capacity:
+                return
+            if parts not in self._entries:
+                self.size += size
+            kept = batch._replace(data=copy.copy(batch.data))
+            self._entries[parts] = (kept, [tensor._version for tensor in tensors])
+
+
+class SubgraphLoader(DataLoader):
+    """Mini-batches of ``batch_size`` parts each, over all parts, with the halo of each batch.
+
+    Args:
+        data: a graph in the order of ``perm``; see :func:`torch_gas.permute`.
+        ptr: start of each part and N, [num_parts + 1], from :func:`torch_gas.metis`.
+        batch_size: parts in a batch.
+        bipartite: whether the adjacency has B rows (default) or B+S rows, of which the last S are empty.
+        log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
+        shuffle: whether parts are grouped anew at random in each epoch.
+        seed: makes the order reproducible whatever the global random state is.
+        prefetch: batches that threads make ahead while a step runs; 0 makes each when it is asked for. Not used
+            with ``num_workers``.
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
+        **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
+
+    Raises:
+        ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to.
+
+    Example:
+        >>> from torch_gas import SubgraphLoader, metis, permute
+        >>> from torch_gas.datasets import synthetic
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True, seed=0)
+        >>> for batch, batch_size, n_id, offset, count in loader:
+        ...     assert batch.x.size(0) == n_id.numel()
+        ...     assert batch_size == int(count.sum())
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        ptr: Tensor,
+        batch_size: int = 1,
+        bipartite: bool = True,
+        log: bool = True,
+        *,
+        shuffle: bool = False,
+        seed: int | None = None,
+        prefetch: int = 2,
+        cache_size: int = 2**30,
+        **kwargs: Any,
+    ) -> None:
+        if prefetch < 0 or cache_size < 0:
+            raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
+        self.builder = _Builder(data, _check_ptr(ptr, data), bipartite)
+        self.prefetch = prefetch
+        self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
+        if seed is not None:
+            if kwargs.get("generator") is not None:
+                raise ValueError("give seed or generator, not both")
+            kwargs["generator"] = torch.Generator().manual_seed(seed)
+        parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
+        super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)
+
+    @property
+    def data(self) -> Data:
+        """The graph."""
+        return self.builder.data
+
+    @property
+    def ptr(self) -> Tensor:
+        """Start of each part and N, [num_parts + 1]."""
+        return self.builder.ptr
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.builder.num_nodes
+
+    def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
+        self.builder.check_unchanged()
+        batches = super().__iter__() if self.num_workers > 0 else self._in_threads()
+        for batch in batches:
+            batch.n_id.num_nodes = self.num_nodes  # the model checks that the batch is of its graph
+            yield batch
+
+    def _in_threads(self) -> Iterator[SubData]:
+        order = iter(cast("Any", self.batch_sampler))
+        if self.prefetch == 0:
+            yield from (self._make(tuple(parts)) for parts in order)
+            return
+        ahead: deque[Future[SubData]] = deque()
+        pool = ThreadPoolExecutor(max_workers=min(self.prefetch, 2), thread_name_prefix="torch_gas_loader")
+        try:
+            for parts in order:
+                ahead.append(pool.submit(self._make, tuple(parts)))
+                if len(ahead) > self.prefetch:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, parts: tuple[int, ...]) -> SubData:
+        if self._cache.capacity == 0:
+            return self.builder(parts)
+        batch = self._cache.get(parts)
+        if batch is None:
+            batch = self.builder(parts)
+            self._cache.put(parts, batch)
+        return batch
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.data}, num_parts={self.ptr.numel() - 1}, batches={len(self)}, "
+            f"batch_size={self.batch_size})"
+        )
+
+
+class EvalSubgraphLoader(SubgraphLoader):
+    """Batches of ``batch_size`` consecutive parts in a fixed order, for evaluation.
+
+    Takes the arguments of :class:`SubgraphLoader` but ``shuffle``. Neighbouring parts are merged, so each batch is
+    one contiguous range of nodes and moves as one block.
+    """
+
+    def __init__(
+        self, data: Data, ptr: Tensor, batch_size: int = 1, bipartite: bool = True, log: bool = True, **kwargs: Any
+    ) -> None:
+        if kwargs.pop("shuffle", False):
+            raise ValueError("EvalSubgraphLoader: shuffle must be False; use SubgraphLoader to shuffle")
+        if batch_size < 1:
+            raise ValueError(f"EvalSubgraphLoader: batch_size must be at least 1, but is {batch_size}")
+        ptr = _check_ptr(ptr, data)
+        merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
+        super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _check_data(data: Data) -> int:
+    if not isinstance(data, Data):
+        raise TypeError(f"data must be a torch_geometric.data.Data, but is {type(data)}")
+    if data.num_nodes is None or data.num_nodes < 1:
+        raise ValueError("data has no nodes: set data.x or data.num_nodes")
+    for key, value in data.to_dict().items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise ValueError(
+                f"data.{key} is on {value.device}, but batches are made on the CPU: use data.cpu() for the loader "
+                "and move each batch with batch.to(device)"
+            )
+    return int(data.num_nodes)
+
+
+def _check_ptr(ptr: Tensor, data: Data) -> Tensor:
+    num_nodes = _check_data(data)
+    if not isinstance(ptr, Tensor) or ptr.dtype not in (torch.int64, torch.int32) or ptr.dim() != 1:
+        raise TypeError("ptr must be a one-dimensional integer tensor, as metis() returns it")
+    if ptr.numel() < 2 or int(ptr[0]) != 0 or int(ptr[-1]) != num_nodes:
+        ends = "" if ptr.numel() == 0 else f" and goes from {int(ptr[0])} to {int(ptr[-1])}"
+        raise ValueError(
+            f"ptr must go from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{ends}; "
+            "was it computed for another graph?"
+        )
+    if bool((ptr.diff() < 0).any()):
+        raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
+    perm = getattr(ptr, "perm", None)  # metis() leaves it there
+    if perm is not None and not torch.equal(perm, data.get("perm", torch.arange(num_nodes))):
+        raise ValueError(
+            "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
+            "returned together with this ptr"
+        )
+    return ptr.to(torch.int64)
+
+
+def _signature(data: Data) -> list[tuple[str, Any]]:
+    """What must not change while a loader lives: names, shapes and identity of the adjacency."""
+    key, adj = find_adjacency(data)
+    shapes = [(k, tuple(v.shape)) for k, v in data.to_dict().items() if isinstance(v, Tensor) and k != key]
+    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, id(adj)), *sorted(shapes)]
+
+
+def _select(value: Any, index: Tensor, dim: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(dim, index)
+    if isinstance(value, np.ndarray):
+        return value.take(index.numpy(), axis=dim)
+    return type(value)(value[i] for i in index.tolist())
+
+
+def _tensors(batch: SubData) -> list[Tensor]:
+    found = [batch.n_id, batch.offset, batch.count]
+    for value in batch.data.to_dict().values():
+        if isinstance(value, Tensor):
+            found += [value.crow_indices(), value.col_indices(), value.values()] if value.is_sparse_csr else [value]
+        elif hasattr(value, "csr"):
+            found += [part for part in value.csr() if part is not None]
+    return found

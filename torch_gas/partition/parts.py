@@ -1,0 +1,273 @@
+"""metis(): parts of a graph, and files that keep them."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.adjacency import check_adjacency, coo, find_adjacency, num_nodes_of
+from torch_gas.partition import backends
+from torch_gas.partition.reorder import check_perm, count_nodes
+
+BACKENDS = {"metis": "METIS", "kaminpar": "KaMinPar", "random": "random"}
+
+
+class Partition(NamedTuple):
+    """Parts of a graph, as the node order that makes each of them contiguous.
+
+    Args:
+        perm: original id of the node at each new position, [N].
+        ptr: part p is positions ``ptr[p] .. ptr[p+1]``, [num_parts + 1]. ``ptr.perm`` is ``perm``, so
+            that a loader, which is given ``ptr`` alone, can tell whether its data was permuted.
+    """
+
+    perm: Tensor
+    ptr: Tensor
+
+    def __repr__(self) -> str:
+        return f"Partition(num_nodes={self.perm.numel()}, num_parts={self.ptr.numel() - 1})"
+
+
+def metis(
+    adj: Any,
+    num_parts: int,
+    recursive: bool = False,
+    log: bool = True,
+    *,
+    backend: str = "metis",
+    edge_weight: Tensor | None = None,
+    node_weight: Tensor | None = None,
+    seed: int | None = None,
+    num_nodes: int | None = None,
+) -> Partition:
+    """Divides a graph into parts of similar size with few edges between them (Section 4 of the paper).
+
+    The graph may be directed, disconnected, and have self-loops, duplicate edges and isolated nodes: a
+    simple symmetric copy is what gets partitioned. Within a part, nodes stay in ascending order. Parts
+    may be empty.
+
+    Args:
+        adj: a ``Data`` or its adjacency in any of the four formats. Values of a sparse matrix are not
+            used; pass them as ``edge_weight`` if they should be.
+        num_parts: number of parts.
+        recursive: whether METIS uses recursive bisection instead of multilevel k-way partitioning.
+        log: whether to print one line with the time and the share of edges between parts.
+        backend: ``"metis"``; ``"kaminpar"``, multi-threaded and faster on large graphs
+            (``pip install kaminpar``); or ``"random"``, parts of equal size that ignore the edges.
+        edge_weight: how much each edge should stay inside a part, in the order in which ``adj`` stores
+            its edges, [E]; non-negative. Duplicates are summed; fractions are scaled to integers.
+        node_weight: what the parts should balance, non-negative integers, [N]; nodes count 1 without it.
+        seed: the same seed gives the same parts. METIS is deterministic without it as well. KaMinPar on
+            several threads is not: with a seed, it runs on one thread.
+        num_nodes: N, needed for a plain ``edge_index`` only.
+
+    Returns:
+        The partition, which unpacks as ``perm, ptr``.
+
+    Raises:
+        ValueError: if an argument is out of its range or the number of nodes is unknown.
+        IndexError: if the graph holds node ids outside 0 .. N-1.
+        ImportError: if the package of the backend is missing.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 2, 1, 3, 2, 1], [2, 0, 3, 1, 1, 2]])
+        >>> perm, ptr = metis(edge_index, num_parts=2, num_nodes=4, log=False)
+        >>> ptr
+        tensor([0, 2, 4])
+    """
+    if isinstance(num_parts, bool) or not isinstance(num_parts, int):
+        raise TypeError(f"metis(): num_parts must be an int, but is {num_parts!r}")
+    if num_parts < 1:
+        raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
+    if backend not in BACKENDS:
+        raise ValueError(f"metis(): backend must be one of {list(BACKENDS)}, but is {backend!r}")
+    if recursive and backend != "metis":
+        raise ValueError(f"metis(): recursive bisection is METIS's; backend is {backend!r}: drop recursive=True")
+    if backend == "random" and (edge_weight is not None or node_weight is not None):
+        raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
+
+    src, dst, num_nodes = _edges(adj, num_nodes)
+    edge_weight = _check_weight("edge_weight", edge_weight, src.numel(), "edge")
+    node_weight = _check_weight("node_weight", node_weight, num_nodes, "node")
+
+    start = time.perf_counter()
+    if log:
+        print(f"Computing {BACKENDS[backend]} partitioning with {num_parts} parts...", end=" ", flush=True)
+    if num_parts > num_nodes:
+        warnings.warn(
+            f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each node becomes a part"
+            f" of its own, the other {num_parts - num_nodes} parts are empty",
+            stacklevel=2,
+        )
+    if num_parts == 1:
+        part = torch.zeros(num_nodes, dtype=torch.int64)
+    elif num_parts >= num_nodes:
+        part = torch.arange(num_nodes)
+    elif backend == "random":
+        part = backends.random_parts(num_nodes, num_parts, seed)
+    else:
+        graph = backends.simple_graph(src, dst, edge_weight, node_weight, num_nodes)
+        if backend == "metis":
+            part = backends.metis_parts(graph, num_parts, recursive, seed)
+        else:
+            part = backends.kaminpar_parts(graph, num_parts, seed)
+    part_of_position, perm = part.sort(stable=True)
+    partition = _partition(perm, torch.searchsorted(part_of_position, torch.arange(num_parts + 1)))
+    if log:
+        seconds, cut = time.perf_counter() - start, _cut(src, dst, part)
+        print(f"Done! [{seconds:.2f}s, {cut:.1%} of edges between parts]")
+    return partition
+
+
+def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> float:
+    """The share of edges whose two ends lie in different parts; 0 for a graph without edges.
+
+    Args:
+        adj: a ``Data`` or its adjacency, in the original node order.
+        partition: what :func:`metis` returned for it.
+        num_nodes: N, needed for a plain ``edge_index`` only.
+
+    Raises:
+        ValueError: if the partition is of a graph with another number of nodes.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]])
+        >>> edge_cut(edge_index, metis(edge_index, 4, log=False, num_nodes=4), num_nodes=4)
+        1.0
+    """
+    src, dst, num_nodes = _edges(adj, num_nodes, call="edge_cut")
+    perm, ptr = partition
+    if perm.numel() != num_nodes:
+        raise ValueError(
+            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: compute it with metis() on"
+            " this graph"
+        )
+    part = torch.empty_like(perm)
+    part[perm] = torch.repeat_interleave(ptr.diff())
+    return _cut(src, dst, part)
+
+
+def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
+    """Writes a partition to ``path`` (a NumPy ``.npz`` archive), which is replaced at once or not at all.
+
+    Raises:
+        ValueError: if ``partition`` is not one.
+    """
+    perm, ptr = _check_partition(*partition, where="save_partition()")
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, perm=perm.numpy(), ptr=ptr.numpy())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -> Partition:
+    """Reads what :func:`save_partition` wrote, and checks it.
+
+    Args:
+        path: the file.
+        num_nodes: N of the graph it is meant for; checked if given.
+
+    Raises:
+        ValueError: if the file holds no valid partition, or one of another number of nodes.
+    """
+    where = f"load_partition({os.fspath(path)!r})"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            perm, ptr = torch.from_numpy(file["perm"]), torch.from_numpy(file["ptr"])
+    except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
+        ) from error
+    perm, ptr = _check_partition(perm, ptr, where)
+    if num_nodes is not None and perm.numel() != num_nodes:
+        raise ValueError(
+            f"{where}: the file is for {perm.numel()} nodes, but num_nodes is {num_nodes}: compute a partition of this"
+            " graph with metis()"
+        )
+    return _partition(perm, ptr)
+
+
+def _partition(perm: Tensor, ptr: Tensor) -> Partition:
+    ptr.perm = perm  # type: ignore[attr-defined]
+    return Partition(perm, ptr)
+
+
+def _check_partition(perm: Tensor, ptr: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    perm = check_perm(perm, perm.numel(), where)
+    valid = ptr.dim() == 1 and ptr.numel() >= 2 and not ptr.is_floating_point()
+    if valid:
+        ptr = ptr.to("cpu", torch.int64)
+        valid = int(ptr[0]) == 0 and int(ptr[-1]) == perm.numel() and bool((ptr.diff() >= 0).all())
+    if not valid:
+        raise ValueError(
+            f"{where}: ptr must ascend from 0 to the number of nodes, {perm.numel()}, but is {ptr}: compute the"
+            " partition anew with metis()"
+        )
+    return perm, ptr
+
+
+def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor, Tensor, int]:
+    """Sources and destinations on the CPU, ids checked, and N."""
+    stated: int | None
+    if isinstance(adj, Data):
+        stated = count_nodes(adj, f"{call}()")
+        _, adj = find_adjacency(adj)
+    else:
+        check_adjacency(adj, f"{call}(): adj")
+        stated = num_nodes_of(adj)
+    if stated is not None and num_nodes is not None and num_nodes != stated:
+        raise ValueError(f"{call}(): num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
+    num_nodes = num_nodes if stated is None else stated
+    if num_nodes is None:
+        raise ValueError(
+            f"{call}(): num_nodes is unknown, because an edge_index cannot show isolated nodes: pass num_nodes=..., or"
+            " the Data object"
+        )
+    if num_nodes < 1:
+        raise ValueError(f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}")
+    src, dst, _ = coo(adj)
+    for name, ids in (("source", src), ("destination", dst)):
+        bad = ids[(ids < 0) | (ids >= num_nodes)]
+        if bad.numel() > 0:
+            raise IndexError(
+                f"{call}(): adj holds the {name} id {int(bad[0])}, but ids must lie in 0 .. {num_nodes - 1}: correct"
+                " the edges or num_nodes"
+            )
+    return src.cpu(), dst.cpu(), num_nodes
+
+
+def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tensor | None:
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or weight.is_complex():
+        raise TypeError(f"metis(): {name} must be a real tensor, but is {type(weight).__name__}")
+    if weight.dim() != 1 or weight.numel() != size:
+        raise ValueError(
+            f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}"
+        )
+    if of == "node" and weight.is_floating_point():
+        raise TypeError(f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`")
+    weight = weight.detach().cpu()
+    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
+        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
+    if of == "node" and not bool((weight > 0).any()):
+        raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
+    return weight
+
+
+def _cut(src: Tensor, dst: Tensor, part: Tensor) -> float:
+    if src.numel() == 0:
+        return 0.0
+    return int((part[src] != part[dst]).sum()) / src.numel()

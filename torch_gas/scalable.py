@@ -1,0 +1,402 @@
+"""ScalableGNN: a model that owns histories and exchanges rows with them between its layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
+from torch_gas.history import History
+from torch_gas.inference import Replay, layerwise_inference
+from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.transfer import AsyncIOPool
+from torch_gas.wiring import Batch, check_adjacency_of_batch
+
+POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
+
+
+class ScalableGNN(torch.nn.Module):
+    r"""Base class of models that train with historical embeddings (Algorithm 1 of https://arxiv.org/abs/2106.05609).
+
+    Derive from it, and call ``x = self.push_and_pull(self.histories[i], x, *args)`` between two convolutions. The model is
+    then called in three ways, all of which run the same ``forward``:
+
+    * ``model(batch.x, batch.edge_index, *args)`` (or ``model(sub_data)``) on a batch of a loader;
+    * ``model(data.x, data.edge_index)`` on the whole graph, which also refreshes the histories, or, in evaluation
+      mode, on any other graph, which leaves them alone;
+    * ``model(loader=eval_loader)`` for exact layer-wise inference in the memory of one batch.
+
+    Args:
+        num_nodes: number of nodes of the graph that is trained on, N.
+        hidden_channels: width of the histories: one number, or a list with one for each of the L-1 histories.
+        num_layers: number of layers, L, at least 1.
+        pool_size: pulls in flight when histories are in host memory and the model on a GPU.
+        buffer_size: halo rows that each of their buffers reserves from the start; buffers grow by themselves.
+        device: where histories live: a CUDA device, or host memory by default.
+        history_dtype: storage type of the histories; by default that of the model.
+        save_histories: whether ``state_dict`` carries histories and their ages.
+        check_finite: whether pushing NaN or infinity is an error. By default it is where the model runs on the CPU; on a GPU
+            the check makes the host wait in each layer.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import SAGEConv
+        >>> from torch_gas import ScalableGNN, SubgraphLoader, metis, permute
+        >>> from torch_gas.datasets import synthetic
+        >>> class GNN(ScalableGNN):
+        ...     def __init__(self, num_nodes, in_channels, hidden_channels, out_channels):
+        ...         super().__init__(num_nodes, hidden_channels, num_layers=2)
+        ...         self.conv1 = SAGEConv(in_channels, hidden_channels)
+        ...         self.conv2 = SAGEConv(hidden_channels, out_channels)
+        ...
+        ...     def forward(self, x, edge_index, *args):
+        ...         x = self.conv1(x, edge_index).relu()
+        ...         x = self.push_and_pull(self.histories[0], x, *args)
+        ...         return self.conv2(x, edge_index)
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> model = GNN(data.num_nodes, data.num_features, 16, 10)
+        >>> for batch, batch_size, *args in SubgraphLoader(data, ptr, batch_size=4):
+        ...     out = model(batch.x, batch.edge_index, batch_size, *args)
+        ...     assert out.shape == (batch_size, 10)
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        hidden_channels: int | Sequence[int],
+        num_layers: int,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        *,
+        history_dtype: torch.dtype | None = None,
+        save_histories: bool = True,
+        check_finite: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"{type(self).__name__}: num_layers must be at least 1, but is {num_layers}")
+        widths = [hidden_channels] * (num_layers - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
+        if len(widths) != num_layers - 1:
+            raise ValueError(
+                f"{type(self).__name__}: hidden_channels must be one number or {num_layers - 1} (one for each history "
+                f"between {num_layers} layers), but has {len(widths)}"
+            )
+        self.num_nodes = num_nodes
+        self.hidden_channels = hidden_channels
+        self.num_layers = num_layers
+        self.pool_size = pool_size
+        self.buffer_size = buffer_size
+        self.check_finite = check_finite
+        self.histories = torch.nn.ModuleList(
+            History(num_nodes, width, device, dtype=history_dtype, persistent=save_histories) for width in widths
+        )
+        self._device = torch.device("cpu")
+        self._pool: AsyncIOPool | None = None
+        self._call: _Call | None = None
+        self._replay: Replay | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters, where batches must be."""
+        return self._device
+
+    @property
+    def emb_device(self) -> torch.device:
+        """The device of the histories."""
+        return self.histories[0].emb.device if len(self.histories) > 0 else self._device
+
+    def reset_parameters(self) -> None:
+        """Forgets all histories; models extend this by their own parameters."""
+        for history in self.histories:
+            history.reset_parameters()
+
+    # -- calling the model ---------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        x: Tensor | SubData | None = None,
+        adj_t: Any = None,
+        batch_size: int | None = None,
+        n_id: Tensor | None = None,
+        offset: Tensor | None = None,
+        count: Tensor | None = None,
+        *,
+        loader: SubgraphLoader | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs ``forward`` on a batch, on a whole graph, or layer by layer over a loader.
+
+        Args:
+            x: node features, [B + S, C] or [N, C]; or a :class:`SubData` instead of all further arguments.
+            adj_t: adjacency of the batch or the graph, in any of the four formats.
+            batch_size: B.
+            n_id: global ids of the batch's and then the halo's nodes, [B + S].
+            offset: starts of the contiguous parts of the batch, [P].
+            count: lengths of these parts, [P].
+            loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
+            **kwargs: further arguments of ``forward``, such as ``edge_weight``.
+
+        Returns:
+            What ``forward`` returns: B rows on a batch, N rows on a graph or a loader.
+
+        Raises:
+            ValueError: if the arguments are not those of one batch of this model's graph.
+        """
+        if loader is not None:
+            return layerwise_inference(self, loader)
+        if isinstance(x, SubData):
+            data, *ids = x
+            args, kwargs = self.inputs(data, **kwargs)
+            return self(*args, *ids, **kwargs)
+        call = _Call(self, x, adj_t, batch_size, n_id, offset, count)
+        if self._call is not None:
+            raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
+        self._call = call
+        try:
+            with call.wiring, call.transfer():
+                return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+        finally:
+            self._call = None
+
+    def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What ``forward`` takes from a graph or batch: ``x``, the adjacency, and attributes named like its arguments.
+
+        Inference and ``model(sub_data)`` call the model with it. Override it where ``forward`` takes something else.
+        """
+        key, adj = find_adjacency(data)
+        for name in self._names_of_forward():
+            if name not in kwargs and data.get(name) is not None and name not in ("x", key):
+                kwargs[name] = data[name]
+        return (data.x, adj), kwargs
+
+    def _names_of_forward(self) -> list[str]:
+        parameters = inspect.signature(self.forward).parameters.values()
+        reserved = {"adj_t", "edge_index", "batch_size", "n_id", "offset", "count"}
+        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p.name for p in parameters if p.kind in kinds and p.name not in reserved]
+
+    def push_and_pull(
+        self,
+        history: History,
+        x: Tensor,
+        batch_size: int | None = None,
+        n_id: Tensor | None = None,
+        offset: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> Tensor:
+        r"""Writes the batch's rows to ``history`` and appends the halo's rows from it.
+
+        .. math::
+            \bar{h}_v \leftarrow h_v \text{ for } v \in B, \qquad
+            h_w \leftarrow \bar{h}_w \text{ for } w \in N(B) \setminus B
+
+        Args:
+            history: one of ``self.histories``, each used once in a forward pass.
+            x: embeddings, of which the first B rows are used, [B, C] or [B + S, C].
+            batch_size, n_id, offset, count: as ``forward`` got them.
+
+        Returns:
+            [B + S, C]: the first B rows are those of ``x``, with gradient; the others carry none. Without a
+            batch, ``x`` itself.
+
+        Raises:
+            ValueError: if ``x`` has another number of rows, another width or, where checked, values that are not finite.
+        """
+        call = self._call
+        if call is None:
+            raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
+        call.use(history)
+        if n_id is None:
+            if x.size(0) == self.num_nodes and call.on_own_graph:
+                self._check_finite(history, x)
+                history.push(x)
+            return x
+        if batch_size is None:
+            batch_size = n_id.numel()
+        if x.size(0) not in (batch_size, n_id.numel()):
+            raise ValueError(
+                f"push_and_pull: x has {x.size(0)} rows, but must have those of the batch ({batch_size}) or of batch "
+                f"and halo ({n_id.numel()})"
+            )
+        history.check_rows(x)
+        if self._replay is not None and self._replay.answers():
+            return self._replay.answer(history, x, batch_size, n_id)
+        rows = x[:batch_size]
+        if self._replay is not None:
+            self._replay.check(rows)
+        self._check_finite(history, rows)
+        if self._replay is not None:
+            self._replay.push(history, rows, n_id[:batch_size], offset, count)
+        halo = call.exchange(history, rows, n_id, offset, count)
+        return torch.cat([rows, halo]) if halo.size(0) > 0 else rows
+
+    def _check_finite(self, history: History, rows: Tensor) -> None:
+        check = self.check_finite if self.check_finite is not None else not rows.is_cuda
+        # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
+        if check and not bool(rows.detach().sum(dtype=torch.float64).isfinite()):
+            layer = [h is history for h in self.histories].index(True)
+            raise ValueError(
+                f"push_and_pull: the embeddings of layer {layer + 1} hold NaN or infinity; the histories were not "
+                "changed. Lower the learning rate or clip gradients, or pass check_finite=False to the model"
+            )
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScalableGNN:
+        super()._apply(fn, recurse)
+        self._device = fn(torch.empty(0, device=self._device)).device
+        self._pool = None
+        return self
+
+    @property
+    def pool(self) -> AsyncIOPool | None:
+        """The transfers between host and device; None where histories and model are on the same one."""
+        if self._pool is None and any(history.is_remote for history in self.histories):
+            size = self.pool_size or min(len(self.histories), POOL_SIZE)
+            width = max(history.embedding_dim for history in self.histories)
+            self._pool = AsyncIOPool(size, self.buffer_size, width, self._device)
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None}
+
+
+class _Call:
+    """One call of a model: its checked arguments, the wiring of its layers and its transfers."""
+
+    def __init__(
+        self,
+        model: ScalableGNN,
+        x: Tensor | None,
+        adj: Any,
+        batch_size: int | None,
+        n_id: Tensor | None,
+        offset: Tensor | None,
+        count: Tensor | None,
+    ) -> None:
+        self.model = model
+        self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
+        self.used: set[History] = set()
+        self.on_own_graph = isinstance(x, Tensor) and x.size(0) == model.num_nodes
+        self.wiring: Any = nullcontext()
+        if adj is not None:
+            check_adjacency(adj, f"{type(model).__name__}: the adjacency")
+        if n_id is None:
+            self._check_graph(x, adj)
+            return
+        self._check_batch(x, adj, n_id)
+        if batch_size is not None:
+            self.wiring = Batch(model, batch_size, n_id.numel())
+
+    def _check_graph(self, x: Tensor | None, adj: Any) -> None:
+        name = type(self.model).__name__
+        if any(given is not None for given in (self.batch_size, self.offset, self.count)):
+            raise ValueError(f"{name}: batch_size, offset and count need n_id; pass `*args` of the loader's batch")
+        if self.on_own_graph or not isinstance(x, Tensor):
+            return
+        hint = (
+            f"x has {x.size(0)} rows, but the graph of this model has {self.model.num_nodes} nodes. If this is a batch, "
+            f"pass its ids: `for batch, *args in loader: model(batch.x, batch.edge_index, *args)`"
+        )
+        num_dst = num_destinations(adj)
+        if num_dst is not None and num_dst != x.size(0):
+            raise ValueError(f"{name}: {hint}")
+        if self.model.training:
+            raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
+
+    def _check_batch(self, x: Tensor | None, adj: Any, n_id: Tensor) -> None:
+        name, batch_size = type(self.model).__name__, self.batch_size
+        if not isinstance(n_id, Tensor) or n_id.dim() != 1 or n_id.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
+        num_rows = n_id.numel()
+        graph = getattr(n_id, "num_nodes", self.model.num_nodes)
+        if graph != self.model.num_nodes:
+            raise ValueError(
+                f"{name}: the batch was made for a graph of {graph} nodes, but the model for {self.model.num_nodes}"
+            )
+        if n_id.device.type == "cpu" and num_rows > 0:
+            low, high = (int(bound) for bound in n_id.aminmax())
+            if low < 0 or high >= self.model.num_nodes:
+                raise IndexError(
+                    f"{name}: n_id goes from {low} to {high}, but must be in 0 .. {self.model.num_nodes - 1}"
+                )
+        if isinstance(x, Tensor) and x.size(0) != num_rows:
+            raise ValueError(f"{name}: x has {x.size(0)} rows, but n_id has {num_rows}")
+        if batch_size is None:
+            return
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= num_rows:
+            raise ValueError(f"{name}: batch_size must be in 1 .. {num_rows} (rows of n_id), but is {batch_size}")
+        if (self.offset is None) != (self.count is None):
+            raise ValueError(f"{name}: offset and count go together; give both or neither")
+        if self.offset is not None and self.count is not None:
+            total = int(self.count.sum())
+            if total != batch_size:
+                raise ValueError(f"{name}: count sums to {total}, but batch_size is {batch_size}")
+            first = self.count.cumsum(0) - self.count
+            starts = n_id.cpu()[first[self.count > 0].cpu()]
+            if not torch.equal(starts, self.offset[self.count > 0].cpu().to(starts.dtype)):
+                raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
+        if adj is not None:
+            check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
+
+    def use(self, history: History) -> None:
+        """Notes that ``history`` is used; it must belong to the model and be used once."""
+        if not any(history is own for own in self.model.histories):
+            raise ValueError("push_and_pull: history must be one of self.histories")
+        if history in self.used:
+            raise ValueError(
+                "push_and_pull: this history was used already in this forward pass, and would hold the rows of two layers; "
+                "give each call its own (num_layers counts one more than the histories)"
+            )
+        self.used.add(history)
+
+    def transfer(self) -> Any:
+        """A context in which the pulls of all histories are under way from the start."""
+        model = self.model
+        pool = model.pool if self.n_id is not None and model._replay is None else None
+        if self.n_id is not None and model.training and torch.is_grad_enabled():
+            for history in model.histories:
+                history.tick()
+        self.pool = pool if self.offset is not None and self.batch_size is not None else None
+        return _Transfer(self) if self.pool is not None else nullcontext()
+
+    def exchange(
+        self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
+    ) -> Tensor:
+        """Pushes ``rows`` and returns the halo's rows [S, C]."""
+        batch_size = rows.size(0)
+        if self.pool is None or offset is None or count is None:
+            history.push(rows, n_id[:batch_size], offset, count)
+            return history.pull(n_id[batch_size:], rows.dtype)
+        halo = self.pool.synchronize_pull(history.emb).to(rows.dtype, copy=True)
+        self.pool.free_pull(history.emb)
+        self.pool.async_push(rows.detach(), offset, count, history.emb)
+        history.mark(n_id[:batch_size], offset, count)
+        return halo
+
+
+class _Transfer:
+    """Starts all pulls of a call; at its end no transfer is left under way, whatever happened in between."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+
+    def __enter__(self) -> None:
+        call = self.call
+        assert call.pool is not None and call.n_id is not None
+        halo = call.n_id[call.batch_size :]
+        for history in call.model.histories:
+            call.pool.async_pull(history.emb, None, None, halo)
+
+    def __exit__(self, *error: object) -> None:
+        assert self.call.pool is not None
+        self.call.pool.reset()
