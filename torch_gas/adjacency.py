@@ -134,38 +134,50 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
     return CSR(rowptr, col, None, perm)
 
 
-def batch_adjacency(like: Any, rowptr: Tensor, col: Tensor, value: Tensor | None, num_rows: int) -> Any:
+def batch_adjacency(like: Any, value: Tensor | None, sub: _core.Subgraph, num_dst: int) -> tuple[Any, Tensor]:
     """A batch's adjacency in the format of ``like``.
 
     Args:
         like: the whole graph's adjacency, which gives the format.
-        rowptr: row pointer over the batch's destinations, [B + 1].
-        col: sources in 0 .. B+S-1, [E_B].
-        value: values of a sparse matrix, [E_B], or None.
-        num_rows: B + S.
+        value: values of its edges in the order of :func:`to_csr`, [E], or None.
+        sub: the batch.
+        num_dst: rows of the result if it is a matrix, B or, with S empty rows at the end, B + S.
+
+    Returns:
+        The adjacency [num_dst, B + S], and the positions [E_B] of its edges in the order of :func:`to_csr`.
     """
-    num_dst = rowptr.numel() - 1
-    if is_sparse_tensor(like):
-        torch_sparse = sys.modules["torch_sparse"]
-        colptr, _, csr2csc = _core.transpose(rowptr, col, num_rows)
-        storage = torch_sparse.SparseStorage(
-            rowptr=rowptr,
-            col=col,
-            value=value,
-            sparse_sizes=(num_dst, num_rows),
-            colptr=colptr,
-            csr2csc=csr2csc,
-            is_sorted=True,
-            trust_data=True,
-        )
-        return torch_sparse.SparseTensor.from_storage(storage)
+    rowptr, col, e_id, halo = sub
+    num_rows = rowptr.numel() - 1 + halo.numel()
+    pad = rowptr[-1:].expand(num_dst + 1 - rowptr.numel())
+    rowptr = torch.cat([rowptr, pad])
+    if not is_matrix(like):
+        dst = torch.repeat_interleave(rowptr.diff(), output_size=col.numel()).to(col.dtype)
+        edge_index = torch.stack([col, dst])
+        if isinstance(like, EdgeIndex):
+            return EdgeIndex(edge_index, sparse_size=(num_rows, num_dst), sort_order="col").fill_cache_(), e_id
+        return edge_index, e_id
+
+    # A matrix has ascending columns in each row, which relabelling does not keep: transposing twice sorts them.
+    colptr, row, to_csc = _core.transpose(rowptr, col, num_rows)
+    rowptr, col, to_sorted = _core.transpose(colptr, row, num_dst)
+    e_id = e_id[to_csc[to_sorted]]
+    value = None if value is None else value.index_select(0, e_id)
     if is_csr(like):
-        return torch.sparse_csr_tensor(rowptr, col, value, size=(num_dst, num_rows))
-    dst = torch.repeat_interleave(rowptr.diff(), output_size=col.numel()).to(col.dtype)
-    edge_index = torch.stack([col, dst])
-    if isinstance(like, EdgeIndex):
-        return EdgeIndex(edge_index, sparse_size=(num_rows, num_dst), sort_order="col").fill_cache_()
-    return edge_index
+        return torch.sparse_csr_tensor(rowptr, col, value, size=(num_dst, num_rows)), e_id
+    torch_sparse = sys.modules["torch_sparse"]
+    csr2csc = torch.empty_like(to_sorted)
+    csr2csc[to_sorted] = torch.arange(to_sorted.numel())
+    storage = torch_sparse.SparseStorage(
+        rowptr=rowptr,
+        col=col,
+        value=value,
+        sparse_sizes=(num_dst, num_rows),
+        colptr=colptr,
+        csr2csc=csr2csc,
+        is_sorted=True,
+        trust_data=True,
+    )
+    return torch_sparse.SparseTensor.from_storage(storage), e_id
 
 
 def num_destinations(adj: Any) -> int | None:

@@ -80,19 +80,15 @@ class _Builder:
         chunks = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
         n_id = torch.cat([*chunks, sub.halo])
 
-        value = self.csr.value
-        if value is not None:
-            value = value.index_select(0, sub.e_id)
-        rowptr = sub.rowptr
-        if not self.bipartite:
-            rowptr = torch.cat([rowptr, rowptr[-1:].expand(sub.halo.numel())])
-        adj = batch_adjacency(self.adj, rowptr, sub.col, value, n_id.numel())
+        num_dst = batch_size if self.bipartite else n_id.numel()
+        adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst)
 
         batch = self.data.__class__()
         batch[self.key] = adj
         for key in self.node_keys:
             batch[key] = _select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
-        e_id = sub.e_id if self.csr.perm is None else self.csr.perm[sub.e_id]
+        if self.csr.perm is not None:
+            e_id = self.csr.perm[e_id]
         for key in self.edge_keys:
             batch[key] = _select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         for key in self.graph_keys:

@@ -145,7 +145,9 @@ class Batch:
         x_0 = given.get("x_0")
         if isinstance(x_0, Tensor) and x_0.size(0) == self.batch_size:  # cut by the caller, as PyGAS models do
             return None
-        if takes_pair(type(conv)):
+        # Not every library adds self-loops to a matrix that is not square.
+        loops = getattr(conv, "add_self_loops", False) and any(map(is_matrix, given.values()))
+        if takes_pair(type(conv)) and not loops:
             pair = (x, x[: self.batch_size])
             if "x" in kwargs:
                 return args, kwargs | {"x": pair}

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 import zipfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,9 @@ from torch_geometric.data import Data
 
 from torch_gas.adjacency import check_adjacency, coo, find_adjacency, num_nodes_of
 from torch_gas.partition import backends
-from torch_gas.partition.reorder import check_perm, count_nodes
+from torch_gas.partition.record import Partition, check_ids, count_nodes, make_partition
 
 BACKENDS = {"metis": "METIS", "kaminpar": "KaMinPar", "random": "random"}
-
-
-class Partition(NamedTuple):
-    """Parts of a graph, as the node order that makes each of them contiguous.
-
-    Args:
-        perm: original id of the node at each new position, [N].
-        ptr: part p is positions ``ptr[p] .. ptr[p+1]``, [num_parts + 1]. ``ptr.perm`` is ``perm``, so
-            that a loader, which is given ``ptr`` alone, can tell whether its data was permuted.
-    """
-
-    perm: Tensor
-    ptr: Tensor
-
-    def __repr__(self) -> str:
-        return f"Partition(num_nodes={self.perm.numel()}, num_parts={self.ptr.numel() - 1})"
 
 
 def metis(
@@ -120,7 +104,8 @@ def metis(
         else:
             part = backends.kaminpar_parts(graph, num_parts, seed)
     part_of_position, perm = part.sort(stable=True)
-    partition = _partition(perm, torch.searchsorted(part_of_position, torch.arange(num_parts + 1)))
+    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
+    partition = make_partition(perm, ptr, "metis()")
     if log:
         seconds, cut = time.perf_counter() - start, _cut(src, dst, part)
         print(f"Done! [{seconds:.2f}s, {cut:.1%} of edges between parts]")
@@ -161,7 +146,7 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
     Raises:
         ValueError: if ``partition`` is not one.
     """
-    perm, ptr = _check_partition(*partition, where="save_partition()")
+    perm, ptr = make_partition(*partition, where="save_partition()")
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -190,32 +175,13 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
         raise ValueError(
             f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
         ) from error
-    perm, ptr = _check_partition(perm, ptr, where)
-    if num_nodes is not None and perm.numel() != num_nodes:
+    partition = make_partition(perm, ptr, where)
+    if num_nodes is not None and partition.perm.numel() != num_nodes:
         raise ValueError(
-            f"{where}: the file is for {perm.numel()} nodes, but num_nodes is {num_nodes}: compute a partition of this"
+            f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is {num_nodes}: compute a partition of this"
             " graph with metis()"
         )
-    return _partition(perm, ptr)
-
-
-def _partition(perm: Tensor, ptr: Tensor) -> Partition:
-    ptr.perm = perm  # type: ignore[attr-defined]
-    return Partition(perm, ptr)
-
-
-def _check_partition(perm: Tensor, ptr: Tensor, where: str) -> tuple[Tensor, Tensor]:
-    perm = check_perm(perm, perm.numel(), where)
-    valid = ptr.dim() == 1 and ptr.numel() >= 2 and not ptr.is_floating_point()
-    if valid:
-        ptr = ptr.to("cpu", torch.int64)
-        valid = int(ptr[0]) == 0 and int(ptr[-1]) == perm.numel() and bool((ptr.diff() >= 0).all())
-    if not valid:
-        raise ValueError(
-            f"{where}: ptr must ascend from 0 to the number of nodes, {perm.numel()}, but is {ptr}: compute the"
-            " partition anew with metis()"
-        )
-    return perm, ptr
+    return partition
 
 
 def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor, Tensor, int]:
@@ -238,13 +204,8 @@ def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor
     if num_nodes < 1:
         raise ValueError(f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}")
     src, dst, _ = coo(adj)
-    for name, ids in (("source", src), ("destination", dst)):
-        bad = ids[(ids < 0) | (ids >= num_nodes)]
-        if bad.numel() > 0:
-            raise IndexError(
-                f"{call}(): adj holds the {name} id {int(bad[0])}, but ids must lie in 0 .. {num_nodes - 1}: correct"
-                " the edges or num_nodes"
-            )
+    check_ids(src, num_nodes, f"{call}(): adj")
+    check_ids(dst, num_nodes, f"{call}(): adj")
     return src.cpu(), dst.cpu(), num_nodes
 
 
