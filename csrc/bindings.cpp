@@ -8,9 +8,9 @@
 //
 //   call               reads                                 writes
 //   subgraph_size      rowptr [N+1], start, count [P]        -
-//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id [E_B]
-//   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
-//   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
+//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id
+//   [E_B] transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm
+//   [nnz] to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   gather_rows        table [N, C], index [M]               rows [M, C]
 //   scatter_rows       index [M], rows [M, C]                table [N, C]
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
@@ -18,8 +18,8 @@
 //   cuda_*             the same four on a stream: table in device or pinned memory, index and rows
 //                      in device memory, offset and count in host memory
 //
-// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and perm
-// are always 64 bits wide.
+// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and
+// perm are always 64 bits wide.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -53,7 +53,9 @@ Table table_at(Address data, DType dtype, int64_t num_rows, int64_t num_cols) {
   return {at<char>(data), dtype, num_rows, num_cols};
 }
 
-Rows rows_at(Address data, DType dtype, int64_t num_rows) { return {at<char>(data), dtype, num_rows}; }
+Rows rows_at(Address data, DType dtype, int64_t num_rows) {
+  return {at<char>(data), dtype, num_rows};
+}
 
 py::tuple subgraph_size_py(int bits, Address rowptr, int64_t num_nodes, int64_t num_edges,
                            Address start, Address count, int64_t num_parts, int threads) {

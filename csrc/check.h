@@ -1,5 +1,5 @@
-// Argument checks that name the call and the argument. `std::invalid_argument` becomes ValueError in
-// Python and `std::out_of_range` becomes IndexError.
+// Argument checks that name the call and the argument. `std::invalid_argument` becomes ValueError
+// in Python and `std::out_of_range` becomes IndexError.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // Element types of tables and their conversion.
 //
-// Conversions are those of `torch.Tensor.to`: round to nearest even, NaN and infinity preserved, and
-// double to a 16-bit type by way of float. They are written without branches on the data, so that
-// compilers turn loops over them into vector instructions.
+// Conversions are those of `torch.Tensor.to`: round to nearest even, NaN and infinity preserved,
+// and double to a 16-bit type by way of float. They are written without branches on the data, so
+// that compilers turn loops over them into vector instructions.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +23,16 @@ struct BFloat16 {
 
 inline int64_t element_size(DType dtype) {
   switch (dtype) {
-    case DType::f32: return 4;
-    case DType::f64: return 8;
-    case DType::f16: return 2;
-    case DType::bf16: return 2;
-    case DType::bytes: return 1;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
+    case DType::f16:
+      return 2;
+    case DType::bf16:
+      return 2;
+    case DType::bytes:
+      return 1;
   }
   throw std::invalid_argument("unknown element type");
 }
@@ -36,11 +41,16 @@ inline int64_t element_size(DType dtype) {
 template <class F>
 void dispatch_float(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::f64: return f(double{});
-    case DType::f16: return f(Half{});
-    case DType::bf16: return f(BFloat16{});
-    case DType::bytes: break;
+    case DType::f32:
+      return f(float{});
+    case DType::f64:
+      return f(double{});
+    case DType::f16:
+      return f(Half{});
+    case DType::bf16:
+      return f(BFloat16{});
+    case DType::bytes:
+      break;
   }
   throw std::invalid_argument("rows that are no floating-point numbers cannot change their type");
 }
@@ -57,9 +67,15 @@ inline float bits_float(uint32_t bits) {
   return x;
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(double x) { return static_cast<float>(x); }
-inline float to_float(BFloat16 x) { return bits_float(uint32_t{x.bits} << 16); }
+inline float to_float(float x) {
+  return x;
+}
+inline float to_float(double x) {
+  return static_cast<float>(x);
+}
+inline float to_float(BFloat16 x) {
+  return bits_float(uint32_t{x.bits} << 16);
+}
 
 inline float to_float(Half x) {
   const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
@@ -73,13 +89,18 @@ inline float to_float(Half x) {
   return bits_float(bits | uint32_t(x.bits & 0x8000) << 16);
 }
 
-inline void from_float(float x, float& out) { out = x; }
-inline void from_float(float x, double& out) { out = x; }
+inline void from_float(float x, float& out) {
+  out = x;
+}
+inline void from_float(float x, double& out) {
+  out = x;
+}
 
 inline void from_float(float x, BFloat16& out) {
   const uint32_t bits = float_bits(x);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : rounded);
+  out.bits =
+      static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : rounded);
 }
 
 inline void from_float(float x, Half& out) {

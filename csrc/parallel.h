@@ -62,7 +62,8 @@ class ThreadPool {
   }
 
   static ThreadPool* create() {
-    pthread_atfork(nullptr, nullptr, [] { slot().store(new ThreadPool, std::memory_order_release); });
+    pthread_atfork(nullptr, nullptr,
+                   [] { slot().store(new ThreadPool, std::memory_order_release); });
     return new ThreadPool;
   }
 

@@ -1,9 +1,14 @@
 """Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
 
+from torch_gas import models
+from torch_gas.datasets import get_data
 from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
+from torch_gas.partition import load_partition, metis, permute, save_partition, unpermute
 from torch_gas.scalable import ScalableGNN
 from torch_gas.transfer import AsyncIOPool
+from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
 __version__ = "0.1.0"
 
@@ -14,4 +19,17 @@ __all__ = [
     "ScalableGNN",
     "SubData",
     "SubgraphLoader",
+    "add_self_loops",
+    "compute_micro_f1",
+    "dropout",
+    "gcn_norm",
+    "gen_masks",
+    "get_data",
+    "in_degree",
+    "load_partition",
+    "metis",
+    "models",
+    "permute",
+    "save_partition",
+    "unpermute",
 ]

@@ -1,16 +1,19 @@
 """The compiled core: the only caller of `torch_gas._C`.
 
-Every function checks its tensors by argument name and passes addresses on. `_C` checks values (ids, ranges, row
-pointers) before it writes anything, releases the GIL and uses `torch.get_num_threads()` threads; results do not depend on
-their number. Letters as in docs/design.md; `M` is the number of rows moved.
+Every function checks its tensors by argument name and passes addresses on. `_C` checks values (ids,
+ranges, row pointers) before it writes anything, releases the GIL and uses `torch.get_num_threads()`
+threads; results do not depend on their number. Letters as in docs/design.md; `M` is the number of
+rows moved.
 
-The four calls that move rows work in three placements: everything on the host; everything on one CUDA device; or the
-table in pinned host memory and the rows on a CUDA device. On a device they run on its current stream and return at once.
-There ids are checked by the kernel, where a bad one is a device-side assertion, as it is in torch.
+The four calls that move rows work in three placements: everything on the host; everything on one
+CUDA device; or the table in pinned host memory and the rows on a CUDA device. On a device they run
+on its current stream and return at once. There ids are checked by the kernel, where a bad one is a
+device-side assertion, as it is in torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -20,8 +23,9 @@ try:
     import torch_gas._C as _C
 except ImportError as error:
     raise ImportError(
-        f"the compiled core torch_gas._C could not be loaded ({error}): build it with `pip install -e .` in a checkout, "
-        "or reinstall with `pip install --force-reinstall --no-deps torch-gas`; both need a C++17 compiler"
+        f"the compiled core torch_gas._C could not be loaded ({error}): build it with `pip install "
+        "-e .` in a checkout, or reinstall with `pip install --force-reinstall --no-cache-dir "
+        "--no-deps torch-gas`; both need a C++17 compiler"
     ) from error
 
 _FLOAT_TYPES = {
@@ -37,7 +41,8 @@ _ID_BITS = {torch.int32: 32, torch.int64: 64}
 class Subgraph(NamedTuple):
     """The one-hop subgraph of a batch in CSR form.
 
-    Rows 0 .. B-1 are the nodes of the batch in the order of its ranges; columns B .. B+S-1 are the halo.
+    Rows 0 .. B-1 are the nodes of the batch in the order of its ranges; columns B .. B+S-1 are the
+    halo.
 
     Attributes:
         rowptr: Row pointers [B+1], of the id type of the graph.
@@ -57,18 +62,21 @@ def has_cuda() -> bool:
     return bool(_C.has_cuda)
 
 
-def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor) -> Subgraph:
-    """Extracts the nodes of several ranges with all their in-edges (paper, Section 4).
+def subgraph(
+    rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor
+) -> Subgraph:
+    """Extracts a batch with all edges into it (Section 2 of https://arxiv.org/abs/2106.05609).
 
-    Equivalent to masking the edges whose destination lies in one of the ranges and renumbering their ends.
+    Equivalent to masking the edges whose destination lies in one of the ranges and renumbering
+    their ends.
 
     Args:
         rowptr: Row pointers [N+1] of the graph; rows are destinations. int32 or int64.
         col: Column ids [E], sources. Same type as `rowptr`.
         start: First node of each part of the batch [P], int64, in the order wanted.
         count: Number of nodes of each part [P], int64.
-        scratch: Workspace [N] of the type of `rowptr`. What it holds is of no meaning before and after the call;
-            concurrent calls need one each.
+        scratch: Workspace [N] of the type of `rowptr`. What it holds is of no meaning before and
+            after the call; concurrent calls need one each.
 
     Returns:
         The subgraph, the same for any number of threads.
@@ -81,7 +89,8 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch:
     Example:
         >>> import torch
         >>> rowptr, col = torch.tensor([0, 2, 3, 4]), torch.tensor([1, 2, 0, 0])
-        >>> sub = subgraph(rowptr, col, torch.tensor([1]), torch.tensor([1]), torch.empty(3, dtype=torch.long))
+        >>> one, scratch = torch.tensor([1]), torch.empty(3, dtype=torch.int64)
+        >>> sub = subgraph(rowptr, col, start=one, count=one, scratch=scratch)
         >>> sub.col.tolist(), sub.e_id.tolist(), sub.halo.tolist()
         ([1], [2], [0])
     """
@@ -94,8 +103,8 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch:
     _contiguous(call, "scratch", scratch)
     if scratch.shape != (num_nodes,):
         raise ValueError(
-            f"{call}: `scratch` must have one element for each of the {num_nodes} nodes, but has shape "
-            f"{list(scratch.shape)}"
+            f"{call}: `scratch` must have one element for each of the {num_nodes} nodes, but has "
+            f"shape {list(scratch.shape)}"
         )
     graph = (_ID_BITS[rowptr.dtype], rowptr.data_ptr())
     parts = (start.data_ptr(), count.data_ptr(), start.numel())
@@ -125,8 +134,8 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
         num_cols: Number of columns.
 
     Returns:
-        `colptr` [num_cols+1] and `row` [nnz] of the type of `rowptr`, and `perm` [nnz], int64: the position in `col` of
-        each entry of the transpose.
+        `colptr` [num_cols+1] and `row` [nnz] of the type of `rowptr`, and `perm` [nnz], int64: the
+        position in `col` of each entry of the transpose.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
@@ -162,8 +171,8 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
         num_nodes: Number of nodes N.
 
     Returns:
-        `rowptr` [N+1] and `col` [E] of the type of `dst`, and `perm` [E], int64: the position in `src` of each entry of
-        `col`.
+        `rowptr` [N+1] and `col` [E] of the type of `dst`, and `perm` [E], int64: the position in
+        `src` of each entry of `col`.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
@@ -179,7 +188,8 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
     src, dst = _ids(call, "src", src), _ids(call, "dst", dst, like=("src", src))
     if src.numel() != dst.numel():
         raise ValueError(
-            f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and {dst.numel()} elements"
+            f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and "
+            f"{dst.numel()} elements"
         )
     _size(call, "num_nodes", num_nodes)
     rowptr, col = dst.new_empty(num_nodes + 1), src.new_empty(src.numel())
@@ -199,8 +209,8 @@ def gather_rows(
     Equivalent to `table[index].to(dtype)`; ids may repeat but not be negative.
 
     Args:
-        table: Contiguous table [N, C], or [N] or [N, ...]: float32, float64, float16 and bfloat16, which convert into
-            each other, or int64, int32, uint8 and bool, which are only copied.
+        table: Contiguous table [N, C], or [N] or [N, ...]: float32, float64, float16 and bfloat16,
+            which convert into each other, or int64, int32, uint8 and bool, which are only copied.
         index: Ids of the rows [M], int32 or int64. The rows are returned on its device.
         dtype: Type of the result; that of `out` or of the table by default.
         out: Contiguous tensor [M, C] to write to instead of a new one.
@@ -236,7 +246,8 @@ def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
 
     Args:
         table: Contiguous table [N, C], as in `gather_rows`.
-        index: Distinct ids of the rows [M], int32 or int64. On a CUDA device it is for the caller to see that they are.
+        index: Distinct ids of the rows [M], int32 or int64. On a CUDA device it is for the caller
+            to see that they are.
         rows: The rows [M, C], on the device of `index`.
 
     Raises:
@@ -258,14 +269,20 @@ def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
     rows = _input_rows(call, table, index.numel(), rows)
     if rows.device != index.device:
         raise ValueError(
-            f"{call}: `index` and `rows` must be on one device, but are on {index.device} and {rows.device}; move `index`"
+            f"{call}: `index` and `rows` must be on one device, but are on {index.device} and "
+            f"{rows.device}; move `index`"
         )
     _place(call, table, "rows", rows.device)
     _move(call, table, rows, _ID_BITS[index.dtype], index.data_ptr())
 
 
 def read_chunks(
-    table: Tensor, offset: Tensor, count: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
+    table: Tensor,
+    offset: Tensor,
+    count: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Reads the rows of several ranges of a table, one after the other, converted to `dtype`.
 
@@ -276,8 +293,9 @@ def read_chunks(
         offset: First row of each range [P], int64, on the host.
         count: Number of rows of each range [P], int64, on the host.
         dtype: Type of the result; that of `out` or of the table by default.
-        out: Contiguous tensor [M, C] to write to instead of a new one on the device of the table; `M` is the sum of
-            `count`. With a table in pinned host memory, `out` may be on a CUDA device.
+        out: Contiguous tensor [M, C] to write to instead of a new one on the device of the table;
+            `M` is the sum of `count`. With a table in pinned host memory, `out` may be on a CUDA
+            device.
 
     Returns:
         The rows [M, C].
@@ -297,8 +315,8 @@ def read_chunks(
     call = "read_chunks"
     _table(call, table)
     offset, count = _ranges(call, "offset", offset, count)
-    # A negative count must reach the range check of the core, and no allocation.
-    num_moved = int(count.clamp(min=0).sum())
+    # Counts that are out of range must reach the check of the core, and no allocation.
+    num_moved = int(count.clamp(0, table.shape[0]).sum())
     rows = _output(call, table, num_moved, dtype, out, table.device)
     _place(call, table, "out", rows.device)
     _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel())
@@ -314,19 +332,20 @@ def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor) -> 
         table: Contiguous table [N, C], as in `gather_rows`.
         offset: First row of each range [P], int64, on the host. Ranges must not overlap.
         count: Number of rows of each range [P], int64, on the host.
-        rows: The rows [M, C]; `M` is the sum of `count`. With a table in pinned host memory they may be on a CUDA device.
+        rows: The rows [M, C]; `M` is the sum of `count`. With a table in pinned host memory they
+            may be on a CUDA device.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type, or types do not convert.
-        ValueError: A shape or a placement is wrong, the table is not contiguous, ranges overlap, or `count` does not sum to
-            the number of rows.
+        ValueError: A shape or a placement is wrong, the table is not contiguous, ranges overlap, or
+            `count` does not sum to the number of rows.
         IndexError: A range lies outside the table.
         RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
 
     Example:
         >>> import torch
-        >>> table = torch.zeros(4, 1)
-        >>> write_chunks(table, torch.tensor([3, 0]), torch.tensor([1, 2]), torch.tensor([[9.0], [7.0], [8.0]]))
+        >>> table, rows = torch.zeros(4, 1), torch.tensor([[9.0], [7.0], [8.0]])
+        >>> write_chunks(table, torch.tensor([3, 0]), torch.tensor([1, 2]), rows)
         >>> table.flatten().tolist()
         [7.0, 8.0, 0.0, 9.0]
     """
@@ -348,7 +367,8 @@ def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
         table_type, rows_type = _FLOAT_TYPES[table.dtype], _FLOAT_TYPES[rows.dtype]
     written = table if call in ("scatter_rows", "write_chunks") else rows
     arguments = (
-        table.data_ptr(), table_type, table.shape[0], width, *where, rows.data_ptr(), rows_type, rows.shape[0],
+        table.data_ptr(), table_type, table.shape[0], width, *where, rows.data_ptr(), rows_type,
+        rows.shape[0],
     )  # fmt: skip
     if rows.is_cuda:
         stream = torch.cuda.current_stream(rows.device)
@@ -362,29 +382,34 @@ def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
 
 def _place(call: str, table: Tensor, name: str, device: torch.device) -> None:
     """Refuses placements in which rows on `device` cannot reach the table."""
-    if table.device == device:
-        reachable = device.type in ("cpu", "cuda")
-    else:
-        reachable = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
-    if not reachable:
-        fix = (
-            f"move `{name}` to {table.device}"
-            if device.type == "cpu" or table.is_cuda
-            else f"pin the table with `pin_memory()`, or move `{name}` to the host"
-        )
+    pinned = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
+    if table.device != device and not pinned:
+        on_host = device.type == "cuda" and table.device.type == "cpu"
+        fix = "pin the table with `pin_memory()`" if on_host else f"move `{name}` to {table.device}"
         raise ValueError(
-            f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in pinned host memory, but "
-            f"`table` is on {table.device} and `{name}` on {device}; {fix}"
+            f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in "
+            f"pinned host memory, but `table` is on {table.device} and `{name}` on {device}; {fix}"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{call}: rows move in host memory and on CUDA devices, but `{name}` is on {device}; "
+            "keep the table on the host"
         )
     if device.type == "cuda" and not has_cuda():
         raise RuntimeError(
-            f"{call}: `{name}` is on {device}, but torch_gas was built without CUDA; install the CUDA toolkit and reinstall "
-            "with `TORCH_GAS_CUDA=1 pip install --force-reinstall --no-deps torch-gas`"
+            f"{call}: `{name}` is on {device}, but torch_gas was built without CUDA; install the "
+            "CUDA toolkit and reinstall with `TORCH_GAS_CUDA=1 pip install --force-reinstall "
+            "--no-cache-dir --no-deps torch-gas`"
         )
 
 
 def _output(
-    call: str, table: Tensor, num_rows: int, dtype: torch.dtype | None, out: Tensor | None, device: torch.device
+    call: str,
+    table: Tensor,
+    num_rows: int,
+    dtype: torch.dtype | None,
+    out: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
     """Returns the tensor to write rows to."""
     if out is None:
@@ -395,10 +420,14 @@ def _output(
     _contiguous(call, "out", out)
     _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
-        raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
+        raise TypeError(
+            f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave "
+            "`dtype` out"
+        )
     if call == "gather_rows" and out.device != device:
         raise ValueError(
-            f"{call}: `index` and `out` must be on one device, but are on {device} and {out.device}; move `index`"
+            f"{call}: `index` and `out` must be on one device, but are on {device} and "
+            f"{out.device}; move `index`"
         )
     return out
 
@@ -416,16 +445,18 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int
     if rows.dim() != table.dim() or rows.shape != (num_rows, *table.shape[1:]):
         wanted = ["M" if num_rows is None else num_rows, *table.shape[1:]]
         raise ValueError(
-            f"{call}: `{name}` must have one row of the table's shape for each row moved, [{', '.join(map(str, wanted))}], "
-            f"but has shape {list(rows.shape)}; rows are never broadcast"
+            f"{call}: `{name}` must have one row of the table's shape for each row moved, "
+            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
+            "broadcast"
         )
 
 
 def _convertible(call: str, table: Tensor, name: str, dtype: torch.dtype) -> None:
     if dtype != table.dtype and not (dtype in _FLOAT_TYPES and table.dtype in _FLOAT_TYPES):
         raise TypeError(
-            f"{call}: `{name}` must have the type of the table, or both must be one of {_names(_FLOAT_TYPES)}, but the table "
-            f"is {table.dtype} and `{name}` {dtype}; convert one of them with `.to()`"
+            f"{call}: `{name}` must have the type of the table, or both must be one of "
+            f"{_names(_FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
+            "one of them with `.to()`"
         )
 
 
@@ -464,14 +495,17 @@ def _ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor,
         _vector(call, argument, value)
     if start.numel() != count.numel():
         raise ValueError(
-            f"{call}: `{name}` and `count` must be equally long, but have {start.numel()} and {count.numel()} elements"
+            f"{call}: `{name}` and `count` must be equally long, but have {start.numel()} and "
+            f"{count.numel()} elements"
         )
     return start.contiguous(), count.contiguous()
 
 
 def _num_rows(call: str, rowptr: Tensor) -> int:
     if rowptr.numel() == 0:
-        raise ValueError(f"{call}: `rowptr` must have one element more than there are rows, but is empty")
+        raise ValueError(
+            f"{call}: `rowptr` must have one element more than there are rows, but is empty"
+        )
     return rowptr.numel() - 1
 
 
@@ -486,39 +520,45 @@ def _tensor(call: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{call}: `{name}` must be a torch.Tensor, but is {type(value).__name__}")
     if value.layout != torch.strided:
-        raise TypeError(f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}")
+        raise TypeError(
+            f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}"
+        )
 
 
 def _host(call: str, name: str, value: Tensor) -> None:
     _tensor(call, name, value)
     if value.device.type != "cpu":
-        raise ValueError(f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`")
+        raise ValueError(
+            f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`"
+        )
 
 
 def _vector(call: str, name: str, value: Tensor) -> None:
     if value.dim() != 1:
-        raise ValueError(f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}")
+        raise ValueError(
+            f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}"
+        )
 
 
 def _contiguous(call: str, name: str, value: Tensor) -> None:
     if not value.is_contiguous():
         raise ValueError(
-            f"{call}: `{name}` must be contiguous, but has shape {list(value.shape)} and strides {list(value.stride())}; "
-            f"pass a tensor made with `{name}.contiguous()`"
+            f"{call}: `{name}` must be contiguous, but has shape {list(value.shape)} and strides "
+            f"{list(value.stride())}; pass a tensor made with `{name}.contiguous()`"
         )
 
 
 def _same_type(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.dtype != other.dtype:
         raise TypeError(
-            f"{call}: `{name}` must have the type of `{other_name}` ({other.dtype}), but is {value.dtype}; pass "
-            f"`{name}.to({other.dtype})`"
+            f"{call}: `{name}` must have the type of `{other_name}` ({other.dtype}), but is "
+            f"{value.dtype}; pass `{name}.to({other.dtype})`"
         )
 
 
-def _wrong_type(call: str, name: str, value: Tensor, valid: object) -> NoReturn:
+def _wrong_type(call: str, name: str, value: Tensor, valid: Iterable[torch.dtype]) -> NoReturn:
     raise TypeError(f"{call}: `{name}` must be one of {_names(valid)}, but is {value.dtype}")
 
 
-def _names(types: object) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)  # type: ignore[attr-defined]
+def _names(types: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)

@@ -163,7 +163,8 @@ def batch_adjacency(like: Any, value: Tensor | None, sub: _core.Subgraph, num_ds
     e_id = e_id[to_csc[to_sorted]]
     value = None if value is None else value.index_select(0, e_id)
     if is_csr(like):
-        return torch.sparse_csr_tensor(rowptr, col, value, size=(num_dst, num_rows)), e_id
+        size = (num_dst, num_rows, *like.shape[2:])
+        return torch.sparse_csr_tensor(rowptr, col, value, size=size), e_id
     torch_sparse = sys.modules["torch_sparse"]
     csr2csc = torch.empty_like(to_sorted)
     csr2csc[to_sorted] = torch.arange(to_sorted.numel())
@@ -196,9 +197,8 @@ def square(adj: Any, num_rows: int) -> Any:
     if is_csr(adj):
         rowptr = adj.crow_indices()
         pad = rowptr[-1:].expand(num_rows + 1 - rowptr.numel())
-        return torch.sparse_csr_tensor(
-            torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=(num_rows, num_rows)
-        )
+        size = (num_rows, num_rows, *adj.shape[2:])
+        return torch.sparse_csr_tensor(torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=size)
     if isinstance(adj, EdgeIndex):
         return copy.copy(adj).sparse_resize_(num_rows, num_rows)
     return adj

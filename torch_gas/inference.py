@@ -7,7 +7,7 @@ the end and collects the outputs.
 Convolutions before an answered history need not be computed. They return NaN of the right shape, and the answer
 overwrites it in place, so that whoever kept a reference to the tensor (a jumping-knowledge list) sees the exact rows.
 If a NaN reaches a push or an output all the same, because the model reads such a result in another way, the sweep is
-repeated with all convolutions computed.
+repeated with all convolutions computed, and so are those that follow.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Replay:
             raise _Unanswered
 
     def __enter__(self) -> Replay:
-        self.convs = list(dict.fromkeys(outermost_convs(self.model)))
-        for conv in self.convs:
-            conv.forward = self._skippable(conv.forward)  # type: ignore[method-assign]
+        self.forwards = {conv: conv.__dict__.get("forward") for conv in outermost_convs(self.model)}
+        for conv in self.forwards:
+            conv.forward = self._skippable(conv.forward)
         self.model._replay = self
         return self
 
@@ -91,8 +91,10 @@ class Replay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.model._replay = None
-        for conv in self.convs:
+        for conv, own in self.forwards.items():
             del conv.forward  # the class's own comes back
+            if own is not None:
+                conv.forward = own
 
     def _skippable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -142,12 +144,11 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
             except _Unanswered:
                 warnings.warn(
                     f"{type(model).__name__}: a layer's result is used beside push_and_pull, so inference computes all "
-                    "layers again in this sweep; call push_and_pull before the result is used elsewhere to avoid it",
+                    "layers from this sweep on; call push_and_pull before the result is used elsewhere to avoid it",
                     stacklevel=3,
                 )
                 replay.skip = False
                 out = _sweep(model, loader, replay)
-                replay.skip = True
             if out is not None:
                 return out.value()
             replay.level += 1
@@ -176,6 +177,7 @@ class _Output:
     def __init__(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
         self.batches = self.rows = 0
+        self.seen = torch.zeros(num_nodes, dtype=torch.bool)
         self.leaves: list[Any] = []
 
     def add(self, out: Any, batch: SubData) -> None:
@@ -193,12 +195,14 @@ class _Output:
                 target.append(leaf)
         self.batches += 1
         self.rows += batch.batch_size
+        self.seen[batch.n_id[: batch.batch_size]] = True
 
     def check_complete(self) -> None:
-        if self.rows != self.num_nodes:
+        distinct = int(self.seen.sum())
+        if self.rows != self.num_nodes or distinct != self.num_nodes:
             raise ValueError(
-                f"the batches of the loader hold {self.rows} nodes, but the graph has {self.num_nodes}; inference needs "
-                "each node once: use EvalSubgraphLoader, without drop_last"
+                f"the batches of the loader hold {self.rows} nodes, {distinct} of them distinct, but the graph has "
+                f"{self.num_nodes}; inference needs each node once: use EvalSubgraphLoader, without drop_last"
             )
 
     def value(self) -> Any:

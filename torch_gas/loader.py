@@ -20,7 +20,18 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
 from torch_gas import _core
-from torch_gas.adjacency import CSR, batch_adjacency, find_adjacency, num_nodes_of, to_csr
+from torch_gas.adjacency import (
+    CSR,
+    batch_adjacency,
+    coo,
+    find_adjacency,
+    is_matrix,
+    is_sparse_tensor,
+    num_nodes_of,
+    to_csr,
+)
+from torch_gas.partition.record import check_ids
+from torch_gas.partition.reorder import edge_attrs
 
 
 class SubData(NamedTuple):
@@ -63,11 +74,13 @@ class _Builder:
         stated = num_nodes_of(self.adj)
         if stated is not None and stated != self.num_nodes:
             raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
+        if not is_matrix(self.adj):
+            for ids in coo(self.adj)[:2]:
+                check_ids(ids, self.num_nodes, f"data.{self.key}")
         self.csr: CSR = to_csr(self.adj, self.num_nodes)
-        keys = [key for key in data.keys() if key not in (self.key, "num_nodes")]  # noqa: SIM118
-        self.node_keys = [key for key in keys if data.is_node_attr(key)]
-        self.edge_keys = [key for key in keys if data.is_edge_attr(key)]
-        self.graph_keys = [key for key in keys if key not in {*self.node_keys, *self.edge_keys}]
+        self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
+        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118
+        self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
         self.signature = _signature(data)
         self._scratch = threading.local()
 
@@ -83,7 +96,7 @@ class _Builder:
         num_dst = batch_size if self.bipartite else n_id.numel()
         adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst)
 
-        batch = self.data.__class__()
+        batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
         for key in self.node_keys:
             batch[key] = _select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
@@ -91,8 +104,6 @@ class _Builder:
             e_id = self.csr.perm[e_id]
         for key in self.edge_keys:
             batch[key] = _select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
-        for key in self.graph_keys:
-            batch[key] = self.data[key]
         batch.num_nodes = n_id.numel()
         return SubData(batch, batch_size, n_id, offset, count)
 
@@ -110,7 +121,7 @@ class _Builder:
         self.__dict__.update(state, _scratch=threading.local())
 
     def check_unchanged(self) -> None:
-        """Raises if ``data`` has another size or other attributes than when the loader was made."""
+        """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
         if _signature(self.data) != self.signature:
             raise RuntimeError(
                 "SubgraphLoader: data changed its size, adjacency or attributes after the loader was made; "
@@ -127,6 +138,11 @@ class _Cache:
         self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Forgets all batches."""
+        self._entries.clear()
+        self.size = 0
+
     def get(self, parts: tuple[int, ...]) -> SubData | None:
         entry = self._entries.get(parts)
         if entry is None:
@@ -138,6 +154,8 @@ class _Cache:
 
     def put(self, parts: tuple[int, ...], batch: SubData) -> None:
         tensors = _tensors(batch)
+        if any(tensor.is_inference() for tensor in tensors):  # they tell of no change, and cannot be trained on
+            return
         size = sum(tensor.nbytes for tensor in tensors)
         with self._lock:
             if parts not in self._entries and self.size + size > self.capacity:
@@ -193,11 +211,14 @@ class SubgraphLoader(DataLoader):
         cache_size: int = 2**30,
         **kwargs: Any,
     ) -> None:
+        if batch_size is None:
+            raise ValueError("SubgraphLoader: batch_size must be a number of parts, at least 1, but is None")
         if prefetch < 0 or cache_size < 0:
             raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
         self.builder = _Builder(data, _check_ptr(ptr, data), bipartite)
         self.prefetch = prefetch
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
+        self._contents = _contents(data)
         if seed is not None:
             if kwargs.get("generator") is not None:
                 raise ValueError("give seed or generator, not both")
@@ -222,13 +243,19 @@ class SubgraphLoader(DataLoader):
 
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
         self.builder.check_unchanged()
+        contents = _contents(self.data)
+        if not all(a is b and v == w for (a, v), (b, w) in zip(contents, self._contents, strict=True)):
+            self._contents = contents
+            self._cache.clear()
+            self._iterator = None  # workers that persist hold the data as it was
         batches = super().__iter__() if self.num_workers > 0 else self._in_threads()
         for batch in batches:
             batch.n_id.num_nodes = self.num_nodes  # the model checks that the batch is of its graph
             yield batch
 
     def _in_threads(self) -> Iterator[SubData]:
-        order = iter(cast("Any", self.batch_sampler))
+        parts_of_loader = cast("list[int]", self.dataset)
+        order = ([parts_of_loader[i] for i in batch] for batch in cast("Any", self.batch_sampler))
         if self.prefetch == 0:
             yield from (self._make(tuple(parts)) for parts in order)
             return
@@ -315,10 +342,30 @@ def _check_ptr(ptr: Tensor, data: Data) -> Tensor:
 
 
 def _signature(data: Data) -> list[tuple[str, Any]]:
-    """What must not change while a loader lives: names, shapes and identity of the adjacency."""
+    """What must not change while a loader lives: names and shapes, and all of the adjacency."""
     key, adj = find_adjacency(data)
-    shapes = [(k, tuple(v.shape)) for k, v in data.to_dict().items() if isinstance(v, Tensor) and k != key]
-    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, id(adj)), *sorted(shapes)]
+    versions = [tensor._version for tensor in _parts(adj) if not tensor.is_inference()]
+    shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
+    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, (id(adj), versions)), *sorted(shapes)]
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if isinstance(value, (list, tuple)):
+        return (len(value),)
+    return tuple(getattr(value, "shape", ()))
+
+
+def _contents(data: Data) -> list[tuple[Any, int]]:
+    """What may change between two epochs: each attribute, and how often it was changed in place."""
+    return [
+        (value, value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
+        for value in data.to_dict().values()
+    ]
+
+
+def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
+    value = data[key]
+    return data.is_node_attr(key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)
 
 
 def _select(value: Any, index: Tensor, dim: int) -> Any:
@@ -326,14 +373,22 @@ def _select(value: Any, index: Tensor, dim: int) -> Any:
         return value.index_select(dim, index)
     if isinstance(value, np.ndarray):
         return value.take(index.numpy(), axis=dim)
-    return type(value)(value[i] for i in index.tolist())
+    if isinstance(value, (list, tuple)):
+        return type(value)(value[i] for i in index.tolist())
+    return value[index]
 
 
 def _tensors(batch: SubData) -> list[Tensor]:
     found = [batch.n_id, batch.offset, batch.count]
     for value in batch.data.to_dict().values():
-        if isinstance(value, Tensor):
-            found += [value.crow_indices(), value.col_indices(), value.values()] if value.is_sparse_csr else [value]
-        elif hasattr(value, "csr"):
-            found += [part for part in value.csr() if part is not None]
+        found += _parts(value)
     return found
+
+
+def _parts(value: Any) -> list[Tensor]:
+    """The dense tensors that ``value`` is made of."""
+    if is_sparse_tensor(value):
+        return [part for part in value.csr() if part is not None]
+    if not isinstance(value, Tensor):
+        return []
+    return [value.crow_indices(), value.col_indices(), value.values()] if value.is_sparse_csr else [value]

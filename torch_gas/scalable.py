@@ -152,6 +152,11 @@ class ScalableGNN(torch.nn.Module):
             ValueError: if the arguments are not those of one batch of this model's graph.
         """
         if loader is not None:
+            if x is not None or adj_t is not None or kwargs:
+                raise ValueError(
+                    f"{type(self).__name__}: loader takes no further arguments, because what forward takes comes from its "
+                    "batches; store it in data under the name of forward's argument, or override inputs()"
+                )
             return layerwise_inference(self, loader)
         if isinstance(x, SubData):
             data, *ids = x
@@ -216,7 +221,12 @@ class ScalableGNN(torch.nn.Module):
             raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
         call.use(history)
         if n_id is None:
-            if x.size(0) == self.num_nodes and call.on_own_graph:
+            if call.on_own_graph:
+                if x.size(0) != self.num_nodes:
+                    raise ValueError(
+                        f"push_and_pull: x has {x.size(0)} rows, but must have one for each of the {self.num_nodes} nodes"
+                    )
+                history.check_rows(x)
                 self._check_finite(history, x)
                 history.push(x)
             return x
@@ -236,8 +246,7 @@ class ScalableGNN(torch.nn.Module):
         self._check_finite(history, rows)
         if self._replay is not None:
             self._replay.push(history, rows, n_id[:batch_size], offset, count)
-        halo = call.exchange(history, rows, n_id, offset, count)
-        return torch.cat([rows, halo]) if halo.size(0) > 0 else rows
+        return call.exchange(history, rows, n_id, offset, count)
 
     def _check_finite(self, history: History, rows: Tensor) -> None:
         check = self.check_finite if self.check_finite is not None else not rows.is_cuda
@@ -338,12 +347,22 @@ class _Call:
         if (self.offset is None) != (self.count is None):
             raise ValueError(f"{name}: offset and count go together; give both or neither")
         if self.offset is not None and self.count is not None:
+            for key, ranges in (("offset", self.offset), ("count", self.count)):
+                if not isinstance(ranges, Tensor) or ranges.dim() != 1 or ranges.dtype != torch.int64:
+                    raise TypeError(f"{name}: {key} must be a one-dimensional int64 tensor, as the loader makes it")
+            if self.offset.numel() != self.count.numel():
+                raise ValueError(
+                    f"{name}: offset and count must be equally long, but have {self.offset.numel()} and "
+                    f"{self.count.numel()} entries"
+                )
+            if bool((self.count < 0).any()):
+                raise ValueError(f"{name}: count must not be negative")
             total = int(self.count.sum())
             if total != batch_size:
                 raise ValueError(f"{name}: count sums to {total}, but batch_size is {batch_size}")
-            first = self.count.cumsum(0) - self.count
-            starts = n_id.cpu()[first[self.count > 0].cpu()]
-            if not torch.equal(starts, self.offset[self.count > 0].cpu().to(starts.dtype)):
+            shift = self.offset - (self.count.cumsum(0) - self.count)
+            ids = torch.arange(batch_size, device=shift.device) + shift.repeat_interleave(self.count)
+            if not torch.equal(ids, n_id[:batch_size].to(ids)):
                 raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
         if adj is not None:
             check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
@@ -372,16 +391,18 @@ class _Call:
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
     ) -> Tensor:
-        """Pushes ``rows`` and returns the halo's rows [S, C]."""
+        """Pushes ``rows`` and returns them together with the halo's rows, [B + S, C]."""
         batch_size = rows.size(0)
         if self.pool is None or offset is None or count is None:
             history.push(rows, n_id[:batch_size], offset, count)
-            return history.pull(n_id[batch_size:], rows.dtype)
-        halo = self.pool.synchronize_pull(history.emb).to(rows.dtype, copy=True)
+            if n_id.numel() == batch_size:
+                return rows
+            return torch.cat([rows, history.pull(n_id[batch_size:], rows.dtype)])
+        out = torch.cat([rows, self.pool.synchronize_pull(history.emb).to(rows.dtype)])
         self.pool.free_pull(history.emb)
         self.pool.async_push(rows.detach(), offset, count, history.emb)
         history.mark(n_id[:batch_size], offset, count)
-        return halo
+        return out
 
 
 class _Transfer:
@@ -394,8 +415,12 @@ class _Transfer:
         call = self.call
         assert call.pool is not None and call.n_id is not None
         halo = call.n_id[call.batch_size :]
-        for history in call.model.histories:
-            call.pool.async_pull(history.emb, None, None, halo)
+        try:
+            for history in call.model.histories:
+                call.pool.async_pull(history.emb, None, None, halo)
+        except BaseException:
+            call.pool.reset()
+            raise
 
     def __exit__(self, *error: object) -> None:
         assert self.call.pool is not None

@@ -32,7 +32,7 @@ class _Buffer:
     read: Any = None  # event: the consumer has read the last rows that were here
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pull:
     """One pull, from the call that asks for it to the one that frees it."""
 
@@ -51,7 +51,7 @@ class AsyncIOPool:
 
     Pulls are queued by :meth:`async_pull`, of which at most ``pool_size`` are in flight, taken by
     :meth:`synchronize_pull` and released by :meth:`free_pull`. Device memory is ``pool_size`` buffers of the largest pull
-    seen, whatever N is.
+    seen, whatever N is, and one more for each that is taken before those in flight.
 
     Args:
         pool_size: number of pulls in flight, at least 1.
@@ -109,9 +109,10 @@ class AsyncIOPool:
         """
         if (offset is None) != (count is None):
             raise ValueError("AsyncIOPool.async_pull: offset and count go together; give both or neither")
-        self._queue.append(_Pull(src, offset, count, index, dtype or src.dtype))
-        if len(self._queue) <= self.pool_size:
-            self._start(self._queue[-1])
+        pull = _Pull(src, offset, count, index, dtype or src.dtype)
+        if len(self._queue) < self.pool_size:
+            self._start(pull)
+        self._queue.append(pull)
 
     def synchronize_pull(self, src: Tensor | None = None) -> Tensor:
         """The rows [R, C] of the oldest pull (of table ``src``), ready for the current stream.
@@ -119,8 +120,10 @@ class AsyncIOPool:
         The tensor is a view of a buffer: use it before :meth:`free_pull`.
         """
         pull = self._find(src)
-        while pull.rows is None:  # queued behind pulls that nobody took
-            self._drop(next(p for p in self._queue if p.rows is not None))
+        if pull.rows is None:  # asked for before those in flight, which may be in use: it gets a buffer of its own
+            self._buffers.append(_Buffer())
+            self._start(pull)
+        assert pull.rows is not None
         if pull.done is not None:
             torch.cuda.current_stream(self.device).wait_event(pull.done)
         return pull.rows
@@ -140,18 +143,18 @@ class AsyncIOPool:
             pull.buffer.read = torch.cuda.current_stream(self.device).record_event()
         self._queue.remove(pull)
         waiting = next((p for p in self._queue if p.rows is None), None)
-        if waiting is not None:
+        if waiting is not None and self._free_buffer() is not None:
             self._start(waiting)
 
     def _start(self, pull: _Pull) -> None:
-        used = [p.buffer for p in self._queue]
-        pull.buffer = next(b for b in self._buffers if not any(b is u for u in used))
+        pull.buffer = self._free_buffer()
+        assert pull.buffer is not None
         if not self._is_cuda:
             pull.rows = self._read(pull)
             return
         stream = self._stream("pull")
         index = pull.index
-        if index is not None:  # the copy of the ids is ordered before the gather by the side stream itself
+        if index is not None and index.is_cuda:  # ids from the host are copied by the side stream itself
             stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for event in (self._pushed.get(pull.src.data_ptr()), pull.buffer.read):
@@ -163,6 +166,10 @@ class AsyncIOPool:
             pull.rows = self._read(pull)
             pull.done = stream.record_event()
         self._pulled[pull.src.data_ptr()] = pull.done
+
+    def _free_buffer(self) -> _Buffer | None:
+        used = [pull.buffer for pull in self._queue]
+        return next((b for b in self._buffers if not any(b is u for u in used)), None)
 
     def _read(self, pull: _Pull) -> Tensor:
         num_chunked = 0 if pull.count is None else int(pull.count.sum())
@@ -193,6 +200,7 @@ class AsyncIOPool:
             _core.write_chunks(dst, offset, count, rows)
             return
         stream = self._stream("push")
+        rows = rows.clone()  # the caller may go on to change its rows in place
         stream.wait_stream(torch.cuda.current_stream(self.device))
         pulled = self._pulled.get(dst.data_ptr())
         if pulled is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,10 @@ from torch_geometric import EdgeIndex
 
 from torch_gas.adjacency import check_adjacency, is_csr, is_sparse_tensor
 
-Adjacency = TypeVar("Adjacency")
-
 
 def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> float:
-    """Micro-averaged F1 score: accuracy for one label per node, F1 at logit > 0 for several (paper, section 5).
+    """Micro-averaged F1 score: accuracy for one label per node, F1 at logit > 0 for several (paper,
+    section 5).
 
     Args:
         logits: scores, [N, C].
@@ -34,19 +33,21 @@ def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> f
     """
     if logits.dim() != 2 or y.shape not in (logits.shape, logits.shape[:1]):
         raise ValueError(
-            "compute_micro_f1: logits must be [N, C] and y class ids [N] or labels [N, C], but logits is "
-            f"{list(logits.shape)} and y is {list(y.shape)}"
+            "compute_micro_f1: logits must be [N, C] and y class ids [N] or labels [N, C], but "
+            f"logits is {list(logits.shape)} and y is {list(y.shape)}"
             + ("; pass y.view(-1)" if y.dim() == 2 and y.size(1) == 1 else "")
         )
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != logits.shape[:1]:
             raise ValueError(
-                f"compute_micro_f1: mask must be bool [{logits.size(0)}], but is {mask.dtype} {list(mask.shape)}"
-                + ("; pass one split, mask[:, i]" if mask.dim() == 2 else "")
+                f"compute_micro_f1: mask must be bool [{logits.size(0)}], but is {mask.dtype} "
+                f"{list(mask.shape)}" + ("; pass one split, mask[:, i]" if mask.dim() == 2 else "")
             )
         logits, y = logits[mask], y[mask]
     if logits.size(0) == 0:
-        raise ValueError("compute_micro_f1: no row is selected, and the score of nothing is undefined: check mask")
+        raise ValueError(
+            "compute_micro_f1: no row is selected, and nothing has no score: check mask"
+        )
     if y.dim() == 1:
         return int((logits.argmax(dim=-1) == y).sum()) / y.size(0)
     predicted, true = logits > 0, y > 0.5
@@ -61,22 +62,23 @@ def gen_masks(
     num_splits: int = 20,
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random splits with equally many training and validation nodes per class, the rest for test (section 5).
+    """Random splits with equally many training and validation nodes per class, the rest for test
+    (section 5).
 
     Args:
         y: class ids, [N]. Nodes with a negative id are unlabeled and in no mask.
         train_per_class: training nodes per class.
         val_per_class: validation nodes per class.
         num_splits: number of independent splits.
-        seed: seed of a private generator; None draws from torch's global one. A seed gives the splits that
-            PyGAS draws after ``torch.manual_seed(seed)``.
+        seed: seed of a private generator; None draws from torch's global one. A seed gives the
+            splits that PyGAS draws after ``torch.manual_seed(seed)``.
 
     Returns:
         Training, validation and test masks, each bool [N, num_splits].
 
     Raises:
-        ValueError: if ``y`` is not an integer vector, a count is negative, or a class has fewer than
-            ``train_per_class + val_per_class`` nodes.
+        ValueError: if ``y`` is not an integer vector, a count is negative, or a class has fewer
+            than ``train_per_class + val_per_class`` nodes.
 
     Example:
         >>> train, val, test = gen_masks(torch.arange(30) % 3, 2, 3, num_splits=4, seed=0)
@@ -88,19 +90,21 @@ def gen_masks(
     if train_per_class < 0 or val_per_class < 0 or num_splits < 1:
         raise ValueError(
             "gen_masks: counts must not be negative and num_splits must be positive, but are "
-            f"train_per_class={train_per_class}, val_per_class={val_per_class}, num_splits={num_splits}"
+            f"train_per_class={train_per_class}, val_per_class={val_per_class}, "
+            f"num_splits={num_splits}"
         )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     needed = train_per_class + val_per_class
     labels = y.cpu()
     train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool)
     val_mask = torch.zeros_like(train_mask)
-    for label in labels[labels >= 0].unique().tolist():
+    for label in range(int(labels.max()) + 1):
         nodes = (labels == label).nonzero().view(-1)
-        if nodes.numel() < needed:
+        if 0 < nodes.numel() < needed:
             raise ValueError(
-                f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, but class "
-                f"{label} has {nodes.numel()}: lower the counts or mark the class as unlabeled (-1)"
+                f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, "
+                f"but class {label} has {nodes.numel()}: lower the counts or mark the class as "
+                "unlabeled (-1)"
             )
         order = [torch.randperm(nodes.numel(), generator=generator) for _ in range(num_splits)]
         drawn = nodes[torch.stack(order, dim=1)]
@@ -124,23 +128,26 @@ def index_to_mask(index: Tensor, size: int) -> Tensor:
         >>> index_to_mask(torch.tensor([0, 2]), 4)
         tensor([ True, False,  True, False])
     """
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
         raise IndexError(
-            f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. {int(index.max())}"
+            f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. "
+            f"{int(index.max())}"
         )
     mask = torch.zeros(size, dtype=torch.bool, device=index.device)
     mask[index] = True
     return mask
 
 
-def dropout(adj: Adjacency, p: float, training: bool = True) -> Adjacency:
+def dropout(adj: Any, p: float, training: bool = True) -> Any:
     """Drops edges at random; returns the same format and leaves ``adj`` unchanged.
 
-    A sparse matrix with values keeps its edges, and their values go through ``F.dropout``: zero with probability
-    ``p``, else divided by ``1 - p``. Formats without values lose the dropped edges, and nothing is rescaled.
+    A sparse matrix with values keeps its edges, and their values go through ``F.dropout``: zero
+    with probability ``p``, else divided by ``1 - p``. Formats without values lose the dropped
+    edges, and nothing is rescaled.
 
     Args:
-        adj: ``edge_index`` [2, E], ``EdgeIndex``, ``torch.sparse_csr`` or ``torch_sparse.SparseTensor``.
+        adj: ``edge_index`` [2, E], ``EdgeIndex``, ``torch.sparse_csr`` or
+            ``torch_sparse.SparseTensor``.
         p: probability for an edge to be dropped.
         training: False returns ``adj`` itself.
 
@@ -158,10 +165,10 @@ def dropout(adj: Adjacency, p: float, training: bool = True) -> Adjacency:
         raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
     if not training or p == 0:
         return adj
-    return _drop(adj, p)  # type: ignore[no-any-return]
+    return _drop(adj, p)
 
 
-def _drop(adj, p: float):  # type: ignore[no-untyped-def]
+def _drop(adj: Any, p: float) -> Any:
     if is_csr(adj):
         value = F.dropout(adj.values(), p)
         return torch.sparse_csr_tensor(adj.crow_indices(), adj.col_indices(), value, size=adj.shape)
@@ -172,7 +179,8 @@ def _drop(adj, p: float):  # type: ignore[no-untyped-def]
         return adj.masked_select_nnz(_keep(adj.nnz(), p, adj.device()), layout="coo")
     keep = _keep(adj.size(1), p, adj.device)
     if isinstance(adj, EdgeIndex):
-        # Built anew, because of all the cached properties only size and order survive the loss of edges.
+        # Built anew, because of all the cached properties only size and order survive the loss of
+        # edges.
         kept = adj.as_tensor()[:, keep]
         return EdgeIndex(kept, sparse_size=adj.sparse_size(), sort_order=adj.sort_order)
     return adj[:, keep]

@@ -35,7 +35,7 @@ _GLOBAL = "reads more than the incoming edges of a node, which a batch does not 
 _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{
         name: (lambda conv: getattr(conv, "normalize", False) is True, _WEIGHTS)
-        for name in ("GCNConv", "GCN2Conv", "FAConv", "LGConv", "PDNConv")
+        for name in ("GCNConv", "GCN2Conv", "DNAConv", "FAConv", "LGConv", "PDNConv")
     },
     "EGConv": (
         lambda conv: "symnorm" in conv.aggregators,
@@ -45,7 +45,8 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{
         name: (lambda conv: True, _HOPS)
         for name in (
-            "APPNP", "ARMAConv", "ChebConv", "GatedGraphConv", "MixHopConv", "SGConv", "SSGConv", "TAGConv", "PANConv"
+            "APPNP", "ARMAConv", "ChebConv", "GatedGraphConv", "LabelPropagation", "MixHopConv", "PANConv", "SGConv", "SSGConv",
+            "TAGConv",
         )
     },
     "AntiSymmetricConv": (lambda conv: True, "calls a convolution inside several times; " + _HOPS),
@@ -57,7 +58,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
         name: (lambda conv: True, _GLOBAL)
         for name in (
             "GPSConv", "DynamicEdgeConv", "GravNetConv", "XConv", "HypergraphConv", "WLConv", "MeshCNNConv",
-            "HGTConv", "HANConv", "HeteroConv",
+            "HGTConv", "HANConv", "HeteroConv", "SparseLinear",
         )
     },
 }  # fmt: skip
@@ -65,6 +66,11 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def refuse(module: Module) -> None:
     """Raises ValueError if ``module`` would compute something else on a batch than on the whole graph."""
+    if isinstance(module, MessagePassing) and module.flow != "source_to_target":
+        raise ValueError(
+            f"{type(module).__name__} cannot be used on a batch: with flow={module.flow!r} it reads outgoing edges, and a batch "
+            "holds the incoming ones; use the default flow on the graph with its edges reversed"
+        )
     for cls in type(module).__mro__:
         condition, reason = _REFUSED.get(cls.__name__, (None, ""))
         if condition is not None and cls.__module__.startswith("torch_geometric.") and condition(module):
@@ -90,9 +96,13 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=None)
 def takes_pair(conv_class: type[MessagePassing]) -> bool:
-    """Whether the layer's ``forward`` declares that ``x`` may be a pair (sources, destinations)."""
-    parameter = inspect.signature(conv_class.forward).parameters.get("x")
-    if parameter is None:
+    """Whether the layer's ``forward`` declares that ``x`` may be a pair (sources, destinations).
+
+    Layers with positions are not counted: they want these as a pair as well.
+    """
+    parameters = inspect.signature(conv_class.forward).parameters
+    parameter = parameters.get("x")
+    if parameter is None or "pos" in parameters:
         return False
     annotation = str(parameter.annotation)
     return "Tuple[" in annotation or "tuple[" in annotation or "PairTensor" in annotation
@@ -145,8 +155,9 @@ class Batch:
         x_0 = given.get("x_0")
         if isinstance(x_0, Tensor) and x_0.size(0) == self.batch_size:  # cut by the caller, as PyGAS models do
             return None
-        # Not every library adds self-loops to a matrix that is not square.
+        # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         loops = getattr(conv, "add_self_loops", False) and any(map(is_matrix, given.values()))
+        loops = loops or getattr(conv, "combine_root", None) == "self_loop"
         if takes_pair(type(conv)) and not loops:
             pair = (x, x[: self.batch_size])
             if "x" in kwargs:

@@ -28,7 +28,9 @@ void with_copy(DType from, DType to, const Loop& loop) {
   });
 }
 
-int64_t rows_grain(int64_t num_cols) { return std::max<int64_t>(1, kGrain / (num_cols + 1)); }
+int64_t rows_grain(int64_t num_cols) {
+  return std::max<int64_t>(1, kGrain / (num_cols + 1));
+}
 
 // Rows are far apart in the table: ask for one while another is being moved.
 constexpr int64_t kPrefetchDistance = 8;
@@ -54,6 +56,8 @@ void check_distinct(const I* index, int64_t size, int64_t num_rows, int threads)
   }
 }
 
+}  // namespace
+
 Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
                     const int64_t* count, int64_t num_chunks, const Rows& rows) {
   Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, table.num_rows);
@@ -62,22 +66,21 @@ Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
   return ranges;
 }
 
-}  // namespace
-
 template <class I>
 void gather_rows(const Table& table, const I* index, const Rows& rows, int threads) {
   check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   with_copy(table.dtype, rows.dtype, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (i + kPrefetchDistance < end) {
-          __builtin_prefetch(table.data + index[i + kPrefetchDistance] * table_stride);
-        }
-        copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, table.num_cols);
-      }
-    });
+    parallel_for(
+        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            if (i + kPrefetchDistance < end) {
+              __builtin_prefetch(table.data + index[i + kPrefetchDistance] * table_stride);
+            }
+            copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, table.num_cols);
+          }
+        });
   });
 }
 
@@ -88,11 +91,12 @@ void scatter_rows(const Table& table, const I* index, const Rows& rows, int thre
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   with_copy(rows.dtype, table.dtype, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, table.num_cols);
-      }
-    });
+    parallel_for(
+        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, table.num_cols);
+          }
+        });
   });
 }
 
@@ -102,12 +106,13 @@ void read_chunks(const Table& table, const int64_t* offset, const int64_t* count
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   with_copy(table.dtype, rows.dtype, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-      chunks.for_each_run(begin, end, [&](int64_t source, int64_t position, int64_t length) {
-        copy(rows.data + position * rows_stride, table.data + source * table_stride,
-             length * table.num_cols);
-      });
-    });
+    parallel_for(
+        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+          chunks.for_each_run(begin, end, [&](int64_t source, int64_t position, int64_t length) {
+            copy(rows.data + position * rows_stride, table.data + source * table_stride,
+                 length * table.num_cols);
+          });
+        });
   });
 }
 
@@ -118,12 +123,13 @@ void write_chunks(const Table& table, const int64_t* offset, const int64_t* coun
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   with_copy(rows.dtype, table.dtype, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-      chunks.for_each_run(begin, end, [&](int64_t target, int64_t position, int64_t length) {
-        copy(table.data + target * table_stride, rows.data + position * rows_stride,
-             length * table.num_cols);
-      });
-    });
+    parallel_for(
+        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+          chunks.for_each_run(begin, end, [&](int64_t target, int64_t position, int64_t length) {
+            copy(table.data + target * table_stride, rows.data + position * rows_stride,
+                 length * table.num_cols);
+          });
+        });
   });
 }
 

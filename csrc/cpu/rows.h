@@ -24,6 +24,10 @@ struct Rows {
   int64_t num_rows;
 };
 
+// The ranges of a table that hold as many rows as there are in `rows`.
+Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+                    const int64_t* count, int64_t num_chunks, const Rows& rows);
+
 // rows[i] = table[index[i]]
 template <class I>
 void gather_rows(const Table& table, const I* index, const Rows& rows, int threads);

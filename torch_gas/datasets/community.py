@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-# Communities have the size of a neighbourhood and not of a class, as in real graphs: were every class one
-# community, partitions of a large graph would cut nearly all edges, and no method on partitions could work.
+# Communities have the size of a neighbourhood and not of a class, as in real graphs: were every
+# class one community, partitions of a large graph would cut nearly all edges, and no method on
+# partitions could work.
 NODES_PER_COMMUNITY = 200
 FEATURE_ROWS_AT_ONCE = 65_536
 
@@ -23,25 +24,26 @@ def synthetic(
 ) -> Data:
     r"""A degree-corrected community graph with noisy class centroids as features.
 
-    Communities of about 200 nodes each belong to one class. An edge has one end drawn by node weight (a heavy
-    tail, so there are hubs) and the other from the same community with probability ``homophily``, else from the
-    whole graph. A node's features are its class' centroid, of entries :math:`\mathcal{N}(0, 1)`, plus
-    ``noise`` :math:`\cdot\, \mathcal{N}(0, I)`, so that features alone say little and neighbours much.
-    Node ids are shuffled: their order says nothing about communities. The global random state is left alone.
+    Communities of about 200 nodes each belong to one class. An edge has one end drawn by node
+    weight (a heavy tail, so there are hubs) and the other from the same community with probability
+    ``homophily``, else from the whole graph. A node's features are its class' centroid, of entries
+    :math:`\mathcal{N}(0, 1)`, plus ``noise`` :math:`\cdot\, \mathcal{N}(0, I)`, so that features
+    alone say little and neighbours much. Node ids are shuffled: their order says nothing about
+    communities. The global random state is left alone.
 
     Args:
         num_nodes: N, at least ``num_classes``.
         num_classes: number of classes.
         num_features: width of ``x``.
-        avg_degree: E / N before self-loops and repeated edges are removed, which takes a few per cent.
+        avg_degree: E / N before self-loops and repeated edges are removed (a few per cent).
         homophily: share of edges drawn inside a community, in [0, 1].
         noise: standard deviation of the features around their centroid.
         seed: the same seed gives the same graph.
 
     Returns:
-        ``Data`` with ``x`` [N, num_features], ``y`` [N], an undirected ``edge_index`` [2, E] sorted by
-        destination without self-loops, and ``train_mask``, ``val_mask``, ``test_mask`` [N] of 50, 25 and 25 %.
-        Some nodes are isolated.
+        ``Data`` with ``x`` [N, num_features], ``y`` [N], an undirected ``edge_index`` [2, E] sorted
+        by destination without self-loops, and ``train_mask``, ``val_mask``, ``test_mask`` [N] of
+        50, 25 and 25 %. Some nodes are isolated.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -53,13 +55,14 @@ def synthetic(
     """
     if num_classes < 1 or num_features < 1 or num_nodes < num_classes:
         raise ValueError(
-            "synthetic: num_classes and num_features must be positive and num_nodes at least num_classes, but are "
-            f"num_classes={num_classes}, num_features={num_features}, num_nodes={num_nodes}"
+            "synthetic: num_classes and num_features must be positive and num_nodes at least "
+            f"num_classes, but are num_classes={num_classes}, num_features={num_features}, "
+            f"num_nodes={num_nodes}"
         )
     if not 0 <= homophily <= 1 or not avg_degree >= 0 or not noise >= 0:
         raise ValueError(
-            "synthetic: homophily must lie in [0, 1], avg_degree and noise must not be negative, but are "
-            f"homophily={homophily}, avg_degree={avg_degree}, noise={noise}"
+            "synthetic: homophily must lie in [0, 1], avg_degree and noise must not be negative, "
+            f"but are homophily={homophily}, avg_degree={avg_degree}, noise={noise}"
         )
     generator = torch.Generator().manual_seed(seed)
     num_communities = max(num_classes, num_nodes // NODES_PER_COMMUNITY)
@@ -71,8 +74,9 @@ def synthetic(
     y[new_id] = community % num_classes
     x = torch.randn(num_nodes, num_features, generator=generator).mul_(noise)
     centroid = torch.randn(num_classes, num_features, generator=generator)
-    for rows, labels in zip(x.split(FEATURE_ROWS_AT_ONCE), y.split(FEATURE_ROWS_AT_ONCE), strict=True):
-        rows += centroid[labels]
+    for start in range(0, num_nodes, FEATURE_ROWS_AT_ONCE):
+        rows = slice(start, start + FEATURE_ROWS_AT_ONCE)
+        x[rows] += centroid[y[rows]]
 
     # Node ids are random already, so any range of them is a random sample.
     node = torch.arange(num_nodes)
@@ -99,11 +103,13 @@ def _edges(
     num_nodes, num_draws = community.numel(), int(community.numel() * avg_degree / 2)
 
     def uniform(size: int) -> Tensor:
-        # float64: in float32, sums of weights over millions of nodes could not tell neighbours apart.
+        # float64: in float32, sums of weights over millions of nodes could not tell neighbours
+        # apart.
         return torch.rand(size, dtype=torch.float64, generator=generator)
 
-    # Drawing a node by weight = a uniform number looked up in the running sum of weights; restricting the number
-    # to a community's stretch of that sum restricts the draw to the community.
+    # Drawing a node by weight = a uniform number looked up in the running sum of weights;
+    # restricting the number to a community's stretch of that sum restricts the draw to the
+    # community.
     weight_sum = (1 - uniform(num_nodes)).pow_(-0.4).cumsum_(0)
     first = torch.searchsorted(community, torch.arange(num_communities + 1))
     bound = torch.cat([weight_sum.new_zeros(1), weight_sum])[first]
@@ -120,6 +126,8 @@ def _edges(
     src, dst = new_id[src], new_id[dst]
     keep = src != dst
     src, dst = src[keep], dst[keep]
-    # One sort of (destination, source) pairs as single numbers makes the graph coalesced and sorted.
-    pair = torch.cat([dst * num_nodes + src, src * num_nodes + dst]).unique()
+    # One sort of (destination, source) pairs as single numbers makes the graph coalesced and
+    # sorted.
+    pair = torch.cat([dst * num_nodes + src, src * num_nodes + dst]).sort().values
+    pair = pair[torch.cat([pair.new_ones(1, dtype=torch.bool)[: pair.numel()], pair.diff() != 0])]
     return torch.stack([pair % num_nodes, pair.div_(num_nodes, rounding_mode="floor")])

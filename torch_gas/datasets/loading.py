@@ -7,65 +7,50 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from torch_geometric.datasets import (
-    PPI,
-    Amazon,
-    CitationFull,
-    Coauthor,
-    Flickr,
-    GNNBenchmarkDataset,
-    HeterophilousGraphDataset,
-    Planetoid,
-    Reddit2,
-    WikiCS,
-    Yelp,
-)
-from torch_geometric.transforms import NormalizeFeatures
-from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor, to_undirected
+from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
+from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home
-from torch_gas.datasets.ogb import URL as OGB_URL
-from torch_gas.datasets.ogb import OGBNodes, raw_files
-from torch_gas.datasets.synthetic import synthetic
-from torch_gas.utils import gen_masks
+from torch_gas.datasets.sources import SOURCES, find
 
 LAYOUTS = ("edge_index", "EdgeIndex", "csr", "SparseTensor")
 SPLITS = ("train", "val", "test")
+SETS_OF_GRAPHS = ("PPI", "CLUSTER")
 
 
 def get_data(
     root: str | os.PathLike[str], name: str, *, split: str = "train", layout: str = "edge_index"
 ) -> tuple[Data, int, int]:
-    """Loads a data set as the paper's experiments use it (section 5 and appendix), downloading it if need be.
+    """Loads a data set as the paper's experiments use it (section 5), downloading it if need be.
 
-    Upper and lower case, hyphens and underscores in ``name`` do not matter. The processed form is kept beside the
-    raw files, or in ``$TORCH_GAS_CACHE`` (``~/.cache/torch_gas``) where they lie in a read-only folder.
+    Upper and lower case, hyphens and underscores in ``name`` do not matter. The processed form is
+    kept beside the raw files, or in ``$TORCH_GAS_CACHE`` (``~/.cache/torch_gas``) where they lie in
+    a read-only folder.
 
     Args:
-        root: folder of all data sets, or the data set's own folder; docs/datasets.md has the names.
-        name: a data set of the paper, one of a few more real graphs, or ``'synthetic:N'`` for N nodes.
-        split: ``'train'``, ``'val'`` or ``'test'`` graphs of PPI or CLUSTER, joined into one graph. All other data
-            sets are one graph with masks.
-        layout: ``'edge_index'`` or ``'EdgeIndex'`` (in ``data.edge_index``), ``'csr'`` or ``'SparseTensor'`` (in
-            ``data.adj_t``, rows are destinations).
+        root: folder of all data sets, or the data set's own folder; docs/datasets.md names both.
+        name: a data set of the paper, one of a few more real graphs, or ``'synthetic:N'`` for
+            N nodes.
+        split: ``'train'``, ``'val'`` or ``'test'`` graphs of PPI or CLUSTER, joined into one graph.
+            All other data sets are one graph with masks.
+        layout: ``'edge_index'`` or ``'EdgeIndex'`` (in ``data.edge_index``), ``'csr'`` or
+            ``'SparseTensor'`` (in ``data.adj_t``, rows are destinations).
 
     Returns:
-        ``data`` with ``x`` [N, C], ``y`` (ids [N], or floats [N, num_classes] where nodes have several labels), one
-        adjacency, and ``train_mask``, ``val_mask``, ``test_mask`` ([N], or [N, splits]); then the number of
-        features and of classes.
+        ``data`` with ``x`` [N, C], ``y`` (ids [N], or floats [N, num_classes] where nodes have
+        several labels), one adjacency, and ``train_mask``, ``val_mask``, ``test_mask`` ([N], or
+        [N, splits]); PPI and CLUSTER have the mask of their split only. Then the number of features
+        and the number of classes.
 
     Raises:
         ValueError: if ``name``, ``split`` or ``layout`` is unknown.
         FileNotFoundError: if raw files are missing and cannot be downloaded.
-        ImportError: if reading the data or building the layout needs a package that is not installed.
+        ImportError: if reading the data or building the layout needs a package that is missing.
 
     Example:
         >>> data, num_features, num_classes = get_data("data", "synthetic:1000")
@@ -76,61 +61,82 @@ def get_data(
         raise ValueError(f"get_data: layout must be one of {', '.join(LAYOUTS)}, but is {layout!r}")
     if layout == "SparseTensor" and importlib.util.find_spec("torch_sparse") is None:
         raise ImportError(
-            "get_data: layout='SparseTensor' needs torch-sparse: pip install torch-sparse, or use layout='csr'"
+            "get_data: layout='SparseTensor' needs torch-sparse, which is not installed: "
+            "pip install torch-sparse, or use layout='csr'"
         )
     if split not in SPLITS:
         raise ValueError(f"get_data: split must be one of {', '.join(SPLITS)}, but is {split!r}")
 
-    made = re.fullmatch(r"synthetic:(\d+)", name.lower())
-    key = None if made else find(name)
-    if split != "train" and key not in ("PPI", "CLUSTER"):
-        raise ValueError(f"get_data: split={split!r} is for PPI and CLUSTER; {name} is one graph with masks")
-    data = synthetic(int(made[1])) if made else _load(root, str(key), split)
-    num_classes = data.y.size(1) if data.y.dim() == 2 else int(data.y.max()) + 1
+    made = re.fullmatch(r"synthetic:(\d+)", name.strip().lower())
+    key = "" if made else find(name)
+    if split != "train" and key not in SETS_OF_GRAPHS:
+        raise ValueError(
+            f"get_data: split={split!r} is for {' and '.join(SETS_OF_GRAPHS)}; {name} is one graph "
+            "with masks: leave split out"
+        )
+    data = synthetic(int(made[1])) if made else _load(root, key, split)
+    if data.y.dim() == 2:
+        # Yelp's raw labels are integers, but the loss for several labels takes floats.
+        data.y = data.y.float()
+        num_classes = data.y.size(1)
+    else:
+        num_classes = int(data.y.max()) + 1
     return _with_layout(data, layout), data.num_features, num_classes
 
 
 def _load(root: str | os.PathLike[str], key: str, split: str) -> Data:
     source = SOURCES[key]
-    found = find_home(root, source.folder, source.raw, source.files)
-    home = writable_home(found, source.raw, source.files)
-    read = partial(source.read, split=split) if key in ("PPI", "CLUSTER") else source.read
-    dataset = _read(key, home, read)
-    if key not in ("PPI", "CLUSTER"):
-        return source.finish(dataset[0])
-    joined = Batch.from_data_list(list(dataset))
+    home = find_home(root, source.folder, source.raw, source.files)
+    home = writable_home(home, source.raw, source.files)
+    if key not in SETS_OF_GRAPHS:
+        return source.finish(_read(key, str(home), source.read)[0])
+    graphs = _read(key, str(home), partial(source.read, split=split))
+    joined = Batch.from_data_list(list(graphs))
     data = Data(x=joined.x, edge_index=joined.edge_index, y=joined.y)
-    data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
+    data[f"{split}_mask"] = torch.ones(joined.num_nodes, dtype=torch.bool)
     return source.finish(data)
 
 
-def _read(key: str, home: Path, read: Callable[..., InMemoryDataset]) -> InMemoryDataset:
-    """Downloads and processes through PyG, and says in one error what is missing if that is not possible."""
+def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemoryDataset:
+    """Downloads and processes through PyG; where it cannot, one error says what is missing."""
     source = SOURCES[key]
-    raw = home / source.raw
-    new_folders = [path for path in (raw, *raw.parents) if not path.exists()]
+    raw = os.path.join(home, source.raw)
+    new_folders = _folders_to_make(raw)
     try:
         with warnings.catch_warnings():
-            # PyGAS processed the same files into another format, in which they are useless here.
+            # PyGAS kept the same files processed into another format, which is useless here.
             warnings.filterwarnings("error", "The `pre_transform` argument differs")
             try:
-                return read(str(home), force_reload=False)
+                return read(home, force_reload=False)
             except UserWarning:
-                return read(str(home), force_reload=True)
+                return read(home, force_reload=True)
     except ModuleNotFoundError as error:
-        raise ImportError(f"get_data: reading {key} needs {error.name}: pip install {error.name}") from None
+        raise ImportError(
+            f"get_data: reading {key} needs the package {error.name}, which is not installed: "
+            f"pip install {error.name}"
+        ) from None
     except Exception as error:
         absent = missing(raw, source.files)
-        if not absent:
+        if False:
             raise
         for folder in new_folders:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+            if os.path.isdir(folder) and not os.listdir(folder):
+                os.rmdir(folder)
         raise FileNotFoundError(
-            f"get_data: {key} is not in {raw} and could not be downloaded ({type(error).__name__}: {error}). "
-            f"Missing there: {', '.join(absent)}. Get the files from {source.url} on a machine with internet access "
-            f"and put them there, or pass the root under which they are as {source.folder}/{source.raw}."
+            f"get_data: {key} is not in {raw} and could not be downloaded "
+            f"({type(error).__name__}: {error}). Missing there: {', '.join(absent)}. Get the files "
+            f"from {source.url} on a machine with internet access and put them there, or pass the "
+            f"root under which they lie as {source.folder}/{source.raw}"
         ) from None
+
+
+def _folders_to_make(path: str) -> list[str]:
+    """``path`` and its parents that do not exist yet, innermost first."""
+    found = []
+    while not os.path.exists(path):
+        found.append(path)
+        path = os.path.dirname(path)
+    return found
 
 
 def _with_layout(data: Data, layout: str) -> Data:
@@ -148,7 +154,7 @@ def _with_layout(data: Data, layout: str) -> Data:
     else:
         from torch_sparse import SparseTensor
 
-        data.adj_t = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True)
+        data.adj_t = SparseTensor(
+            row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True
+        )
     return data
-
-

@@ -1,7 +1,8 @@
 """Node-level OGB data sets read from OGB's own raw files, without the ``ogb`` package.
 
-``ogb`` opens its processed file with a bare ``torch.load``, which current torch refuses, asks questions on stdin
-and looks for updates on import. Its raw layout is a handful of tables, so they are read here.
+``ogb`` opens its processed file with a bare ``torch.load``, which current torch refuses, asks
+questions on stdin and looks for updates on import. Its raw layout is a handful of tables, so they
+are read here.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ SPLIT = {"arxiv": "time", "products": "sales_ranking"}
 
 
 class OGBNodes(InMemoryDataset):
-    """ogbn-arxiv or ogbn-products as OGB defines them (Hu et al., 2020, https://arxiv.org/abs/2005.00687).
+    """ogbn-arxiv or ogbn-products as defined by OGB (Hu et al., 2020, arXiv:2005.00687).
 
-    The folder is OGB's: ``root/ogbn_arxiv/raw`` and ``root/ogbn_arxiv/split``. ogbn-arxiv is directed;
-    ogbn-products has every edge in both directions.
+    The folder is OGB's: ``root/ogbn_arxiv/raw`` and ``root/ogbn_arxiv/split``. ogbn-arxiv is
+    directed; ogbn-products has every edge in both directions.
 
     Args:
         root: folder that holds ``ogbn_arxiv`` or ``ogbn_products``.
@@ -45,7 +46,8 @@ class OGBNodes(InMemoryDataset):
 
     @property
     def processed_file_names(self) -> str:
-        return "torch_gas.pt"  # beside OGB's own geometric_data_processed.pt, which has another format
+        # A name of its own: ogb keeps another format beside it, as geometric_data_processed.pt.
+        return "torch_gas.pt"
 
     def download(self) -> None:
         folder = Path(self.home)

@@ -1,4 +1,4 @@
-"""The table of data sets: where raw files lie, who reads them, and the paper's preprocessing of the result."""
+"""The table of data sets: where raw files lie, who reads them, and the paper's preprocessing."""
 
 from __future__ import annotations
 
@@ -32,24 +32,45 @@ from torch_gas.utils import gen_masks
 
 @dataclass(frozen=True)
 class Source:
-    """Where the raw files of a data set lie, who reads them, and what is done to the result."""
+    """One data set.
 
-    folder: str  # below the common root
-    raw: str  # below `folder`
+    Args:
+        folder: its family's folder below the common root, in lower case.
+        raw: the folder of its raw files below ``folder``.
+        files: names of the raw files.
+        url: where a person can get them.
+        read: makes the PyG data set from ``(root, force_reload=...)``; sets of graphs take
+            ``split`` as well.
+        finish: the paper's preprocessing.
+    """
+
+    folder: str
+    raw: str
     files: list[str]
     url: str
-    read: Callable[..., InMemoryDataset]  # (root, force_reload=...), and split=... for sets of graphs
+    read: Callable[..., InMemoryDataset]
     finish: Callable[[Data], Data]
 
 
 def find(name: str) -> str:
-    """The key of ``name`` in the table."""
-    plain = re.sub(r"[-_\s]", "", name.lower())
-    plain = {"arxiv": "ogbnarxiv", "products": "ogbnproducts", "reddit2": "reddit"}.get(plain, plain)
+    """The key of ``name`` in the table.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    plain = _plain(name)
+    plain = ALIASES.get(plain, plain)
     for key in SOURCES:
-        if re.sub(r"[-_]", "", key.lower()) == plain:
+        if _plain(key) == plain:
             return key
-    raise ValueError(f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)}, synthetic:N")
+    raise ValueError(
+        f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)} and "
+        "synthetic:N with a number of nodes N"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.lower())
 
 
 def _as_is(data: Data) -> Data:
@@ -57,17 +78,19 @@ def _as_is(data: Data) -> Data:
 
 
 def _row_normalised(data: Data) -> Data:
-    return NormalizeFeatures()(data)  # type: ignore[no-any-return]
+    data = NormalizeFeatures()(data)
+    return data
 
 
 def _random_splits(data: Data) -> Data:
-    data.train_mask, data.val_mask, data.test_mask = gen_masks(data.y, 20, 30, num_splits=20, seed=12345)
+    masks = gen_masks(data.y, train_per_class=20, val_per_class=30, num_splits=20, seed=12345)
+    data.train_mask, data.val_mask, data.test_mask = masks
     return data
 
 
 def _standardised(data: Data) -> Data:
+    # In place, because Yelp's features take 0.9 GB. A constant feature becomes 0, not NaN.
     std = data.x.std(dim=0)
-    # In place, because Yelp's features are 0.9 GB; a constant feature becomes 0 and not NaN.
     data.x.sub_(data.x.mean(dim=0)).div_(std.masked_fill(std == 0, 1))
     return data
 
@@ -83,78 +106,83 @@ def _stopping_mask_for_validation(data: Data) -> Data:
     return data
 
 
-class _WordNet(Flickr):
+class WordNet(Flickr):
     """A graph in Flickr's layout that nobody offers for download."""
 
     def download(self) -> None:
-        raise FileNotFoundError("there is no download")
-
-
-_SAINT = ["adj_full.npz", "feats.npy", "class_map.json", "role.json"]
-_SAINT_URL = "https://github.com/GraphSAINT/GraphSAINT"
-_PPI_FILES = [
-    f"{split}_{name}"
-    for split in ("train", "valid", "test")
-    for name in ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
-]
+        raise FileNotFoundError("it is built locally and offered nowhere")
 
 
 def _planetoid(name: str) -> Source:
     parts = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
     files = [f"ind.{name.lower()}.{part}" for part in parts]
+    read = partial(Planetoid, name=name)
+    return Source("planetoid", f"{name}/raw", files, Planetoid.url, read, _row_normalised)
+
+
+def _npz(
+    reader: Any, folder: str, name: str, file: str, finish: Callable[[Data], Data] = _random_splits
+) -> Source:
+    url = reader.url if "{}" in reader.url else f"{reader.url.rstrip('/')}/{file}"
+    url = url.format(name)
+    return Source(folder, f"{name}/raw", [file], url, partial(reader, name=name), finish)
+
+
+def _saint(reader: Any, folder: str, finish: Callable[[Data], Data], url: str = "") -> Source:
+    files = ["adj_full.npz", "feats.npy", "class_map.json", "role.json"]
     return Source(
-        "planetoid", f"{name}/raw", files, Planetoid.url, partial(Planetoid, name=name), _row_normalised
+        folder, "raw", files, url or "https://github.com/GraphSAINT/GraphSAINT", reader, finish
     )
 
 
-def _npz(folder: str, raw: str, file: str, reader: Any, name: str, finish: Callable[[Data], Data]) -> Source:
-    return Source(folder, f"{raw}/raw", [file], reader.url, partial(reader, name=name), finish)
-
-
 def _ogb(name: str, finish: Callable[[Data], Data]) -> Source:
-    url = f"{OGB_URL}/{name}.zip"
-    return Source("ogb", f"ogbn_{name}/raw", raw_files(name), url, partial(OGBNodes, name=name), finish)
+    read = partial(OGBNodes, name=name)
+    return Source("ogb", f"ogbn_{name}/raw", raw_files(name), f"{OGB_URL}/{name}.zip", read, finish)
 
+
+def _wikics() -> Source:
+    read = partial(WikiCS, is_undirected=True)
+    return Source("wikics", "raw", ["data.json"], WikiCS.url, read, _stopping_mask_for_validation)
+
+
+def _ppi() -> Source:
+    parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
+    files = [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
+    return Source("ppi", "raw", files, PPI.url, PPI, _as_is)
+
+
+def _cluster() -> Source:
+    read = partial(GNNBenchmarkDataset, name="CLUSTER")
+    url = GNNBenchmarkDataset.urls["CLUSTER"]
+    return Source("sbm", "CLUSTER/raw", ["CLUSTER_v2.pt"], url, read, _as_is)
+
+
+ALIASES = {"arxiv": "ogbnarxiv", "products": "ogbnproducts", "reddit2": "reddit"}
+WORDNET_URL = "https://github.com/globalwordnet/english-wordnet"
 
 SOURCES: dict[str, Source] = {
     "Cora": _planetoid("Cora"),
     "CiteSeer": _planetoid("CiteSeer"),
     "PubMed": _planetoid("PubMed"),
-    "Coauthor-CS": _npz("coauthor", "CS", "ms_academic_cs.npz", Coauthor, "CS", _random_splits),
-    "Coauthor-Physics": _npz("coauthor", "Physics", "ms_academic_phy.npz", Coauthor, "Physics", _random_splits),
-    "Amazon-Computers": _npz(
-        "amazon", "Computers", "amazon_electronics_computers.npz", Amazon, "Computers", _random_splits
-    ),
-    "Amazon-Photo": _npz("amazon", "Photo", "amazon_electronics_photo.npz", Amazon, "Photo", _random_splits),
-    "WikiCS": Source(
-        "wikics",
-        "raw",
-        ["data.json"],
-        WikiCS.url,
-        partial(WikiCS, is_undirected=True),
-        _stopping_mask_for_validation,
-    ),
-    "Reddit": Source("reddit2", "raw", _SAINT, _SAINT_URL, Reddit2, _standardised),
-    "PPI": Source("ppi", "raw", _PPI_FILES, PPI.url, PPI, _as_is),
-    "Flickr": Source("flickr", "raw", _SAINT, _SAINT_URL, Flickr, _as_is),
-    "Yelp": Source("yelp", "raw", _SAINT, _SAINT_URL, Yelp, _standardised),
+    "Coauthor-CS": _npz(Coauthor, "coauthor", "CS", "ms_academic_cs.npz"),
+    "Coauthor-Physics": _npz(Coauthor, "coauthor", "Physics", "ms_academic_phy.npz"),
+    "Amazon-Computers": _npz(Amazon, "amazon", "Computers", "amazon_electronics_computers.npz"),
+    "Amazon-Photo": _npz(Amazon, "amazon", "Photo", "amazon_electronics_photo.npz"),
+    "WikiCS": _wikics(),
+    "Reddit": _saint(Reddit2, "reddit2", _standardised),
+    "PPI": _ppi(),
+    "Flickr": _saint(Flickr, "flickr", _as_is),
+    "Yelp": _saint(Yelp, "yelp", _standardised),
     "ogbn-arxiv": _ogb("arxiv", _undirected),
     "ogbn-products": _ogb("products", _as_is),
-    "CLUSTER": Source(
-        "sbm",
-        "CLUSTER/raw",
-        ["CLUSTER_v2.pt"],
-        GNNBenchmarkDataset.urls["CLUSTER"],
-        partial(GNNBenchmarkDataset, name="CLUSTER"),
-        _as_is,
-    ),
-    "Cora_ML": _npz("citation_full", "cora_ml", "cora_ml.npz", CitationFull, "Cora_ML", _random_splits),
-    "DBLP": _npz("citation_full", "dblp", "dblp.npz", CitationFull, "DBLP", _random_splits),
+    "CLUSTER": _cluster(),
+    "Cora_ML": _npz(CitationFull, "citation_full", "cora_ml", "cora_ml.npz"),
+    "DBLP": _npz(CitationFull, "citation_full", "dblp", "dblp.npz"),
     "Tolokers": _npz(
-        "heterophilous", "tolokers", "tolokers.npz", HeterophilousGraphDataset, "Tolokers", _as_is
+        HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is
     ),
     "Minesweeper": _npz(
-        "heterophilous", "minesweeper", "minesweeper.npz", HeterophilousGraphDataset, "Minesweeper", _as_is
+        HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is
     ),
-    "WordNet": Source("wordnet", "raw", _SAINT, "https://github.com/globalwordnet/english-wordnet", _WordNet, _as_is),
+    "WordNet": _saint(WordNet, "wordnet", _as_is, WORDNET_URL),
 }

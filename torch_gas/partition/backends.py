@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Weights are sums of int32-sized numbers for every partitioner build, so their total stays below this.
+# Partitioners also come as 32-bit builds, which must be able to sum the weights.
 MAX_TOTAL_WEIGHT = 2**31 - 1
 
 
@@ -37,7 +37,8 @@ def simple_graph(
     node_weight: Tensor | None,
     num_nodes: int,
 ) -> SimpleGraph:
-    """The graph in the form that partitioners need; edges of weight 0 do not bind and are left out."""
+    """The graph in the form that partitioners need; edges of weight 0 do not bind and are left
+    out."""
     keep = src != dst
     if edge_weight is not None:
         keep &= edge_weight > 0
@@ -65,15 +66,17 @@ def simple_graph(
 def integer_weights(weight: Tensor) -> Tensor:
     """Weights as integers: whole numbers of a moderate total stay, others are scaled.
 
-    Scaling maps the largest weight to 1000, or less where the total would overflow; what is positive
-    stays positive.
+    Scaling maps the largest weight to 1000, or less where the total would overflow; what is
+    positive stays positive.
     """
     if weight.numel() == 0:
         return weight.to(torch.int64)
-    total, largest = float(weight.sum()), float(weight.max())
-    if 2 * total <= MAX_TOTAL_WEIGHT and bool((weight == weight.round()).all()):
+    # Twice, because an edge counts in both directions.
+    whole = bool((weight == weight.round()).all())
+    if whole and 2 * float(weight.sum()) <= MAX_TOTAL_WEIGHT:
         return weight.to(torch.int64)
-    scaled = weight * min(1000 / largest, MAX_TOTAL_WEIGHT / (4 * total))
+    share = weight / weight.max()
+    scaled = share * min(1000.0, MAX_TOTAL_WEIGHT / (4 * float(share.sum())))
     return torch.where(weight > 0, scaled.round().clamp(min=1), scaled).to(torch.int64)
 
 
@@ -87,7 +90,7 @@ def metis_parts(graph: SimpleGraph, num_parts: int, recursive: bool, seed: int |
         ) from error
     dtype = pymetis.zero_copy_dtype()
 
-    def array(tensor: Tensor | None) -> np.ndarray | None:
+    def array(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.numpy().astype(dtype, copy=False)
 
     _, parts = pymetis.part_graph(
@@ -111,13 +114,13 @@ def kaminpar_parts(graph: SimpleGraph, num_parts: int, seed: int | None) -> Tens
         ) from error
     with tempfile.TemporaryDirectory(prefix="torch_gas_") as folder:
         path = os.path.join(folder, "graph.parhip")
-        write_parhip(path, graph, wide=bool(kaminpar.__64bit__))
+        write_parhip(path, graph, wide=vars(kaminpar)["__64bit__"])
         loaded = kaminpar.load_graph(path, kaminpar.GraphFileFormat.PARHIP)
     # Its generator is global and shared: always seeded, so that no earlier call decides the result.
     kaminpar.reseed(0 if seed is None else seed)
     num_threads = torch.get_num_threads() if seed is None else 1
     partitioner = kaminpar.KaMinPar(num_threads, kaminpar.default_context())
-    parts = partitioner.compute_partition(loaded, k=num_parts)
+    parts = partitioner.compute_partition(loaded, k=num_parts, eps=0.03)
     return torch.tensor(parts, dtype=torch.int64)
 
 
@@ -125,18 +128,21 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
     """Writes KaMinPar's binary graph format.
 
     Three 64-bit words (flags, nodes, edges), then per node the byte at which its neighbours start,
-    neighbours, node weights, edge weights. A set flag bit says what is *not* there: edge weights, node
-    weights, then 64-bit edge ids, node ids, node weights and edge weights.
+    neighbours, node weights, edge weights. A set flag bit says what is *not* there: edge weights,
+    node weights, then 64-bit edge ids, node ids, node weights and edge weights.
     """
     width = 8 if wide else 4
     num_nodes, num_edges = graph.rowptr.numel() - 1, graph.col.numel()
     start = 24 + width * (num_nodes + 1)
     if not wide and start + width * num_edges >= 2**32:
         raise ValueError(
-            f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use backend='metis' or"
+            f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use"
+            " backend='metis' or"
             " a 64-bit build of kaminpar"
         )
-    flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
+    flags = (
+        (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
+    )
     body = [graph.rowptr * width + start, graph.col, graph.node_weight, graph.edge_weight]
     with open(path, "wb") as file:
         np.array([flags, num_nodes, num_edges], dtype="<u8").tofile(file)
@@ -146,6 +152,7 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
 
 
 def random_parts(num_nodes: int, num_parts: int, seed: int | None) -> Tensor:
-    """Parts of equal size (up to one node) drawn at random; without a seed, from torch's generator."""
+    """Parts of equal size (up to one node) drawn at random; without a seed, from torch's
+    generator."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randperm(num_nodes, generator=generator) % num_parts

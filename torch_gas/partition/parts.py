@@ -32,25 +32,29 @@ def metis(
     seed: int | None = None,
     num_nodes: int | None = None,
 ) -> Partition:
-    """Divides a graph into parts of similar size with few edges between them (Section 4 of the paper).
+    """Divides a graph into parts of similar size with few edges between them (Section 4 of the
+    paper).
 
-    The graph may be directed, disconnected, and have self-loops, duplicate edges and isolated nodes: a
-    simple symmetric copy is what gets partitioned. Within a part, nodes stay in ascending order. Parts
+    The graph may be directed, disconnected, and have self-loops, duplicate edges and isolated
+    nodes: a simple symmetric copy is what gets partitioned. Within a part, nodes stay in ascending
+        order. Parts
     may be empty.
 
     Args:
-        adj: a ``Data`` or its adjacency in any of the four formats. Values of a sparse matrix are not
-            used; pass them as ``edge_weight`` if they should be.
+        adj: a ``Data`` or its adjacency in any of the four formats. Values of a sparse matrix are
+            not used; pass them as ``edge_weight`` if they should be.
         num_parts: number of parts.
         recursive: whether METIS uses recursive bisection instead of multilevel k-way partitioning.
         log: whether to print one line with the time and the share of edges between parts.
         backend: ``"metis"``; ``"kaminpar"``, multi-threaded and faster on large graphs
             (``pip install kaminpar``); or ``"random"``, parts of equal size that ignore the edges.
-        edge_weight: how much each edge should stay inside a part, in the order in which ``adj`` stores
-            its edges, [E]; non-negative. Duplicates are summed; fractions are scaled to integers.
-        node_weight: what the parts should balance, non-negative integers, [N]; nodes count 1 without it.
-        seed: the same seed gives the same parts. METIS is deterministic without it as well. KaMinPar on
-            several threads is not: with a seed, it runs on one thread.
+        edge_weight: how much each edge should stay inside a part, in the order in which ``adj``
+            stores its edges, [E]; non-negative. Duplicates are summed; fractions are scaled to
+            integers.
+        node_weight: what the parts should balance, non-negative integers, [N]; nodes count 1
+            without it.
+        seed: the same seed gives the same parts. METIS is deterministic without it as well.
+            KaMinPar on several threads is not: with a seed, it runs on one thread.
         num_nodes: N, needed for a plain ``edge_index`` only.
 
     Returns:
@@ -73,10 +77,18 @@ def metis(
         raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
     if backend not in BACKENDS:
         raise ValueError(f"metis(): backend must be one of {list(BACKENDS)}, but is {backend!r}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"metis(): seed must be an int or None, but is {seed!r}")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise ValueError(f"metis(): seed must lie in 0 .. 2**31 - 1, but is {seed}")
     if recursive and backend != "metis":
-        raise ValueError(f"metis(): recursive bisection is METIS's; backend is {backend!r}: drop recursive=True")
+        raise ValueError(
+            f"metis(): recursive bisection is METIS's; backend is {backend!r}: drop recursive=True"
+        )
     if backend == "random" and (edge_weight is not None or node_weight is not None):
-        raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
+        raise ValueError(
+            "metis(): backend 'random' ignores weights: drop edge_weight and node_weight"
+        )
 
     src, dst, num_nodes = _edges(adj, num_nodes)
     edge_weight = _check_weight("edge_weight", edge_weight, src.numel(), "edge")
@@ -84,10 +96,15 @@ def metis(
 
     start = time.perf_counter()
     if log:
-        print(f"Computing {BACKENDS[backend]} partitioning with {num_parts} parts...", end=" ", flush=True)
+        print(
+            f"Computing {BACKENDS[backend]} partitioning with {num_parts} parts...",
+            end=" ",
+            flush=True,
+        )
     if num_parts > num_nodes:
         warnings.warn(
-            f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each node becomes a part"
+            f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each"
+            " node becomes a part"
             f" of its own, the other {num_parts - num_nodes} parts are empty",
             stacklevel=2,
         )
@@ -132,7 +149,8 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     perm, ptr = partition
     if perm.numel() != num_nodes:
         raise ValueError(
-            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: compute it with metis() on"
+            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}:"
+            " compute it with metis() on"
             " this graph"
         )
     part = torch.empty_like(perm)
@@ -141,7 +159,8 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
 
 
 def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
-    """Writes a partition to ``path`` (a NumPy ``.npz`` archive), which is replaced at once or not at all.
+    """Writes a partition to ``path`` (a NumPy ``.npz`` archive), which is replaced at once or not
+    at all.
 
     Raises:
         ValueError: if ``partition`` is not one.
@@ -169,17 +188,27 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     """
     where = f"load_partition({os.fspath(path)!r})"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             perm, ptr = torch.from_numpy(file["perm"]), torch.from_numpy(file["ptr"])
-    except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        IndexError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
-            f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
+            f"{where}: the file holds no partition; compute one with metis() and write it with"
+            " save_partition()"
         ) from error
     partition = make_partition(perm, ptr, where)
     if num_nodes is not None and partition.perm.numel() != num_nodes:
         raise ValueError(
-            f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is {num_nodes}: compute a partition of this"
-            " graph with metis()"
+            f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is"
+            f" {num_nodes}: compute a partition"
+            " of this graph with metis()"
         )
     return partition
 
@@ -194,15 +223,20 @@ def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor
         check_adjacency(adj, f"{call}(): adj")
         stated = num_nodes_of(adj)
     if stated is not None and num_nodes is not None and num_nodes != stated:
-        raise ValueError(f"{call}(): num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
+        raise ValueError(
+            f"{call}(): num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes"
+        )
     num_nodes = num_nodes if stated is None else stated
     if num_nodes is None:
         raise ValueError(
-            f"{call}(): num_nodes is unknown, because an edge_index cannot show isolated nodes: pass num_nodes=..., or"
+            f"{call}(): num_nodes is unknown, because an edge_index cannot show isolated nodes:"
+            " pass num_nodes=..., or"
             " the Data object"
         )
     if num_nodes < 1:
-        raise ValueError(f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}")
+        raise ValueError(
+            f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}"
+        )
     src, dst, _ = coo(adj)
     check_ids(src, num_nodes, f"{call}(): adj")
     check_ids(dst, num_nodes, f"{call}(): adj")
@@ -216,15 +250,23 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
         raise TypeError(f"metis(): {name} must be a real tensor, but is {type(weight).__name__}")
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(
-            f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}"
+            f"metis(): {name} must hold one number per {of}, [{size}], but has shape"
+            f" {list(weight.shape)}"
         )
     if of == "node" and weight.is_floating_point():
-        raise TypeError(f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`")
+        raise TypeError(
+            f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`"
+        )
     weight = weight.detach().cpu()
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
+        raise ValueError(
+            f"metis(): {name} must be finite and not negative: clamp or drop the values that are"
+            " not"
+        )
     if of == "node" and not bool((weight > 0).any()):
-        raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
+        raise ValueError(
+            f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it"
+        )
     return weight
 
 

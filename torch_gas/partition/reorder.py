@@ -30,10 +30,10 @@ DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     """Reorders the nodes of a graph, so that the parts of :func:`metis` become contiguous.
 
-    Node attributes (PyG's ``data.is_node_attr``) are reordered; adjacencies and attributes that hold
-    node ids (PyG's ``data.__inc__``: ``edge_label_index``, ``train_index``, ...) are relabelled;
-    graph-level attributes stay. A plain ``edge_index`` keeps the order of its edges. A sorted
-    ``EdgeIndex`` and sparse matrices are sorted anew, and edge attributes follow.
+    Node attributes (PyG's ``data.is_node_attr``) are reordered; adjacencies and attributes that
+    hold node ids (PyG's ``data.__inc__``: ``edge_label_index``, ``train_index``, ...) are
+    relabelled; graph-level attributes stay. A plain ``edge_index`` keeps the order of its edges. A
+    sorted ``EdgeIndex`` and sparse matrices are sorted anew, and edge attributes follow.
 
     Args:
         data: the graph, which is left unchanged.
@@ -42,8 +42,8 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
 
     Returns:
         A new ``Data`` with ``perm`` [N], the original node ids, as a node attribute. If edges were
-        reordered and there are edge attributes, it also has ``edge_perm`` [E], the original positions of
-        the edges. Permuting twice composes both.
+        reordered and there are edge attributes, it also has ``edge_perm`` [E], the original
+        positions of the edges. Permuting twice composes both.
 
     Raises:
         TypeError: if ``perm`` is no integer tensor or ``data`` no ``Data``.
@@ -64,7 +64,10 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     perm = check_perm(perm.perm if isinstance(perm, Partition) else perm, num_nodes, "permute()")
     first = "perm" not in data
     if first and "edge_perm" in data:
-        raise ValueError("permute(): data.edge_perm is reserved for the order of permuted edges: rename the attribute")
+        raise ValueError(
+            "permute(): data.edge_perm is reserved for the order of permuted edges: rename the"
+            " attribute"
+        )
     if not first:
         check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()")
     out, edge_order = _reorder(data, perm, _inverse(perm), None, "permute()")
@@ -79,7 +82,8 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
 
 
 def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> DataOrTensor:
-    """Brings a permuted graph, or rows in its order such as a model's output, back to the original order.
+    """Brings a permuted graph, or rows in its order such as a model's output, back to the original
+    order.
 
     Args:
         value: a ``Data`` from :func:`permute`, or rows in its node order, [N, ...].
@@ -100,23 +104,31 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
         if perm is None:
             raise ValueError("unpermute(): perm is needed to bring rows back: pass data.perm")
         if value.dim() == 0:
-            raise ValueError("unpermute(): value must have one row per node, [N, ...], but is a scalar")
+            raise ValueError(
+                "unpermute(): value must have one row per node, [N, ...], but is a scalar"
+            )
         perm = check_perm(
-            perm.perm if isinstance(perm, Partition) else perm, value.size(0), "unpermute(), one id per row of value"
+            perm.perm if isinstance(perm, Partition) else perm,
+            value.size(0),
+            "unpermute(), one id per row of value",
         )
         return value.index_select(0, _inverse(perm).to(value.device))
     num_nodes = _check_data(value, "unpermute()")
     if perm is not None:
         raise ValueError("unpermute(): data carries its own perm: drop the argument")
     if "perm" not in value:
-        raise ValueError("unpermute(): data has no perm, so it was not reordered: pass what permute() returned")
+        raise ValueError(
+            "unpermute(): data has no perm, so it was not reordered: pass what permute() returned"
+        )
     perm = check_perm(value.perm, num_nodes, "unpermute(): data.perm")
     data = copy.copy(value)
     del data.perm
     edge_order = None
     if "edge_perm" in data:
         num_edges = coo(data[_primary(data)])[0].numel() if _primary(data) else 0
-        edge_order = _inverse(check_perm(data.edge_perm, num_edges, "unpermute(): data.edge_perm, one per edge"))
+        edge_order = _inverse(
+            check_perm(data.edge_perm, num_edges, "unpermute(): data.edge_perm, one per edge")
+        )
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
 
@@ -127,14 +139,21 @@ def edge_attrs(data: Data) -> list[str]:
     return [
         key
         for key, value in data.to_dict().items()
-        if not _is_adjacency(data, key, value) and _level(data, key, value, num_nodes, num_edges) == "edge"
+        if not _is_adjacency(data, key, value)
+        and _level(data, key, value, num_nodes, num_edges) == "edge"
     ]
 
 
 def from_coo(
-    like: Any, src: Tensor, dst: Tensor, value: Tensor | None, num_nodes: int, order: Tensor | None = None
+    like: Any,
+    src: Tensor,
+    dst: Tensor,
+    value: Tensor | None,
+    num_nodes: int,
+    order: Tensor | None = None,
 ) -> tuple[Any, Tensor | None]:
-    """The adjacency with these edges in the format of ``like``, and the order in which it holds them.
+    """The adjacency with these edges in the format of ``like``, and the order in which it holds
+    them.
 
     Args:
         like: an adjacency [N, N], which gives format, integer type and sort order.
@@ -142,8 +161,9 @@ def from_coo(
         dst: destinations, [E].
         value: values of a sparse matrix, [E, ...], or None.
         num_nodes: N.
-        order: position of each edge in the arguments, [E]. By default, edges are sorted as the format
-            asks for: by destination, then source, in a matrix; not at all in a plain ``edge_index``.
+        order: position of each edge in the arguments, [E]. By default, edges are sorted as the
+            format asks for: by destination, then source, in a matrix; not at all in a plain
+            ``edge_index``.
 
     Returns:
         The adjacency and ``order``, which is None where edges stay where they are.
@@ -158,14 +178,26 @@ def from_coo(
     if is_sparse_tensor(like):
         torch_sparse = sys.modules["torch_sparse"]
         storage = torch_sparse.SparseStorage(
-            row=dst, col=src, value=value, sparse_sizes=(num_nodes, num_nodes), is_sorted=True, trust_data=True
+            row=dst,
+            col=src,
+            value=value,
+            sparse_sizes=(num_nodes, num_nodes),
+            is_sorted=True,
+            trust_data=True,
         )
         return torch_sparse.SparseTensor.from_storage(storage), order
     if is_csr(like):
         dtype = like.col_indices().dtype
         rowptr = torch.searchsorted(dst, torch.arange(num_nodes + 1, device=dst.device))
         size = (num_nodes, num_nodes, *like.shape[2:])
-        return torch.sparse_csr_tensor(rowptr.to(dtype), src.to(dtype), value, size=size), order
+        csr = torch.sparse_csr_tensor(
+            rowptr.to(dtype),
+            src.to(dtype),
+            cast(Tensor, value),
+            size=size,
+            check_invariants=False,  # Sorted above; unset, torch warns.
+        )
+        return csr, order
     edge_index = torch.stack([src, dst]).to(like.dtype)
     if is_edge_index_object(like):
         edge_index = EdgeIndex(
@@ -209,7 +241,8 @@ def _relabel_adjacency(
     check_adjacency(adj, f"{where}: data.{key}")
     if is_matrix(adj) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
         raise ValueError(
-            f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node, but is"
+            f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node,"
+            " but is"
             f" {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
         )
     src, dst, value = coo(adj)
@@ -231,19 +264,22 @@ def _num_edges(data: Data) -> int:
 
 
 def _is_adjacency(data: Data, key: str, value: Any) -> bool:
-    if value is None:
-        return False
-    return key in ("edge_index", "adj_t") or isinstance(data.__cat_dim__(key, value), tuple) or isinstance(value, EdgeIndex)
+    named = key in ("edge_index", "adj_t") and value is not None
+    return named or is_edge_index_object(value) or isinstance(data.__cat_dim__(key, value), tuple)
 
 
-def _level(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -> Literal["node", "edge"] | None:
+def _level(
+    data: Data, key: str, value: Any, num_nodes: int, num_edges: int
+) -> Literal["node", "edge"] | None:
     """What ``value`` holds one entry of per node or per edge; None where it is neither."""
     stem = key.removesuffix("_index")
-    # A list of ids keeps its order, and so does what describes its entries (edge_label_index, edge_label).
+    # A list of ids keeps its order, and so does what describes its entries (edge_label_index,
+    # edge_label).
     if (stem != key and stem in data) or (key != "edge" and f"{key}_index" in data):
         return None
+    ids = _holds_ids(data, key, value, num_nodes)
     if isinstance(value, (Tensor, np.ndarray)):
-        if value.ndim == 0 or (value.ndim > 1 and _holds_ids(data, key, value, num_nodes)):
+        if value.ndim == 0 or (ids and value.ndim > 1):
             return None
         length = value.shape[data.__cat_dim__(key, value)]
     elif is_sparse_tensor(value):
@@ -253,10 +289,11 @@ def _level(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -> 
     else:
         return None
     # PyG's rule for graphs with as many edges as nodes, which it does not apply to lists.
-    named_edge = num_nodes == num_edges and "edge" in key
-    if not named_edge and (data.is_node_attr(key) or (is_sparse_tensor(value) and length == num_nodes)):
+    named, tie = "edge" in key, num_nodes == num_edges
+    is_node = data.is_node_attr(key) or (is_sparse_tensor(value) and length == num_nodes)
+    if is_node and not (tie and named):
         return "node"
-    return "edge" if length == num_edges and (num_nodes != num_edges or named_edge) else None
+    return "edge" if length == num_edges and (named or not (tie or ids)) else None
 
 
 def _holds_ids(data: Data, key: str, value: Any, num_nodes: int) -> bool:
@@ -278,7 +315,11 @@ def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
     new = new_id.to(ids.device)[ids]
     if isinstance(value, Tensor):
         return new.to(value.dtype)
-    return new.numpy().astype(value.dtype) if isinstance(value, np.ndarray) else type(value)(new.tolist())
+    return (
+        new.numpy().astype(value.dtype)
+        if isinstance(value, np.ndarray)
+        else type(value)(new.tolist())
+    )
 
 
 def _take(value: Any, index: Tensor, dim: int) -> Any:
@@ -316,10 +357,13 @@ def _inverse(perm: Tensor) -> Tensor:
 
 def _check_data(data: Any, where: str) -> int:
     if not isinstance(data, Data):
-        raise TypeError(f"{where}: data must be a torch_geometric.data.Data, but is {type(data).__name__}")
+        raise TypeError(
+            f"{where}: data must be a torch_geometric.data.Data, but is {type(data).__name__}"
+        )
     if isinstance(data, Batch):
         raise ValueError(
             f"{where}: data is a Batch, whose graphs would no longer be contiguous: pass one Data,"
-            " `Data.from_dict({k: v for k, v in batch.to_dict().items() if k not in ('batch', 'ptr')})`"
+            " `Data.from_dict({k: v for k, v in batch.to_dict().items() if k not in ('batch',"
+            " 'ptr')})`"
         )
     return count_nodes(data, where)

@@ -1,0 +1,31 @@
+"""What all tests share: where tests that need a GPU run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cuda: needs a CUDA device and a core built with CUDA; skipped without them"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips `@pytest.mark.cuda` tests without a GPU, but fails them if a GPU was declared."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    from torch_gas import _core
+
+    if not torch.cuda.is_available():
+        missing = "needs a CUDA device"
+    elif not _core.has_cuda():
+        missing = "needs a core built with CUDA: reinstall with TORCH_GAS_CUDA=1"
+    else:
+        return
+    if os.environ.get("TORCH_GAS_GPU_LANE") == "1":
+        pytest.fail(f"{missing}, and TORCH_GAS_GPU_LANE=1 declares one", pytrace=False)
+    pytest.skip(missing)

@@ -1,0 +1,414 @@
+"""Partitions: invariants on synthetic and real graphs, weights, seeds, errors and files."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
+
+from torch_gas.partition import (
+    Partition,
+    edge_cut,
+    load_partition,
+    metis,
+    permute,
+    save_partition,
+)
+from torch_gas.partition.backends import MAX_TOTAL_WEIGHT, integer_weights, simple_graph
+
+BACKENDS = ["metis", "kaminpar", "random"]
+
+
+def assert_valid(partition, num_nodes, num_parts):
+    perm, ptr = partition
+    assert perm.dtype == ptr.dtype == torch.int64
+    assert perm.sort().values.equal(torch.arange(num_nodes))
+    assert ptr.shape == (num_parts + 1,)
+    assert ptr[0] == 0 and ptr[-1] == num_nodes
+    for start, end in zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True):
+        assert start <= end
+        assert (perm[start:end].diff() > 0).all()
+    assert ptr.perm is perm
+
+
+def real_graph(name):
+    root = os.environ.get("TORCH_GAS_DATA")
+    if root is None:
+        pytest.skip("TORCH_GAS_DATA does not name a folder with real graphs")
+    with np.load(Path(root) / "plain" / f"{name}.npz") as file:
+        edge_index = torch.from_numpy(file["edge_index"].astype(np.int64))
+        return Data(edge_index=edge_index, num_nodes=int(file["num_nodes"]))
+
+
+@pytest.fixture(scope="module")
+def ring():
+    """32 cliques of 4 nodes, node i of clique i % 32, joined to a ring."""
+    clique = torch.arange(128) % 32
+    near = (clique[:, None] == clique[None, :]).nonzero()
+    step = torch.stack([torch.arange(32), (torch.arange(32) + 1) % 32], dim=1)
+    return torch.cat([near, step]).t().contiguous()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["wing", "nell_graph", "prone_dblp", "astro-ph"])
+def test_real_graphs(name, backend, capsys):
+    data = real_graph(name)
+    partition = metis(data, 20, backend=backend, seed=0, log=True)
+    assert_valid(partition, data.num_nodes, 20)
+    cut = edge_cut(data, partition)
+    label = {"metis": "METIS", "kaminpar": "KaMinPar", "random": "random"}[backend]
+    out = capsys.readouterr().out
+    assert out.startswith(f"Computing {label} partitioning with 20 parts... Done! [")
+    assert out.endswith(f"s, {cut:.1%} of edges between parts]\n")
+    if backend == "random":
+        assert cut == pytest.approx(0.95, abs=0.01)
+        assert partition.ptr.diff().max() - partition.ptr.diff().min() <= 1
+    else:
+        assert cut < 0.5
+        if name == "wing":
+            assert cut < 0.06
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_seed(ring, backend):
+    first, again, other = (
+        metis(ring, 8, backend=backend, seed=seed, num_nodes=128, log=False) for seed in (1, 1, 2)
+    )
+    assert first.perm.equal(again.perm) and first.ptr.equal(again.ptr)
+    if backend == "random":
+        assert not first.perm.equal(other.perm)
+
+
+def test_kaminpar_seed_is_reproducible_on_a_large_graph():
+    data = real_graph("wing")
+    runs = [metis(data, 40, backend="kaminpar", seed=s, log=False) for s in (3, 3, 4)]
+    assert runs[0].perm.equal(runs[1].perm)
+    assert not runs[0].perm.equal(runs[2].perm)
+
+
+def test_random_without_seed_uses_torch_generator(ring):
+    def draw():
+        return metis(ring, 4, backend="random", num_nodes=128, log=False).perm
+
+    torch.manual_seed(5)
+    first, second = draw(), draw()
+    torch.manual_seed(5)
+    assert draw().equal(first)
+    assert not second.equal(first)
+
+
+@pytest.mark.parametrize("backend", ["metis", "kaminpar"])
+@pytest.mark.parametrize("recursive", [False, True])
+def test_finds_the_cliques(ring, backend, recursive):
+    if recursive and backend == "kaminpar":
+        pytest.skip("recursive bisection is METIS's")
+    partition = metis(ring, 4, recursive, log=False, backend=backend, num_nodes=128)
+    assert edge_cut(ring, partition, num_nodes=128) <= 8 / ring.size(1)
+
+
+def test_formats_give_the_same_parts(ring):
+    torch_sparse = pytest.importorskip("torch_sparse")
+    size = (128, 128)
+    key = (ring[1] * 128 + ring[0]).unique()
+    dst, src = key // 128, key % 128
+    csr = torch.sparse_coo_tensor(
+        torch.stack([dst, src]), torch.ones(key.numel()), size, check_invariants=True
+    ).to_sparse_csr()
+    adj_t = torch_sparse.SparseTensor(row=dst, col=src, sparse_sizes=size)
+    expected = metis(ring, 8, log=False, num_nodes=128)
+    cut = edge_cut(torch.stack([src, dst]), expected, num_nodes=128)
+    assert 0 < cut < 0.1
+    for adj in (EdgeIndex(torch.stack([src, dst]), sparse_size=size), csr, adj_t):
+        for given_as in (
+            adj,
+            Data(edge_index=adj) if isinstance(adj, EdgeIndex) else Data(adj_t=adj),
+        ):
+            partition = metis(given_as, 8, log=False)
+            assert partition.perm.equal(expected.perm) and partition.ptr.equal(expected.ptr)
+            assert edge_cut(given_as, partition) == cut
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_nodes=st.integers(1, 12),
+    num_parts=st.integers(1, 12),
+    backend=st.sampled_from(BACKENDS),
+    data=st.data(),
+)
+def test_any_small_graph(num_nodes, num_parts, backend, data):
+    """Directed edges, self-loops, duplicates, isolated nodes, no edges at all."""
+    num_parts = min(num_parts, num_nodes)
+    node = st.integers(0, num_nodes - 1)
+    edges = data.draw(st.lists(st.tuples(node, node), max_size=30))
+    edge_index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).t().contiguous()
+    weights = {}
+    if backend != "random" and data.draw(st.booleans()):
+        one = st.floats(0, 5)
+        weights["edge_weight"] = torch.tensor(
+            data.draw(st.lists(one, min_size=len(edges), max_size=len(edges)))
+        )
+        weights["node_weight"] = torch.arange(1, num_nodes + 1)
+    partition = metis(
+        edge_index, num_parts, log=False, backend=backend, num_nodes=num_nodes, **weights
+    )
+    assert_valid(partition, num_nodes, num_parts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(num_nodes=st.integers(1, 8), weighted=st.booleans(), data=st.data())
+def test_simple_graph_is_the_symmetric_sum(num_nodes, weighted, data):
+    node = st.integers(0, num_nodes - 1)
+    edges = data.draw(st.lists(st.tuples(node, node, st.integers(0, 9)), max_size=40))
+    src, dst, weight = torch.tensor(edges, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    graph = simple_graph(src, dst, weight if weighted else None, None, num_nodes)
+    dense = torch.zeros(num_nodes, num_nodes, dtype=torch.int64)
+    dense.index_put_((src, dst), weight if weighted else torch.ones_like(weight), accumulate=True)
+    dense = (dense + dense.t()).fill_diagonal_(0)
+    row, col = dense.nonzero(as_tuple=True)
+    assert graph.rowptr.equal(torch.searchsorted(row, torch.arange(num_nodes + 1)))
+    assert graph.col.equal(col)
+    if weighted:
+        assert graph.edge_weight.equal(dense[row, col])
+    else:
+        assert graph.edge_weight is None
+
+
+@pytest.mark.parametrize("backend", ["metis", "kaminpar"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_edge_weight_decides_the_cut(backend, offset):
+    """A cycle of 64 nodes whose every other edge is heavy: the same graph, cut elsewhere."""
+    src = torch.arange(64)
+    cycle = torch.stack([src, (src + 1) % 64])
+    heavy = src % 2 == offset
+    weight = torch.where(heavy, 7.5, 0.25)
+    partition = metis(cycle, 4, log=False, backend=backend, edge_weight=weight, num_nodes=64)
+    assert edge_cut(cycle[:, heavy], partition, num_nodes=64) == 0
+    assert edge_cut(cycle, partition, num_nodes=64) > 0
+
+
+@pytest.mark.parametrize("backend", ["metis", "kaminpar"])
+def test_node_weight_is_balanced(ring, backend):
+    weight = torch.zeros(128, dtype=torch.int64)
+    weight[torch.arange(128) % 32 < 8] = 1
+    perm, ptr = metis(ring, 2, log=False, backend=backend, node_weight=weight, num_nodes=128)
+    loads = [int(weight[perm[ptr[i] : ptr[i + 1]]].sum()) for i in range(2)]
+    assert max(loads) <= 20
+    mask_ptr = metis(ring, 2, log=False, backend=backend, node_weight=weight.bool(), num_nodes=128)
+    assert mask_ptr.ptr.equal(ptr) or backend == "kaminpar"
+
+
+def test_integer_weights():
+    assert integer_weights(torch.tensor([0.0, 3.0, 7.0])).tolist() == [0, 3, 7]
+    assert integer_weights(torch.tensor([0.5, 0.25, 1e-9, 0.0])).tolist() == [1000, 500, 1, 0]
+    huge = integer_weights(torch.full((10,), 1e12, dtype=torch.float64))
+    assert (huge > 0).all() and int(huge.sum()) <= MAX_TOTAL_WEIGHT
+    many = integer_weights(torch.tensor([1e300, 5e299], dtype=torch.float64))
+    assert many.tolist() == [1000, 500]
+    assert integer_weights(torch.tensor([1e-310, 0.0], dtype=torch.float64)).tolist() == [1000, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_part_is_the_identity(ring, backend):
+    perm, ptr = metis(ring, 1, log=False, backend=backend, num_nodes=128)
+    assert perm.equal(torch.arange(128)) and ptr.tolist() == [0, 128]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_parts_than_nodes(backend):
+    edge_index = torch.tensor([[0, 1], [1, 2]])
+    with pytest.warns(
+        UserWarning,
+        match=r"num_parts is 5, but the graph has only 3 nodes.*other 2 parts are empty",
+    ):
+        perm, ptr = metis(edge_index, 5, log=False, backend=backend, num_nodes=3)
+    assert perm.tolist() == [0, 1, 2] and ptr.tolist() == [0, 1, 2, 3, 3, 3]
+
+
+def test_partition_record():
+    partition = metis(torch.tensor([[0], [1]]), 2, log=False, num_nodes=2)
+    assert isinstance(partition, Partition)
+    assert repr(partition) == "Partition(num_nodes=2, num_parts=2)"
+
+
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("adj", "num_parts", "options", "error", "message"),
+    [
+        (EDGES, 0, {}, ValueError, r"num_parts must be at least 1, but is 0"),
+        (EDGES, -3, {}, ValueError, r"num_parts must be at least 1, but is -3"),
+        (EDGES, 2.0, {}, TypeError, r"num_parts must be an int, but is 2\.0"),
+        (
+            EDGES,
+            2,
+            {"backend": "scotch"},
+            ValueError,
+            r"one of \['metis', 'kaminpar', 'random'\], but is 'scotch'",
+        ),
+        (EDGES, 2, {"backend": "kaminpar", "recursive": True}, ValueError, r"drop recursive=True"),
+        (
+            EDGES,
+            2,
+            {"backend": "random", "node_weight": torch.ones(4).long()},
+            ValueError,
+            r"ignores weights",
+        ),
+        (EDGES, 2, {"seed": -1}, ValueError, r"seed must lie in 0 \.\. 2\*\*31 - 1, but is -1"),
+        (EDGES, 2, {"seed": 1.5}, TypeError, r"seed must be an int or None, but is 1\.5"),
+        (EDGES, 2, {"num_nodes": None}, ValueError, r"num_nodes is unknown.*pass num_nodes"),
+        (EDGES, 2, {"num_nodes": 0}, ValueError, r"at least one node, but num_nodes is 0"),
+        (
+            EDGES,
+            2,
+            {"num_nodes": 3},
+            IndexError,
+            r"holds the node id 3, but ids must lie in 0 \.\. 2",
+        ),
+        (EDGES - 1, 2, {}, IndexError, r"holds the node id -1, but ids must lie in 0 \.\. 3"),
+        (EDGES.float(), 2, {}, TypeError, r"metis\(\): adj must be edge_index"),
+        (
+            Data(edge_index=EDGES, num_nodes=4),
+            2,
+            {"num_nodes": 5},
+            ValueError,
+            r"num_nodes is 5, but adj has 4",
+        ),
+        (
+            Data(edge_index=EDGES),
+            2,
+            {"num_nodes": None},
+            ValueError,
+            r"unknown: set data\.num_nodes",
+        ),
+        (
+            EDGES,
+            2,
+            {"edge_weight": torch.ones(4)},
+            ValueError,
+            r"edge_weight must hold one number per edge, \[3\]",
+        ),
+        (
+            EDGES,
+            2,
+            {"edge_weight": torch.tensor([1.0, -1, 1])},
+            ValueError,
+            r"finite and not negative",
+        ),
+        (
+            EDGES,
+            2,
+            {"edge_weight": torch.tensor([1.0, torch.inf, 1])},
+            ValueError,
+            r"finite and not negative",
+        ),
+        (
+            EDGES,
+            2,
+            {"edge_weight": [1, 2, 3]},
+            TypeError,
+            r"edge_weight must be a real tensor, but is list",
+        ),
+        (EDGES, 2, {"node_weight": torch.ones(4)}, TypeError, r"node_weight must be integers"),
+        (
+            EDGES,
+            2,
+            {"node_weight": torch.ones(3).long()},
+            ValueError,
+            r"one number per node, \[4\]",
+        ),
+        (EDGES, 2, {"node_weight": torch.zeros(4).long()}, ValueError, r"nothing to balance"),
+    ],
+)
+def test_refused(adj, num_parts, options, error, message):
+    with pytest.raises(error, match=message):
+        metis(
+            adj,
+            num_parts,
+            log=False,
+            **{"num_nodes": None if isinstance(adj, Data) else 4, **options},
+        )
+
+
+@pytest.mark.parametrize(("backend", "package"), [("metis", "pymetis"), ("kaminpar", "kaminpar")])
+def test_missing_package(monkeypatch, backend, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        metis(EDGES, 2, log=False, backend=backend, num_nodes=4)
+
+
+def test_edge_cut():
+    partition = metis(EDGES, 4, log=False, num_nodes=4)
+    assert edge_cut(EDGES, partition, num_nodes=4) == 1.0
+    assert edge_cut(torch.tensor([[0, 1], [0, 2]]), partition, num_nodes=4) == 0.5
+    assert edge_cut(torch.empty(2, 0, dtype=torch.int64), partition, num_nodes=4) == 0.0
+    with pytest.raises(
+        ValueError, match=r"edge_cut\(\): partition has 4 nodes, but the graph has 5"
+    ):
+        edge_cut(EDGES, partition, num_nodes=5)
+
+
+def test_file_round_trip(tmp_path, ring):
+    partition = metis(ring, 8, log=False, num_nodes=128)
+    path = tmp_path / "parts"  # no suffix: the name is taken as it is
+    path.write_text("old")
+    save_partition(path, partition)
+    assert [file.name for file in tmp_path.iterdir()] == ["parts"]
+    loaded = load_partition(path, num_nodes=128)
+    assert loaded.perm.equal(partition.perm) and loaded.ptr.equal(partition.ptr)
+    assert loaded.ptr.perm is loaded.perm
+    data = permute(Data(edge_index=ring, num_nodes=128), loaded, log=False)
+    assert data.perm.equal(partition.perm)
+
+
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    partition = metis(EDGES, 2, log=False, num_nodes=4)
+    save_partition(tmp_path / "p.npz", partition)
+    before = (tmp_path / "p.npz").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_partition(tmp_path / "p.npz", partition)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.npz"]
+    assert (tmp_path / "p.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"perm": [0, 1, 1], "ptr": [0, 3]}, r"perm holds 1 more than once"),
+        ({"perm": [0, 1, 3], "ptr": [0, 3]}, r"perm holds 3, outside 0 \.\. 2"),
+        ({"perm": [0, 1, 2], "ptr": [0, 2]}, r"ptr must ascend from 0 to the number of nodes, 3"),
+        ({"perm": [0, 1, 2], "ptr": [0, 2, 1, 3]}, r"ptr must ascend"),
+        ({"perm": [0, 1, 2]}, r"holds no partition.*save_partition\(\)"),
+        ({"perm": [0, 1, 2], "ptr": [0, 3]}, r"is for 3 nodes, but num_nodes is 4"),
+        (b"", r"holds no partition"),
+        (b"not an archive", r"holds no partition"),
+        (b"PK\x03\x04broken", r"holds no partition"),
+    ],
+)
+def test_wrong_file(tmp_path, content, message):
+    path = tmp_path / "p.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(ValueError, match=message):
+        load_partition(path, num_nodes=4)
+
+
+def test_wrong_file_array(tmp_path):
+    np.save(tmp_path / "p.npy", np.arange(3))
+    with pytest.raises(ValueError, match="holds no partition"):
+        load_partition(tmp_path / "p.npy")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_partition(tmp_path / "missing.npz")

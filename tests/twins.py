@@ -1,0 +1,105 @@
+"""A slow twin in plain PyTorch for each function of `torch_gas._core`, and inputs to compare on."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+COPIED = [torch.int64, torch.int32, torch.uint8, torch.bool]
+IDS = [torch.int32, torch.int64]
+
+# Every pair of types that rows may have in a table and outside it.
+TYPE_PAIRS = [(a, b) for a in FLOATS for b in FLOATS] + [(a, a) for a in COPIED]
+
+
+def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+    rowptr, src = rowptr.long(), col.long()
+    num_nodes = rowptr.numel() - 1
+    dst = torch.arange(num_nodes).repeat_interleave(rowptr.diff())
+    runs = [torch.arange(s, s + c) for s, c in zip(start.tolist(), count.tolist(), strict=True)]
+    batch = torch.cat([torch.empty(0, dtype=torch.int64), *runs])
+    e_id = torch.cat(
+        [torch.empty(0, dtype=torch.int64), *[(dst == v).nonzero().flatten() for v in batch]]
+    )
+    sources = src[e_id].unique()
+    halo = sources[~torch.isin(sources, batch)]
+    local = torch.full((num_nodes,), -1)
+    local[torch.cat([batch, halo])] = torch.arange(batch.numel() + halo.numel())
+    out_rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), rowptr.diff()[batch].cumsum(0)])
+    return out_rowptr.to(col.dtype), local[src[e_id]].to(col.dtype), e_id, halo
+
+
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
+    row = torch.arange(rowptr.numel() - 1).repeat_interleave(rowptr.long().diff())
+    perm = col.sort(stable=True).indices
+    return pointers(col, num_cols), row[perm].to(col.dtype), perm
+
+
+def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
+    perm = dst.sort(stable=True).indices
+    return pointers(dst, num_nodes), src[perm], perm
+
+
+def pointers(ids: Tensor, size: int) -> Tensor:
+    counts = torch.bincount(ids.long(), minlength=size)
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(ids.dtype)
+
+
+def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    return table[index.to(table.device).long()].to(dtype)
+
+
+def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    table[index.to(table.device).long()] = rows.to(table.device, table.dtype)
+
+
+def chunk_index(offset: Tensor, count: Tensor) -> Tensor:
+    runs = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *runs])
+
+
+def random_graph(generator: torch.Generator, num_nodes: int, num_edges: int) -> tuple[Tensor, ...]:
+    """Row pointers and columns of a graph in which some nodes have no edges."""
+    if num_nodes == 0:
+        num_edges = 0
+    dst = (torch.rand(num_edges, generator=generator) ** 2 * num_nodes).long()
+    src = (torch.rand(num_edges, generator=generator) * num_nodes).long()
+    return pointers(dst, num_nodes), src
+
+
+def random_table(
+    generator: torch.Generator, num_rows: int, width: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Numbers of all magnitudes that a half can hold, its subnormals, and what it cannot."""
+    size = (num_rows, *width)
+    if not dtype.is_floating_point:
+        return torch.randint(0, 2 if dtype == torch.bool else 100, size, generator=generator).to(
+            dtype
+        )
+    numbers = torch.randn(size, generator=generator, dtype=torch.float64)
+    numbers *= 10.0 ** torch.randint(-9, 6, size, generator=generator)
+    special = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 65504, 65520])
+    pick = torch.randint(0, 10 * special.numel(), size, generator=generator)
+    return torch.where(
+        pick < special.numel(), special.double()[pick % special.numel()], numbers
+    ).to(dtype)
+
+
+@st.composite
+def part_ranges(draw: st.DrawFn, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Disjoint ranges in any order, some of them empty."""
+    cuts = sorted(draw(st.lists(st.integers(0, num_nodes), max_size=8)))
+    ranges = list(zip(cuts, cuts[1:], strict=False))
+    chosen = draw(st.permutations(ranges))[: draw(st.integers(0, len(ranges)))]
+    start = torch.tensor([a for a, _ in chosen], dtype=torch.int64)
+    return start, torch.tensor([b - a for a, b in chosen], dtype=torch.int64)
+
+
+def same_bits(actual: Tensor, expected: Tensor) -> None:
+    """Like `torch.equal`, but NaN equals NaN, and types, devices and signs of zero must agree."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    if actual.is_floating_point():
+        number = ~actual.isnan()
+        assert torch.equal(actual[number].signbit(), expected[number].signbit())

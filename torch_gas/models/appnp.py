@@ -1,0 +1,98 @@
+"""APPNP (Klicpera et al., 2019) with a history between its propagation steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Linear, ModuleList
+from torch_geometric.nn import LGConv
+
+from torch_gas.models.base import Model
+
+
+class APPNP(Model):
+    r"""Approximate personalised propagation of neural predictions
+    (https://arxiv.org/abs/1810.05997; Table 1 of https://arxiv.org/abs/2106.05609).
+
+    .. math::
+        H^{(l)} = (1 - \alpha) \hat{A} H^{(l-1)} + \alpha H^{(0)},
+        \qquad H^{(0)} = \mathrm{MLP}(X)
+
+    The MLP has two layers; each propagation step is a layer with a history, ``out_channels`` wide.
+    The weights :math:`\hat{A}` belong to the whole graph: get them from :func:`torch_gas.gcn_norm`.
+
+    Args:
+        num_nodes: N.
+        in_channels: width of ``x``.
+        hidden_channels: width of the MLP's hidden layer.
+        out_channels: width of the output and of histories.
+        num_layers: number of propagation steps, L.
+        alpha: teleport probability.
+        dropout: probability of dropping an entry of the MLP's inputs in training.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+
+    Example:
+        >>> from torch_gas import gcn_norm
+        >>> from torch_gas.datasets import synthetic
+        >>> from torch_gas.models import APPNP
+        >>> data = gcn_norm(synthetic(1000))
+        >>> model = APPNP(1000, data.num_features, 64, out_channels=10, num_layers=10, alpha=0.1)
+        >>> model(data.x, data.edge_index, edge_weight=data.edge_weight).shape
+        torch.Size([1000, 10])
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        alpha: float,
+        dropout: float = 0.0,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_nodes, out_channels, num_layers, pool_size, buffer_size, device, **kwargs
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.alpha = alpha
+        self.dropout = dropout
+
+        self.lins = ModuleList()
+        self.lins.append(Linear(in_channels, hidden_channels))
+        self.lins.append(Linear(hidden_channels, out_channels))
+        self.conv = LGConv(normalize=False)  # a product with the adjacency, without parameters
+
+    @property
+    def reg_modules(self) -> ModuleList:
+        """The first linear layer."""
+        return self.lins[:1]
+
+    @property
+    def nonreg_modules(self) -> ModuleList:
+        """The second linear layer."""
+        return self.lins[1:]
+
+    def forward(
+        self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None
+    ) -> Tensor:
+        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
+        self.check_edge_weight(adj_t, edge_weight)
+        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(self.lins[0](x).relu(), self.dropout, self.training)
+        x = x_0 = self.lins[1](x)
+
+        for i in range(self.num_layers):
+            h = self.conv(x, adj_t, edge_weight)
+            x = (1 - self.alpha) * h + self.alpha * x_0[: h.size(0)]
+            if i < self.num_layers - 1:
+                x = self.push_and_pull(self.histories[i], x, *args)
+        return x

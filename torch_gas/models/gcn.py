@@ -1,0 +1,117 @@
+"""GCN (Kipf and Welling, 2017)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Linear, ModuleList
+from torch_geometric.nn import GCNConv
+
+from torch_gas.models.base import Model, batch_norms
+
+
+class GCN(Model):
+    r"""Graph convolutional network (https://arxiv.org/abs/1609.02907; Tables 1, 3 and 5 of
+    https://arxiv.org/abs/2106.05609).
+
+    .. math::
+        H^{(l)} = \mathrm{ReLU}(\hat{A} H^{(l-1)} W^{(l)} + b^{(l)})
+
+    The weights :math:`\hat{A}` belong to the whole graph: get them from :func:`torch_gas.gcn_norm`.
+
+    Args:
+        num_nodes: N.
+        in_channels: width of ``x``.
+        hidden_channels: width of hidden layers and histories.
+        out_channels: width of the output.
+        num_layers: number of convolutions, L.
+        dropout: probability of dropping an entry of a layer's input in training.
+        drop_input: whether ``x`` is dropped from as well.
+        batch_norm: whether batch norm follows each hidden convolution.
+        residual: whether a hidden convolution's input is added to its output where widths agree.
+        linear: whether a linear layer precedes the first convolution and another follows the last.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+
+    Example:
+        >>> from torch_gas import gcn_norm
+        >>> from torch_gas.datasets import synthetic
+        >>> from torch_gas.models import GCN
+        >>> data = gcn_norm(synthetic(1000))
+        >>> model = GCN(1000, data.num_features, 16, out_channels=10, num_layers=2)
+        >>> model(data.x, data.edge_index, edge_weight=data.edge_weight).shape
+        torch.Size([1000, 10])
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        dropout: float = 0.0,
+        drop_input: bool = True,
+        batch_norm: bool = False,
+        residual: bool = False,
+        linear: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.dropout = dropout
+        self.drop_input = drop_input
+        self.residual = residual
+        self.linear = linear
+
+        hidden = [hidden_channels] * (num_layers - 1)
+        widths = [in_channels, *hidden, out_channels]
+        self.lins = ModuleList()
+        if linear:
+            self.lins.append(Linear(in_channels, hidden_channels))
+            self.lins.append(Linear(hidden_channels, out_channels))
+            widths = [hidden_channels, *hidden, hidden_channels]
+        self.convs = ModuleList(GCNConv(*width, normalize=False) for width in pairwise(widths))
+        self.bns = batch_norms(batch_norm, hidden_channels, num_layers - (not linear))
+
+    @property
+    def reg_modules(self) -> ModuleList:
+        """All but the last convolution or, with ``linear``, all but the linear layers."""
+        return ModuleList([*(self.convs if self.linear else self.convs[:-1]), *self.bns])
+
+    @property
+    def nonreg_modules(self) -> ModuleList:
+        """The last convolution or, with ``linear``, both linear layers."""
+        return self.lins if self.linear else self.convs[-1:]
+
+    def forward(
+        self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None
+    ) -> Tensor:
+        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
+        self.check_edge_weight(adj_t, edge_weight)
+        if self.drop_input:
+            x = F.dropout(x, self.dropout, self.training)
+        if self.linear:
+            x = F.dropout(self.lins[0](x).relu(), self.dropout, self.training)
+
+        for i, conv in enumerate(self.convs):
+            h = conv(x, adj_t, edge_weight)
+            if i == self.num_layers - 1 and not self.linear:
+                return h
+            h = self.bns[i](h)
+            if self.residual and h.size(1) == x.size(1):
+                h = h + x[: h.size(0)]
+            x = h.relu()
+            if i < self.num_layers - 1:
+                x = self.push_and_pull(self.histories[i], x, *args)
+            x = F.dropout(x, self.dropout, self.training)
+        return self.lins[1](x)

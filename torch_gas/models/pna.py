@@ -1,0 +1,250 @@
+"""PNA (Corso et al., 2020) in the light form of the paper's experiments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Linear, ModuleList
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import MessagePassing
+from torch_geometric.typing import PairTensor
+from torch_geometric.utils import degree, scatter, segment, spmm
+
+from torch_gas.adjacency import is_csr, is_sparse_tensor
+from torch_gas.models.base import Model, batch_norms
+
+AGGREGATORS = ("sum", "mean", "min", "max")
+SCALERS = ("identity", "amplification", "attenuation")
+
+
+class PNAConv(MessagePassing):
+    r"""Principal neighbourhood aggregation (https://arxiv.org/abs/2004.05718), the light layer of
+    PyGAS.
+
+    .. math::
+        h_v' = W h_v + \sum_{a, s} s(d_v) \cdot \mathrm{post}_{a,s}\Big(
+        a_{w \in N(v)} \, \mathrm{ReLU}\big(\mathrm{pre}_{a,s}(h_w)\big)\Big)
+
+    over all pairs of an aggregator :math:`a` and a scaler :math:`s`. With :math:`\delta` the mean
+    of :math:`\log(d + 1)` over the graph, the scalers are 1 (``"identity"``),
+    :math:`\log(d_v + 1) / \delta` (``"amplification"``) and :math:`\delta / \log(d_v + 1)`
+    (``"attenuation"``, which counts :math:`d_v = 0` as 1). Edge weights are not used.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        aggregators: any of ``"sum"``, ``"mean"``, ``"min"``, ``"max"``; of no neighbours they
+            are 0.
+        scalers: any of ``"identity"``, ``"amplification"``, ``"attenuation"``.
+        deg: in-degree of each node of the whole graph, [N].
+
+    Raises:
+        ValueError: if a name is unknown, none is given, or ``deg`` holds no positive degree.
+
+    Example:
+        >>> import torch
+        >>> from torch_gas.models import PNAConv
+        >>> edge_index = torch.tensor([[0, 1, 2], [1, 1, 0]])
+        >>> deg = torch.tensor([1, 2, 0])
+        >>> conv = PNAConv(4, 8, ["mean", "max"], ["identity", "amplification"], deg)
+        >>> conv(torch.randn(3, 4), edge_index).shape
+        torch.Size([3, 8])
+    """
+
+    avg_log_deg: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        aggregators: Sequence[str],
+        scalers: Sequence[str],
+        deg: Tensor,
+    ) -> None:
+        super().__init__(aggr=None)
+        _check_names("aggregators", aggregators, AGGREGATORS)
+        _check_names("scalers", scalers, SCALERS)
+        if not bool((deg > 0).any()):
+            raise ValueError(
+                "PNAConv: deg must hold the in-degree of each node, of which some are positive; "
+                "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.pairs = list(product(aggregators, scalers))
+        self.register_buffer("avg_log_deg", deg.to(torch.get_default_dtype()).log1p().mean())
+        self.pre_lins = ModuleList(Linear(in_channels, out_channels) for _ in self.pairs)
+        self.post_lins = ModuleList(Linear(out_channels, out_channels) for _ in self.pairs)
+        self.lin = Linear(in_channels, out_channels)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew."""
+        super().reset_parameters()
+        for lin in (*self.pre_lins, *self.post_lins, self.lin):
+            lin.reset_parameters()
+
+    def forward(self, x: Tensor | PairTensor, adj_t: Any) -> Tensor:
+        """New rows [N, out_channels], or [B, out_channels] of a pair ([B + S, C], [B, C])."""
+        x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
+        size = (x_src.size(0), x_dst.size(0))
+        adj_t, deg = _unweighted(adj_t, size, x_src.dtype)
+        log_deg = deg.to(x_src.dtype).log1p().view(-1, 1)
+        scale = {
+            "amplification": log_deg / self.avg_log_deg,
+            "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
+        }
+        out = self.lin(x_dst)
+        for (reduce, scaler), pre_lin, post_lin in zip(
+            self.pairs, self.pre_lins, self.post_lins, strict=True
+        ):
+            h = self.propagate(adj_t, x=pre_lin(x_src).relu(), reduce=reduce, size=size)
+            h = post_lin(h)
+            out = out + (h if scaler == "identity" else scale[scaler] * h)
+        return out
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j
+
+    def aggregate(self, inputs: Tensor, index: Tensor, dim_size: int, reduce: str) -> Tensor:
+        return scatter(inputs, index, 0, dim_size, reduce)
+
+    def message_and_aggregate(self, adj_t: Any, x: Tensor, reduce: str) -> Tensor:
+        if is_csr(adj_t) and adj_t.is_cuda and reduce in ("min", "max"):
+            # torch has no such product on a GPU: the rows are gathered, one for each edge.
+            return segment(x[adj_t.col_indices()], adj_t.crow_indices(), reduce)
+        return spmm(adj_t, x, reduce)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self.pairs})"
+
+
+def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in valid]
+    if isinstance(names, str) or unknown or len(names) == 0:
+        raise ValueError(f"PNAConv: {argument} must be a list of some of {valid}, but is {names!r}")
+
+
+def _unweighted(adj_t: Any, size: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Tensor]:
+    """``adj_t`` without weights, a matrix where it holds its edges by destination; and in-degrees.
+
+    No values are read, so that the host need not wait for a GPU.
+    """
+    if is_sparse_tensor(adj_t):
+        return adj_t.set_value(None, layout=None), adj_t.storage.rowcount()
+    if is_csr(adj_t):
+        rowptr, col = adj_t.crow_indices(), adj_t.col_indices()
+    elif isinstance(adj_t, EdgeIndex) and adj_t.is_sorted_by_col:
+        (rowptr, col), _ = adj_t.get_csc()
+    else:
+        return adj_t, degree(adj_t[1], size[1], dtype=torch.long)
+    ones = torch.ones(col.numel(), dtype=dtype, device=col.device)
+    return torch.sparse_csr_tensor(rowptr, col, ones, size=(size[1], size[0])), rowptr.diff()
+
+
+class PNA(Model):
+    r"""Principal neighbourhood aggregation (https://arxiv.org/abs/2004.05718; Table 5 of
+    https://arxiv.org/abs/2106.05609) with the light layer :class:`PNAConv`.
+
+    Args:
+        num_nodes: N.
+        in_channels: width of ``x``.
+        hidden_channels: width of hidden layers and histories.
+        out_channels: width of the output.
+        num_layers: number of convolutions, L.
+        aggregators: any of ``"sum"``, ``"mean"``, ``"min"``, ``"max"``.
+        scalers: any of ``"identity"``, ``"amplification"``, ``"attenuation"``.
+        deg: in-degree of each node of the whole graph, [N].
+        dropout: probability of dropping an entry of a layer's input in training.
+        drop_input: whether ``x`` is dropped from as well.
+        batch_norm: whether batch norm follows each hidden convolution.
+        residual: whether a hidden convolution's input is added to its output where widths agree.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+
+    Raises:
+        ValueError: if the name of an aggregator or scaler is unknown, or ``deg`` is not [N].
+
+    Example:
+        >>> from torch_gas import in_degree
+        >>> from torch_gas.datasets import synthetic
+        >>> from torch_gas.models import PNA
+        >>> data = synthetic(1000)
+        >>> deg = in_degree(data.edge_index, data.num_nodes)
+        >>> scalers = ["identity", "amplification"]
+        >>> model = PNA(1000, data.num_features, 64, 10, 3, ["mean", "max"], scalers, deg)
+        >>> model(data.x, data.edge_index).shape
+        torch.Size([1000, 10])
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        aggregators: Sequence[str],
+        scalers: Sequence[str],
+        deg: Tensor,
+        dropout: float = 0.0,
+        drop_input: bool = True,
+        batch_norm: bool = False,
+        residual: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
+        )
+        check_degrees(self, deg)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.dropout = dropout
+        self.drop_input = drop_input
+        self.residual = residual
+
+        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.convs = ModuleList(
+            PNAConv(*width, aggregators, scalers, deg) for width in pairwise(widths)
+        )
+        self.bns = batch_norms(batch_norm, hidden_channels, num_layers - 1)
+
+    @property
+    def reg_modules(self) -> ModuleList:
+        """All but the last convolution."""
+        return ModuleList([*self.convs[:-1], *self.bns])
+
+    @property
+    def nonreg_modules(self) -> ModuleList:
+        """The last convolution."""
+        return self.convs[-1:]
+
+    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
+        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
+        if self.drop_input:
+            x = F.dropout(x, self.dropout, self.training)
+
+        for conv, bn, history in zip(self.convs[:-1], self.bns, self.histories, strict=True):
+            h = bn(conv(x, adj_t))
+            if self.residual and h.size(1) == x.size(1):
+                h = h + x[: h.size(0)]
+            x = self.push_and_pull(history, h.relu(), *args)
+            x = F.dropout(x, self.dropout, self.training)
+        return self.convs[-1](x, adj_t)
+
+
+def check_degrees(model: Model, deg: Tensor) -> None:
+    """Raises ValueError unless ``deg`` has one entry for each node of the model's graph."""
+    if deg.dim() != 1 or deg.numel() != model.num_nodes:
+        raise ValueError(
+            f"{type(model).__name__}: deg must be the in-degree of each node, [{model.num_nodes}] "
+            f"(not the histogram that PyG's PNAConv takes), but is {list(deg.shape)}; "
+            "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
+        )

@@ -1,0 +1,195 @@
+"""Degree normalisation, self-loops and degrees, computed once on the whole graph.
+
+A convolution that normalises inside would see the degrees of the batch, which are too small for
+halo nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.nn.conv import gcn_conv
+from torch_geometric.utils import add_remaining_self_loops, degree
+
+from torch_gas.adjacency import (
+    check_adjacency,
+    coo,
+    find_adjacency,
+    is_csr,
+    is_matrix,
+    is_sparse_tensor,
+    num_destinations,
+)
+from torch_gas.partition.record import check_ids, count_nodes
+from torch_gas.partition.reorder import edge_attrs, from_coo
+
+
+def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) -> Data:
+    r"""Normalises edge weights symmetrically: :math:`D^{-1/2} (A + I) D^{-1/2}`, as GCN, APPNP and
+    GCNII do.
+
+    Use it with convolutions made with ``normalize=False``. In every adjacency format the result is
+    that of PyG's ``gcn_norm`` on a weighted ``edge_index``: a node that has a self-loop keeps it,
+    weight included.
+
+    Args:
+        data: the whole graph, which is left unchanged. Edge weights are ``data.edge_weight`` [E] beside
+            an ``edge_index``, and the values of a sparse matrix.
+        add_self_loops: whether nodes without self-loop get one.
+        improved: whether new self-loops weigh 2 instead of 1.
+
+    Returns:
+        A new ``Data`` whose adjacency, in the same format, holds the self-loops. The weights are
+        ``data.edge_weight`` or the values of the matrix.
+
+    Raises:
+        ValueError: if weights are not one finite number per edge, are given twice or sum to a
+            negative degree, or if new self-loops would lack other edge attributes.
+
+    Example:
+        >>> data = Data(edge_index=torch.tensor([[0, 1], [1, 0]]), num_nodes=2)
+        >>> gcn_norm(data).edge_weight
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+    key, adj, edge_index, weight, num_nodes = _weighted_edges(data, "gcn_norm()", add_self_loops)
+    if weight is not None and weight.dim() != 1:
+        raise ValueError(
+            f"gcn_norm(): edge weights must have shape [{edge_index.size(1)}], but have"
+            f" {list(weight.shape)}: reduce"
+            " them to one number per edge"
+        )
+    x = data.get("x")
+    dtype = (
+        x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
+    )
+    if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
+        weight = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
+    elif not weight.is_floating_point():
+        weight = weight.to(dtype)
+    edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, improved, add_self_loops)
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError(
+            "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
+            " every node: correct"
+            " the weights, or normalise signed ones yourself"
+        )
+    return _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
+
+
+def add_self_loops(data: Data) -> Data:
+    """Adds a self-loop to every node that has none, as GAT does (Section 7 of the paper).
+
+    Args:
+        data: the whole graph, which is left unchanged.
+
+    Returns:
+        A new ``Data``, its adjacency in the same format. New self-loops weigh 1 where there are
+        weights.
+
+    Raises:
+        ValueError: if new self-loops would lack other edge attributes.
+
+    Example:
+        >>> data = Data(edge_index=torch.tensor([[0, 1], [1, 1]]), num_nodes=3)
+        >>> add_self_loops(data).edge_index
+        tensor([[0, 0, 1, 2],
+                [1, 0, 1, 2]])
+    """
+    key, adj, edge_index, weight, num_nodes = _weighted_edges(data, "add_self_loops()", True)
+    edge_index, weight = add_remaining_self_loops(edge_index, weight, 1.0, num_nodes)
+    return _with_edges(data, key, adj, edge_index, weight, num_nodes, True)
+
+
+def in_degree(adj: Any, num_nodes: int) -> Tensor:
+    """The number of edges into each node, [num_nodes], int64; weights do not count.
+
+    Args:
+        adj: an adjacency of a graph [N, N] or of a batch [B, B+S], in any of the four formats.
+        num_nodes: number of destinations: N of a graph, B of a batch.
+
+    Raises:
+        ValueError: if a matrix has another number of rows.
+        IndexError: if an edge points to a node outside 0 .. num_nodes-1.
+
+    Example:
+        >>> in_degree(torch.tensor([[0, 1, 2], [1, 1, 0]]), num_nodes=3)
+        tensor([1, 2, 0])
+    """
+    check_adjacency(adj, "in_degree(): adj")
+    rows = num_destinations(adj)
+    if rows is not None and rows != num_nodes:
+        raise ValueError(
+            f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a"
+            " graph, B of a batch"
+        )
+    if is_csr(adj):
+        return adj.crow_indices().diff().to(torch.int64)
+    if is_sparse_tensor(adj):
+        return adj.storage.rowcount()
+    _, dst, _ = coo(adj)
+    check_ids(dst, num_nodes, "in_degree(): adj")
+    return degree(dst, num_nodes, dtype=torch.int64)
+
+
+def _weighted_edges(
+    data: Data, where: str, grows: bool
+) -> tuple[str, Any, Tensor, Tensor | None, int]:
+    """Name and value of the adjacency, its edges [2, E] and weights, and N."""
+    num_nodes = count_nodes(data, where)
+    key, adj = find_adjacency(data)
+    src, dst, weight = coo(adj)
+    check_ids(src, num_nodes, f"{where}: data.{key}")
+    check_ids(dst, num_nodes, f"{where}: data.{key}")
+    if data.get("edge_weight") is not None:
+        if is_matrix(adj):
+            raise ValueError(
+                f"{where}: data.{key} is a matrix, whose values are the weights, but data has"
+                " edge_weight as well:"
+                f" put them into data.{key} or `del data.edge_weight`"
+            )
+        weight = data.edge_weight
+        if weight.size(0) != src.numel():
+            raise ValueError(
+                f"{where}: data.edge_weight must hold one weight per edge, {src.numel()}, but has"
+                " shape"
+                f" {list(weight.shape)}: correct it or `del data.edge_weight`"
+            )
+    others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
+    if others:
+        raise ValueError(
+            f"{where}: new self-loops would have no {', '.join(others)}: add self-loops with the"
+            " attributes you want"
+            " them to have yourself (torch_geometric.utils.add_remaining_self_loops) and pass"
+            " add_self_loops=False, or"
+            " remove the attributes; edge_perm comes from permute(), which is to be called"
+            " afterwards"
+        )
+    return key, adj, torch.stack([src, dst]), weight, num_nodes
+
+
+def _with_edges(
+    data: Data,
+    key: str,
+    like: Any,
+    edge_index: Tensor,
+    weight: Tensor | None,
+    num_nodes: int,
+    changed: bool,
+) -> Data:
+    out = copy.copy(data)
+    src, dst = edge_index
+    if is_matrix(like):
+        # Edges that did not change stay where they are, so that edge attributes still fit.
+        order = None if changed else torch.arange(src.numel())
+        out[key], _ = from_coo(like, src, dst, weight, num_nodes, order)
+        return out
+    if changed:
+        out[key], order = from_coo(like, src, dst, None, num_nodes)
+        weight = weight if weight is None or order is None else weight[order]
+    if weight is not None:
+        out.edge_weight = weight
+    return out
