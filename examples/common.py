@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from torch_gas import compute_micro_f1
 
 # The profiler announces each start and stop on stderr otherwise.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def parse_args(description: str | None, epochs: int, **options: Any) -> argparse.Namespace:

@@ -6,6 +6,11 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A time limit per example only measures how busy the machine is.
+settings.register_profile("torch_gas", deadline=None)
+settings.load_profile("torch_gas")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,6 +30,9 @@ from torch_geometric.utils import contains_self_loops, is_undirected
 from torch_gas.datasets import get_data, ogb, synthetic
 from torch_gas.datasets.sources import SOURCES
 
+# torch warns once per process that its sparse matrices are in beta and unchecked.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,7 +320,7 @@ def test_forked_workers_make_the_same_batches(fmt: str) -> None:
 
 def test_spawned_workers_make_the_same_batches() -> None:
     data = graph("csr")
-    loader = SubgraphLoader(data, PTR, 2, num_workers=2, multiprocessing_context="spawn")
+    loader = SubgraphLoader(data, PTR, 2, num_workers=1, multiprocessing_context="spawn")
     for left, right in zip(loader, SubgraphLoader(data, PTR, 2), strict=True):
         assert_same_batch(left, right)
 

@@ -99,8 +99,7 @@ def test_normalised_graph_can_be_permuted(cora, kind):
 
 @st.composite
 def weighted_graphs(draw):
-    """Directed, with isolated nodes and some self-loops; distinct edges, as a CSR matrix
-    demands."""
+    """Directed graphs with isolated nodes and self-loops; distinct edges, as CSR demands."""
     num_nodes = draw(st.integers(1, 6))
     node = st.integers(0, num_nodes - 1)
     edges = draw(st.lists(st.tuples(node, node), unique=True, max_size=12))

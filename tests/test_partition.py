@@ -389,6 +389,7 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         ({"perm": [0, 1, 3], "ptr": [0, 3]}, r"perm holds 3, outside 0 \.\. 2"),
         ({"perm": [0, 1, 2], "ptr": [0, 2]}, r"ptr must ascend from 0 to the number of nodes, 3"),
         ({"perm": [0, 1, 2], "ptr": [0, 2, 1, 3]}, r"ptr must ascend"),
+        ({"perm": [0.0, 1.0], "ptr": [0, 2]}, r"holds no partition"),
         ({"perm": [0, 1, 2]}, r"holds no partition.*save_partition\(\)"),
         ({"perm": [0, 1, 2], "ptr": [0, 3]}, r"is for 3 nodes, but num_nodes is 4"),
         (b"", r"holds no partition"),

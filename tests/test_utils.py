@@ -11,6 +11,9 @@ from torch_geometric import EdgeIndex
 
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks, index_to_mask
 
+# torch warns once per process that its sparse matrices are in beta and unchecked.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")
+
 # --- compute_micro_f1 -----------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -91,7 +93,7 @@ def random_table(
 def part_ranges(draw: st.DrawFn, num_nodes: int) -> tuple[Tensor, Tensor]:
     """Disjoint ranges in any order, some of them empty."""
     cuts = sorted(draw(st.lists(st.integers(0, num_nodes), max_size=8)))
-    ranges = list(zip(cuts, cuts[1:], strict=False))
+    ranges = list(itertools.pairwise(cuts))
     chosen = draw(st.permutations(ranges))[: draw(st.integers(0, len(ranges)))]
     start = torch.tensor([a for a, _ in chosen], dtype=torch.int64)
     return start, torch.tensor([b - a for a, b in chosen], dtype=torch.int64)

@@ -7,7 +7,7 @@ halo nodes.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,16 +29,15 @@ from torch_gas.partition.reorder import edge_attrs, from_coo
 
 
 def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) -> Data:
-    r"""Normalises edge weights symmetrically: :math:`D^{-1/2} (A + I) D^{-1/2}`, as GCN, APPNP and
-    GCNII do.
+    r"""Normalises edge weights as GCN, APPNP and GCNII do: :math:`D^{-1/2} (A + I) D^{-1/2}`.
 
     Use it with convolutions made with ``normalize=False``. In every adjacency format the result is
     that of PyG's ``gcn_norm`` on a weighted ``edge_index``: a node that has a self-loop keeps it,
     weight included.
 
     Args:
-        data: the whole graph, which is left unchanged. Edge weights are ``data.edge_weight`` [E] beside
-            an ``edge_index``, and the values of a sparse matrix.
+        data: the whole graph, which is left unchanged. Edge weights are ``data.edge_weight`` [E]
+            beside an ``edge_index``, and the values of a sparse matrix.
         add_self_loops: whether nodes without self-loop get one.
         improved: whether new self-loops weigh 2 instead of 1.
 
@@ -59,8 +58,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
     if weight is not None and weight.dim() != 1:
         raise ValueError(
             f"gcn_norm(): edge weights must have shape [{edge_index.size(1)}], but have"
-            f" {list(weight.shape)}: reduce"
-            " them to one number per edge"
+            f" {list(weight.shape)}: reduce them to one number per edge"
         )
     x = data.get("x")
     dtype = (
@@ -74,8 +72,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(
             "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
-            " every node: correct"
-            " the weights, or normalise signed ones yourself"
+            " every node: correct the weights, or normalise signed ones yourself"
         )
     return _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
 
@@ -127,12 +124,12 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
             " graph, B of a batch"
         )
     if is_csr(adj):
-        return adj.crow_indices().diff().to(torch.int64)
+        return cast(Tensor, adj.crow_indices().diff().to(torch.int64))
     if is_sparse_tensor(adj):
-        return adj.storage.rowcount()
+        return cast(Tensor, adj.storage.rowcount())
     _, dst, _ = coo(adj)
     check_ids(dst, num_nodes, "in_degree(): adj")
-    return degree(dst, num_nodes, dtype=torch.int64)
+    return cast(Tensor, degree(dst, num_nodes, dtype=torch.int64))
 
 
 def _weighted_edges(

@@ -137,7 +137,7 @@ class ScalableGNN(torch.nn.Module):
 
         Args:
             x: node features, [B + S, C] or [N, C]; or a :class:`SubData` instead of all further arguments.
-            adj_t: adjacency of the batch or the graph, in any of the four formats.
+            adj_t: adjacency of the batch or the graph, in any of the four formats; ``edge_index`` is another name for it.
             batch_size: B.
             n_id: global ids of the batch's and then the halo's nodes, [B + S].
             offset: starts of the contiguous parts of the batch, [P].
@@ -162,6 +162,8 @@ class ScalableGNN(torch.nn.Module):
             data, *ids = x
             args, kwargs = self.inputs(data, **kwargs)
             return self(*args, *ids, **kwargs)
+        if adj_t is None:
+            adj_t = kwargs.pop("edge_index", None)
         call = _Call(self, x, adj_t, batch_size, n_id, offset, count)
         if self._call is not None:
             raise RuntimeError(f"{type(self).__name__} was called inside its own forward")

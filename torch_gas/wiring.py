@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, square
+from torch_gas.adjacency import (
+    is_edge_index,
+    is_edge_index_object,
+    is_matrix,
+    num_destinations,
+    square,
+)
 
 _WEIGHTS = (
     "normalises by degrees that it counts on the edges it is given, and a batch has no edges into its halo; "
@@ -158,12 +164,17 @@ class Batch:
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         loops = getattr(conv, "add_self_loops", False) and any(map(is_matrix, given.values()))
         loops = loops or getattr(conv, "combine_root", None) == "self_loop"
-        if takes_pair(type(conv)) and not loops:
+        is_square = any(map(self._is_square, given.values()))
+        if takes_pair(type(conv)) and not loops and not is_square:
             pair = (x, x[: self.batch_size])
             if "x" in kwargs:
                 return args, kwargs | {"x": pair}
             return (pair, *args[1:]), kwargs
         return tuple(map(self._square, args)), {key: self._square(value) for key, value in kwargs.items()}
+
+    def _is_square(self, value: Any) -> bool:
+        stated = is_matrix(value) or is_edge_index_object(value)
+        return stated and num_destinations(value) == self.num_rows
 
     def _square(self, value: Any) -> Any:
         if not (is_matrix(value) or is_edge_index_object(value)):

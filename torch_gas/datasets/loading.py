@@ -117,7 +117,7 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
         ) from None
     except Exception as error:
         absent = missing(raw, source.files)
-        if False:
+        if not absent:
             raise
         for folder in new_folders:
             if os.path.isdir(folder) and not os.listdir(folder):

@@ -106,7 +106,7 @@ def _stopping_mask_for_validation(data: Data) -> Data:
     return data
 
 
-class WordNet(Flickr):
+class WordNet(Flickr):  # type: ignore[misc]
     """A graph in Flickr's layout that nobody offers for download."""
 
     def download(self) -> None:

@@ -37,8 +37,7 @@ def simple_graph(
     node_weight: Tensor | None,
     num_nodes: int,
 ) -> SimpleGraph:
-    """The graph in the form that partitioners need; edges of weight 0 do not bind and are left
-    out."""
+    """The graph in the form that partitioners need, without the edges of weight 0."""
     keep = src != dst
     if edge_weight is not None:
         keep &= edge_weight > 0
@@ -137,8 +136,7 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
     if not wide and start + width * num_edges >= 2**32:
         raise ValueError(
             f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use"
-            " backend='metis' or"
-            " a 64-bit build of kaminpar"
+            " backend='metis' or a 64-bit build of kaminpar"
         )
     flags = (
         (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
@@ -152,7 +150,6 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
 
 
 def random_parts(num_nodes: int, num_parts: int, seed: int | None) -> Tensor:
-    """Parts of equal size (up to one node) drawn at random; without a seed, from torch's
-    generator."""
+    """Random parts of equal size (up to one node); without a seed, from torch's generator."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randperm(num_nodes, generator=generator) % num_parts

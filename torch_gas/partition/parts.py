@@ -32,13 +32,11 @@ def metis(
     seed: int | None = None,
     num_nodes: int | None = None,
 ) -> Partition:
-    """Divides a graph into parts of similar size with few edges between them (Section 4 of the
-    paper).
+    """Divides a graph into parts of similar size with few edges between them (paper, Section 4).
 
     The graph may be directed, disconnected, and have self-loops, duplicate edges and isolated
     nodes: a simple symmetric copy is what gets partitioned. Within a part, nodes stay in ascending
-        order. Parts
-    may be empty.
+    order. Parts may be empty.
 
     Args:
         adj: a ``Data`` or its adjacency in any of the four formats. Values of a sparse matrix are
@@ -104,8 +102,7 @@ def metis(
     if num_parts > num_nodes:
         warnings.warn(
             f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each"
-            " node becomes a part"
-            f" of its own, the other {num_parts - num_nodes} parts are empty",
+            f" node becomes a part of its own, the other {num_parts - num_nodes} parts are empty",
             stacklevel=2,
         )
     if num_parts == 1:
@@ -150,8 +147,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     if perm.numel() != num_nodes:
         raise ValueError(
             f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}:"
-            " compute it with metis() on"
-            " this graph"
+            " compute it with metis() on this graph"
         )
     part = torch.empty_like(perm)
     part[perm] = torch.repeat_interleave(ptr.diff())
@@ -159,8 +155,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
 
 
 def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
-    """Writes a partition to ``path`` (a NumPy ``.npz`` archive), which is replaced at once or not
-    at all.
+    """Writes a partition to ``path``, a NumPy ``.npz`` archive, replaced at once or not at all.
 
     Raises:
         ValueError: if ``partition`` is not one.
@@ -189,7 +184,10 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     where = f"load_partition({os.fspath(path)!r})"
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            perm, ptr = torch.from_numpy(file["perm"]), torch.from_numpy(file["ptr"])
+            perm, ptr = (
+                torch.from_numpy(file[name].astype(np.int64, casting="safe"))
+                for name in ("perm", "ptr")
+            )
     except (
         ValueError,
         KeyError,
@@ -207,8 +205,7 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     if num_nodes is not None and partition.perm.numel() != num_nodes:
         raise ValueError(
             f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is"
-            f" {num_nodes}: compute a partition"
-            " of this graph with metis()"
+            f" {num_nodes}: compute a partition of this graph with metis()"
         )
     return partition
 
@@ -230,8 +227,7 @@ def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor
     if num_nodes is None:
         raise ValueError(
             f"{call}(): num_nodes is unknown, because an edge_index cannot show isolated nodes:"
-            " pass num_nodes=..., or"
-            " the Data object"
+            " pass num_nodes=..., or the Data object"
         )
     if num_nodes < 1:
         raise ValueError(

@@ -40,16 +40,14 @@ def make_partition(perm: Any, ptr: Any, where: str) -> Partition:
     if not valid:
         raise ValueError(
             f"{where}: ptr must ascend from 0 to the number of nodes, {perm.numel()}, but is"
-            f" {ptr}: compute the"
-            " partition anew with metis()"
+            f" {ptr}: compute the partition anew with metis()"
         )
     ptr.perm = perm
     return Partition(perm, ptr)
 
 
 def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
-    """``perm`` as int64, if it holds each of 0 .. N-1 once; N is its length where it is not
-    known."""
+    """``perm`` as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
     advice = "pass the perm that metis() returned for this graph"
     if not isinstance(perm, Tensor) or perm.dtype not in INTEGERS:
         came = perm.dtype if isinstance(perm, Tensor) else type(perm).__name__
@@ -77,8 +75,7 @@ def check_ids(ids: Tensor, num_nodes: int, where: str) -> None:
     if bad.numel() > 0:
         raise IndexError(
             f"{where} holds the node id {int(bad[0])}, but ids must lie in 0 .. {num_nodes - 1}:"
-            " correct it or"
-            " num_nodes"
+            " correct it or num_nodes"
         )
 
 

@@ -51,15 +51,14 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         IndexError: if ``data`` holds node ids outside 0 .. N-1.
 
     Example:
-        >>> data = Data(x=torch.tensor([[0.0], [1.0], [2.0]]), edge_index=torch.tensor([[0, 1], [1, 2]]))
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> data = Data(x=torch.tensor([[0.0], [1.0], [2.0]]), edge_index=edge_index)
         >>> out = permute(data, torch.tensor([2, 0, 1]), log=False)
         >>> out.x.view(-1), out.edge_index
         (tensor([2., 0., 1.]), tensor([[1, 2],
                 [2, 0]]))
     """
     start = time.perf_counter()
-    if log:
-        print("Permuting data...", end=" ", flush=True)
     num_nodes = _check_data(data, "permute()")
     perm = check_perm(perm.perm if isinstance(perm, Partition) else perm, num_nodes, "permute()")
     first = "perm" not in data
@@ -70,6 +69,8 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         )
     if not first:
         check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()")
+    if log:
+        print("Permuting data...", end=" ", flush=True)
     out, edge_order = _reorder(data, perm, _inverse(perm), None, "permute()")
     if first:
         out.perm = perm
@@ -82,8 +83,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
 
 
 def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> DataOrTensor:
-    """Brings a permuted graph, or rows in its order such as a model's output, back to the original
-    order.
+    """Brings a permuted graph, or rows in its order (a model's output), back to the original order.
 
     Args:
         value: a ``Data`` from :func:`permute`, or rows in its node order, [N, ...].
@@ -152,8 +152,7 @@ def from_coo(
     num_nodes: int,
     order: Tensor | None = None,
 ) -> tuple[Any, Tensor | None]:
-    """The adjacency with these edges in the format of ``like``, and the order in which it holds
-    them.
+    """The adjacency with these edges in the format of ``like``, and the order of its edges.
 
     Args:
         like: an adjacency [N, N], which gives format, integer type and sort order.
@@ -242,8 +241,7 @@ def _relabel_adjacency(
     if is_matrix(adj) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
         raise ValueError(
             f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node,"
-            " but is"
-            f" {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
+            f" but is {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
         )
     src, dst, value = coo(adj)
     check_ids(src, num_nodes, f"{where}: data.{key}")
@@ -273,8 +271,8 @@ def _level(
 ) -> Literal["node", "edge"] | None:
     """What ``value`` holds one entry of per node or per edge; None where it is neither."""
     stem = key.removesuffix("_index")
-    # A list of ids keeps its order, and so does what describes its entries (edge_label_index,
-    # edge_label).
+    # A list of ids (edge_label_index) keeps its order, and so does what describes its entries
+    # (edge_label).
     if (stem != key and stem in data) or (key != "edge" and f"{key}_index" in data):
         return None
     ids = _holds_ids(data, key, value, num_nodes)
@@ -315,11 +313,9 @@ def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
     new = new_id.to(ids.device)[ids]
     if isinstance(value, Tensor):
         return new.to(value.dtype)
-    return (
-        new.numpy().astype(value.dtype)
-        if isinstance(value, np.ndarray)
-        else type(value)(new.tolist())
-    )
+    if isinstance(value, np.ndarray):
+        return new.numpy().astype(value.dtype)
+    return type(value)(new.tolist())
 
 
 def _take(value: Any, index: Tensor, dim: int) -> Any:
