@@ -4,6 +4,8 @@ What the library asks of a model is to derive from ScalableGNN and to call push_
 layers. The graph is Tolokers (11,758 nodes); each edge gets the logarithms of its ends' degrees.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from common import Best, parse_args, scores, split_of
@@ -46,7 +48,7 @@ class GatedGNN(ScalableGNN):
         super().__init__(num_nodes, hidden_channels, num_layers=3)  # two histories between them
         widths = [in_channels, hidden_channels, hidden_channels, out_channels]
         self.convs = torch.nn.ModuleList(
-            GatedConv(*width, edge_channels) for width in zip(widths, widths[1:], strict=False)
+            GatedConv(*width, edge_channels) for width in pairwise(widths)
         )
 
     def forward(self, x, edge_index, *ids, edge_attr):
@@ -56,7 +58,7 @@ class GatedGNN(ScalableGNN):
         return self.convs[-1](x, edge_index, edge_attr)
 
 
-data, in_channels, out_channels = get_data(args.root, "Tolokers")
+data, in_channels, out_channels = get_data(args.root, "Tolokers", layout="edge_index")
 degree = in_degree(data.edge_index, data.num_nodes).float().log1p()
 data.edge_attr = degree[data.edge_index].t().contiguous()  # [E, 2]
 perm, ptr = metis(data, num_parts=20)

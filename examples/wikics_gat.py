@@ -16,7 +16,7 @@ from torch_gas.models import GAT
 args = parse_args(__doc__, epochs=400, seeds=1)
 
 # Parts are groups of nodes with few edges between them; a batch is the union of some of them.
-data, in_channels, out_channels = get_data(args.root, "WikiCS")
+data, in_channels, out_channels = get_data(args.root, "WikiCS", layout="edge_index")
 data = add_self_loops(data)
 perm, ptr = metis(data, num_parts=2)
 data = permute(data, perm)

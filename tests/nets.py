@@ -16,7 +16,7 @@ from torch_gas import ScalableGNN, SubData
 
 
 class Net(ScalableGNN):
-    """``num_layers`` convolutions with a history between each two; ``widths`` are those of the histories."""
+    """``num_layers`` convolutions with a history, of ``widths``, between each two."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import networkx as nx
@@ -27,8 +28,12 @@ from torch_geometric.datasets import Flickr
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import contains_self_loops, is_undirected
 
-from torch_gas.datasets import get_data, ogb, synthetic
+from torch_gas import datasets
+from torch_gas.adjacency import is_csr, is_sparse_tensor
+from torch_gas.datasets import ogb, synthetic
 from torch_gas.datasets.sources import SOURCES
+
+get_data = partial(datasets.get_data, layout="edge_index")
 
 # torch warns once per process that its sparse matrices are in beta and unchecked.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")
@@ -557,6 +562,17 @@ def test_rows_of_adj_t_are_destinations(tmp_path: Path, monkeypatch: pytest.Monk
     data, _, _ = get_data(tmp_path, "synthetic:10", layout="csr")
     dense = data.adj_t.to_dense()
     assert dense.nonzero().tolist() == [[0, 1], [3, 0], [3, 2]]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_default_layout_is_that_of_to_sparse_tensor(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        pytest.importorskip("torch_sparse")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    data, _, _ = datasets.get_data(tmp_path, "synthetic:100")
+    assert "edge_index" not in data
+    assert is_sparse_tensor(data.adj_t) == installed and is_csr(data.adj_t) != installed
 
 
 def test_layout_without_torch_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_checkpoint_of_another_graph(size: int, width: int, strict: bool) -> Non
     before = tables(model.histories)
     with pytest.raises(
         RuntimeError,
-        match=rf"history of {size} nodes and width {width}, but this one has 20 nodes and width 16.*num_nodes={size}",
+        match=rf"of {size} nodes and width {width}, but this one has 20 .* 16.*num_nodes={size}",
     ):
         model.load_state_dict(Net(size, width).state_dict(), strict=strict)
     assert_same(tables(model.histories), before)

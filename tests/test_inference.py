@@ -1,4 +1,4 @@
-"""Layer-wise inference equals the full-batch forward, whatever the model does between its layers."""
+"""Layer-wise inference equals the full-batch forward, whatever happens between the layers."""
 
 from __future__ import annotations
 
@@ -235,7 +235,9 @@ def test_loader_of_another_graph_is_refused() -> None:
     before = tables(model)
     other = random_graph(N + 1, 300)
     loader = EvalSubgraphLoader(other, torch.tensor([0, 30, N + 1]))
-    with pytest.raises(ValueError, match="loader's graph has 61 nodes, but the model was made for 60"):
+    with pytest.raises(
+        ValueError, match="loader's graph has 61 nodes, but the model was made for 60"
+    ):
         model(loader=loader)
     assert_same(tables(model), before)
 

@@ -186,7 +186,9 @@ def test_sorted_edge_index_objects(sort: str) -> None:
     for batch in SubgraphLoader(data, PTR, 2):
         src, dst = batch.data.edge_index.as_tensor()
         n_id = batch.n_id
-        wanted = data.edge_index.as_tensor()[:, [(data.edge_id == e).nonzero().item() for e in batch.data.edge_id]]
+        wanted = data.edge_index.as_tensor()[
+            :, [(data.edge_id == e).nonzero().item() for e in batch.data.edge_id]
+        ]
         assert torch.equal(torch.stack([n_id[src], n_id[dst]]), wanted)
 
 
@@ -205,7 +207,9 @@ def test_csr_matrix_with_vector_values() -> None:
 def test_integer_types_stay(dtype: torch.dtype) -> None:
     data = graph()
     data.edge_index = data.edge_index.to(dtype)
-    for batch, wanted in zip(SubgraphLoader(data, PTR, 2), SubgraphLoader(graph(), PTR, 2), strict=True):
+    for batch, wanted in zip(
+        SubgraphLoader(data, PTR, 2), SubgraphLoader(graph(), PTR, 2), strict=True
+    ):
         assert batch.data.edge_index.dtype == dtype
         assert torch.equal(batch.data.edge_index.long(), wanted.data.edge_index)
 
@@ -348,7 +352,8 @@ def test_batches_that_come_again_are_kept() -> None:
         assert left.data is not right.data  # what a user adds to one is not on the other
         assert left.data.x is right.data.x
     nothing = SubgraphLoader(graph(), PTR, 1, cache_size=0)
-    assert list(nothing)[0].data.x is not list(nothing)[0].data.x
+    first, second = list(nothing), list(nothing)
+    assert first[0].data.x is not second[0].data.x
     shuffled = SubgraphLoader(graph(), PTR, 2, shuffle=True)  # other batches each time
     assert shuffled._cache.capacity == 0
 
@@ -475,7 +480,11 @@ def test_loader_leaves_data_alone() -> None:
         batch.data.extra = 1
     assert data.keys() == before.keys()
     for key, value in before.to_dict().items():
-        same = torch.equal(value, data[key]) if isinstance(value, Tensor) else np.array_equal(value, data[key])
+        same = (
+            torch.equal(value, data[key])
+            if isinstance(value, Tensor)
+            else np.array_equal(value, data[key])
+        )
         assert same, key
 
 

@@ -103,11 +103,10 @@ def test_random_without_seed_uses_torch_generator(ring):
     assert not second.equal(first)
 
 
-@pytest.mark.parametrize("backend", ["metis", "kaminpar"])
-@pytest.mark.parametrize("recursive", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "recursive"), [("metis", False), ("metis", True), ("kaminpar", False)]
+)
 def test_finds_the_cliques(ring, backend, recursive):
-    if recursive and backend == "kaminpar":
-        pytest.skip("recursive bisection is METIS's")
     partition = metis(ring, 4, recursive, log=False, backend=backend, num_nodes=128)
     assert edge_cut(ring, partition, num_nodes=128) <= 8 / ring.size(1)
 

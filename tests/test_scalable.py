@@ -1,4 +1,4 @@
-"""Calling a model: on a batch, on a graph, over a loader; and what an error in between leaves behind."""
+"""Calling a model: on a batch, on a graph, over a loader; and what an error leaves behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ def test_three_ways_agree(fmt: str) -> None:
     full = refresh(model, data)
     for batch in SubgraphLoader(data, PTR, 2, shuffle=True):
         by_hand = model(
-            batch.data.x, adjacency(batch.data), batch.batch_size, batch.n_id, batch.offset, batch.count
+            batch.data.x,
+            adjacency(batch.data),
+            batch.batch_size,
+            batch.n_id,
+            batch.offset,
+            batch.count,
         )
         assert torch.equal(model(batch), by_hand)
         torch.testing.assert_close(by_hand, full[batch_rows(batch)], rtol=1e-5, atol=1e-5)
@@ -59,7 +64,9 @@ def test_adjacency_by_name() -> None:
     batch = next(iter(SubgraphLoader(data, PTR, 2)))
     ids = dict(zip(("batch_size", "n_id", "offset", "count"), batch[1:], strict=True))
     for key in ("adj_t", "edge_index"):
-        assert torch.equal(model(x=batch.data.x, **{key: batch.data.edge_index}, **ids), model(batch))
+        assert torch.equal(
+            model(x=batch.data.x, **{key: batch.data.edge_index}, **ids), model(batch)
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -182,7 +189,11 @@ def test_further_arguments() -> None:
         want = full[batch_rows(batch)]
         torch.testing.assert_close(model(batch, scale=2.0), want, rtol=1e-5, atol=1e-5)
         out = model(
-            batch.data.x, batch.data.edge_index, *batch[1:], edge_weight=batch.data.edge_weight, scale=2.0
+            batch.data.x,
+            batch.data.edge_index,
+            *batch[1:],
+            edge_weight=batch.data.edge_weight,
+            scale=2.0,
         )
         torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(model(batch), want)
@@ -207,7 +218,9 @@ def test_one_layer_has_no_history() -> None:
     full = model(data.x, data.edge_index)
     for batch in SubgraphLoader(data, PTR, 2):
         torch.testing.assert_close(model(batch), full[batch_rows(batch)], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(model(loader=EvalSubgraphLoader(data, PTR)), full, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model(loader=EvalSubgraphLoader(data, PTR)), full, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_state_dict_keys() -> None:
@@ -341,7 +354,7 @@ class Fragile(torch.nn.Module):
 
 
 def test_an_error_in_forward_leaves_a_model_that_works() -> None:
-    """Histories before the failing layer are pushed, those behind it are not, and clocks have ticked."""
+    """Histories before the failing layer are pushed, those behind are not; clocks have ticked."""
     data = random_graph(N, 300)
     loader = SubgraphLoader(data, PTR, 1)
     model = make(conv=Fragile)

@@ -248,7 +248,9 @@ def test_schedule_keeps_the_rules(cuda: FakeCuda, pool_size: int) -> None:
             assert f"layer {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # push after its rows
             assert f"pull {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # and after the last pull
             if i > 0:
-                assert f"push {name}#{i - 1}" in cuda.seen[f"pull {name}#{i}"]  # pull after last push
+                assert (
+                    f"push {name}#{i - 1}" in cuda.seen[f"pull {name}#{i}"]
+                )  # pull after last push
     last_use: dict[int, str] = {}
     for op in cuda.ops:  # a buffer is filled again only after it was read
         if op.startswith("pull"):
@@ -299,7 +301,9 @@ def test_only_named_calls_make_the_host_wait(cuda: FakeCuda) -> None:
 
 def test_rows_may_change_after_a_push(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(transfer._core, "write_chunks", lambda dst, o, c, rows: written.append(rows))
+    monkeypatch.setattr(
+        transfer._core, "write_chunks", lambda dst, o, c, rows: written.append(rows)
+    )
     rows = torch.ones(2, 3)
     AsyncIOPool().async_push(rows, ids(0), ids(2), cuda.tables["a"])
     rows.zero_()  # before a real device would have copied them

@@ -333,7 +333,8 @@ def _check_ptr(ptr: Tensor, data: Data) -> Tensor:
     if bool((ptr.diff() < 0).any()):
         raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
     perm = getattr(ptr, "perm", None)  # metis() leaves it there
-    if perm is not None and not torch.equal(perm, data.get("perm", torch.arange(num_nodes))):
+    order = data.get("perm", torch.arange(num_nodes))
+    if perm is not None and not torch.equal(perm, getattr(order, "step", order)):  # permute() leaves it there
         raise ValueError(
             "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
             "returned together with this ptr"

@@ -18,13 +18,13 @@ from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home
 from torch_gas.datasets.sources import SOURCES, find
 
-LAYOUTS = ("edge_index", "EdgeIndex", "csr", "SparseTensor")
+LAYOUTS = ("edge_index", "EdgeIndex", "adj_t", "csr", "SparseTensor")
 SPLITS = ("train", "val", "test")
 SETS_OF_GRAPHS = ("PPI", "CLUSTER")
 
 
 def get_data(
-    root: str | os.PathLike[str], name: str, *, split: str = "train", layout: str = "edge_index"
+    root: str | os.PathLike[str], name: str, *, split: str = "train", layout: str = "adj_t"
 ) -> tuple[Data, int, int]:
     """Loads a data set as the paper's experiments use it (section 5), downloading it if need be.
 
@@ -39,7 +39,9 @@ def get_data(
         split: ``'train'``, ``'val'`` or ``'test'`` graphs of PPI or CLUSTER, joined into one graph.
             All other data sets are one graph with masks.
         layout: ``'edge_index'`` or ``'EdgeIndex'`` (in ``data.edge_index``), ``'csr'`` or
-            ``'SparseTensor'`` (in ``data.adj_t``, rows are destinations).
+            ``'SparseTensor'`` (in ``data.adj_t``, rows are destinations). ``'adj_t'`` is
+            ``'SparseTensor'`` where torch-sparse is installed and ``'csr'`` elsewhere, as in PyG's
+            ``ToSparseTensor``.
 
     Returns:
         ``data`` with ``x`` [N, C], ``y`` (ids [N], or floats [N, num_classes] where nodes have
@@ -59,7 +61,10 @@ def get_data(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"get_data: layout must be one of {', '.join(LAYOUTS)}, but is {layout!r}")
-    if layout == "SparseTensor" and importlib.util.find_spec("torch_sparse") is None:
+    has_torch_sparse = importlib.util.find_spec("torch_sparse") is not None
+    if layout == "adj_t":
+        layout = "SparseTensor" if has_torch_sparse else "csr"
+    if layout == "SparseTensor" and not has_torch_sparse:
         raise ImportError(
             "get_data: layout='SparseTensor' needs torch-sparse, which is not installed: "
             "pip install torch-sparse, or use layout='csr'"

@@ -36,8 +36,7 @@ class GAT(Model):
         dropout: probability of dropping an entry of a layer's input, or an attention weight, in
             training.
         pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
-        add_self_loops: whether layers add self-loops themselves; not with a ``torch.sparse_csr``
-            matrix.
+        add_self_loops: whether layers add self-loops themselves.
 
     Example:
         >>> from torch_gas import add_self_loops

@@ -23,7 +23,7 @@ AGGREGATORS = ("sum", "mean", "min", "max")
 SCALERS = ("identity", "amplification", "attenuation")
 
 
-class PNAConv(MessagePassing):
+class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
     r"""Principal neighbourhood aggregation (https://arxiv.org/abs/2004.05718), the light layer of
     PyGAS.
 
@@ -144,7 +144,9 @@ def _unweighted(adj_t: Any, size: tuple[int, int], dtype: torch.dtype) -> tuple[
     else:
         return adj_t, degree(adj_t[1], size[1], dtype=torch.long)
     ones = torch.ones(col.numel(), dtype=dtype, device=col.device)
-    return torch.sparse_csr_tensor(rowptr, col, ones, size=(size[1], size[0])), rowptr.diff()
+    shape = (size[1], size[0])
+    csr = torch.sparse_csr_tensor(rowptr, col, ones, size=shape, check_invariants=False)
+    return csr, rowptr.diff()
 
 
 class PNA(Model):

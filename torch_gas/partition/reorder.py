@@ -77,6 +77,8 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         # Where it is not stored, sorting by original ids restores the order of the edges.
         if edge_order is not None and (edge_attrs(data) or not _is_sorted(data)):
             out.edge_perm = edge_order
+    else:
+        out.perm.step = perm  # the loader compares the last step with the order that `ptr` is for
     if log:
         print(f"Done! [{time.perf_counter() - start:.2f}s]")
     return out
