@@ -26,9 +26,7 @@ FORMATS = [
 ]
 
 
-def random_graph(
-    num_nodes: int, num_edges: int, seed: int = 0, directed: bool = True, num_features: int = 8
-) -> Data:
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0, directed: bool = True, num_features: int = 8) -> Data:
     """A graph with features, 3 classes, some isolated nodes and self-loops, no double edges.
 
     ``num_edges`` are drawn among the first nine tenths of the nodes; double ones are dropped and,
@@ -78,16 +76,12 @@ def to_format(data: Data, fmt: str) -> Data:
     if fmt == "SparseTensor":
         from torch_sparse import SparseTensor
 
-        data.adj_t = SparseTensor(
-            row=dst, col=src, value=weight, sparse_sizes=(num_nodes, num_nodes)
-        )
+        data.adj_t = SparseTensor(row=dst, col=src, value=weight, sparse_sizes=(num_nodes, num_nodes))
         return data
     order = (dst * num_nodes + src).argsort(stable=True)
     rowptr = torch.cat([dst.new_zeros(1), dst.bincount(minlength=num_nodes).cumsum(0)])
     values = torch.ones(src.numel(), dtype=data.x.dtype) if weight is None else weight[order]
-    data.adj_t = torch.sparse_csr_tensor(
-        rowptr, src[order], values, size=(num_nodes, num_nodes), check_invariants=True
-    )
+    data.adj_t = torch.sparse_csr_tensor(rowptr, src[order], values, size=(num_nodes, num_nodes), check_invariants=True)
     return data
 
 

@@ -240,9 +240,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "Minesweeper": ("heterophilous", lambda home: write_heterophilous(home, "minesweeper")),
     "WordNet": ("wordnet", write_saint),
 }
-RANDOM_SPLITS = [
-    name for name in WRITERS if name.startswith(("Co", "Amazon", "DBLP")) and name != "Cora"
-]
+RANDOM_SPLITS = [name for name in WRITERS if name.startswith(("Co", "Amazon", "DBLP")) and name != "Cora"]
 
 
 def write(root: Path, name: str) -> Path:
@@ -442,9 +440,7 @@ def test_spellings(spelling: str, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coral", "", "synthetic", "synthetic:", "synthetic:1e6"])
 def test_unknown_name_lists_the_names(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown data set .*Cora, .*ogbn-products, .*synthetic:N"
-    ):
+    with pytest.raises(ValueError, match=r"unknown data set .*Cora, .*ogbn-products, .*synthetic:N"):
         get_data(tmp_path, name)
 
 
@@ -455,9 +451,7 @@ def test_root_may_be_the_folder_itself(name: str, tmp_path: Path) -> None:
     assert data.num_nodes > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "pygas"), [("Cora", "Planetoid"), ("WikiCS", "WIKICS"), ("ogbn-arxiv", "OGB")]
-)
+@pytest.mark.parametrize(("name", "pygas"), [("Cora", "Planetoid"), ("WikiCS", "WIKICS"), ("ogbn-arxiv", "OGB")])
 def test_folders_of_pygas_are_found(name: str, pygas: str, tmp_path: Path) -> None:
     write(tmp_path, name)
     (tmp_path / WRITERS[name][0]).rename(tmp_path / pygas)
@@ -544,9 +538,7 @@ def test_layouts_hold_the_same_edges(layout: str, tmp_path: Path) -> None:
         dst, src, value = data.adj_t.coo()
         assert value is None
         assert data.adj_t.sizes() == [180, 180]
-    assert set(zip(src.tolist(), dst.tolist(), strict=True)) == set(
-        zip(*plain.tolist(), strict=True)
-    )
+    assert set(zip(src.tolist(), dst.tolist(), strict=True)) == set(zip(*plain.tolist(), strict=True))
     assert src.numel() == plain.size(1)
 
 
@@ -565,7 +557,9 @@ def test_rows_of_adj_t_are_destinations(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_default_layout_is_that_of_to_sparse_tensor(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_layout_is_that_of_to_sparse_tensor(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if installed:
         pytest.importorskip("torch_sparse")
     else:
@@ -626,9 +620,7 @@ def test_broken_files_are_not_called_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "package"), [("PPI", "networkx"), ("ogbn-arxiv", "pandas")])
-def test_missing_reader_package(
-    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_reader_package(name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path, name)
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ImportError, match=f"reading {name} needs .*pip install {package}"):
@@ -652,9 +644,7 @@ def test_missing_reader_package(
         ("WordNet", "wordnet", (107525, 326108, 500, 45)),
     ],
 )
-def test_real_data(
-    name: str, folder: str, facts: tuple[int, int, int, int], tmp_path: Path
-) -> None:
+def test_real_data(name: str, folder: str, facts: tuple[int, int, int, int], tmp_path: Path) -> None:
     shared = os.environ.get("TORCH_GAS_DATA")
     if not shared or not (Path(shared) / folder / "raw").is_dir():
         pytest.skip(f"TORCH_GAS_DATA is unset or holds no {folder}")

@@ -12,7 +12,9 @@ import torch
 import torch_gas
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(module.name for module in pkgutil.walk_packages(torch_gas.__path__, "torch_gas.") if module.name != "torch_gas._C")
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(torch_gas.__path__, "torch_gas.") if module.name != "torch_gas._C"
+)
 
 
 def python_blocks(path: Path) -> list[str]:

@@ -63,9 +63,7 @@ CASES = [
     ("pna-jk-1-layer", PNA_JK, PAIR | {"num_layers": 1}),
     ("pna-jk-pairs-bn-res", PNA_JK, PAIRS | {"batch_norm": True, "residual": True}),
 ]
-MODELS = pytest.mark.parametrize(
-    ("cls", "options"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
-)
+MODELS = pytest.mark.parametrize(("cls", "options"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
 IN_EACH_FORMAT = pytest.mark.parametrize("fmt", FORMATS)
 
 
@@ -80,9 +78,7 @@ def prepare(data: Data, cls: type[ScalableGNN], fmt: str = "edge_index") -> Data
 
 def double(data: Data) -> Data:
     """The same graph with features and weights in float64."""
-    return copy.copy(data).apply(
-        lambda value: value.double() if value.is_floating_point() else value
-    )
+    return copy.copy(data).apply(lambda value: value.double() if value.is_floating_point() else value)
 
 
 def make(data: Data, cls: type[ScalableGNN], options: dict[str, object], **kwargs: object):
@@ -136,9 +132,7 @@ def one_thread():
 @MODELS
 @IN_EACH_FORMAT
 @pytest.mark.parametrize(("dtype", "directed"), [(torch.float32, False), (torch.float64, True)])
-def test_batches_with_exact_histories_and_inference_equal_the_full_batch(
-    cls, options, fmt, dtype, directed
-):
+def test_batches_with_exact_histories_and_inference_equal_the_full_batch(cls, options, fmt, dtype, directed):
     data = prepare(random_graph(N, 240, seed=1, directed=directed), cls)
     data = to_format(double(data) if dtype == torch.float64 else data, fmt)
     ptr = random_parts(N, 7, seed=2)
@@ -179,9 +173,7 @@ def test_sweeps_make_histories_exact(cls, options):
     assert model.num_layers == 1 or errors[0] > 1e-6  # the histories mattered
 
 
-def check_one_batch(
-    cls: type[ScalableGNN], options: dict[str, object], fmt: str, dropout: float
-) -> None:
+def check_one_batch(cls: type[ScalableGNN], options: dict[str, object], fmt: str, dropout: float) -> None:
     """Five steps on the graph and five on the one batch that covers it, from the same start."""
     data = prepare(random_graph(N, 240, seed=7), cls)
     # Dropout on attention draws by position of the edge, and in a batch edges are sorted.
@@ -206,9 +198,7 @@ def check_one_batch(
     batch_losses, batch_model = train(lambda model: model(batch))
     assert len(set(losses)) == 5
     assert batch_losses == pytest.approx(losses, rel=1e-10)
-    for (name, value), other in zip(
-        model.state_dict().items(), batch_model.state_dict().values(), strict=True
-    ):
+    for (name, value), other in zip(model.state_dict().items(), batch_model.state_dict().values(), strict=True):
         if not name.endswith(("clock", "pushed_at")):  # only steps on batches are counted
             torch.testing.assert_close(other, value, rtol=1e-8, atol=1e-10, msg=name)
 
@@ -380,9 +370,7 @@ def test_pna_conv_sums_pairs():
     scale = (deg + 1).log().view(-1, 1) / (deg + 1).log().mean()
     src, dst = data.edge_index
     expected = conv.lin(data.x)
-    for i, (reduce, factor) in enumerate(
-        [("mean", 1.0), ("mean", scale), ("max", 1.0), ("max", scale)]
-    ):
+    for i, (reduce, factor) in enumerate([("mean", 1.0), ("mean", scale), ("max", 1.0), ("max", scale)]):
         h = conv.pre_lins[i](data.x).relu()
         expected = expected + factor * conv.post_lins[i](scatter(h[src], dst, 0, 30, reduce))
     torch.testing.assert_close(conv(data.x, data.edge_index), expected)

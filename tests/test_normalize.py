@@ -83,9 +83,7 @@ def test_cora_gives_what_the_convolution_computes(cora, kind, loops, improved, w
     out = gcn_norm(data, add_self_loops=loops, improved=improved)
     assert type(adjacency(out)) is type(before) and adjacency(data) is before
     conv.normalize = False
-    torch.testing.assert_close(
-        conv(cora.x, adjacency(out), out.get("edge_weight")), expected, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(conv(cora.x, adjacency(out), out.get("edge_weight")), expected, rtol=0, atol=1e-6)
     wrong = (conv(cora.x, adjacency(data), data.get("edge_weight")) - expected).abs().max()
     assert wrong > 1e-2
 
@@ -192,9 +190,7 @@ def test_in_degree_of_a_batch():
     adjacencies = [
         torch.stack([src, dst]),
         EdgeIndex(torch.stack([src, dst]), sparse_size=(4, 2), sort_order="col"),
-        torch.sparse_csr_tensor(
-            torch.tensor([0, 1, 3]), src, torch.ones(3), (2, 4), check_invariants=True
-        ),
+        torch.sparse_csr_tensor(torch.tensor([0, 1, 3]), src, torch.ones(3), (2, 4), check_invariants=True),
         torch_sparse.SparseTensor(row=dst, col=src, sparse_sizes=(2, 4)),
     ]
     for adj in adjacencies:
@@ -231,17 +227,11 @@ def test_refusals_of_both():
     data = build("csr", torch.tensor([0]), torch.tensor([1]), None, 2)
     data.edge_weight = torch.ones(1)
     for call in (gcn_norm, add_self_loops):
-        with pytest.raises(
-            ValueError, match=rf"{call.__name__}\(\): data\.adj_t is a matrix, whose values"
-        ):
+        with pytest.raises(ValueError, match=rf"{call.__name__}\(\): data\.adj_t is a matrix, whose values"):
             call(data)
         with pytest.raises(IndexError, match=r"data\.edge_index holds the node id 2"):
             call(Data(edge_index=torch.tensor([[2], [1]]), num_nodes=2))
-    with pytest.raises(
-        ValueError, match=r"add_self_loops\(\): new self-loops would have no edge_attr"
-    ):
+    with pytest.raises(ValueError, match=r"add_self_loops\(\): new self-loops would have no edge_attr"):
         add_self_loops(data3(edge_attr=torch.ones(2, 1)))
-    with pytest.raises(
-        ValueError, match=r"no edge_perm.*permute\(\), which is to be called afterwards"
-    ):
+    with pytest.raises(ValueError, match=r"no edge_perm.*permute\(\), which is to be called afterwards"):
         add_self_loops(data3(edge_perm=torch.arange(2), perm=torch.arange(3)))

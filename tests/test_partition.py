@@ -77,9 +77,7 @@ def test_real_graphs(name, backend, capsys):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seed(ring, backend):
-    first, again, other = (
-        metis(ring, 8, backend=backend, seed=seed, num_nodes=128, log=False) for seed in (1, 1, 2)
-    )
+    first, again, other = (metis(ring, 8, backend=backend, seed=seed, num_nodes=128, log=False) for seed in (1, 1, 2))
     assert first.perm.equal(again.perm) and first.ptr.equal(again.ptr)
     if backend == "random":
         assert not first.perm.equal(other.perm)
@@ -103,9 +101,7 @@ def test_random_without_seed_uses_torch_generator(ring):
     assert not second.equal(first)
 
 
-@pytest.mark.parametrize(
-    ("backend", "recursive"), [("metis", False), ("metis", True), ("kaminpar", False)]
-)
+@pytest.mark.parametrize(("backend", "recursive"), [("metis", False), ("metis", True), ("kaminpar", False)])
 def test_finds_the_cliques(ring, backend, recursive):
     partition = metis(ring, 4, recursive, log=False, backend=backend, num_nodes=128)
     assert edge_cut(ring, partition, num_nodes=128) <= 8 / ring.size(1)
@@ -149,13 +145,9 @@ def test_any_small_graph(num_nodes, num_parts, backend, data):
     weights = {}
     if backend != "random" and data.draw(st.booleans()):
         one = st.floats(0, 5)
-        weights["edge_weight"] = torch.tensor(
-            data.draw(st.lists(one, min_size=len(edges), max_size=len(edges)))
-        )
+        weights["edge_weight"] = torch.tensor(data.draw(st.lists(one, min_size=len(edges), max_size=len(edges))))
         weights["node_weight"] = torch.arange(1, num_nodes + 1)
-    partition = metis(
-        edge_index, num_parts, log=False, backend=backend, num_nodes=num_nodes, **weights
-    )
+    partition = metis(edge_index, num_parts, log=False, backend=backend, num_nodes=num_nodes, **weights)
     assert_valid(partition, num_nodes, num_parts)
 
 
@@ -347,9 +339,7 @@ def test_edge_cut():
     assert edge_cut(EDGES, partition, num_nodes=4) == 1.0
     assert edge_cut(torch.tensor([[0, 1], [0, 2]]), partition, num_nodes=4) == 0.5
     assert edge_cut(torch.empty(2, 0, dtype=torch.int64), partition, num_nodes=4) == 0.0
-    with pytest.raises(
-        ValueError, match=r"edge_cut\(\): partition has 4 nodes, but the graph has 5"
-    ):
+    with pytest.raises(ValueError, match=r"edge_cut\(\): partition has 4 nodes, but the graph has 5"):
         edge_cut(EDGES, partition, num_nodes=5)
 
 

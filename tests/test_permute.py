@@ -80,9 +80,7 @@ def assert_same(left, right):
                 assert (a.sort_order, a.is_undirected) == (b.sort_order, b.is_undirected)
                 assert a.sparse_size() == b.sparse_size() and a.dtype == b.dtype
             else:
-                assert tuple(a.shape if is_csr(a) else a.sizes()) == tuple(
-                    b.shape if is_csr(b) else b.sizes()
-                )
+                assert tuple(a.shape if is_csr(a) else a.sizes()) == tuple(b.shape if is_csr(b) else b.sizes())
         elif isinstance(a, torch.Tensor):
             assert a.dtype == b.dtype and a.equal(b), key
         elif isinstance(a, np.ndarray):

@@ -40,9 +40,7 @@ def test_several_labels_equal_the_slow_twin(data: st.DataObject, rows: int, clas
     mask = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows).filter(any))
     kept = [i for i in range(rows) if mask[i]]
     for labels in (torch.tensor(y), torch.tensor(y).float(), torch.tensor(y).bool()):
-        assert compute_micro_f1(torch.tensor(logits), labels) == pytest.approx(
-            slow_micro_f1(logits, y)
-        )
+        assert compute_micro_f1(torch.tensor(logits), labels) == pytest.approx(slow_micro_f1(logits, y))
         assert compute_micro_f1(torch.tensor(logits), labels, torch.tensor(mask)) == pytest.approx(
             slow_micro_f1([logits[i] for i in kept], [y[i] for i in kept])
         )

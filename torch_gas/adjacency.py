@@ -121,7 +121,8 @@ def coo(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
 def to_csr(adj: Any, num_nodes: int) -> CSR:
     """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
     if is_sparse_tensor(adj):
-        return CSR(*adj.csr(), None)
+        rowptr, col, value = adj.csr()
+        return CSR(rowptr, col, value, None)
     if is_csr(adj):
         return CSR(adj.crow_indices(), adj.col_indices(), adj.values(), None)
     if isinstance(adj, EdgeIndex):
@@ -163,8 +164,9 @@ def batch_adjacency(like: Any, value: Tensor | None, sub: _core.Subgraph, num_ds
     e_id = e_id[to_csc[to_sorted]]
     value = None if value is None else value.index_select(0, e_id)
     if is_csr(like):
+        assert value is not None
         size = (num_dst, num_rows, *like.shape[2:])
-        return torch.sparse_csr_tensor(rowptr, col, value, size=size), e_id
+        return torch.sparse_csr_tensor(rowptr, col, value, size=size, check_invariants=False), e_id
     torch_sparse = sys.modules["torch_sparse"]
     csr2csc = torch.empty_like(to_sorted)
     csr2csc[to_sorted] = torch.arange(to_sorted.numel())
@@ -198,7 +200,9 @@ def square(adj: Any, num_rows: int) -> Any:
         rowptr = adj.crow_indices()
         pad = rowptr[-1:].expand(num_rows + 1 - rowptr.numel())
         size = (num_rows, num_rows, *adj.shape[2:])
-        return torch.sparse_csr_tensor(torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=size)
+        return torch.sparse_csr_tensor(
+            torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=size, check_invariants=False
+        )
     if isinstance(adj, EdgeIndex):
         return copy.copy(adj).sparse_resize_(num_rows, num_rows)
     return adj

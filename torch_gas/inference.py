@@ -49,7 +49,9 @@ class Replay:
         self.skip = True
         self._answered = 0
         self._conv_calls = 0
-        self._templates: dict[int, Tensor] = {}  # by position of the call: an empty tensor of the result's width and type
+        self._templates: dict[
+            int, Tensor
+        ] = {}  # by position of the call: an empty tensor of the result's width and type
         self._batch_size = self._num_rows = 0
 
     def begin(self, batch: SubData) -> None:
@@ -68,9 +70,7 @@ class Replay:
         x[:batch_size].copy_(rows[:batch_size])
         return rows
 
-    def push(
-        self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
-    ) -> None:
+    def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> None:
         """Makes the push of this sweep and ends the pass over the batch."""
         history.push(rows, n_id, offset, count)
         raise _EndOfBatch

@@ -49,7 +49,7 @@ class SubData(NamedTuple):
     batch_size: int
     n_id: Tensor
     offset: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # PyGAS's name, which hides tuple.count
 
     def to(self, *args: Any, **kwargs: Any) -> SubData:
         """Moves ``data``; the ids stay in host memory, where the histories are addressed from."""
@@ -61,7 +61,9 @@ class SubData(NamedTuple):
         return self.n_id.numel() - self.batch_size
 
     def __repr__(self) -> str:
-        return f"SubData({self.data}, batch_size={self.batch_size}, halo_size={self.halo_size}, parts={len(self.count)})"
+        return (
+            f"SubData({self.data}, batch_size={self.batch_size}, halo_size={self.halo_size}, parts={len(self.count)})"
+        )
 
 
 class _Builder:
@@ -166,7 +168,7 @@ class _Cache:
             self._entries[parts] = (kept, [tensor._version for tensor in tensors])
 
 
-class SubgraphLoader(DataLoader):
+class SubgraphLoader(DataLoader[SubData]):
     """Mini-batches of ``batch_size`` parts each, over all parts, with the halo of each batch.
 
     Args:
@@ -224,7 +226,7 @@ class SubgraphLoader(DataLoader):
                 raise ValueError("give seed or generator, not both")
             kwargs["generator"] = torch.Generator().manual_seed(seed)
         parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
-        super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)
+        super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
 
     @property
     def data(self) -> Data:
@@ -248,7 +250,7 @@ class SubgraphLoader(DataLoader):
             self._contents = contents
             self._cache.clear()
             self._iterator = None  # workers that persist hold the data as it was
-        batches = super().__iter__() if self.num_workers > 0 else self._in_threads()
+        batches: Any = super().__iter__() if self.num_workers > 0 else self._in_threads()
         for batch in batches:
             batch.n_id.num_nodes = self.num_nodes  # the model checks that the batch is of its graph
             yield batch

@@ -61,9 +61,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
             f" {list(weight.shape)}: reduce them to one number per edge"
         )
     x = data.get("x")
-    dtype = (
-        x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
-    )
+    dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
     if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
         weight = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
     elif not weight.is_floating_point():
@@ -120,8 +118,7 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     rows = num_destinations(adj)
     if rows is not None and rows != num_nodes:
         raise ValueError(
-            f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a"
-            " graph, B of a batch"
+            f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a graph, B of a batch"
         )
     if is_csr(adj):
         return cast(Tensor, adj.crow_indices().diff().to(torch.int64))
@@ -132,9 +129,7 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     return cast(Tensor, degree(dst, num_nodes, dtype=torch.int64))
 
 
-def _weighted_edges(
-    data: Data, where: str, grows: bool
-) -> tuple[str, Any, Tensor, Tensor | None, int]:
+def _weighted_edges(data: Data, where: str, grows: bool) -> tuple[str, Any, Tensor, Tensor | None, int]:
     """Name and value of the adjacency, its edges [2, E] and weights, and N."""
     num_nodes = count_nodes(data, where)
     key, adj = find_adjacency(data)

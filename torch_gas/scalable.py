@@ -68,6 +68,8 @@ class ScalableGNN(torch.nn.Module):
         ...     assert out.shape == (batch_size, 10)
     """
 
+    histories: Sequence[History]
+
     def __init__(
         self,
         num_nodes: int,
@@ -96,7 +98,7 @@ class ScalableGNN(torch.nn.Module):
         self.pool_size = pool_size
         self.buffer_size = buffer_size
         self.check_finite = check_finite
-        self.histories = torch.nn.ModuleList(
+        self.histories = torch.nn.ModuleList(  # type: ignore[assignment]
             History(num_nodes, width, device, dtype=history_dtype, persistent=save_histories) for width in widths
         )
         self._device = torch.device("cpu")

@@ -45,9 +45,7 @@ def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> f
             )
         logits, y = logits[mask], y[mask]
     if logits.size(0) == 0:
-        raise ValueError(
-            "compute_micro_f1: no row is selected, and nothing has no score: check mask"
-        )
+        raise ValueError("compute_micro_f1: no row is selected, and nothing has no score: check mask")
     if y.dim() == 1:
         return int((logits.argmax(dim=-1) == y).sum()) / y.size(0)
     predicted, true = logits > 0, y > 0.5
@@ -130,8 +128,7 @@ def index_to_mask(index: Tensor, size: int) -> Tensor:
     """
     if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
         raise IndexError(
-            f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. "
-            f"{int(index.max())}"
+            f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. {int(index.max())}"
         )
     mask = torch.zeros(size, dtype=torch.bool, device=index.device)
     mask[index] = True

@@ -95,18 +95,18 @@ def outermost_convs(module: Module) -> Iterator[MessagePassing]:
             yield from outermost_convs(child)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
-@functools.lru_cache(maxsize=None)
-def takes_pair(conv_class: type[MessagePassing]) -> bool:
-    """Whether the layer's ``forward`` declares that ``x`` may be a pair (sources, destinations).
+@functools.cache
+def takes_pair(forward: Callable[..., Any]) -> bool:
+    """Whether a layer's ``forward`` declares that ``x`` may be a pair (sources, destinations).
 
     Layers with positions are not counted: they want these as a pair as well.
     """
-    parameters = inspect.signature(conv_class.forward).parameters
+    parameters = inspect.signature(forward).parameters
     parameter = parameters.get("x")
     if parameter is None or "pos" in parameters:
         return False
@@ -164,8 +164,10 @@ class Batch:
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         loops = getattr(conv, "add_self_loops", False) and any(map(is_matrix, given.values()))
         loops = loops or getattr(conv, "combine_root", None) == "self_loop"
+        # PyG's fused product over an EdgeIndex that is not square fails in the backward pass.
+        fused = getattr(conv, "SUPPORTS_FUSED_EDGE_INDEX", False) and any(map(is_edge_index_object, given.values()))
         is_square = any(map(self._is_square, given.values()))
-        if takes_pair(type(conv)) and not loops and not is_square:
+        if takes_pair(type(conv).forward) and not (loops or fused or is_square):
             pair = (x, x[: self.batch_size])
             if "x" in kwargs:
                 return args, kwargs | {"x": pair}

@@ -82,8 +82,10 @@ def main() -> None:
         result["bandwidth in GB/s by bytes a row"][row_bytes] = rates
         pull = rates["pull"] / rates["copy to device"]
         push = rates["push"] / rates["copy to host"]
-        print(f"{row_bytes:5d} B/row: pull {rates['pull']:6.1f} GB/s ({pull:.0%} of a copy), "
-              f"push {rates['push']:6.1f} GB/s ({push:.0%} of a copy)")
+        print(
+            f"{row_bytes:5d} B/row: pull {rates['pull']:6.1f} GB/s ({pull:.0%} of a copy), "
+            f"push {rates['push']:6.1f} GB/s ({push:.0%} of a copy)"
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -117,8 +117,7 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
                 return read(home, force_reload=True)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"get_data: reading {key} needs the package {error.name}, which is not installed: "
-            f"pip install {error.name}"
+            f"get_data: reading {key} needs the package {error.name}, which is not installed: pip install {error.name}"
         ) from None
     except Exception as error:
         absent = missing(raw, source.files)
@@ -159,7 +158,5 @@ def _with_layout(data: Data, layout: str) -> Data:
     else:
         from torch_sparse import SparseTensor
 
-        data.adj_t = SparseTensor(
-            row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True
-        )
+        data.adj_t = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True)
     return data

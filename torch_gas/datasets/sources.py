@@ -120,9 +120,7 @@ def _planetoid(name: str) -> Source:
     return Source("planetoid", f"{name}/raw", files, Planetoid.url, read, _row_normalised)
 
 
-def _npz(
-    reader: Any, folder: str, name: str, file: str, finish: Callable[[Data], Data] = _random_splits
-) -> Source:
+def _npz(reader: Any, folder: str, name: str, file: str, finish: Callable[[Data], Data] = _random_splits) -> Source:
     url = reader.url if "{}" in reader.url else f"{reader.url.rstrip('/')}/{file}"
     url = url.format(name)
     return Source(folder, f"{name}/raw", [file], url, partial(reader, name=name), finish)
@@ -130,9 +128,7 @@ def _npz(
 
 def _saint(reader: Any, folder: str, finish: Callable[[Data], Data], url: str = "") -> Source:
     files = ["adj_full.npz", "feats.npy", "class_map.json", "role.json"]
-    return Source(
-        folder, "raw", files, url or "https://github.com/GraphSAINT/GraphSAINT", reader, finish
-    )
+    return Source(folder, "raw", files, url or "https://github.com/GraphSAINT/GraphSAINT", reader, finish)
 
 
 def _ogb(name: str, finish: Callable[[Data], Data]) -> Source:
@@ -178,11 +174,7 @@ SOURCES: dict[str, Source] = {
     "CLUSTER": _cluster(),
     "Cora_ML": _npz(CitationFull, "citation_full", "cora_ml", "cora_ml.npz"),
     "DBLP": _npz(CitationFull, "citation_full", "dblp", "dblp.npz"),
-    "Tolokers": _npz(
-        HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is
-    ),
-    "Minesweeper": _npz(
-        HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is
-    ),
+    "Tolokers": _npz(HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is),
+    "Minesweeper": _npz(HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is),
     "WordNet": _saint(WordNet, "wordnet", _as_is, WORDNET_URL),
 }

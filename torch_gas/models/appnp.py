@@ -58,9 +58,7 @@ class APPNP(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, out_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, out_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.alpha = alpha
@@ -81,9 +79,7 @@ class APPNP(Model):
         """The second linear layer."""
         return self.lins[1:]
 
-    def forward(
-        self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
         x = F.dropout(x, self.dropout, self.training)

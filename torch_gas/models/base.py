@@ -28,9 +28,7 @@ class Model(ScalableGNN):
         """The modules whose weight decay is given apart: the last layer."""
         raise NotImplementedError
 
-    def parameter_groups(
-        self, weight_decay: float, last_weight_decay: float = 0.0
-    ) -> list[dict[str, Any]]:
+    def parameter_groups(self, weight_decay: float, last_weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """All parameters in two groups, as the paper's small graphs are trained.
 
         Args:
@@ -56,8 +54,8 @@ class Model(ScalableGNN):
     def reset_parameters(self) -> None:
         """Draws all parameters anew, and forgets batch statistics and histories."""
         super().reset_parameters()
-        for child in self.children():
-            if child is not self.histories:
+        for name, child in self.named_children():
+            if name != "histories":
                 reset(child)
 
     def check_edge_weight(self, adj_t: Any, edge_weight: Tensor | None) -> None:

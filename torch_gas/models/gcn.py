@@ -63,9 +63,7 @@ class GCN(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout
@@ -93,9 +91,7 @@ class GCN(Model):
         """The last convolution or, with ``linear``, both linear layers."""
         return self.lins if self.linear else self.convs[-1:]
 
-    def forward(
-        self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
         if self.drop_input:

@@ -68,9 +68,7 @@ class GCN2(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout
@@ -81,8 +79,7 @@ class GCN2(Model):
         self.lins.append(Linear(in_channels, hidden_channels))
         self.lins.append(Linear(hidden_channels, out_channels))
         self.convs = ModuleList(
-            GCN2Conv(hidden_channels, alpha, theta, i + 1, shared_weights, normalize=False)
-            for i in range(num_layers)
+            GCN2Conv(hidden_channels, alpha, theta, i + 1, shared_weights, normalize=False) for i in range(num_layers)
         )
         self.bns = batch_norms(batch_norm, hidden_channels, num_layers)
 
@@ -96,9 +93,7 @@ class GCN2(Model):
         """The first and the last layer, which are linear."""
         return self.lins
 
-    def forward(
-        self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
         if self.drop_input:

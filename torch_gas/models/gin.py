@@ -63,9 +63,7 @@ class GIN(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout

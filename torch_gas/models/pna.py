@@ -100,9 +100,7 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
             "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
         }
         out = self.lin(x_dst)
-        for (reduce, scaler), pre_lin, post_lin in zip(
-            self.pairs, self.pre_lins, self.post_lins, strict=True
-        ):
+        for (reduce, scaler), pre_lin, post_lin in zip(self.pairs, self.pre_lins, self.post_lins, strict=True):
             h = self.propagate(adj_t, x=pre_lin(x_src).relu(), reduce=reduce, size=size)
             h = post_lin(h)
             out = out + (h if scaler == "identity" else scale[scaler] * h)
@@ -202,9 +200,7 @@ class PNA(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         check_degrees(self, deg)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -213,9 +209,7 @@ class PNA(Model):
         self.residual = residual
 
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.convs = ModuleList(
-            PNAConv(*width, aggregators, scalers, deg) for width in pairwise(widths)
-        )
+        self.convs = ModuleList(PNAConv(*width, aggregators, scalers, deg) for width in pairwise(widths))
         self.bns = batch_norms(batch_norm, hidden_channels, num_layers - 1)
 
     @property

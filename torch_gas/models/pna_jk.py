@@ -70,9 +70,7 @@ class PNA_JK(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         check_degrees(self, deg)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -90,8 +88,7 @@ class PNA_JK(Model):
         )
         self.lins.append(Linear((num_layers + 1) * hidden_channels, out_channels))
         self.convs = ModuleList(
-            PNAConv(hidden_channels, hidden_channels, aggregators, scalers, deg)
-            for _ in range(num_layers)
+            PNAConv(hidden_channels, hidden_channels, aggregators, scalers, deg) for _ in range(num_layers)
         )
         self.bns = batch_norms(batch_norm, hidden_channels, num_layers)
 

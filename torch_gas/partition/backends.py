@@ -84,9 +84,7 @@ def metis_parts(graph: SimpleGraph, num_parts: int, recursive: bool, seed: int |
     try:
         import pymetis
     except ImportError as error:
-        raise ImportError(
-            "metis(): backend 'metis' needs the package pymetis: `pip install pymetis`"
-        ) from error
+        raise ImportError("metis(): backend 'metis' needs the package pymetis: `pip install pymetis`") from error
     dtype = pymetis.zero_copy_dtype()
 
     def array(tensor: Tensor | None) -> Any:
@@ -108,9 +106,7 @@ def kaminpar_parts(graph: SimpleGraph, num_parts: int, seed: int | None) -> Tens
     try:
         import kaminpar
     except ImportError as error:
-        raise ImportError(
-            "metis(): backend 'kaminpar' needs the package kaminpar: `pip install kaminpar`"
-        ) from error
+        raise ImportError("metis(): backend 'kaminpar' needs the package kaminpar: `pip install kaminpar`") from error
     with tempfile.TemporaryDirectory(prefix="torch_gas_") as folder:
         path = os.path.join(folder, "graph.parhip")
         write_parhip(path, graph, wide=vars(kaminpar)["__64bit__"])
@@ -138,9 +134,7 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
             f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use"
             " backend='metis' or a 64-bit build of kaminpar"
         )
-    flags = (
-        (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
-    )
+    flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
     body = [graph.rowptr * width + start, graph.col, graph.node_weight, graph.edge_weight]
     with open(path, "wb") as file:
         np.array([flags, num_nodes, num_edges], dtype="<u8").tofile(file)

@@ -80,13 +80,9 @@ def metis(
     if seed is not None and not 0 <= seed < 2**31:
         raise ValueError(f"metis(): seed must lie in 0 .. 2**31 - 1, but is {seed}")
     if recursive and backend != "metis":
-        raise ValueError(
-            f"metis(): recursive bisection is METIS's; backend is {backend!r}: drop recursive=True"
-        )
+        raise ValueError(f"metis(): recursive bisection is METIS's; backend is {backend!r}: drop recursive=True")
     if backend == "random" and (edge_weight is not None or node_weight is not None):
-        raise ValueError(
-            "metis(): backend 'random' ignores weights: drop edge_weight and node_weight"
-        )
+        raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
 
     src, dst, num_nodes = _edges(adj, num_nodes)
     edge_weight = _check_weight("edge_weight", edge_weight, src.numel(), "edge")
@@ -184,10 +180,7 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     where = f"load_partition({os.fspath(path)!r})"
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            perm, ptr = (
-                torch.from_numpy(file[name].astype(np.int64, casting="safe"))
-                for name in ("perm", "ptr")
-            )
+            perm, ptr = (torch.from_numpy(file[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
     except (
         ValueError,
         KeyError,
@@ -198,8 +191,7 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
         zipfile.BadZipFile,
     ) as error:
         raise ValueError(
-            f"{where}: the file holds no partition; compute one with metis() and write it with"
-            " save_partition()"
+            f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
         ) from error
     partition = make_partition(perm, ptr, where)
     if num_nodes is not None and partition.perm.numel() != num_nodes:
@@ -220,9 +212,7 @@ def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor
         check_adjacency(adj, f"{call}(): adj")
         stated = num_nodes_of(adj)
     if stated is not None and num_nodes is not None and num_nodes != stated:
-        raise ValueError(
-            f"{call}(): num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes"
-        )
+        raise ValueError(f"{call}(): num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
     num_nodes = num_nodes if stated is None else stated
     if num_nodes is None:
         raise ValueError(
@@ -230,9 +220,7 @@ def _edges(adj: Any, num_nodes: int | None, call: str = "metis") -> tuple[Tensor
             " pass num_nodes=..., or the Data object"
         )
     if num_nodes < 1:
-        raise ValueError(
-            f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}"
-        )
+        raise ValueError(f"{call}(): the graph must have at least one node, but num_nodes is {num_nodes}")
     src, dst, _ = coo(adj)
     check_ids(src, num_nodes, f"{call}(): adj")
     check_ids(dst, num_nodes, f"{call}(): adj")
@@ -245,24 +233,14 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
     if not isinstance(weight, Tensor) or weight.is_complex():
         raise TypeError(f"metis(): {name} must be a real tensor, but is {type(weight).__name__}")
     if weight.dim() != 1 or weight.numel() != size:
-        raise ValueError(
-            f"metis(): {name} must hold one number per {of}, [{size}], but has shape"
-            f" {list(weight.shape)}"
-        )
+        raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
     if of == "node" and weight.is_floating_point():
-        raise TypeError(
-            f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`"
-        )
+        raise TypeError(f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`")
     weight = weight.detach().cpu()
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(
-            f"metis(): {name} must be finite and not negative: clamp or drop the values that are"
-            " not"
-        )
+        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
     if of == "node" and not bool((weight > 0).any()):
-        raise ValueError(
-            f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it"
-        )
+        raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
     return weight
 
 

@@ -31,9 +31,7 @@ class Partition(NamedTuple):
 def make_partition(perm: Any, ptr: Any, where: str) -> Partition:
     """The checked partition on the CPU."""
     perm = check_perm(perm, None, where).cpu()
-    valid = (
-        isinstance(ptr, Tensor) and ptr.dtype in INTEGERS and ptr.dim() == 1 and ptr.numel() >= 2
-    )
+    valid = isinstance(ptr, Tensor) and ptr.dtype in INTEGERS and ptr.dim() == 1 and ptr.numel() >= 2
     if valid:
         ptr = ptr.to("cpu", torch.int64)
         valid = int(ptr[0]) == 0 and int(ptr[-1]) == perm.numel() and bool((ptr.diff() >= 0).all())
@@ -54,15 +52,11 @@ def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
         raise TypeError(f"{where}: perm must be an integer tensor, but is {came}: {advice}")
     if perm.dim() != 1 or num_nodes not in (None, perm.numel()):
         length = "N" if num_nodes is None else num_nodes
-        raise ValueError(
-            f"{where}: perm must have shape [{length}], but has {list(perm.shape)}: {advice}"
-        )
+        raise ValueError(f"{where}: perm must have shape [{length}], but has {list(perm.shape)}: {advice}")
     perm = perm.to(torch.int64)
     bad = perm[(perm < 0) | (perm >= perm.numel())]
     if bad.numel() > 0:
-        raise ValueError(
-            f"{where}: perm holds {int(bad[0])}, outside 0 .. {perm.numel() - 1}: {advice}"
-        )
+        raise ValueError(f"{where}: perm holds {int(bad[0])}, outside 0 .. {perm.numel() - 1}: {advice}")
     count = torch.bincount(perm, minlength=perm.numel())
     if bool((count > 1).any()):
         raise ValueError(f"{where}: perm holds {int(count.argmax())} more than once: {advice}")

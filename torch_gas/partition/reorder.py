@@ -63,10 +63,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     perm = check_perm(perm.perm if isinstance(perm, Partition) else perm, num_nodes, "permute()")
     first = "perm" not in data
     if first and "edge_perm" in data:
-        raise ValueError(
-            "permute(): data.edge_perm is reserved for the order of permuted edges: rename the"
-            " attribute"
-        )
+        raise ValueError("permute(): data.edge_perm is reserved for the order of permuted edges: rename the attribute")
     if not first:
         check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()")
     if log:
@@ -106,9 +103,7 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
         if perm is None:
             raise ValueError("unpermute(): perm is needed to bring rows back: pass data.perm")
         if value.dim() == 0:
-            raise ValueError(
-                "unpermute(): value must have one row per node, [N, ...], but is a scalar"
-            )
+            raise ValueError("unpermute(): value must have one row per node, [N, ...], but is a scalar")
         perm = check_perm(
             perm.perm if isinstance(perm, Partition) else perm,
             value.size(0),
@@ -119,18 +114,14 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
     if perm is not None:
         raise ValueError("unpermute(): data carries its own perm: drop the argument")
     if "perm" not in value:
-        raise ValueError(
-            "unpermute(): data has no perm, so it was not reordered: pass what permute() returned"
-        )
+        raise ValueError("unpermute(): data has no perm, so it was not reordered: pass what permute() returned")
     perm = check_perm(value.perm, num_nodes, "unpermute(): data.perm")
     data = copy.copy(value)
     del data.perm
     edge_order = None
     if "edge_perm" in data:
         num_edges = coo(data[_primary(data)])[0].numel() if _primary(data) else 0
-        edge_order = _inverse(
-            check_perm(data.edge_perm, num_edges, "unpermute(): data.edge_perm, one per edge")
-        )
+        edge_order = _inverse(check_perm(data.edge_perm, num_edges, "unpermute(): data.edge_perm, one per edge"))
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
 
@@ -141,8 +132,7 @@ def edge_attrs(data: Data) -> list[str]:
     return [
         key
         for key, value in data.to_dict().items()
-        if not _is_adjacency(data, key, value)
-        and _level(data, key, value, num_nodes, num_edges) == "edge"
+        if not _is_adjacency(data, key, value) and _level(data, key, value, num_nodes, num_edges) == "edge"
     ]
 
 
@@ -268,9 +258,7 @@ def _is_adjacency(data: Data, key: str, value: Any) -> bool:
     return named or is_edge_index_object(value) or isinstance(data.__cat_dim__(key, value), tuple)
 
 
-def _level(
-    data: Data, key: str, value: Any, num_nodes: int, num_edges: int
-) -> Literal["node", "edge"] | None:
+def _level(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -> Literal["node", "edge"] | None:
     """What ``value`` holds one entry of per node or per edge; None where it is neither."""
     stem = key.removesuffix("_index")
     # A list of ids (edge_label_index) keeps its order, and so does what describes its entries
@@ -355,9 +343,7 @@ def _inverse(perm: Tensor) -> Tensor:
 
 def _check_data(data: Any, where: str) -> int:
     if not isinstance(data, Data):
-        raise TypeError(
-            f"{where}: data must be a torch_geometric.data.Data, but is {type(data).__name__}"
-        )
+        raise TypeError(f"{where}: data must be a torch_geometric.data.Data, but is {type(data).__name__}")
     if isinstance(data, Batch):
         raise ValueError(
             f"{where}: data is a Batch, whose graphs would no longer be contiguous: pass one Data,"
