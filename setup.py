@@ -57,8 +57,7 @@ def supported_archs(nvcc: str) -> list[int]:
     chosen = sorted({int(arch) for arch in re.findall(r"\d+", wish)})
     if not chosen or not known.issuperset(chosen):
         raise SystemExit(
-            f"TORCH_GAS_CUDA_ARCHS must name architectures that {nvcc} knows ({sorted(known)}), "
-            f"but is {wish!r}"
+            f"TORCH_GAS_CUDA_ARCHS must name architectures that {nvcc} knows ({sorted(known)}), but is {wish!r}"
         )
     return chosen
 

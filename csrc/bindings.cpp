@@ -6,22 +6,23 @@
 // before anything is written. Every call that loops releases the GIL. Letters: N nodes, E edges,
 // P parts, B rows and E_B edges of a batch, M rows moved, C columns.
 //
+// clang-format off
 //   call               reads                                 writes
 //   subgraph_size      rowptr [N+1], start, count [P]        -
-//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id
-//   [E_B] transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm
-//   [nnz] to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
+//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id [E_B]
+//   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
+//   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   gather_rows        table [N, C], index [M]               rows [M, C]
 //   scatter_rows       index [M], rows [M, C]                table [N, C]
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
 //   write_chunks       offset, count [P], rows [M, C]        table [N, C]
 //   cuda_*             the same four on a stream: table in device or pinned memory, index and rows
 //                      in device memory, offset and count in host memory
+// clang-format on
 //
 // Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and
 // perm are always 64 bits wide.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "cpu/rows.h"
 #include "cpu/subgraph.h"

@@ -28,8 +28,7 @@ data = permute(data, perm)
 train_loader = SubgraphLoader(data, ptr, batch_size=256, shuffle=True)
 eval_loader = EvalSubgraphLoader(data, ptr, batch_size=256)
 val_graph, test_graph = (
-    get_data(args.root, "CLUSTER", split=split, layout="csr")[0].to(args.device)
-    for split in ("val", "test")
+    get_data(args.root, "CLUSTER", split=split, layout="csr")[0].to(args.device) for split in ("val", "test")
 )
 
 torch.manual_seed(args.seed)
@@ -41,9 +40,7 @@ model = GIN(
     num_layers=4,
 ).to(args.device)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-    optimizer, "max", factor=0.5, patience=20, min_lr=1e-5
-)
+scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=20, min_lr=1e-5)
 
 penalties = []
 

@@ -19,19 +19,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 def parse_args(description: str | None, epochs: int, **options: Any) -> argparse.Namespace:
     """``--root``, ``--device`` and ``--epochs``, and ``options`` with their defaults."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = os.environ.get("TORCH_GAS_DATA", "data")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--root", default=root, help=f"folder of the data sets (default: {root})")
-    parser.add_argument(
-        "--device", default=device, help=f"where the model runs (default: {device})"
-    )
+    parser.add_argument("--device", default=device, help=f"where the model runs (default: {device})")
     for name, default in {"epochs": epochs, **options}.items():
-        parser.add_argument(
-            f"--{name}", type=type(default), default=default, help=f"default: {default}"
-        )
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     return parser.parse_args()
 
 
@@ -79,9 +73,7 @@ def step_memory(step: Callable[[], Any], inputs: Data, device: str) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return tensor_bytes(inputs) + torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
@@ -93,9 +85,7 @@ def tensor_bytes(data: Data) -> int:
     total = 0
     for value in data.to_dict().values():
         if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
-            total += sum(
-                t.nbytes for t in (value.crow_indices(), value.col_indices(), value.values())
-            )
+            total += sum(t.nbytes for t in (value.crow_indices(), value.col_indices(), value.values()))
         elif isinstance(value, Tensor):
             total += value.nbytes
     return total

@@ -47,9 +47,7 @@ class GatedGNN(ScalableGNN):
     def __init__(self, num_nodes, in_channels, edge_channels, hidden_channels, out_channels):
         super().__init__(num_nodes, hidden_channels, num_layers=3)  # two histories between them
         widths = [in_channels, hidden_channels, hidden_channels, out_channels]
-        self.convs = torch.nn.ModuleList(
-            GatedConv(*width, edge_channels) for width in pairwise(widths)
-        )
+        self.convs = torch.nn.ModuleList(GatedConv(*width, edge_channels) for width in pairwise(widths))
 
     def forward(self, x, edge_index, *ids, edge_attr):
         for conv, history in zip(self.convs[:-1], self.histories, strict=True):

@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 NUM_LAYERS = 3
 
-args = parse_args(__doc__, epochs=40, num_nodes=10_000, out="runs/demo")
+args = parse_args(__doc__, epochs=30, num_nodes=10_000, out="runs/demo")
 
 data, in_channels, out_channels = get_data(args.root, f"synthetic:{args.num_nodes}", layout="csr")
 data = gcn_norm(data)
@@ -94,9 +94,7 @@ def run(name, batches, history_device):
     batch, *ids = max(batches, key=lambda item: item[0].num_nodes)
     batch = batch.to(args.device)
     optimizer.zero_grad()
-    log["memory"] = step_memory(
-        lambda: train_step(model, optimizer, batch, ids), batch, args.device
-    )
+    log["memory"] = step_memory(lambda: train_step(model, optimizer, batch, ids), batch, args.device)
     log["best"] = max(range(args.epochs), key=log["val"].__getitem__)
     return log
 
@@ -121,14 +119,10 @@ for epoch in sorted({1, max(args.epochs // 4, 1), max(args.epochs // 2, 1), args
 table.add_row("optimiser steps in an epoch", "1", str(len(loader)))
 times = [median(log["seconds"]) for log in (full, gas)]
 table.add_row("median time of an epoch", *(f"{1000 * seconds:.0f} ms" for seconds in times))
-table.add_row(
-    "peak memory of a step (1)", *(f"{log['memory'] / 2**20:.1f} MiB" for log in (full, gas))
-)
+table.add_row("peak memory of a step (1)", *(f"{log['memory'] / 2**20:.1f} MiB" for log in (full, gas)))
 table.add_row("edges used in an epoch", "100 %", f"{100 * edges / num_edges:.0f} %")
 table.add_row("halo ratio, S / B", "0", f"{halo_ratio:.2f}")
-for layer, (error, noise) in enumerate(
-    zip(gas["error"][-1], gas["dropout_error"][-1], strict=True), 1
-):
+for layer, (error, noise) in enumerate(zip(gas["error"][-1], gas["dropout_error"][-1], strict=True), 1):
     table.add_row(f"error of history {layer} (2)", "", f"{error:.1f} %")
     table.add_row("  fresh rows with dropout (3)", "", f"{noise:.1f} %")
 counter = "torch.cuda.max_memory_allocated" if graph.x.is_cuda else "the profiler's allocations"
@@ -136,9 +130,7 @@ console = Console()
 console.print(table)
 console.print(f"(1) tensors: inputs and what a step adds, by {counter}; an epoch's largest batch")
 console.print("(2) ||H̄ - H|| / ||H|| after training, H exact by full-batch evaluation")
-console.print(
-    "(3) the same of rows computed anew, with dropout as in training: not due to histories"
-)
+console.print("(3) the same of rows computed anew, with dropout as in training: not due to histories")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 epochs = range(1, args.epochs + 1)
@@ -152,7 +144,8 @@ for layer, color in zip(range(NUM_LAYERS - 1), ("tab:blue", "tab:orange"), stric
         ("dropout_error", ":", "computed anew, with dropout"),
     ):
         values = [error[layer] for error in gas[key]]
-        right.plot(epochs, values, style, color=color, label=f"layer {layer + 1}: {label}")
+        if any(values):  # no dropout comes before the first layer
+            right.plot(epochs, values, style, color=color, label=f"layer {layer + 1}: {label}")
 right.set(xlabel="epoch", ylabel=r"$\|\bar{H} - H\| \; / \; \|H\|$ [%]")
 right.set_ylim(bottom=0)
 right.set_title("Distance to the exact embeddings")

@@ -29,8 +29,7 @@ data = permute(data, perm)
 train_loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True)
 eval_loader = EvalSubgraphLoader(data, ptr, batch_size=2)
 val_graph, test_graph = (
-    gcn_norm(get_data(args.root, "PPI", split=split, layout="csr")[0]).to(args.device)
-    for split in ("val", "test")
+    gcn_norm(get_data(args.root, "PPI", split=split, layout="csr")[0]).to(args.device) for split in ("val", "test")
 )
 
 torch.manual_seed(args.seed)

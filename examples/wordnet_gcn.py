@@ -18,7 +18,7 @@ from tqdm import tqdm
 from torch_gas import EvalSubgraphLoader, SubgraphLoader, gcn_norm, get_data, metis, permute
 from torch_gas.models import GCN
 
-args = parse_args(__doc__, epochs=30)
+args = parse_args(__doc__, epochs=50)
 
 data, in_channels, out_channels = get_data(args.root, "WordNet", layout="csr")
 data = gcn_norm(data)
@@ -48,10 +48,11 @@ def run(name, batches, histories):
         out_channels=out_channels,
         num_layers=2,
         dropout=0.3,
+        batch_norm=True,
         drop_input=False,
         device=histories,
     ).to(args.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     best, seconds = Best(), []
     model.eval()(loader=eval_loader)  # fills the histories
     progress = tqdm(range(1, args.epochs + 1), desc=name)

@@ -50,9 +50,7 @@ for epoch in progress:
         out = model(batch.x, batch.adj_t, batch_size, *ids)
         train_mask = batch.train_mask[:batch_size]
         if train_mask.any():
-            loss = F.binary_cross_entropy_with_logits(
-                out[train_mask], batch.y[:batch_size][train_mask]
-            )
+            loss = F.binary_cross_entropy_with_logits(out[train_mask], batch.y[:batch_size][train_mask])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

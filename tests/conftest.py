@@ -14,9 +14,7 @@ settings.load_profile("torch_gas")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "cuda: needs a CUDA device and a core built with CUDA; skipped without them"
-    )
+    config.addinivalue_line("markers", "cuda: needs a CUDA device and a core built with CUDA; skipped without them")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -63,9 +63,7 @@ def test_subgraph(
 
 
 @given(seeds, st.integers(0, 40), st.integers(0, 40), st.integers(0, 300), id_types, st.booleans())
-def test_transpose(
-    seed: int, num_rows: int, num_cols: int, nnz: int, ids: torch.dtype, apart: bool
-) -> None:
+def test_transpose(seed: int, num_rows: int, num_cols: int, nnz: int, ids: torch.dtype, apart: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     nnz = nnz if num_rows and num_cols else 0
     row = torch.randint(0, max(num_rows, 1), (nnz,), generator=generator)
@@ -299,9 +297,7 @@ stop.set()
 busy.join()
 print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
 
 
@@ -413,9 +409,7 @@ def test_errors_name_the_first_bad_id(threads: int) -> None:
         (tensor(0, 1), tensor(0), True, TypeError, "`num_cols` must be an int, but is bool"),
     ],
 )
-def test_transpose_refuses(
-    rowptr: Tensor, col: Tensor, num_cols: int, error: type, message: str
-) -> None:
+def test_transpose_refuses(rowptr: Tensor, col: Tensor, num_cols: int, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^transpose: .*{message}"):
         _core.transpose(rowptr, col, num_cols)
 
@@ -430,9 +424,7 @@ def test_transpose_refuses(
         (tensor(0), tensor(0), -2, ValueError, "`num_nodes` must not be negative"),
     ],
 )
-def test_to_csr_refuses(
-    src: Tensor, dst: Tensor, num_nodes: int, error: type, message: str
-) -> None:
+def test_to_csr_refuses(src: Tensor, dst: Tensor, num_nodes: int, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^to_csr: .*{message}"):
         _core.to_csr(src, dst, num_nodes)
 

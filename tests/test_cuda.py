@@ -34,9 +34,7 @@ def on_tier(table: Tensor, tier: str) -> Tensor:
 
 
 @pytest.mark.parametrize("types", twins.TYPE_PAIRS)
-def test_gather_rows(
-    generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_gather_rows(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
     for width, ids in itertools.product(WIDTHS, twins.IDS):
         table = twins.random_table(generator, NUM_ROWS, width, types[0])
         index = torch.randint(0, NUM_ROWS, (1500,), generator=generator)
@@ -47,9 +45,7 @@ def test_gather_rows(
 
 
 @pytest.mark.parametrize("types", twins.TYPE_PAIRS)
-def test_scatter_rows(
-    generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_scatter_rows(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
     for width, ids in itertools.product(WIDTHS, twins.IDS):
         expected = twins.random_table(generator, NUM_ROWS, width, types[0])
         table = on_tier(expected, tier)
@@ -62,9 +58,7 @@ def test_scatter_rows(
 
 
 @pytest.mark.parametrize("types", twins.TYPE_PAIRS)
-def test_chunks(
-    generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_chunks(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
     offset = torch.tensor([NUM_ROWS // 2, 0, NUM_ROWS // 3, NUM_ROWS - 1])
     count = torch.tensor([NUM_ROWS // 4, NUM_ROWS // 5, 0, 1])
     index = twins.chunk_index(offset, count)

@@ -90,9 +90,10 @@ def test_several_seeds_give_mean_and_deviation(run, tmp_path: Path) -> None:
 
 
 def test_demo_prints_a_table_and_draws_a_plot(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "demo.py"), "--num_nodes", "600", "--epochs", "3"]
+    warnings = ["-W", "error", "-W", "ignore:Sparse:UserWarning", "-W", "ignore::DeprecationWarning"]
+    script = [str(EXAMPLES / "demo.py"), "--num_nodes", "600", "--epochs", "3"]
     done = subprocess.run(
-        [*command, "--device", "cpu", "--out", str(tmp_path / "out")],
+        [sys.executable, *warnings, *script, "--device", "cpu", "--out", str(tmp_path / "out")],
         cwd=tmp_path,
         capture_output=True,
         text=True,

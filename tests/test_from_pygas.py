@@ -1,6 +1,5 @@
 """Scripts in the style of PyGAS run with nothing but their imports changed (see docs/from_pygas.md)."""
 
-import pytest
 import torch
 from graphs import requires_sparse
 from torch.nn import ModuleList

@@ -19,9 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def test_core_links_no_libtorch() -> None:
@@ -63,9 +61,7 @@ def test_version_is_written_once() -> None:
 
 
 def test_sdist_can_be_built_from(tmp_path: Path) -> None:
-    build = run(
-        sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path)
-    )
+    build = run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path))
     assert build.returncode == 0, build.stdout + build.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:

@@ -22,9 +22,7 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor) -> tuple
     dst = torch.arange(num_nodes).repeat_interleave(rowptr.diff())
     runs = [torch.arange(s, s + c) for s, c in zip(start.tolist(), count.tolist(), strict=True)]
     batch = torch.cat([torch.empty(0, dtype=torch.int64), *runs])
-    e_id = torch.cat(
-        [torch.empty(0, dtype=torch.int64), *[(dst == v).nonzero().flatten() for v in batch]]
-    )
+    e_id = torch.cat([torch.empty(0, dtype=torch.int64), *[(dst == v).nonzero().flatten() for v in batch]])
     sources = src[e_id].unique()
     halo = sources[~torch.isin(sources, batch)]
     local = torch.full((num_nodes,), -1)
@@ -71,22 +69,16 @@ def random_graph(generator: torch.Generator, num_nodes: int, num_edges: int) -> 
     return pointers(dst, num_nodes), src
 
 
-def random_table(
-    generator: torch.Generator, num_rows: int, width: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
+def random_table(generator: torch.Generator, num_rows: int, width: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Numbers of all magnitudes that a half can hold, its subnormals, and what it cannot."""
     size = (num_rows, *width)
     if not dtype.is_floating_point:
-        return torch.randint(0, 2 if dtype == torch.bool else 100, size, generator=generator).to(
-            dtype
-        )
+        return torch.randint(0, 2 if dtype == torch.bool else 100, size, generator=generator).to(dtype)
     numbers = torch.randn(size, generator=generator, dtype=torch.float64)
     numbers *= 10.0 ** torch.randint(-9, 6, size, generator=generator)
     special = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 65504, 65520])
     pick = torch.randint(0, 10 * special.numel(), size, generator=generator)
-    return torch.where(
-        pick < special.numel(), special.double()[pick % special.numel()], numbers
-    ).to(dtype)
+    return torch.where(pick < special.numel(), special.double()[pick % special.numel()], numbers).to(dtype)
 
 
 @st.composite

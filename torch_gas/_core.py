@@ -62,9 +62,7 @@ def has_cuda() -> bool:
     return bool(_C.has_cuda)
 
 
-def subgraph(
-    rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor
-) -> Subgraph:
+def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor) -> Subgraph:
     """Extracts a batch with all edges into it (Section 2 of https://arxiv.org/abs/2106.05609).
 
     Equivalent to masking the edges whose destination lies in one of the ranges and renumbering
@@ -188,8 +186,7 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
     src, dst = _ids(call, "src", src), _ids(call, "dst", dst, like=("src", src))
     if src.numel() != dst.numel():
         raise ValueError(
-            f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and "
-            f"{dst.numel()} elements"
+            f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and {dst.numel()} elements"
         )
     _size(call, "num_nodes", num_nodes)
     rowptr, col = dst.new_empty(num_nodes + 1), src.new_empty(src.numel())
@@ -201,9 +198,7 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
     return rowptr, col, perm
 
 
-def gather_rows(
-    table: Tensor, index: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
-) -> Tensor:
+def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None) -> Tensor:
     """Reads rows of a table, converted to `dtype`.
 
     Equivalent to `table[index].to(dtype)`; ids may repeat but not be negative.
@@ -420,14 +415,10 @@ def _output(
     _contiguous(call, "out", out)
     _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
-        raise TypeError(
-            f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave "
-            "`dtype` out"
-        )
+        raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
     if call == "gather_rows" and out.device != device:
         raise ValueError(
-            f"{call}: `index` and `out` must be on one device, but are on {device} and "
-            f"{out.device}; move `index`"
+            f"{call}: `index` and `out` must be on one device, but are on {device} and {out.device}; move `index`"
         )
     return out
 
@@ -495,17 +486,14 @@ def _ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor,
         _vector(call, argument, value)
     if start.numel() != count.numel():
         raise ValueError(
-            f"{call}: `{name}` and `count` must be equally long, but have {start.numel()} and "
-            f"{count.numel()} elements"
+            f"{call}: `{name}` and `count` must be equally long, but have {start.numel()} and {count.numel()} elements"
         )
     return start.contiguous(), count.contiguous()
 
 
 def _num_rows(call: str, rowptr: Tensor) -> int:
     if rowptr.numel() == 0:
-        raise ValueError(
-            f"{call}: `rowptr` must have one element more than there are rows, but is empty"
-        )
+        raise ValueError(f"{call}: `rowptr` must have one element more than there are rows, but is empty")
     return rowptr.numel() - 1
 
 
@@ -520,24 +508,18 @@ def _tensor(call: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{call}: `{name}` must be a torch.Tensor, but is {type(value).__name__}")
     if value.layout != torch.strided:
-        raise TypeError(
-            f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}"
-        )
+        raise TypeError(f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}")
 
 
 def _host(call: str, name: str, value: Tensor) -> None:
     _tensor(call, name, value)
     if value.device.type != "cpu":
-        raise ValueError(
-            f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`"
-        )
+        raise ValueError(f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`")
 
 
 def _vector(call: str, name: str, value: Tensor) -> None:
     if value.dim() != 1:
-        raise ValueError(
-            f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}"
-        )
+        raise ValueError(f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}")
 
 
 def _contiguous(call: str, name: str, value: Tensor) -> None:

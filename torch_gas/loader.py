@@ -112,7 +112,7 @@ class _Builder:
     def _thread_scratch(self) -> Tensor:
         scratch = getattr(self._scratch, "tensor", None)
         if scratch is None:
-            scratch = torch.full((self.num_nodes,), -1, dtype=self.csr.col.dtype)
+            scratch = torch.empty(self.num_nodes, dtype=self.csr.col.dtype)
             self._scratch.tensor = scratch
         return scratch
 

@@ -1,5 +1,6 @@
 #include "rows.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>

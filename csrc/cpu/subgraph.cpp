@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 #include <memory>
+#include <numeric>
 
 namespace torch_gas {
 namespace {

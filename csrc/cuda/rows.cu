@@ -4,7 +4,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cassert>
+#include <type_traits>
 
 #include "rows.h"
 
