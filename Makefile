@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint sparse cuda clean
+.PHONY: demo test lint sparse clean
 
 # The environment, with the extension built in it; again whenever the build's inputs change.
 $(VENV)/.installed: pyproject.toml setup.py $(shell find csrc -type f)
@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -29,10 +29,6 @@ lint: $(VENV)/.installed
 sparse: $(VENV)/.installed
 	$(BIN)/python -c "import torch_sparse" 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --no-build-isolation torch-scatter torch-sparse
-
-# Compiles the CUDA part with warnings as errors; needs nvcc, but no GPU.
-cuda: $(VENV)/.installed
-	TORCH_GAS_CUDA=1 TORCH_GAS_WERROR=1 $(BIN)/python setup.py build_ext --build-temp build/cuda --build-lib build/cuda/lib
 
 clean:
 	rm -rf build dist $(VENV) torch_gas/*.so *.egg-info

@@ -248,9 +248,7 @@ def test_schedule_keeps_the_rules(cuda: FakeCuda, pool_size: int) -> None:
             assert f"layer {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # push after its rows
             assert f"pull {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # and after the last pull
             if i > 0:
-                assert (
-                    f"push {name}#{i - 1}" in cuda.seen[f"pull {name}#{i}"]
-                )  # pull after last push
+                assert f"push {name}#{i - 1}" in cuda.seen[f"pull {name}#{i}"]  # pull after last push
     last_use: dict[int, str] = {}
     for op in cuda.ops:  # a buffer is filled again only after it was read
         if op.startswith("pull"):
@@ -284,6 +282,21 @@ def test_a_pull_waits_for_the_push_of_its_table_alone(cuda: FakeCuda) -> None:
     assert "push a#0" in cuda.seen["pull a#1"]
 
 
+def test_a_push_waits_for_the_pulls_of_its_table_alone(cuda: FakeCuda) -> None:
+    pool = AsyncIOPool(2)
+    for name in ("a", "b"):
+        pool.async_pull(cuda.tables[name], None, None, ids(1))
+    pool.async_push(torch.ones(2, 3), ids(5), ids(2), cuda.tables["a"])
+    assert "pull a#0" in cuda.seen["push a#0"]  # though nobody has taken it
+    assert "pull b#0" not in cuda.seen["push a#0"]
+
+
+def test_a_pull_by_ids_from_the_host_waits_for_no_layer(cuda: FakeCuda) -> None:
+    cuda.op("layer")
+    AsyncIOPool().async_pull(cuda.tables["a"], None, None, ids(1))
+    assert not cuda.seen["pull a#0"]
+
+
 def test_only_named_calls_make_the_host_wait(cuda: FakeCuda) -> None:
     pool = AsyncIOPool(2)
     step(cuda, pool)
@@ -301,9 +314,7 @@ def test_only_named_calls_make_the_host_wait(cuda: FakeCuda) -> None:
 
 def test_rows_may_change_after_a_push(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(
-        transfer._core, "write_chunks", lambda dst, o, c, rows: written.append(rows)
-    )
+    monkeypatch.setattr(transfer._core, "write_chunks", lambda dst, o, c, rows: written.append(rows))
     rows = torch.ones(2, 3)
     AsyncIOPool().async_push(rows, ids(0), ids(2), cuda.tables["a"])
     rows.zero_()  # before a real device would have copied them

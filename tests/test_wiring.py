@@ -40,9 +40,7 @@ def attributed(fmt: str) -> Data:
     elif fmt == "EdgeIndex":
         data.edge_index = EdgeIndex(edges, sparse_size=(N, N), sort_order="col")
     else:
-        rowptr = torch.cat(
-            [torch.zeros(1, dtype=torch.int64), edges[1].bincount(minlength=N).cumsum(0)]
-        )
+        rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), edges[1].bincount(minlength=N).cumsum(0)])
         if fmt == "csr":
             data.adj_t = torch.sparse_csr_tensor(
                 rowptr, edges[0], torch.ones(number), size=(N, N), check_invariants=True
@@ -63,9 +61,7 @@ class One(ScalableGNN):
 
     def inputs(self, data: Data, **kwargs: Any) -> Any:
         args, kwargs = super().inputs(data, **kwargs)
-        return args, kwargs | {
-            key: data[key] for key in self.order if key not in ("x", "adj", "x_0")
-        }
+        return args, kwargs | {key: data[key] for key in self.order if key not in ("x", "adj", "x_0")}
 
     def forward(self, x: Tensor, adj: Any, *args: Any, **kwargs: Any) -> Any:
         given = {"x": x, "adj": adj, "x_0": x, **kwargs}
@@ -115,9 +111,7 @@ EXACT: dict[str, Case] = {
     "GATv2Conv-plain": case(lambda: nn.GATv2Conv(C, 6, add_self_loops=False)),
     "GATv2Conv-edge": case(lambda: nn.GATv2Conv(C, 6, edge_dim=3), "edge_attr"),
     "TransformerConv": case(lambda: nn.TransformerConv(C, 6)),
-    "TransformerConv-edge": case(
-        lambda: nn.TransformerConv(C, 6, edge_dim=3, beta=True), "edge_attr"
-    ),
+    "TransformerConv-edge": case(lambda: nn.TransformerConv(C, 6, edge_dim=3, beta=True), "edge_attr"),
     "AGNNConv": case(lambda: nn.AGNNConv()),
     "GINConv": case(lambda: nn.GINConv(Linear(C, 6), train_eps=True)),
     "GINEConv": case(lambda: nn.GINEConv(Linear(C, 6), edge_dim=3), "edge_attr"),
@@ -128,9 +122,7 @@ EXACT: dict[str, Case] = {
     "SignedConv-first": Case(lambda: nn.SignedConv(C, 6, True), ("x", "adj", "adj")),
     "SignedConv": Case(lambda: nn.SignedConv(C // 2, 6, False), ("x", "adj", "adj")),
     "PointNetConv": positions(lambda: nn.PointNetConv(Linear(C + 3, 6))),
-    "PointNetConv-plain": positions(
-        lambda: nn.PointNetConv(Linear(C + 3, 6), add_self_loops=False)
-    ),
+    "PointNetConv-plain": positions(lambda: nn.PointNetConv(Linear(C + 3, 6), add_self_loops=False)),
     "GMMConv": case(lambda: nn.GMMConv(C, 6, 3, 2), "edge_attr"),
     "SplineConv": case(lambda: nn.SplineConv(C, 6, 3, 2), "edge_attr"),
     "NNConv": case(lambda: nn.NNConv(C, 6, Linear(3, C * 6)), "edge_attr"),
@@ -139,9 +131,7 @@ EXACT: dict[str, Case] = {
     "PPFConv": positions(lambda: nn.PPFConv(Linear(C + 4, 6)), "normal"),
     "FeaStConv": case(lambda: nn.FeaStConv(C, 6, 2)),
     "PointTransformerConv": positions(lambda: nn.PointTransformerConv(C, 6)),
-    "PointGNNConv": positions(
-        lambda: nn.PointGNNConv(Linear(C, 3), Linear(C + 3, 6), Linear(6, C))
-    ),
+    "PointGNNConv": positions(lambda: nn.PointGNNConv(Linear(C, 3), Linear(C + 3, 6), Linear(6, C))),
     "LEConv": case(lambda: nn.LEConv(C, 6)),
     "LEConv-weight": case(lambda: nn.LEConv(C, 6), "edge_weight"),
     "PNAConv": case(lambda: nn.PNAConv(C, 6, deg=degrees(), **PNA)),
@@ -157,12 +147,8 @@ EXACT: dict[str, Case] = {
     "EGConv": case(lambda: nn.EGConv(C, 6, ["sum", "max"], num_heads=2)),
     "PDNConv": case(lambda: nn.PDNConv(C, 6, 3, 4, normalize=False), "edge_attr"),
     "GeneralConv": case(lambda: nn.GeneralConv(C, 6)),
-    "GeneralConv-edge": case(
-        lambda: nn.GeneralConv(C, 6, 3, attention=True, heads=2, l2_normalize=True), "edge_attr"
-    ),
-    "HEATConv": case(
-        lambda: nn.HEATConv(C, 6, 2, 2, 4, 3, 4), "node_type", "edge_type", "edge_attr"
-    ),
+    "GeneralConv-edge": case(lambda: nn.GeneralConv(C, 6, 3, attention=True, heads=2, l2_normalize=True), "edge_attr"),
+    "HEATConv": case(lambda: nn.HEATConv(C, 6, 2, 2, 4, 3, 4), "node_type", "edge_type", "edge_attr"),
     "LGConv": case(lambda: nn.LGConv(normalize=False)),
 }
 
@@ -207,12 +193,24 @@ def test_every_layer_of_pyg_is_in_a_table() -> None:
     assert not unknown, f"new in PyG: add {unknown} to EXACT or REFUSED"
 
 
+def gradients(model: ScalableGNN, rows: Tensor) -> list[Tensor | None]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return []
+    return list(torch.autograd.grad(rows.square().sum(), parameters, retain_graph=True, allow_unused=True))
+
+
 def check_exact(model: ScalableGNN, data: Data, full: Tensor) -> None:
+    """Rows of each batch, and gradients of the layer's parameters, equal those of the whole graph."""
     for bipartite, ptr in ((True, PTR), (False, PTR[[0, 2, 4]])):
         for batch in SubgraphLoader(data, ptr, 1, bipartite=bipartite, prefetch=0):
             assert batch.halo_size > 0
             out, want = model(batch), full[batch.n_id[: batch.batch_size]]
             torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+            if not bool((batch.n_id == 0).any()):
+                continue
+            for left, right in zip(gradients(model, out), gradients(model, want), strict=True):
+                torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -239,9 +237,7 @@ def test_exact(name: str, fmt: str) -> None:
 def test_refused(name: str) -> None:
     model = One(REFUSED[name](), ("x", "adj"))
     for batch in SubgraphLoader(attributed("edge_index"), PTR, 2):
-        with pytest.raises(
-            ValueError, match=rf"^{name} cannot be used on a batch: it .*(use|create|write)"
-        ):
+        with pytest.raises(ValueError, match=rf"^{name} cannot be used on a batch: it .*(use|create|write)"):
             model(batch)
 
 
@@ -267,9 +263,7 @@ def test_refused_wherever_it_is() -> None:
 def test_outgoing_edges_are_refused() -> None:
     model = One(nn.GraphConv(C, 6, flow="target_to_source"), ("x", "adj"))
     batch = next(iter(SubgraphLoader(attributed("edge_index"), PTR, 1)))
-    with pytest.raises(
-        ValueError, match="GraphConv cannot be used on a batch: with flow='target_to_"
-    ):
+    with pytest.raises(ValueError, match="GraphConv cannot be used on a batch: with flow='target_to_"):
         model(batch)
 
 
@@ -375,7 +369,5 @@ def test_several_hops_in_one_model_are_an_error() -> None:
     data = attributed("edge_index")
     model = One(nn.GraphSAGE(C, 8, 2, 6), ("x", "adj"))
     batch = next(iter(SubgraphLoader(data, PTR, 1)))
-    with pytest.raises(
-        ValueError, match=r"SAGEConv was called with x of 12 rows .* x must have .*push_and_pull"
-    ):
+    with pytest.raises(ValueError, match=r"SAGEConv was called with x of 12 rows .* x must have .*push_and_pull"):
         model(batch)
