@@ -130,7 +130,5 @@ def test_torch_sparse_is_not_imported() -> None:
         "import sys; sys.modules['torch_sparse'] = None; from torch_gas import adjacency; "
         "assert not adjacency.is_sparse_tensor(1)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

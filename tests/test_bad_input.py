@@ -332,9 +332,7 @@ def test_batch_made_for_another_graph(model: Net) -> None:
     for nodes in (N - 10, N + 10):
         other = SubgraphLoader(random_graph(nodes, 300), torch.tensor([0, 20, nodes]), 1)
         for batch in other:
-            with refused(
-                model, ValueError, f"made for a graph of {nodes} nodes, but the model for 60"
-            ):
+            with refused(model, ValueError, f"made for a graph of {nodes} nodes, but the model for 60"):
                 model(batch)
 
 
@@ -357,15 +355,11 @@ def test_x_may_be_empty_or_not_contiguous(model: Net, batch: SubData) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_embeddings_that_are_not_finite(
-    value: float, model: Net, batch: SubData, data: Data
-) -> None:
+def test_embeddings_that_are_not_finite(value: float, model: Net, batch: SubData, data: Data) -> None:
     x = batch.data.x.clone()
     x[3, 2] = value  # a row of the batch, so that layer 1 is not finite
     before = [history.emb.clone() for history in model.histories]
-    with pytest.raises(
-        ValueError, match=r"embeddings of layer 1 hold NaN or infinity.*check_finite"
-    ):
+    with pytest.raises(ValueError, match=r"embeddings of layer 1 hold NaN or infinity.*check_finite"):
         call(model, batch, x=x)
     data.x[3, 2] = value
     with pytest.raises(ValueError, match="embeddings of layer 1 hold NaN or infinity"):
@@ -414,9 +408,7 @@ def test_push_and_pull_with_a_wrong_width(batch: SubData, data: Data) -> None:
 
         model = wrong(act)
         for given in ((batch,), (data.x, data.edge_index)):
-            with refused(
-                model.eval(), ValueError, rf"x must be \[B, 16\], but is \[\d+, {width}\]"
-            ):
+            with refused(model.eval(), ValueError, rf"x must be \[B, 16\], but is \[\d+, {width}\]"):
                 model(*given)
 
 
@@ -438,9 +430,7 @@ def test_push_and_pull_with_a_foreign_history(batch: SubData) -> None:
 
 
 def test_push_and_pull_outside_of_forward(model: Net, batch: SubData) -> None:
-    with refused(
-        model, RuntimeError, "can only be called inside forward, by calling the model itself"
-    ):
+    with refused(model, RuntimeError, "can only be called inside forward, by calling the model itself"):
         model.push_and_pull(model.histories[0], torch.ones(N, 16))
     with refused(model, RuntimeError, "inside forward"):
         model.forward(batch.data.x, batch.data.edge_index, *batch[1:])
@@ -448,9 +438,7 @@ def test_push_and_pull_outside_of_forward(model: Net, batch: SubData) -> None:
 
 def test_a_forgotten_push_and_pull(batch: SubData) -> None:
     model = wrong(lambda self, x, args: x)
-    with pytest.raises(
-        ValueError, match=r"SAGEConv was called with x of 29 rows .* self.push_and_pull"
-    ):
+    with pytest.raises(ValueError, match=r"SAGEConv was called with x of 29 rows .* self.push_and_pull"):
         model(batch)
 
 
@@ -465,9 +453,7 @@ def test_num_layers(number: int) -> None:
 
 def test_widths() -> None:
     for widths in ([16], [16, 16, 16], []):
-        with pytest.raises(
-            ValueError, match=rf"hidden_channels must be one number or 2 .* has {len(widths)}"
-        ):
+        with pytest.raises(ValueError, match=rf"hidden_channels must be one number or 2 .* has {len(widths)}"):
             Net(N, widths=widths, num_layers=3)
     with pytest.raises(ValueError, match="num_embeddings and embedding_dim must be at least 1"):
         Net(N, widths=0)
@@ -578,9 +564,7 @@ def test_loader_whose_data_changed(data: Data) -> None:
         loader = SubgraphLoader(graph, PTR, 1)
         list(loader)
         change(graph)
-        with pytest.raises(
-            RuntimeError, match=r"data changed its size, adjacency or attributes.*make a new"
-        ):
+        with pytest.raises(RuntimeError, match=r"data changed its size, adjacency or attributes.*make a new"):
             list(loader)
 
     def set_value(key: str, value: Any) -> Callable[[Data], None]:
@@ -601,9 +585,7 @@ def test_loader_whose_data_changed(data: Data) -> None:
 
 def test_missing_build_says_how_to_build() -> None:
     code = "import sys; sys.modules['torch_gas._C'] = None; import torch_gas"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError: the compiled core torch_gas._C could not be loaded")

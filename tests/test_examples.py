@@ -23,7 +23,6 @@ DATA_SETS = {
     "coauthor_cs_gcn2": "Coauthor-CS",
     "coauthor_physics_gcn": "Coauthor-Physics",
     "cora_gcn": "Cora",
-    "custom_layer": "Tolokers",
     "flickr_pna": "Flickr",
     "ppi_gcn2": "PPI",
     "products_pna": "ogbn-products",
@@ -58,12 +57,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*DATA_SETS, "common", "demo"}
+    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo"}
 
 
 def test_every_script_is_in_the_readme_and_short() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    for name in DATA_SETS:
+    for name in (*DATA_SETS, "custom_layer"):
         assert f"[{name}.py]({name}.py)" in readme
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 100
     assert "[demo.py](demo.py)" in readme
@@ -81,6 +80,11 @@ def test_example(name: str, run, tmp_path: Path) -> None:
     else:
         result = r"Test (accuracy|micro-F1): \d+\.\d\d % \(validation \d+\.\d\d %, epoch [12]\)"
     assert re.fullmatch(result, lines[-1])
+
+
+def test_custom_layer(run) -> None:
+    lines = run("custom_layer", "--epochs", 2, "--num_nodes", 500)
+    assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [12]\)", lines[-1])
 
 
 def test_several_seeds_give_mean_and_deviation(run, tmp_path: Path) -> None:

@@ -202,9 +202,7 @@ class Run:
         self.data = random_graph(60, 400)
         self.model = Net(60, dropout=0.5)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        self.loader = SubgraphLoader(
-            self.data, torch.arange(0, 61, 6), 3, shuffle=True, generator=torch.Generator()
-        )
+        self.loader = SubgraphLoader(self.data, torch.arange(0, 61, 6), 3, shuffle=True, generator=torch.Generator())
         self.loader.generator.manual_seed(seed)
 
     def epochs(self, number: int) -> list[Tensor]:

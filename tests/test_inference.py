@@ -82,9 +82,39 @@ def test_a_result_used_beside_push_and_pull(data: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         out = model(loader=loader_of(data))
-    assert [str(w.message)[:60] for w in caught] == [
-        "Beside: a layer's result is used beside push_and_pull, so in"
-    ]
+    assert [str(w.message)[:60] for w in caught] == ["Beside: a layer's result is used beside push_and_pull, so in"]
+    close(out, full_batch(model, data))
+
+
+class Gated(Net):
+    """Decides by comparing what a layer returned; a gate is no floating-point number."""
+
+    def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+        gates = 0
+        for conv, history in zip(self.convs, self.histories, strict=False):
+            h = conv(x, adj)
+            gates = gates + (h > 0).sum(dim=-1, keepdim=True)
+            x = self.push_and_pull(history, h, *args)
+        return self.convs[-1](x, adj) * gates
+
+
+class Patched(Net):
+    """Replaces what is not a number."""
+
+    def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+        total = 0
+        for conv, history in zip(self.convs, self.histories, strict=False):
+            h = conv(x, adj)
+            total = total + torch.nan_to_num(h).sum(dim=-1, keepdim=True)
+            x = self.push_and_pull(history, h, *args)
+        return self.convs[-1](x, adj) * total
+
+
+@pytest.mark.parametrize("model_class", [Gated, Patched])
+def test_a_result_that_is_only_compared(data: Any, model_class: type[Net]) -> None:
+    model = make(model_class, num_layers=4)
+    with pytest.warns(UserWarning, match="used beside push_and_pull"):
+        out = model(loader=loader_of(data))
     close(out, full_batch(model, data))
 
 
@@ -235,9 +265,7 @@ def test_loader_of_another_graph_is_refused() -> None:
     before = tables(model)
     other = random_graph(N + 1, 300)
     loader = EvalSubgraphLoader(other, torch.tensor([0, 30, N + 1]))
-    with pytest.raises(
-        ValueError, match="loader's graph has 61 nodes, but the model was made for 60"
-    ):
+    with pytest.raises(ValueError, match="loader's graph has 61 nodes, but the model was made for 60"):
         model(loader=loader)
     assert_same(tables(model), before)
 

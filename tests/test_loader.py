@@ -151,9 +151,7 @@ def test_sparse_tensor_carries_its_transpose(weighted: bool) -> None:
     data = graph("SparseTensor", weighted)
     for batch in SubgraphLoader(data, PTR, 2, shuffle=True, seed=0):
         row, col, value = batch.data.adj_t.coo()
-        fresh = torch_sparse.SparseTensor(
-            row=row, col=col, value=value, sparse_sizes=batch.data.adj_t.sizes()
-        )
+        fresh = torch_sparse.SparseTensor(row=row, col=col, value=value, sparse_sizes=batch.data.adj_t.sizes())
         kept, made = batch.data.adj_t.storage, fresh.storage
         assert kept._csr2csc is not None and kept._colptr is not None  # not computed on demand
         assert torch.equal(kept._csr2csc, made.csr2csc())
@@ -163,9 +161,7 @@ def test_sparse_tensor_carries_its_transpose(weighted: bool) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_bipartite_false_adds_empty_rows(fmt: str) -> None:
     data = graph(fmt)
-    pairs = zip(
-        SubgraphLoader(data, PTR, 2), SubgraphLoader(data, PTR, 2, bipartite=False), strict=True
-    )
+    pairs = zip(SubgraphLoader(data, PTR, 2), SubgraphLoader(data, PTR, 2, bipartite=False), strict=True)
     for batch, square in pairs:
         rows = batch.n_id.numel()
         for a, b in zip(coo(adjacency(batch.data)), coo(adjacency(square.data)), strict=True):
@@ -186,9 +182,7 @@ def test_sorted_edge_index_objects(sort: str) -> None:
     for batch in SubgraphLoader(data, PTR, 2):
         src, dst = batch.data.edge_index.as_tensor()
         n_id = batch.n_id
-        wanted = data.edge_index.as_tensor()[
-            :, [(data.edge_id == e).nonzero().item() for e in batch.data.edge_id]
-        ]
+        wanted = data.edge_index.as_tensor()[:, [(data.edge_id == e).nonzero().item() for e in batch.data.edge_id]]
         assert torch.equal(torch.stack([n_id[src], n_id[dst]]), wanted)
 
 
@@ -196,9 +190,7 @@ def test_csr_matrix_with_vector_values() -> None:
     data = graph("csr")
     adj = data.adj_t
     values = torch.rand(adj.values().numel(), 4)
-    data.adj_t = torch.sparse_csr_tensor(
-        adj.crow_indices(), adj.col_indices(), values, size=(N, N, 4)
-    )
+    data.adj_t = torch.sparse_csr_tensor(adj.crow_indices(), adj.col_indices(), values, size=(N, N, 4))
     for batch in SubgraphLoader(data, PTR, 2):
         assert torch.equal(batch.data.adj_t.values(), values[batch.data.edge_id])
 
@@ -207,9 +199,7 @@ def test_csr_matrix_with_vector_values() -> None:
 def test_integer_types_stay(dtype: torch.dtype) -> None:
     data = graph()
     data.edge_index = data.edge_index.to(dtype)
-    for batch, wanted in zip(
-        SubgraphLoader(data, PTR, 2), SubgraphLoader(graph(), PTR, 2), strict=True
-    ):
+    for batch, wanted in zip(SubgraphLoader(data, PTR, 2), SubgraphLoader(graph(), PTR, 2), strict=True):
         assert batch.data.edge_index.dtype == dtype
         assert torch.equal(batch.data.edge_index.long(), wanted.data.edge_index)
 
@@ -296,9 +286,7 @@ def test_seed_makes_the_order() -> None:
 @pytest.mark.parametrize("prefetch", [2, 4, 20])
 def test_prefetch_changes_nothing(prefetch: int) -> None:
     data = graph()
-    epochs = [
-        list(SubgraphLoader(data, PTR, 1, shuffle=True, seed=0, prefetch=p)) for p in (0, prefetch)
-    ]
+    epochs = [list(SubgraphLoader(data, PTR, 1, shuffle=True, seed=0, prefetch=p)) for p in (0, prefetch)]
     for left, right in zip(*epochs, strict=True):
         assert_same_batch(left, right)
 
@@ -322,6 +310,12 @@ def test_forked_workers_make_the_same_batches(fmt: str) -> None:
         assert_same_batch(left, right)
 
 
+def test_seed_makes_the_same_order_with_workers() -> None:
+    data = graph()
+    orders = [order(SubgraphLoader(data, PTR, 2, shuffle=True, seed=3, num_workers=n)) for n in (0, 1)]
+    assert orders[0] == orders[1]
+
+
 def test_spawned_workers_make_the_same_batches() -> None:
     data = graph("csr")
     loader = SubgraphLoader(data, PTR, 2, num_workers=1, multiprocessing_context="spawn")
@@ -331,9 +325,7 @@ def test_spawned_workers_make_the_same_batches() -> None:
 
 def test_persistent_workers_follow_the_data() -> None:
     data = graph()
-    loader = SubgraphLoader(
-        data, PTR, 2, num_workers=1, persistent_workers=True, multiprocessing_context="fork"
-    )
+    loader = SubgraphLoader(data, PTR, 2, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
     first, again = list(loader), list(loader)
     for left, right in zip(first, again, strict=True):
         assert_same_batch(left, right)
@@ -480,11 +472,7 @@ def test_loader_leaves_data_alone() -> None:
         batch.data.extra = 1
     assert data.keys() == before.keys()
     for key, value in before.to_dict().items():
-        same = (
-            torch.equal(value, data[key])
-            if isinstance(value, Tensor)
-            else np.array_equal(value, data[key])
-        )
+        same = torch.equal(value, data[key]) if isinstance(value, Tensor) else np.array_equal(value, data[key])
         assert same, key
 
 

@@ -64,9 +64,7 @@ def test_adjacency_by_name() -> None:
     batch = next(iter(SubgraphLoader(data, PTR, 2)))
     ids = dict(zip(("batch_size", "n_id", "offset", "count"), batch[1:], strict=True))
     for key in ("adj_t", "edge_index"):
-        assert torch.equal(
-            model(x=batch.data.x, **{key: batch.data.edge_index}, **ids), model(batch)
-        )
+        assert torch.equal(model(x=batch.data.x, **{key: batch.data.edge_index}, **ids), model(batch))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -171,9 +169,7 @@ class Weighted(ScalableGNN):
         super().__init__(N, 8, 2)
         self.convs = torch.nn.ModuleList([GraphConv(8, 8), GraphConv(8, 3)])
 
-    def forward(
-        self, x: Tensor, edge_index: Tensor, *args: Any, edge_weight: Tensor, scale: float = 1.0
-    ) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, *args: Any, edge_weight: Tensor, scale: float = 1.0) -> Tensor:
         x = self.convs[0](x, edge_index, edge_weight).relu() * scale
         x = self.push_and_pull(self.histories[0], x, *args)
         return self.convs[1](x, edge_index, edge_weight)
@@ -218,9 +214,7 @@ def test_one_layer_has_no_history() -> None:
     full = model(data.x, data.edge_index)
     for batch in SubgraphLoader(data, PTR, 2):
         torch.testing.assert_close(model(batch), full[batch_rows(batch)], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        model(loader=EvalSubgraphLoader(data, PTR)), full, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(model(loader=EvalSubgraphLoader(data, PTR)), full, rtol=1e-5, atol=1e-5)
 
 
 def test_state_dict_keys() -> None:
@@ -290,8 +284,7 @@ def test_a_copy_trains_on_as_the_original(duplicate: Callable[[Net], Net]) -> No
     assert_same(tables(twin), tables(model))
     before = tables(twin)
     losses = [
-        [train_step(m, batch, torch.optim.SGD(m.parameters(), lr=0.1)) for batch in loader]
-        for m in (model, twin)
+        [train_step(m, batch, torch.optim.SGD(m.parameters(), lr=0.1)) for batch in loader] for m in (model, twin)
     ]
     assert losses[0] == losses[1]
     assert_same(tables(twin), tables(model))
@@ -384,9 +377,7 @@ def test_an_error_in_forward_leaves_a_model_that_works() -> None:
     # The same batch again pushes the same rows, so the run goes on as one without the failure.
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
     for batch in loader:
-        losses = [
-            train_step(m, batch, opt) for m, opt in zip((model, twin), optimizers, strict=True)
-        ]
+        losses = [train_step(m, batch, opt) for m, opt in zip((model, twin), optimizers, strict=True)]
         assert losses[0] == losses[1]
     left, right = tables(model), tables(twin)
     for key in left:

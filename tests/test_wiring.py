@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from torch_gas import ScalableGNN, SubgraphLoader
+from torch_gas.wiring import refuse
 
 N, C = 48, 8
 PTR = torch.tensor([0, 12, 12, 30, N])
@@ -239,6 +240,31 @@ def test_refused(name: str) -> None:
     for batch in SubgraphLoader(attributed("edge_index"), PTR, 2):
         with pytest.raises(ValueError, match=rf"^{name} cannot be used on a batch: it .*(use|create|write)"):
             model(batch)
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_refused"),
+    [
+        (nn.GraphNorm(C), True),
+        (nn.GraphSizeNorm(), True),
+        (nn.MeanSubtractionNorm(), True),
+        (nn.PairNorm(), True),
+        (nn.LayerNorm(C), True),
+        (nn.LayerNorm(C, mode="node"), False),
+        (nn.InstanceNorm(C), True),
+        (nn.InstanceNorm(C, track_running_stats=True), False),
+        (nn.BatchNorm(C), False),
+        (torch.nn.LayerNorm(C), False),
+    ],
+)
+def test_norms_over_all_nodes_are_refused(norm: Module, is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(
+            ValueError, match=f"{type(norm).__name__} cannot be used on a batch: it takes its statistics"
+        ):
+            refuse(norm)
+    else:
+        refuse(norm)
 
 
 def test_refused_wherever_it_is() -> None:

@@ -6,20 +6,22 @@ the end and collects the outputs.
 
 Convolutions before an answered history need not be computed. They return NaN of the right shape, and the answer
 overwrites it in place, so that whoever kept a reference to the tensor (a jumping-knowledge list) sees the exact rows.
-If a NaN reaches a push or an output all the same, because the model reads such a result in another way, the sweep is
-repeated with all convolutions computed, and so are those that follow.
+If a NaN reaches a push, an output or a comparison all the same, because the model reads such a result in another way, the
+sweep is repeated with all convolutions computed, and so are those that follow.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gas.history import History
 from torch_gas.loader import SubData, SubgraphLoader
@@ -49,9 +51,8 @@ class Replay:
         self.skip = True
         self._answered = 0
         self._conv_calls = 0
-        self._templates: dict[
-            int, Tensor
-        ] = {}  # by position of the call: an empty tensor of the result's width and type
+        # By position of the call: an empty tensor of the result's width and type.
+        self._templates: dict[int, Tensor] = {}
         self._batch_size = self._num_rows = 0
 
     def begin(self, batch: SubData) -> None:
@@ -112,6 +113,22 @@ class Replay:
         return run
 
 
+class _Watch(TorchDispatchMode):
+    """Finds NaN that an operation would swallow, because its result is no floating-point tensor: a comparison, say."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.nan_to_num.default or not all(map(_is_dense_float, pytree.tree_leaves(out))):
+            for leaf in filter(_is_dense_float, pytree.tree_leaves((args, kwargs))):
+                if bool(leaf.isnan().any()):
+                    raise _Unanswered
+        return out
+
+
+def _is_dense_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+
+
 @torch.no_grad()
 def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
     """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
@@ -157,10 +174,13 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
 def _sweep(model: ScalableGNN, loader: SubgraphLoader, replay: Replay) -> _Output | None:
     """One pass over the batches; the outputs if it ran to the end of ``forward``, else None."""
     output = _Output(model.num_nodes)
-    for batch in loader:
+    for i, batch in enumerate(loader):
         replay.begin(batch)
+        # What reads a result that was not computed does so in each batch: watching one is enough.
+        watch = _Watch() if i == 0 and replay.skip and replay.level > 0 else nullcontext()
         try:
-            out = model(batch.to(model.device))
+            with watch:
+                out = model(batch.to(model.device))
         except _EndOfBatch:
             continue
         pytree.tree_map_only(Tensor, replay.check, out)

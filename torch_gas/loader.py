@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torch_geometric.data import Data
 
 from torch_gas import _core
@@ -226,6 +226,9 @@ class SubgraphLoader(DataLoader[SubData]):
                 raise ValueError("give seed or generator, not both")
             kwargs["generator"] = torch.Generator().manual_seed(seed)
         parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
+        if shuffle and kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
+            # A sampler of its own: with workers, the loader draws from its generator as well.
+            shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=kwargs.pop("generator", None))
         super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
 
     @property

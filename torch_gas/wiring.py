@@ -37,6 +37,11 @@ _HOPS = (
 )
 _GLOBAL = "reads more than the incoming edges of a node, which a batch does not hold; use a message-passing layer"
 
+_NORM = (
+    "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use one with running "
+    "statistics (BatchNorm1d) or over the channels of each node (torch.nn.LayerNorm, or mode='node')"
+)
+
 # By class name, along the bases, so that no layer needs to be imported to be known: (condition, reason).
 _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{
@@ -67,6 +72,12 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
             "HGTConv", "HANConv", "HeteroConv", "SparseLinear",
         )
     },
+    **{
+        name: (lambda norm: True, _NORM)
+        for name in ("GraphNorm", "GraphSizeNorm", "MeanSubtractionNorm", "PairNorm")
+    },
+    "LayerNorm": (lambda norm: norm.mode == "graph", _NORM),
+    "InstanceNorm": (lambda norm: not norm.track_running_stats, _NORM),
 }  # fmt: skip
 
 
