@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 NUM_LAYERS = 3
 
-args = parse_args(__doc__, epochs=30, num_nodes=10_000, out="runs/demo")
+args = parse_args(__doc__, epochs=40, num_nodes=10_000, out="runs/demo")
 
 data, in_channels, out_channels = get_data(args.root, f"synthetic:{args.num_nodes}", layout="csr")
 data = gcn_norm(data)

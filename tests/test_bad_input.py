@@ -564,7 +564,7 @@ def test_loader_whose_data_changed(data: Data) -> None:
         loader = SubgraphLoader(graph, PTR, 1)
         list(loader)
         change(graph)
-        with pytest.raises(RuntimeError, match=r"data changed its size, adjacency or attributes.*make a new"):
+        with pytest.raises(RuntimeError, match=r"data changed its size, adjacency, attributes or device.*make a new"):
             list(loader)
 
     def set_value(key: str, value: Any) -> Callable[[Data], None]:

@@ -191,28 +191,35 @@ def test_dropout_undirected_edge_index_object() -> None:
     assert not dropout(adj, 0.5).is_undirected
 
 
+def csr_of(edge_index: Tensor, value: Tensor) -> Tensor:
+    rowptr = torch.searchsorted(edge_index[1].contiguous(), torch.arange(NUM_NODES + 1))
+    return torch.sparse_csr_tensor(rowptr, edge_index[0], value, size=(NUM_NODES, NUM_NODES))
+
+
 def test_dropout_csr(edge_index: Tensor) -> None:
     value = torch.rand(edge_index.size(1)) + 0.5
-    rowptr = torch.searchsorted(edge_index[1].contiguous(), torch.arange(NUM_NODES + 1))
-    size = (NUM_NODES, NUM_NODES)
-    adj = torch.sparse_csr_tensor(rowptr, edge_index[0], value, size=size)
+    adj = csr_of(edge_index, value)
     left = dropout(adj, P)
     assert left.layout == torch.sparse_csr
-    assert torch.equal(left.col_indices(), edge_index[0])
-    kept = left.values() != 0
-    assert_dropped_at_rate_p(int(kept.sum()), value.numel())
-    torch.testing.assert_close(left.values()[kept], value[kept] / (1 - P))
+    assert_dropped_at_rate_p(left.values().numel(), value.numel())
+    dense, kept = adj.to_dense(), left.to_dense() != 0
+    torch.testing.assert_close(left.to_dense(), torch.where(kept, dense / (1 - P), 0))
+    torch.sparse_csr_tensor(left.crow_indices(), left.col_indices(), left.values(), left.shape, check_invariants=True)
     assert torch.equal(adj.values(), value)
+
+
+def test_dropout_csr_without_weights(edge_index: Tensor) -> None:
+    left = dropout(csr_of(edge_index, torch.ones(edge_index.size(1))), P)
+    assert_dropped_at_rate_p(left.values().numel(), edge_index.size(1))
+    assert (left.values() == 1).all()
+    assert dropout(left, 1.0).values().numel() == 0
 
 
 def test_dropout_csr_keeps_the_gradient_of_values(edge_index: Tensor) -> None:
     value = torch.rand(edge_index.size(1), requires_grad=True)
-    rowptr = torch.searchsorted(edge_index[1].contiguous(), torch.arange(NUM_NODES + 1))
-    adj = torch.sparse_csr_tensor(rowptr, edge_index[0], value, size=(NUM_NODES, NUM_NODES))
-    left = dropout(adj, P)
-    left.values().sum().backward()
-    kept = left.values().detach() != 0
-    torch.testing.assert_close(value.grad, kept / (1 - P))
+    dropout(csr_of(edge_index, value), P).values().sum().backward()
+    assert_dropped_at_rate_p(int((value.grad != 0).sum()), value.numel())
+    assert set(value.grad.tolist()) == {0.0, float(torch.tensor(1.0) / (1 - P))}
 
 
 def test_dropout_sparse_tensor(edge_index: Tensor) -> None:
@@ -228,10 +235,9 @@ def test_dropout_sparse_tensor(edge_index: Tensor) -> None:
 
     weight = torch.rand(src.numel()) + 0.5
     adj = torch_sparse.SparseTensor(row=dst, col=src, value=weight, sparse_sizes=size)
-    value = dropout(adj, P).storage.value()
-    kept = value != 0
-    assert_dropped_at_rate_p(int(kept.sum()), weight.numel())
-    torch.testing.assert_close(value[kept], weight[kept] / (1 - P))
+    row, col, value = dropout(adj, P).coo()
+    assert_dropped_at_rate_p(value.numel(), weight.numel())
+    torch.testing.assert_close(value, adj.to_dense()[row, col] / (1 - P))
 
 
 def test_dropout_returns_the_same_object_when_nothing_can_drop(edge_index: Tensor) -> None:

@@ -126,8 +126,9 @@ class _Builder:
         """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
         if _signature(self.data) != self.signature:
             raise RuntimeError(
-                "SubgraphLoader: data changed its size, adjacency or attributes after the loader was made; "
-                "make a new loader (and partition and permute again if nodes or edges changed)"
+                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; "
+                "make a new loader (and partition and permute again if nodes or edges changed), or move a copy: "
+                "copy.copy(data).to(device)"
             )
 
 
@@ -221,14 +222,13 @@ class SubgraphLoader(DataLoader[SubData]):
         self.prefetch = prefetch
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = _contents(data)
-        if seed is not None:
-            if kwargs.get("generator") is not None:
-                raise ValueError("give seed or generator, not both")
-            kwargs["generator"] = torch.Generator().manual_seed(seed)
+        if seed is not None and kwargs.get("generator") is not None:
+            raise ValueError("give seed or generator, not both")
         parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
-        if shuffle and kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
-            # A sampler of its own: with workers, the loader draws from its generator as well.
-            shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=kwargs.pop("generator", None))
+        if shuffle and seed is not None:
+            # A sampler of its own, because workers would draw from the loader's generator as well.
+            generator = torch.Generator().manual_seed(seed)
+            shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=generator)
         super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
 
     @property
@@ -348,17 +348,17 @@ def _check_ptr(ptr: Tensor, data: Data) -> Tensor:
 
 
 def _signature(data: Data) -> list[tuple[str, Any]]:
-    """What must not change while a loader lives: names and shapes, and all of the adjacency."""
+    """What must not change while a loader lives: names, shapes and devices, and all of the adjacency."""
     key, adj = find_adjacency(data)
     versions = [tensor._version for tensor in _parts(adj) if not tensor.is_inference()]
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
     return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, (id(adj), versions)), *sorted(shapes)]
 
 
-def _shape(value: Any) -> tuple[int, ...]:
+def _shape(value: Any) -> tuple[Any, ...]:
     if isinstance(value, (list, tuple)):
         return (len(value),)
-    return tuple(getattr(value, "shape", ()))
+    return (*getattr(value, "shape", ()), getattr(value, "device", None))
 
 
 def _contents(data: Data) -> list[tuple[Any, int]]:

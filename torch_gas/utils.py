@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
@@ -138,9 +137,8 @@ def index_to_mask(index: Tensor, size: int) -> Tensor:
 def dropout(adj: Any, p: float, training: bool = True) -> Any:
     """Drops edges at random; returns the same format and leaves ``adj`` unchanged.
 
-    A sparse matrix with values keeps its edges, and their values go through ``F.dropout``: zero
-    with probability ``p``, else divided by ``1 - p``. Formats without values lose the dropped
-    edges, and nothing is rescaled.
+    Weights that remain are divided by ``1 - p``, so that their sum is the same on average. Edges without weights, which
+    includes a matrix whose values are all 1, are not rescaled.
 
     Args:
         adj: ``edge_index`` [2, E], ``EdgeIndex``, ``torch.sparse_csr`` or
@@ -167,12 +165,15 @@ def dropout(adj: Any, p: float, training: bool = True) -> Any:
 
 def _drop(adj: Any, p: float) -> Any:
     if is_csr(adj):
-        value = F.dropout(adj.values(), p)
-        return torch.sparse_csr_tensor(adj.crow_indices(), adj.col_indices(), value, size=adj.shape)
+        keep = _keep(adj.values().size(0), p, adj.device)
+        kept_before = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
+        rowptr = kept_before[adj.crow_indices()].to(adj.crow_indices().dtype)
+        value = _rescaled(adj.values(), p)[keep]
+        return torch.sparse_csr_tensor(rowptr, adj.col_indices()[keep], value, size=adj.shape, check_invariants=False)
     if is_sparse_tensor(adj):
         value = adj.storage.value()
         if value is not None:
-            return adj.set_value(F.dropout(value, p), layout="coo")
+            adj = adj.set_value(_rescaled(value, p), layout="coo")
         return adj.masked_select_nnz(_keep(adj.nnz(), p, adj.device()), layout="coo")
     keep = _keep(adj.size(1), p, adj.device)
     if isinstance(adj, EdgeIndex):
@@ -181,6 +182,10 @@ def _drop(adj: Any, p: float) -> Any:
         kept = adj.as_tensor()[:, keep]
         return EdgeIndex(kept, sparse_size=adj.sparse_size(), sort_order=adj.sort_order)
     return adj[:, keep]
+
+
+def _rescaled(value: Tensor, p: float) -> Tensor:
+    return value if bool((value == 1).all()) else value / (1 - p)
 
 
 def _keep(num_edges: int, p: float, device: torch.device) -> Tensor:
