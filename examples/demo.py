@@ -31,7 +31,7 @@ args = parse_args(__doc__, epochs=40, num_nodes=10_000, out="runs/demo")
 data, in_channels, out_channels = get_data(args.root, f"synthetic:{args.num_nodes}", layout="csr")
 data = gcn_norm(data)
 # Many small parts, so that a batch of ten holds nodes of all classes.
-perm, ptr = metis(data, num_parts=200)
+perm, ptr = metis(data, num_parts=100)
 data = permute(data, perm)
 loader = SubgraphLoader(data, ptr, batch_size=10, shuffle=True, seed=0)
 graph = copy.copy(data).to(args.device)

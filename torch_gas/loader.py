@@ -180,7 +180,7 @@ class SubgraphLoader(DataLoader[SubData]):
         log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
         shuffle: whether parts are grouped anew at random in each epoch.
         seed: makes the order reproducible whatever the global random state is.
-        prefetch: batches that threads make ahead while a step runs; 0 makes each when it is asked for. Not used
+        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. Not used
             with ``num_workers``.
         cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
@@ -265,7 +265,8 @@ class SubgraphLoader(DataLoader[SubData]):
             yield from (self._make(tuple(parts)) for parts in order)
             return
         ahead: deque[Future[SubData]] = deque()
-        pool = ThreadPoolExecutor(max_workers=min(self.prefetch, 2), thread_name_prefix="torch_gas_loader")
+        # One thread inside it (the setting is the thread's own): two teams of threads would spin for the same cores.
+        pool = ThreadPoolExecutor(1, "torch_gas_loader", initializer=torch.set_num_threads, initargs=(1,))
         try:
             for parts in order:
                 ahead.append(pool.submit(self._make, tuple(parts)))

@@ -18,8 +18,8 @@ def synthetic(
     num_classes: int = 10,
     num_features: int = 64,
     avg_degree: float = 10.0,
-    homophily: float = 0.5,
-    noise: float = 5.0,
+    homophily: float = 0.7,
+    noise: float = 8.0,
     seed: int = 0,
 ) -> Data:
     r"""A degree-corrected community graph with noisy class centroids as features.
