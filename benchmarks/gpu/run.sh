@@ -10,6 +10,6 @@ python="${PYTHON:-python3}"
 mkdir -p "$out"
 
 TORCH_GAS_CUDA=1 "$python" setup.py --quiet build_ext --inplace
-TORCH_GAS_GPU_LANE=1 "$python" -m pytest tests/test_cuda.py -q 2>&1 | tee "$out/tests.txt"
+TORCH_GAS_GPU_LANE=1 "$python" -m pytest -m cuda -q tests 2>&1 | tee "$out/tests.txt"
 "$python" benchmarks/gpu/rows.py --out "$out/rows.json"
 "$python" examples/demo.py --device cuda --out "$out/demo" 2>&1 | tee "$out/demo.txt"

@@ -1,0 +1,156 @@
+"""Models on a GPU, with histories there and in pinned host memory, against the CPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from graphs import FORMATS, adjacency, random_graph, to_format
+from nets import Net, full_batch, refresh
+from torch import Tensor
+
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+
+pytestmark = pytest.mark.cuda
+
+N = 400
+PTR = torch.arange(0, N + 1, 40)
+TIERS = {"device": "cuda", "pinned": None}
+
+
+def on_device(batch: SubData) -> SubData:
+    return batch.to("cuda")
+
+
+def train(model: Net, steps: int = 3) -> list[Tensor]:
+    """The losses of a few epochs of three parts a batch, always in the same order."""
+    loader = SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(steps):
+        for batch in loader:
+            batch = batch.to(model.device)
+            out = model(batch)
+            loss = torch.nn.functional.cross_entropy(out, batch.data.y[: batch.batch_size])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach().cpu())
+    return losses
+
+
+def make(tier: str, **kwargs: object) -> Net:
+    torch.manual_seed(0)
+    model = Net(N, num_layers=4, device=TIERS[tier], **kwargs).to("cuda")
+    assert {history.tier for history in model.histories} == {tier}
+    return model
+
+
+def tables(model: Net) -> list[Tensor]:
+    return [history.emb.cpu() for history in model.histories]
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("options", [{}, {"pool_size": 1}, {"pool_size": 1, "buffer_size": 7}])
+def test_pinned_histories_train_bit_for_bit_like_those_on_the_device(options: dict[str, int]) -> None:
+    # index_add_ on a GPU sums in any order unless told otherwise.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        models = [make("device"), make("pinned", **options)]
+        losses = [train(model) for model in models]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses[0] == losses[1]
+    for left, right in zip(tables(models[0]), tables(models[1]), strict=True):
+        assert torch.equal(left, right)
+    for left, right in zip(models[0].histories, models[1].histories, strict=True):
+        assert torch.equal(left.age.cpu(), right.age.cpu())
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_training_follows_the_cpu(tier: str) -> None:
+    torch.manual_seed(0)
+    expected = train(Net(N, num_layers=4))
+    torch.testing.assert_close(train(make(tier)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("tier", TIERS)
+def test_batches_and_inference_equal_full_batch(tier: str, fmt: str) -> None:
+    data = to_format(random_graph(N, 4000), fmt)
+    model = make(tier).eval()
+    graph = copy.copy(data).to("cuda")
+    expected = full_batch(model, graph)
+    out = model(loader=EvalSubgraphLoader(data, PTR, 3))
+    torch.testing.assert_close(out, expected.cpu(), rtol=1e-4, atol=1e-5)
+    refresh(model, graph)
+    for batch in SubgraphLoader(data, PTR, 3, shuffle=True):
+        rows = batch.n_id[: batch.batch_size]
+        torch.testing.assert_close(model(on_device(batch)).detach().cpu(), expected.cpu()[rows], rtol=1e-4, atol=1e-5)
+
+
+def test_ids_on_the_device_without_offsets() -> None:
+    """As PyGAS calls a model whose histories are on the device: (batch_size, n_id) alone."""
+    data = random_graph(N, 4000)
+    model = make("device").eval()
+    expected = refresh(model, copy.copy(data).to("cuda"))
+    for batch, batch_size, n_id, _, _ in SubgraphLoader(data, PTR, 3):
+        batch = batch.to("cuda")
+        out = model(batch.x, adjacency(batch), batch_size, n_id.to("cuda"))
+        torch.testing.assert_close(out, expected[n_id[:batch_size].to("cuda")], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_tables_in_pinned_memory(dtype: torch.dtype) -> None:
+    model = make("pinned", history_dtype=dtype)
+    losses = torch.stack(train(model))
+    assert {table.dtype for table in tables(model)} == {dtype}
+    torch.testing.assert_close(losses, torch.stack(train(make("pinned"))), rtol=2e-2, atol=2e-2)
+
+
+def test_state_moves_between_tiers_and_devices() -> None:
+    model = make("pinned")
+    train(model)
+    other = make("device")
+    other.load_state_dict(model.state_dict())
+    twin = copy.deepcopy(model)
+    assert {history.tier for history in twin.to("cuda").histories} == {"pinned"}
+    back = copy.deepcopy(model).cpu()
+    assert {history.tier for history in back.histories} == {"host"}
+    for table in (tables(other), tables(twin), tables(back)):
+        for left, right in zip(table, tables(model), strict=True):
+            assert torch.equal(left, right)
+    assert train(twin, 1) != train(make("pinned"), 1)
+
+
+def test_an_exception_in_a_step_leaves_the_next_one_usable() -> None:
+    model = make("pinned")
+    data = random_graph(N, 4000)
+    batch = on_device(next(iter(SubgraphLoader(data, PTR, 3))))
+    hook = model.convs[2].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(batch)
+    hook.remove()
+    assert model(batch).isfinite().all()
+
+
+def test_device_memory_does_not_follow_the_graph() -> None:
+    """Peak memory of a step on batches of one size, for a graph of n and of 16 n nodes."""
+    peaks = []
+    for copies in (1, 16):
+        small = random_graph(N, 4000)
+        offsets = torch.arange(copies).repeat_interleave(small.num_edges) * N
+        data = copy.copy(small)
+        data.edge_index = small.edge_index.repeat(1, copies) + offsets
+        data.x, data.y = small.x.repeat(copies, 1), small.y.repeat(copies)
+        model = Net(N * copies, num_layers=3).to("cuda")
+        batches = SubgraphLoader(data, torch.arange(0, N * copies + 1, 40), 3)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for batch, _ in zip(batches, range(5), strict=False):
+            model(on_device(batch)).sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del model
+    assert peaks[1] <= 1.1 * peaks[0]
