@@ -252,6 +252,15 @@ def test_not_a_number_is_no_reason_to_refuse(data: Any) -> None:
 # -- wrong use -------------------------------------------------------------------------------------
 
 
+def test_progress_is_shown_when_asked_for(data: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make(Net, num_layers=3)
+    model(loader=loader_of(data))
+    assert capsys.readouterr().err == ""
+    model(loader=loader_of(data), progress=True)
+    shown = capsys.readouterr().err
+    assert all(f"sweep {sweep}:" in shown for sweep in (1, 2, 3))
+
+
 def test_training_mode_is_refused(data: Any) -> None:
     model = make().train()
     before = tables(model)

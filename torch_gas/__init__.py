@@ -5,7 +5,7 @@ from torch_gas.datasets import get_data
 from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
-from torch_gas.partition import load_partition, metis, permute, save_partition, unpermute
+from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
 from torch_gas.scalable import ScalableGNN
 from torch_gas.transfer import AsyncIOPool
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks
@@ -16,6 +16,7 @@ __all__ = [
     "AsyncIOPool",
     "EvalSubgraphLoader",
     "History",
+    "Partition",
     "ScalableGNN",
     "SubData",
     "SubgraphLoader",

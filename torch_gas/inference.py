@@ -13,7 +13,7 @@ sweep is repeated with all convolutions computed, and so are those that follow.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 from torch_gas.history import History
 from torch_gas.loader import SubData, SubgraphLoader
@@ -130,7 +131,7 @@ def _is_dense_float(value: Any) -> bool:
 
 
 @torch.no_grad()
-def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
+def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bool = False) -> Any:
     """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
 
     Histories are made exact on the way, L-1 of them in L sweeps. Each layer's convolutions are computed once.
@@ -138,6 +139,7 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
     Args:
         model: in evaluation mode.
         loader: batches that together hold each node once; best an :class:`EvalSubgraphLoader`.
+        progress: whether to show a progress bar for each sweep.
 
     Returns:
         The output of ``forward``, in host memory: each tensor with B rows becomes one with N rows. What else ``forward``
@@ -156,8 +158,9 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
         )
     with Replay(model) as replay:
         while True:
+            batches = tqdm(loader, desc=f"sweep {replay.level + 1}", leave=False, disable=not progress)
             try:
-                out = _sweep(model, loader, replay)
+                out = _sweep(model, batches, replay)
             except _Unanswered:
                 warnings.warn(
                     f"{type(model).__name__}: a layer's result is used beside push_and_pull, so inference computes all "
@@ -165,16 +168,16 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader) -> Any:
                     stacklevel=3,
                 )
                 replay.skip = False
-                out = _sweep(model, loader, replay)
+                out = _sweep(model, batches, replay)
             if out is not None:
                 return out.value()
             replay.level += 1
 
 
-def _sweep(model: ScalableGNN, loader: SubgraphLoader, replay: Replay) -> _Output | None:
+def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _Output | None:
     """One pass over the batches; the outputs if it ran to the end of ``forward``, else None."""
     output = _Output(model.num_nodes)
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(batches):
         replay.begin(batch)
         # What reads a result that was not computed does so in each batch: watching one is enough.
         watch = _Watch() if i == 0 and replay.skip and replay.level > 0 else nullcontext()

@@ -133,6 +133,7 @@ class ScalableGNN(torch.nn.Module):
         count: Tensor | None = None,
         *,
         loader: SubgraphLoader | None = None,
+        progress: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Runs ``forward`` on a batch, on a whole graph, or layer by layer over a loader.
@@ -145,6 +146,7 @@ class ScalableGNN(torch.nn.Module):
             offset: starts of the contiguous parts of the batch, [P].
             count: lengths of these parts, [P].
             loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
+            progress: whether inference over a loader shows a progress bar.
             **kwargs: further arguments of ``forward``, such as ``edge_weight``.
 
         Returns:
@@ -159,7 +161,7 @@ class ScalableGNN(torch.nn.Module):
                     f"{type(self).__name__}: loader takes no further arguments, because what forward takes comes from its "
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
-            return layerwise_inference(self, loader)
+            return layerwise_inference(self, loader, progress)
         if isinstance(x, SubData):
             data, *ids = x
             args, kwargs = self.inputs(data, **kwargs)
