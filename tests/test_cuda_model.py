@@ -115,6 +115,8 @@ def test_state_moves_between_tiers_and_devices() -> None:
     other = make("device")
     other.load_state_dict(model.state_dict())
     twin = copy.deepcopy(model)
+    assert train(twin, 1)  # pinned again by the call itself
+    twin.load_state_dict(model.state_dict())
     assert {history.tier for history in twin.to("cuda").histories} == {"pinned"}
     back = copy.deepcopy(model).cpu()
     assert {history.tier for history in back.histories} == {"host"}

@@ -86,36 +86,51 @@ def test_a_result_used_beside_push_and_pull(data: Any) -> None:
     close(out, full_batch(model, data))
 
 
-class Gated(Net):
-    """Decides by comparing what a layer returned; a gate is no floating-point number."""
+class Read(Net):
+    """Reads what a layer returned by an operation that may swallow what is not a number."""
 
-    def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
-        gates = 0
-        for conv, history in zip(self.convs, self.histories, strict=False):
-            h = conv(x, adj)
-            gates = gates + (h > 0).sum(dim=-1, keepdim=True)
-            x = self.push_and_pull(history, h, *args)
-        return self.convs[-1](x, adj) * gates
-
-
-class Patched(Net):
-    """Replaces what is not a number."""
+    read = staticmethod(lambda h: h)
 
     def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
         total = 0
         for conv, history in zip(self.convs, self.histories, strict=False):
             h = conv(x, adj)
-            total = total + torch.nan_to_num(h).sum(dim=-1, keepdim=True)
+            total = total + self.read(h)
             x = self.push_and_pull(history, h, *args)
         return self.convs[-1](x, adj) * total
 
 
-@pytest.mark.parametrize("model_class", [Gated, Patched])
-def test_a_result_that_is_only_compared(data: Any, model_class: type[Net]) -> None:
-    model = make(model_class, num_layers=4)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda h: (h > 0).sum(dim=-1, keepdim=True),
+        lambda h: torch.nan_to_num(h).sum(dim=-1, keepdim=True),
+        lambda h: h.nansum(dim=-1, keepdim=True),
+        lambda h: torch.fmax(h, torch.zeros_like(h)).sum(dim=-1, keepdim=True),
+        lambda h: h.sign().sum(dim=-1, keepdim=True),
+        lambda h: h.argmax(dim=-1, keepdim=True),
+        lambda h: torch.where(h > 0, h, 0).sum(dim=-1, keepdim=True),
+        lambda h: float((h > 0).sum() >= 0),
+    ],
+    ids=["compare", "nan_to_num", "nansum", "fmax", "sign", "argmax", "where", "python"],
+)
+def test_a_result_that_is_read_in_any_way(data: Any, read: Any) -> None:
+    model = make(Read, num_layers=4)
+    model.read = read
     with pytest.warns(UserWarning, match="used beside push_and_pull"):
         out = model(loader=loader_of(data))
     close(out, full_batch(model, data))
+
+
+def test_new_tensors_of_the_same_shape_read_nothing(data: Any) -> None:
+    model = make(Read, num_layers=4)
+    model.read = lambda h: torch.ones_like(h).sum(dim=-1, keepdim=True) + h.new_zeros(h.size(0), 1)
+    close(model(loader=loader_of(data)), full_batch(model, data))  # warnings are errors
+
+
+def test_a_loader_without_batches_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"hold 0 nodes.*without drop_last"):
+        make(Net)(loader=SubgraphLoader(data, torch.tensor([0, data.num_nodes]), 2, drop_last=True))
 
 
 class Many(Net):

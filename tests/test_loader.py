@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from graphs import FORMATS, adjacency, random_graph, random_parts, to_format
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
@@ -308,6 +311,43 @@ def test_forked_workers_make_the_same_batches(fmt: str) -> None:
     loader = SubgraphLoader(data, PTR, 2, num_workers=2, multiprocessing_context="fork")
     for left, right in zip(loader, SubgraphLoader(data, PTR, 2), strict=True):
         assert_same_batch(left, right)
+
+
+def test_threads_of_torch_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(SubgraphLoader(graph(), PTR, 2))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_loader_can_be_copied_and_pickled() -> None:
+    loader = SubgraphLoader(graph(), PTR, 2)
+    batches = list(loader)
+    for twin in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+        for left, right in zip(twin, batches, strict=True):
+            assert_same_batch(left, right)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("fmt", ["edge_index", "EdgeIndex"])
+def test_ids_of_32_bits(fmt: str, is_sorted: bool) -> None:
+    data = graph()
+    order = data.edge_index[1].argsort(stable=True) if is_sorted else slice(None)
+    narrow, wide = Data(x=data.x), Data(x=data.x)
+    wide.edge_index = data.edge_index[:, order]
+    narrow.edge_index = wide.edge_index.int()
+    if fmt == "EdgeIndex":
+        size = (data.num_nodes, data.num_nodes)
+        narrow.edge_index, wide.edge_index = (
+            EdgeIndex(e, sparse_size=size) for e in (narrow.edge_index, wide.edge_index)
+        )
+    for left, right in zip(SubgraphLoader(narrow, PTR, 2), SubgraphLoader(wide, PTR, 2), strict=True):
+        assert left.data.edge_index.dtype == torch.int32
+        assert torch.equal(torch.Tensor(left.data.edge_index).long(), torch.Tensor(right.data.edge_index).long())
 
 
 def test_seed_makes_the_same_order_with_workers() -> None:

@@ -267,6 +267,27 @@ def test_norms_over_all_nodes_are_refused(norm: Module, is_refused: bool) -> Non
         refuse(norm)
 
 
+class NormInside(MessagePassing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(C)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.norm(self.propagate(edge_index, x=x))
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j
+
+
+def test_batch_norm_that_would_see_halo_rows_is_refused() -> None:
+    data = random_graph(N, 4 * N, num_features=C)
+    batch = next(iter(SubgraphLoader(data, torch.tensor([0, N // 2, N]))))
+    model = One(NormInside(), ("x", "adj"))
+    with pytest.raises(ValueError, match=r"NormInside has batch norm inside.*Put the norm behind the convolution"):
+        model(batch)
+    model.eval()(batch)  # running statistics are the same for each row
+
+
 def test_refused_wherever_it_is() -> None:
     batch = next(iter(SubgraphLoader(attributed("edge_index"), PTR, 2)))
 

@@ -130,7 +130,7 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
     src, dst = adj[0].contiguous(), adj[1].contiguous()
     if bool((dst[1:] >= dst[:-1]).all()):
         ids = torch.arange(num_nodes + 1, device=dst.device, dtype=dst.dtype)
-        return CSR(torch.searchsorted(dst, ids), src, None, None)
+        return CSR(torch.searchsorted(dst, ids, out_int32=dst.dtype == torch.int32), src, None, None)
     rowptr, col, perm = _core.to_csr(src, dst, num_nodes)
     return CSR(rowptr, col, None, perm)
 

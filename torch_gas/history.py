@@ -76,12 +76,17 @@ class History(torch.nn.Module):
         never = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
         self.register_buffer("emb", emb, persistent=persistent)
         self.register_buffer("pushed_at", never, persistent=persistent)
-        self.register_buffer("clock", torch.zeros((), dtype=torch.int64), persistent=persistent)
+        self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=persistent)
 
     @property
     def device(self) -> torch.device:
         """Where rows are pulled to: the device of the model."""
         return self._device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        self._device = device
+        self.pin()
 
     @property
     def tier(self) -> str:
@@ -128,8 +133,10 @@ class History(torch.nn.Module):
         if n_id is None:
             return self.emb.to(self._device, dtype, copy=True)
         if self.is_remote:
-            self._pin()
-            return _core.gather_rows(self.emb, n_id.to(self._device), dtype)
+            self.pin()
+            rows = _core.gather_rows(self.emb, n_id.to(self._device), dtype)
+            torch.cuda.current_stream(self._device).synchronize()  # the host may write to the table after this call
+            return rows
         return _core.gather_rows(self.emb, n_id.to(self.emb.device), dtype).to(self._device)
 
     @torch.no_grad()
@@ -151,7 +158,8 @@ class History(torch.nn.Module):
         Raises:
             ValueError: if ``x`` has another width or number of rows, or rows are given twice.
             TypeError: if ``x`` is no floating-point tensor.
-            IndexError: if a row is out of range.
+            IndexError: if a row is out of range. On a GPU, ``n_id`` is checked on the device, as torch's own indexing is, and
+                rows that are given twice are not noticed.
         """
         self.check_rows(x)
         x = x.detach()
@@ -198,22 +206,23 @@ class History(torch.nn.Module):
     def _to_table(self, x: Tensor) -> Tensor:
         """``x`` where the core can move it to the table."""
         if self.is_remote:
-            self._pin()
+            self.pin()
             return x.to(self._device)
         return x.to(self.emb.device)
 
-    def _pin(self) -> None:
-        if not self.emb.is_pinned():
+    def pin(self) -> None:
+        """Pins a table in host memory that a GPU reads, as a copy of a pinned tensor is not."""
+        if self.is_remote and not self.emb.is_pinned():
             self.emb = self.emb.pin_memory()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
-        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        gone = self._device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
+        probe = fn(torch.empty(0, dtype=self._dtype, device="cpu" if gone else self._device))
         self._device, self._dtype = probe.device, probe.dtype
         if not self._fixed_dtype and self.emb.dtype != probe.dtype:
             self.emb = self.emb.to(probe.dtype)
-        if self.is_remote:
-            self._pin()
+        self.pin()
         return self
 
     def _load_from_state_dict(

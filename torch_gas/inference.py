@@ -106,7 +106,7 @@ class Replay:
             if self.skip and self.answers() and template is not None:
                 return template.new_full((self._batch_size, *template.shape[1:]), float("nan"))
             out = forward(*args, **kwargs)
-            per_node = isinstance(out, Tensor) and out.size(0) in (self._batch_size, self._num_rows)
+            per_node = isinstance(out, Tensor) and out.dim() > 0 and out.size(0) in (self._batch_size, self._num_rows)
             if per_node and out.is_floating_point():
                 self._templates[call] = out.new_empty((0, *out.shape[1:]))
             return out
@@ -115,19 +115,25 @@ class Replay:
 
 
 class _Watch(TorchDispatchMode):
-    """Finds NaN that an operation would swallow, because its result is no floating-point tensor: a comparison, say."""
+    """Raises where an operation reads NaN and its result holds none: a comparison, ``nansum``, ``sign`` ..."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        # These read no values, and what `copy_` overwrites is not read.
+        reads = () if "_like" in name or "::new_" in name else args[1:] if name == "aten::copy_" else args
+        has_read = any(map(_has_nan, pytree.tree_leaves((reads, kwargs))))
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.nan_to_num.default or not all(map(_is_dense_float, pytree.tree_leaves(out))):
-            for leaf in filter(_is_dense_float, pytree.tree_leaves((args, kwargs))):
-                if bool(leaf.isnan().any()):
-                    raise _Unanswered
+        results = [leaf for leaf in pytree.tree_leaves(out) if not isinstance(leaf, Tensor) or leaf.numel() > 0]
+        if has_read and results and not any(map(_has_nan, results)):
+            raise _Unanswered
         return out
 
 
-def _is_dense_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return value != value
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return is_dense and bool(value.isnan().any())
 
 
 @torch.no_grad()
@@ -185,13 +191,12 @@ def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _O
             with watch:
                 out = model(batch.to(model.device))
         except _EndOfBatch:
+            output.note(batch)
             continue
         pytree.tree_map_only(Tensor, replay.check, out)
         output.add(out, batch)
-    if output.batches == 0:
-        return None
     output.check_complete()
-    return output
+    return output if output.batches > 0 else None
 
 
 class _Output:
@@ -217,6 +222,10 @@ class _Output:
             else:
                 target.append(leaf)
         self.batches += 1
+        self.note(batch)
+
+    def note(self, batch: SubData) -> None:
+        """Notes whose turn it was."""
         self.rows += batch.batch_size
         self.seen[batch.n_id[: batch.batch_size]] = True
 

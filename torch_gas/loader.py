@@ -121,6 +121,7 @@ class _Builder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _scratch=threading.local())
+        self.signature = _signature(self.data)  # which tells tensors apart by identity
 
     def check_unchanged(self) -> None:
         """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
@@ -140,6 +141,12 @@ class _Cache:
         self.size = 0
         self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> int:
+        return self.capacity  # a copy starts empty
+
+    def __setstate__(self, capacity: int) -> None:
+        self.__init__(capacity)  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forgets all batches."""
@@ -265,8 +272,12 @@ class SubgraphLoader(DataLoader[SubData]):
             yield from (self._make(tuple(parts)) for parts in order)
             return
         ahead: deque[Future[SubData]] = deque()
-        # One thread inside it (the setting is the thread's own): two teams of threads would spin for the same cores.
-        pool = ThreadPoolExecutor(1, "torch_gas_loader", initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(1, "torch_gas_loader")
+        # Torch uses one thread inside of it: two teams of threads would spin for the same cores. A thread takes the setting
+        # when it first needs it, so the setting can be put back for all others.
+        num_threads = torch.get_num_threads()
+        pool.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(num_threads)
         try:
             for parts in order:
                 ahead.append(pool.submit(self._make, tuple(parts)))
@@ -279,11 +290,17 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0:
-            return self.builder(parts)
+            return self._build(parts)
         batch = self._cache.get(parts)
         if batch is None:
-            batch = self.builder(parts)
+            batch = self._build(parts)
             self._cache.put(parts, batch)
+        return batch
+
+    def _build(self, parts: tuple[int, ...]) -> SubData:
+        batch = self.builder(parts)
+        if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
+            batch.data.pin_memory()
         return batch
 
     def __repr__(self) -> str:

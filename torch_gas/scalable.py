@@ -101,7 +101,6 @@ class ScalableGNN(torch.nn.Module):
         self.histories = torch.nn.ModuleList(  # type: ignore[assignment]
             History(num_nodes, width, device, dtype=history_dtype, persistent=save_histories) for width in widths
         )
-        self._device = torch.device("cpu")
         self._pool: AsyncIOPool | None = None
         self._call: _Call | None = None
         self._replay: Replay | None = None
@@ -109,12 +108,15 @@ class ScalableGNN(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the model's parameters, where batches must be."""
-        return self._device
+        parameter = next(self.parameters(), None)
+        if parameter is not None:
+            return parameter.device
+        return self.histories[0].device if len(self.histories) > 0 else torch.device("cpu")
 
     @property
     def emb_device(self) -> torch.device:
         """The device of the histories."""
-        return self.histories[0].emb.device if len(self.histories) > 0 else self._device
+        return self.histories[0].emb.device if len(self.histories) > 0 else self.device
 
     def reset_parameters(self) -> None:
         """Forgets all histories; models extend this by their own parameters."""
@@ -168,6 +170,7 @@ class ScalableGNN(torch.nn.Module):
             return self(*args, *ids, **kwargs)
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
+        self._follow_parameters()
         call = _Call(self, x, adj_t, batch_size, n_id, offset, count)
         if self._call is not None:
             raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
@@ -268,9 +271,17 @@ class ScalableGNN(torch.nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScalableGNN:
         super()._apply(fn, recurse)
-        self._device = fn(torch.empty(0, device=self._device)).device
         self._pool = None
+        self._follow_parameters()
         return self
+
+    def _follow_parameters(self) -> None:
+        """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
+        device = self.device
+        if any(history.device != device for history in self.histories):
+            self._pool = None
+            for history in self.histories:
+                history.device = device
 
     @property
     def pool(self) -> AsyncIOPool | None:
@@ -278,7 +289,7 @@ class ScalableGNN(torch.nn.Module):
         if self._pool is None and any(history.is_remote for history in self.histories):
             size = self.pool_size or min(len(self.histories), POOL_SIZE)
             width = max(history.embedding_dim for history in self.histories)
-            self._pool = AsyncIOPool(size, self.buffer_size, width, self._device)
+            self._pool = AsyncIOPool(size, self.buffer_size, width, self.device)
         return self._pool
 
     def __getstate__(self) -> dict[str, Any]:
@@ -316,7 +327,7 @@ class _Call:
         name = type(self.model).__name__
         if any(given is not None for given in (self.batch_size, self.offset, self.count)):
             raise ValueError(f"{name}: batch_size, offset and count need n_id; pass `*args` of the loader's batch")
-        if self.on_own_graph or not isinstance(x, Tensor):
+        if not isinstance(x, Tensor):
             return
         hint = (
             f"x has {x.size(0)} rows, but the graph of this model has {self.model.num_nodes} nodes. If this is a batch, "
@@ -324,8 +335,8 @@ class _Call:
         )
         num_dst = num_destinations(adj)
         if num_dst is not None and num_dst != x.size(0):
-            raise ValueError(f"{name}: {hint}")
-        if self.model.training:
+            raise ValueError(f"{name}: the adjacency has {num_dst} destinations. {hint}")
+        if self.model.training and not self.on_own_graph:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
 
     def _check_batch(self, x: Tensor | None, adj: Any, n_id: Tensor) -> None:
@@ -423,6 +434,7 @@ class _Transfer:
         halo = call.n_id[call.batch_size :]
         try:
             for history in call.model.histories:
+                history.pin()
                 call.pool.async_pull(history.emb, None, None, halo)
         except BaseException:
             call.pool.reset()

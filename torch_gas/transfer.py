@@ -121,7 +121,8 @@ class AsyncIOPool:
         """
         pull = self._find(src)
         if pull.rows is None:  # asked for before those in flight, which may be in use: it gets a buffer of its own
-            self._buffers.append(_Buffer())
+            if self._free_buffer() is None:
+                self._buffers.append(_Buffer())
             self._start(pull)
         assert pull.rows is not None
         if pull.done is not None:

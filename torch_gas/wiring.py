@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.adjacency import (
@@ -183,6 +184,12 @@ class Batch:
             if "x" in kwargs:
                 return args, kwargs | {"x": pair}
             return (pair, *args[1:]), kwargs
+        if conv.training and any(isinstance(inner, _BatchNorm) for inner in conv.modules()):
+            raise ValueError(
+                f"{type(conv).__name__} has batch norm inside and is run on batch and halo together, so that its statistics "
+                "would count halo rows, which have no neighbours here. Put the norm behind the convolution, or let forward "
+                "take a pair (declare x: Tensor | tuple[Tensor, Tensor])"
+            )
         return tuple(map(self._square, args)), {key: self._square(value) for key, value in kwargs.items()}
 
     def _is_square(self, value: Any) -> bool:
@@ -197,7 +204,7 @@ class Batch:
         return self._squares[id(value)][1]
 
     def _cut(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
-        if isinstance(out, Tensor) and out.size(0) == self.num_rows:
+        if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == self.num_rows:
             return out[: self.batch_size]
         if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == self.num_rows:
             return (out[0][: self.batch_size], *out[1:])
