@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint sparse clean
 
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
 # The environment, with the extension built in it; again whenever the build's inputs change.
-$(VENV)/.installed: pyproject.toml setup.py $(shell find csrc -type f)
+$(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev,examples]"
@@ -23,7 +25,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy torch_gas
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 # torch-sparse, so that its SparseTensor is tested as well. Built from source where no wheel is at hand.
 sparse: $(VENV)/.installed
