@@ -685,7 +685,7 @@ def test_synthetic_facts() -> None:
     degree = data.edge_index[1].bincount(minlength=5000)
     assert degree.max() > 5 * degree.float().mean()  # hubs
     same = (data.y[data.edge_index[0]] == data.y[data.edge_index[1]]).float().mean()
-    assert 0.5 < same < 0.6  # 0.5 inside communities, 1/8 of the others by chance
+    assert 0.7 < same < 0.8  # 0.7 inside communities, 1/8 of the others by chance
 
 
 def test_synthetic_is_deterministic_by_seed() -> None:
@@ -716,8 +716,8 @@ def test_synthetic_neighbours_tell_what_features_do_not() -> None:
     for _ in range(2):
         hops = (hops + torch.zeros_like(hops).index_add_(0, dst, hops[src])) / (degree + 1)
     alone, with_neighbours = score(data.x), score(hops)
-    assert 0.4 < alone < 0.6
-    assert with_neighbours > alone + 0.25
+    assert 0.2 < alone < 0.4
+    assert with_neighbours > alone + 0.4
 
 
 def test_synthetic_by_name(tmp_path: Path) -> None:

@@ -274,9 +274,10 @@ class SubgraphLoader(DataLoader[SubData]):
         ahead: deque[Future[SubData]] = deque()
         pool = ThreadPoolExecutor(1, "torch_gas_loader")
         # Torch uses one thread inside of it: two teams of threads would spin for the same cores. A thread takes the setting
-        # when it first needs it, so the setting can be put back for all others.
+        # over when it first asks for it, so that it can then be put back for all others.
         num_threads = torch.get_num_threads()
         pool.submit(torch.set_num_threads, 1).result()
+        pool.submit(torch.get_num_threads).result()
         torch.set_num_threads(num_threads)
         try:
             for parts in order:
