@@ -413,3 +413,17 @@ def test_two_models_one_in_the_other() -> None:
     full = refresh(model.left, data) + refresh(model.right, data)
     for batch in SubgraphLoader(data, PTR, 2):
         torch.testing.assert_close(model(batch), full[batch_rows(batch)], rtol=1e-5, atol=1e-5)
+
+
+def test_histories_serve_the_device_of_the_parameters() -> None:
+    """Parameters can move without the histories being told, as by ``torch.load`` with a map."""
+    data = random_graph(40, 200)
+    model = Net(40).eval()
+    model.histories[0].device = torch.device("meta")
+    model(data.x, data.edge_index)
+    assert {history.device for history in model.histories} == {torch.device("cpu")}
+
+
+def test_the_clock_stays_on_the_host() -> None:
+    with torch.device("meta"):
+        assert Net(40).histories[0].clock.device == torch.device("cpu")

@@ -319,3 +319,15 @@ def test_rows_may_change_after_a_push(cuda: FakeCuda, monkeypatch: pytest.Monkey
     AsyncIOPool().async_push(rows, ids(0), ids(2), cuda.tables["a"])
     rows.zero_()  # before a real device would have copied them
     assert bool((written[0] == 1).all())
+
+
+def test_taking_pulls_out_of_order_needs_no_more_buffers_each_time() -> None:
+    pool = AsyncIOPool(pool_size=1)
+    first, second = torch.randn(9, 2), torch.randn(9, 2)
+    for _ in range(5):
+        for table in (first, second):
+            pool.async_pull(table, None, None, torch.arange(4))
+        for table in (second, first):
+            assert torch.equal(pool.synchronize_pull(table), table[:4])
+            pool.free_pull(table)
+    assert len(pool._buffers) == 2
