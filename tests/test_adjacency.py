@@ -79,24 +79,25 @@ def test_sorted_edges_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_square_adds_rows_and_leaves_the_batch_alone(fmt: str) -> None:
+def test_resize_adds_or_cuts_empty_rows_and_leaves_the_batch_alone(fmt: str) -> None:
     from torch_gas import SubgraphLoader
 
     data = to_format(random_graph(N, 90), fmt)
     for batch in SubgraphLoader(data, torch.tensor([0, 12, N]), 1):
         rows, adj = batch.n_id.numel(), adjacency(batch.data)
         before = [None if part is None else part.clone() for part in formats.coo(adj)]
-        square = formats.square(adj, rows)
-        assert type(square) is type(adj)
+        square = formats.resize(adj, rows, rows)
+        narrow = formats.resize(square, batch.batch_size, rows)
+        assert type(square) is type(narrow) is type(adj)
         if fmt != "edge_index":
             assert formats.num_destinations(square) == rows
-            assert formats.num_destinations(adj) == batch.batch_size
+            assert formats.num_destinations(narrow) == formats.num_destinations(adj) == batch.batch_size
         if fmt == "EdgeIndex":
             square.validate()
-        for left, right in zip(formats.coo(square), before, strict=True):
-            assert (left is None and right is None) or torch.equal(left, right)
-        for left, right in zip(formats.coo(adj), before, strict=True):
-            assert (left is None and right is None) or torch.equal(left, right)
+            narrow.validate()
+        for resized in (square, narrow, adj):
+            for left, right in zip(formats.coo(resized), before, strict=True):
+                assert (left is None and right is None) or torch.equal(left, right)
 
 
 def test_find_adjacency() -> None:

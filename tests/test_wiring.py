@@ -279,13 +279,21 @@ class NormInside(MessagePassing):
         return x_j
 
 
-def test_batch_norm_that_would_see_halo_rows_is_refused() -> None:
+def test_batch_norm_inside_a_layer_counts_the_rows_of_the_batch() -> None:
     data = random_graph(N, 4 * N, num_features=C)
     batch = next(iter(SubgraphLoader(data, torch.tensor([0, N // 2, N]))))
-    model = One(NormInside(), ("x", "adj"))
-    with pytest.raises(ValueError, match=r"NormInside has batch norm inside.*Put the norm behind the convolution"):
-        model(batch)
+    assert batch.halo_size > 0
+    model, alone = One(NormInside(), ("x", "adj")), torch.nn.BatchNorm1d(C)
+    src, dst = batch.data.edge_index
+    sums = torch.zeros(batch.batch_size, C).index_add(0, dst, batch.data.x[src])
+    torch.testing.assert_close(model(batch), alone(sums))
+    torch.testing.assert_close(model.conv.norm.running_var, alone.running_var)
     model.eval()(batch)  # running statistics are the same for each row
+
+
+def test_batch_norm_without_running_statistics_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"BatchNorm1d with track_running_stats=False cannot be used on a batch"):
+        refuse(torch.nn.BatchNorm1d(C, track_running_stats=False))
 
 
 def test_refused_wherever_it_is() -> None:

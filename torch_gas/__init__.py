@@ -7,6 +7,7 @@ from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
 from torch_gas.scalable import ScalableGNN
+from torch_gas.scaled import ScaledGNN, scale
 from torch_gas.transfer import AsyncIOPool
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
@@ -18,6 +19,7 @@ __all__ = [
     "History",
     "Partition",
     "ScalableGNN",
+    "ScaledGNN",
     "SubData",
     "SubgraphLoader",
     "add_self_loops",
@@ -32,5 +34,6 @@ __all__ = [
     "models",
     "permute",
     "save_partition",
+    "scale",
     "unpermute",
 ]

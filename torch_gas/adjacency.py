@@ -135,20 +135,22 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
     return CSR(rowptr, col, None, perm)
 
 
-def batch_adjacency(like: Any, value: Tensor | None, sub: _core.Subgraph, num_dst: int) -> tuple[Any, Tensor]:
+def batch_adjacency(
+    like: Any, value: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int
+) -> tuple[Any, Tensor]:
     """A batch's adjacency in the format of ``like``.
 
     Args:
         like: the whole graph's adjacency, which gives the format.
         value: values of its edges in the order of :func:`to_csr`, [E], or None.
-        sub: the batch.
-        num_dst: rows of the result if it is a matrix, B or, with S empty rows at the end, B + S.
+        sub: the batch, with B rows, or B + S where edges go into the halo as well.
+        num_dst: rows of the result if it is a matrix, B or, maybe with S empty rows at the end, B + S.
+        num_rows: B + S.
 
     Returns:
         The adjacency [num_dst, B + S], and the positions [E_B] of its edges in the order of :func:`to_csr`.
     """
-    rowptr, col, e_id, halo = sub
-    num_rows = rowptr.numel() - 1 + halo.numel()
+    rowptr, col, e_id, _ = sub
     pad = rowptr[-1:].expand(num_dst + 1 - rowptr.numel())
     rowptr = torch.cat([rowptr, pad])
     if not is_matrix(like):
@@ -192,17 +194,25 @@ def num_destinations(adj: Any) -> int | None:
     return None
 
 
-def square(adj: Any, num_rows: int) -> Any:
-    """A batch's [B, B+S] adjacency with S empty destination rows added, for layers that need a square one."""
+def resize(adj: Any, num_dst: int, num_src: int) -> Any:
+    """``adj`` with empty destination rows added at the end, or cut off there, to [num_dst, num_src].
+
+    A plain ``edge_index``, which states no size, stays as it is.
+    """
+    if is_edge_index(adj) and not isinstance(adj, EdgeIndex):
+        return adj
+    if num_destinations(adj) == num_dst:
+        return adj
     if is_sparse_tensor(adj):
-        return adj.sparse_resize((num_rows, num_rows))
+        return adj.sparse_resize((num_dst, num_src))
     if is_csr(adj):
-        rowptr = adj.crow_indices()
-        pad = rowptr[-1:].expand(num_rows + 1 - rowptr.numel())
-        size = (num_rows, num_rows, *adj.shape[2:])
+        rowptr = adj.crow_indices()[: num_dst + 1]
+        pad = rowptr[-1:].expand(num_dst + 1 - rowptr.numel())
         return torch.sparse_csr_tensor(
-            torch.cat([rowptr, pad]), adj.col_indices(), adj.values(), size=size, check_invariants=False
+            torch.cat([rowptr, pad]),
+            adj.col_indices(),
+            adj.values(),
+            size=(num_dst, num_src, *adj.shape[2:]),
+            check_invariants=False,
         )
-    if isinstance(adj, EdgeIndex):
-        return copy.copy(adj).sparse_resize_(num_rows, num_rows)
-    return adj
+    return copy.copy(adj).sparse_resize_(num_src, num_dst)

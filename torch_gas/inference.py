@@ -41,17 +41,17 @@ class _Unanswered(Exception):
 
 
 class Replay:
-    """The state of a sweep: which histories are exact, and which convolutions need not be computed.
+    """The state of the sweeps: which histories are exact, and which convolutions need not be computed.
 
     While entered, the model's convolutions ask it before they compute.
     """
 
     def __init__(self, model: ScalableGNN) -> None:
         self.model = model
-        self.level = 0  # histories before it are exact
-        self.skip = True
-        self._answered = 0
-        self._conv_calls = 0
+        self.exact: list[History] = []  # in the order of the sweeps
+        self.target: History | None = None  # the one of this sweep
+        self.skip = model.skips_by_nan
+        self._answered = self._conv_calls = 0
         # By position of the call: an empty tensor of the result's width and type.
         self._templates: dict[int, Tensor] = {}
         self._batch_size = self._num_rows = 0
@@ -61,9 +61,9 @@ class Replay:
         self._answered = self._conv_calls = 0
         self._batch_size, self._num_rows = batch.batch_size, batch.n_id.numel()
 
-    def answers(self) -> bool:
-        """Whether the next ``push_and_pull`` is answered from its history."""
-        return self._answered < self.level
+    def answers(self, history: History) -> bool:
+        """Whether ``history`` is exact already."""
+        return any(history is known for known in self.exact)
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         """The rows of batch and halo, which also replace those of ``x``."""
@@ -74,16 +74,24 @@ class Replay:
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> None:
         """Makes the push of this sweep and ends the pass over the batch."""
+        if self.target is None:
+            self.target = history
+        if self.target is not history:
+            raise RuntimeError(
+                f"{type(self.model).__name__}: forward uses its histories in another order on another batch, so that inference "
+                "over a loader cannot go layer by layer; give it one order"
+            )
         history.push(rows, n_id, offset, count)
         raise _EndOfBatch
 
     def check(self, rows: Tensor) -> None:
         """Raises if ``rows`` depend on a result that was not computed."""
-        if self.skip and self.level > 0 and rows.is_floating_point() and bool(rows.isnan().any()):
+        if self.skip and self.exact and rows.is_floating_point() and bool(rows.isnan().any()):
             raise _Unanswered
 
     def __enter__(self) -> Replay:
-        self.forwards = {conv: conv.__dict__.get("forward") for conv in outermost_convs(self.model)}
+        convs = outermost_convs(self.model) if self.skip else ()
+        self.forwards = {conv: conv.__dict__.get("forward") for conv in convs}
         for conv in self.forwards:
             conv.forward = self._skippable(conv.forward)
         self.model._replay = self
@@ -103,7 +111,7 @@ class Replay:
             call = self._conv_calls
             self._conv_calls += 1
             template = self._templates.get(call)
-            if self.skip and self.answers() and template is not None:
+            if self.skip and self._answered < len(self.exact) and template is not None:
                 return template.new_full((self._batch_size, *template.shape[1:]), float("nan"))
             out = forward(*args, **kwargs)
             per_node = isinstance(out, Tensor) and out.dim() > 0 and out.size(0) in (self._batch_size, self._num_rows)
@@ -164,7 +172,7 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bo
         )
     with Replay(model) as replay:
         while True:
-            batches = tqdm(loader, desc=f"sweep {replay.level + 1}", leave=False, disable=not progress)
+            batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             try:
                 out = _sweep(model, batches, replay)
             except _Unanswered:
@@ -177,7 +185,9 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bo
                 out = _sweep(model, batches, replay)
             if out is not None:
                 return out.value()
-            replay.level += 1
+            assert replay.target is not None
+            replay.exact.append(replay.target)
+            replay.target = None
 
 
 def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _Output | None:
@@ -186,7 +196,7 @@ def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _O
     for i, batch in enumerate(batches):
         replay.begin(batch)
         # What reads a result that was not computed does so in each batch: watching one is enough.
-        watch = _Watch() if i == 0 and replay.skip and replay.level > 0 else nullcontext()
+        watch = _Watch() if i == 0 and replay.skip and replay.exact else nullcontext()
         try:
             with watch:
                 out = model(batch.to(model.device))

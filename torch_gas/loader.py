@@ -69,8 +69,8 @@ class SubData(NamedTuple):
 class _Builder:
     """Makes the batch of some parts. It is the loader's ``collate_fn``, so it can be sent to worker processes."""
 
-    def __init__(self, data: Data, ptr: Tensor, bipartite: bool) -> None:
-        self.data, self.ptr, self.bipartite = data, ptr, bipartite
+    def __init__(self, data: Data, ptr: Tensor, bipartite: bool, neighbors: str = "in") -> None:
+        self.data, self.ptr, self.bipartite, self.neighbors = data, ptr, bipartite, neighbors
         self.num_nodes = _check_data(data)
         self.key, self.adj = find_adjacency(data)
         stated = num_nodes_of(self.adj)
@@ -85,6 +85,7 @@ class _Builder:
         self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
         self.signature = _signature(data)
         self._scratch = threading.local()
+        self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
     def __call__(self, parts: Sequence[int]) -> SubData:
         index = torch.tensor(parts, dtype=torch.int64)
@@ -92,22 +93,44 @@ class _Builder:
         count = self.ptr[index + 1] - offset
         sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, self._thread_scratch())
         batch_size = sub.rowptr.numel() - 1
+        if self.csc is not None:
+            sub = self._with_outgoing(sub, offset, count)
         chunks = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
         n_id = torch.cat([*chunks, sub.halo])
 
-        num_dst = batch_size if self.bipartite else n_id.numel()
-        adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst)
+        num_dst = batch_size if self.bipartite and self.csc is None else n_id.numel()
+        adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst, n_id.numel())
 
         batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
         for key in self.node_keys:
-            batch[key] = _select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
+            batch[key] = select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
         if self.csr.perm is not None:
             e_id = self.csr.perm[e_id]
         for key in self.edge_keys:
-            batch[key] = _select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
+            batch[key] = select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
         return SubData(batch, batch_size, n_id, offset, count)
+
+    def _with_outgoing(self, sub: _core.Subgraph, offset: Tensor, count: Tensor) -> _core.Subgraph:
+        """``sub`` with the edges from the batch to nodes outside of it, which then belong to the halo."""
+        assert self.csc is not None
+        colptr, row, perm = self.csc
+        out = _core.subgraph(colptr, row, offset, count, self._thread_scratch())
+        batch_size = out.rowptr.numel() - 1
+        leaves = out.col >= batch_size
+        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[leaves]
+        halo = torch.cat([sub.halo, out.halo]).unique()
+        dst = torch.searchsorted(halo, out.halo)[out.col[leaves].long() - batch_size]
+        order = dst.argsort(stable=True)
+        counts = dst.bincount(minlength=halo.numel())
+        rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
+        return _core.Subgraph(
+            torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
+            torch.cat([rows[sub.col.long()], src[order]]),
+            torch.cat([sub.e_id, perm[out.e_id[leaves]][order]]),
+            halo,
+        )
 
     def _thread_scratch(self) -> Tensor:
         scratch = getattr(self._scratch, "tensor", None)
@@ -184,6 +207,8 @@ class SubgraphLoader(DataLoader[SubData]):
         ptr: start of each part and N, [num_parts + 1], from :func:`torch_gas.metis`.
         batch_size: parts in a batch.
         bipartite: whether the adjacency has B rows (default) or B+S rows, of which the last S are empty.
+        neighbors: ``"in"`` for the edges into the batch, or ``"both"`` for those from it as well, whose ends outside then
+            belong to the halo. Layers that read both directions need it; its adjacency has B+S rows.
         log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
         shuffle: whether parts are grouped anew at random in each epoch.
         seed: makes the order reproducible whatever the global random state is.
@@ -215,6 +240,7 @@ class SubgraphLoader(DataLoader[SubData]):
         bipartite: bool = True,
         log: bool = True,
         *,
+        neighbors: str = "in",
         shuffle: bool = False,
         seed: int | None = None,
         prefetch: int = 2,
@@ -225,7 +251,9 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError("SubgraphLoader: batch_size must be a number of parts, at least 1, but is None")
         if prefetch < 0 or cache_size < 0:
             raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
-        self.builder = _Builder(data, _check_ptr(ptr, data), bipartite)
+        if neighbors not in ("in", "both"):
+            raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
+        self.builder = _Builder(data, _check_ptr(ptr, data), bipartite, neighbors)
         self.prefetch = prefetch
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = _contents(data)
@@ -262,7 +290,8 @@ class SubgraphLoader(DataLoader[SubData]):
             self._iterator = None  # workers that persist hold the data as it was
         batches: Any = super().__iter__() if self.num_workers > 0 else self._in_threads()
         for batch in batches:
-            batch.n_id.num_nodes = self.num_nodes  # the model checks that the batch is of its graph
+            # The model checks that the batch is of its graph and holds the edges it reads.
+            batch.n_id.num_nodes, batch.n_id.neighbors = self.num_nodes, self.builder.neighbors
             yield batch
 
     def _in_threads(self) -> Iterator[SubData]:
@@ -393,7 +422,7 @@ def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
     return data.is_node_attr(key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)
 
 
-def _select(value: Any, index: Tensor, dim: int) -> Any:
+def select(value: Any, index: Tensor, dim: int) -> Any:
     if isinstance(value, Tensor):
         return value.index_select(dim, index)
     if isinstance(value, np.ndarray):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.transfer import AsyncIOPool
-from torch_gas.wiring import Batch, check_adjacency_of_batch
+from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
@@ -69,6 +69,7 @@ class ScalableGNN(torch.nn.Module):
     """
 
     histories: Sequence[History]
+    skips_by_nan = True  # how inference skips convolutions whose result is known; see torch_gas.inference
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class ScalableGNN(torch.nn.Module):
             History(num_nodes, width, device, dtype=history_dtype, persistent=save_histories) for width in widths
         )
         self._pool: AsyncIOPool | None = None
-        self._call: _Call | None = None
+        self._call: Call | None = None
         self._replay: Replay | None = None
 
     @property
@@ -170,16 +171,30 @@ class ScalableGNN(torch.nn.Module):
             return self(*args, *ids, **kwargs)
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
+        num_rows = x.size(0) if isinstance(x, Tensor) else None
+        with self._calling(num_rows, adj_t, batch_size, n_id, offset, count) as call, self._wired(call):
+            return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+
+    @contextmanager
+    def _calling(self, num_rows: int | None, adj: Any, *ids: Any) -> Iterator[Call]:
+        """A call of the model with checked arguments, whose transfers are under way."""
         self._follow_parameters()
-        call = _Call(self, x, adj_t, batch_size, n_id, offset, count)
+        call = Call(self, num_rows, adj, *ids)
         if self._call is not None:
             raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
         self._call = call
         try:
-            with call.wiring, call.transfer():
-                return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+            with call.transfer():
+                yield call
         finally:
             self._call = None
+
+    def _wired(self, call: Call) -> AbstractContextManager[Any]:
+        """What makes the layers safe on the batch of ``call``."""
+        if call.n_id is None or call.batch_size is None:
+            return nullcontext()
+        convs = set(outermost_convs(self))
+        return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
 
     def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``forward`` takes from a graph or batch: ``x``, the adjacency, and attributes named like its arguments.
@@ -247,7 +262,7 @@ class ScalableGNN(torch.nn.Module):
                 f"and halo ({n_id.numel()})"
             )
         history.check_rows(x)
-        if self._replay is not None and self._replay.answers():
+        if self._replay is not None and self._replay.answers(history):
             return self._replay.answer(history, x, batch_size, n_id)
         rows = x[:batch_size]
         if self._replay is not None:
@@ -296,13 +311,20 @@ class ScalableGNN(torch.nn.Module):
         return {**self.__dict__, "_pool": None, "_call": None, "_replay": None}
 
 
-class _Call:
-    """One call of a model: its checked arguments, the wiring of its layers and its transfers."""
+class Call:
+    """One call of a model: its checked arguments and its transfers.
+
+    Args:
+        model: the model.
+        num_rows: rows of its input, or None where it has none.
+        adj: adjacency of the batch or the graph, or None.
+        batch_size, n_id, offset, count: those of the batch, or None.
+    """
 
     def __init__(
         self,
         model: ScalableGNN,
-        x: Tensor | None,
+        num_rows: int | None,
         adj: Any,
         batch_size: int | None,
         n_id: Tensor | None,
@@ -312,34 +334,32 @@ class _Call:
         self.model = model
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
-        self.on_own_graph = isinstance(x, Tensor) and x.size(0) == model.num_nodes
-        self.wiring: Any = nullcontext()
+        self.on_own_graph = num_rows == model.num_nodes
+        self.neighbors = getattr(n_id, "neighbors", "in")
         if adj is not None:
             check_adjacency(adj, f"{type(model).__name__}: the adjacency")
         if n_id is None:
-            self._check_graph(x, adj)
-            return
-        self._check_batch(x, adj, n_id)
-        if batch_size is not None:
-            self.wiring = Batch(model, batch_size, n_id.numel())
+            self._check_graph(num_rows, adj)
+        else:
+            self._check_batch(num_rows, adj, n_id)
 
-    def _check_graph(self, x: Tensor | None, adj: Any) -> None:
+    def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = type(self.model).__name__
         if any(given is not None for given in (self.batch_size, self.offset, self.count)):
             raise ValueError(f"{name}: batch_size, offset and count need n_id; pass `*args` of the loader's batch")
-        if not isinstance(x, Tensor):
+        if num_rows is None:
             return
         hint = (
-            f"x has {x.size(0)} rows, but the graph of this model has {self.model.num_nodes} nodes. If this is a batch, "
+            f"x has {num_rows} rows, but the graph of this model has {self.model.num_nodes} nodes. If this is a batch, "
             f"pass its ids: `for batch, *args in loader: model(batch.x, batch.edge_index, *args)`"
         )
         num_dst = num_destinations(adj)
-        if num_dst is not None and num_dst != x.size(0):
+        if num_dst is not None and num_dst != num_rows:
             raise ValueError(f"{name}: the adjacency has {num_dst} destinations. {hint}")
         if self.model.training and not self.on_own_graph:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
 
-    def _check_batch(self, x: Tensor | None, adj: Any, n_id: Tensor) -> None:
+    def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
         name, batch_size = type(self.model).__name__, self.batch_size
         if not isinstance(n_id, Tensor) or n_id.dim() != 1 or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
@@ -355,8 +375,8 @@ class _Call:
                 raise IndexError(
                     f"{name}: n_id goes from {low} to {high}, but must be in 0 .. {self.model.num_nodes - 1}"
                 )
-        if isinstance(x, Tensor) and x.size(0) != num_rows:
-            raise ValueError(f"{name}: x has {x.size(0)} rows, but n_id has {num_rows}")
+        if given not in (None, num_rows):
+            raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
         if batch_size is None:
             return
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= num_rows:
@@ -381,7 +401,7 @@ class _Call:
             ids = torch.arange(batch_size, device=shift.device) + shift.repeat_interleave(self.count)
             if not torch.equal(ids, n_id[:batch_size].to(ids)):
                 raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
-        if adj is not None:
+        if adj is not None and self.neighbors == "in":
             check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
 
     def use(self, history: History) -> None:
@@ -425,7 +445,7 @@ class _Call:
 class _Transfer:
     """Starts all pulls of a call; at its end no transfer is left under way, whatever happened in between."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
 
     def __enter__(self) -> None:

@@ -193,7 +193,7 @@ def from_coo(
     if is_edge_index_object(like):
         edge_index = EdgeIndex(
             edge_index,
-            sparse_size=like.sparse_size(),
+            sparse_size=(num_nodes, num_nodes),
             sort_order=like.sort_order,
             is_undirected=like.is_undirected,
         )

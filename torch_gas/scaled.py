@@ -1,0 +1,322 @@
+"""scale(): histories for a model that knows nothing of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
+
+from torch_gas.history import History
+from torch_gas.inference import layerwise_inference
+from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.wiring import Batch, outermost_convs, structure
+from torch_gas.wiring.arguments import (
+    Arguments,
+    Inputs,
+    adjacencies,
+    count_rows,
+    inputs_of,
+    square,
+    takes_data,
+    to_data,
+)
+from torch_gas.wiring.automatic import Automatic
+from torch_gas.wiring.places import Kind, Places
+from torch_gas.wiring.probe import Found, find
+
+_PREFIX = "model."
+
+
+def scale(
+    model: Module,
+    data: Data | None = None,
+    *,
+    num_nodes: int | None = None,
+    inputs: Callable[[Data], tuple[Any, ...]] | None = None,
+    pool_size: int | None = None,
+    buffer_size: int | None = None,
+    device: torch.device | str | int | None = None,
+    history_dtype: torch.dtype | None = None,
+    save_histories: bool = True,
+    check_finite: bool | None = None,
+) -> ScaledGNN:
+    r"""Makes a model train with historical embeddings, without a change to it.
+
+    The model is tried out on a graph of a few nodes, which tells where it needs histories (behind its message-passing layers
+    but the last, between the hops inside of a layer), which degrees it counts that only the whole graph can tell, and that a
+    batch's rows are then those of the whole graph. A model for which they are not is refused.
+
+    Args:
+        model: any module with message-passing layers. It is shared, not copied: training the result trains it.
+        data: the graph in the order of the loader's, that is after :func:`torch_gas.permute`.
+        num_nodes: number of nodes of the graph, N, instead of ``data``. The model is then tried out when it is first
+            called, and its layers may not normalise by degrees.
+        inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``. By default the attributes of
+            its parameters' names.
+        pool_size, buffer_size, device, history_dtype, save_histories, check_finite: as in :class:`ScalableGNN`.
+
+    Returns:
+        A model that is called with a batch of a loader, with a whole graph, or with ``loader=``, as any
+        :class:`ScalableGNN`; see :class:`ScaledGNN`.
+
+    Raises:
+        ValueError: if the model cannot be exact on batches; the error names the layer, the reason and what to do.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import GCN
+        >>> from torch_gas import SubgraphLoader, metis, permute, scale
+        >>> from torch_gas.datasets import synthetic
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> model = scale(GCN(data.num_features, 16, num_layers=3, out_channels=10), data)
+        >>> for batch in SubgraphLoader(data, ptr, batch_size=4):
+        ...     out = model(batch)
+        ...     assert out.shape == (batch.batch_size, 10)
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"scale() takes a torch.nn.Module, but got {type(model)}")
+    if isinstance(model, ScalableGNN) or any(isinstance(child, ScalableGNN) for child in model.modules()):
+        raise ValueError(f"{type(model).__name__} is a ScalableGNN, which has histories of its own; use it as it is")
+    if data is not None and not isinstance(data, Data):
+        raise TypeError(f"scale(): data must be a torch_geometric.data.Data, but is {type(data)}")
+    if data is not None and num_nodes not in (None, data.num_nodes):
+        raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
+    if data is None and num_nodes is None:
+        raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
+    for child in model.children():
+        if isinstance(child, ScaledGNN):
+            raise ValueError("scale(): the model holds a scaled model already; scale the outermost one only")
+    scaled = ScaledGNN(
+        model,
+        int(data.num_nodes if data is not None else num_nodes),  # type: ignore[arg-type]
+        inputs,
+        pool_size=pool_size,
+        buffer_size=buffer_size,
+        device=device,
+        history_dtype=history_dtype,
+        save_histories=save_histories,
+        check_finite=check_finite,
+    )
+    if data is not None:
+        scaled._try_out(data, scaled._arguments, data)
+    return scaled
+
+
+class ScaledGNN(ScalableGNN):
+    """A model with histories, made by :func:`scale`. It is called as
+
+    * ``model(batch)``, or ``model(batch.x, batch.edge_index, *further, *ids)`` with the four ids of the loader's batch last:
+      the batch's B rows;
+    * ``model(data)``, or with the model's own arguments: the plain model on a whole graph. On its own graph this refreshes the
+      histories; in evaluation mode any other graph will do;
+    * ``model(loader=loader)``: exact layer-wise inference in the memory of one batch.
+
+    Parameters are those of the plain model, which attributes lead to as well. ``state_dict`` holds its entries under their own
+    names, and the histories. :meth:`unscale` gives the plain model back.
+    """
+
+    skips_by_nan = False
+
+    def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
+        self._history_options = {
+            "device": kwargs.pop("device"),
+            "dtype": kwargs.pop("history_dtype"),
+            "persistent": kwargs.pop("save_histories"),
+        }
+        options = dict(self._history_options)
+        super().__init__(num_nodes, [], 1, **kwargs)
+        self._history_options = options
+        self.model = model
+        self.tables = torch.nn.ModuleList()
+        self._inputs = inputs
+        self._found: Found | None = None
+        self.training = model.training
+        if hasattr(model, "histories") or hasattr(model, "tables"):
+            raise ValueError(
+                f"{type(model).__name__} has an attribute `histories` or `tables`, as a scaled model has; rename it"
+            )
+        self._register_state_dict_hook(_without_prefix)
+        self._register_load_state_dict_pre_hook(_with_prefix, with_module=True)
+
+    @property
+    def found(self) -> Found:
+        """What the model was found to need on batches."""
+        if self._found is None:
+            raise RuntimeError(f"{self._name} has not been called on a batch yet, nor was scale() given data")
+        return self._found
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+    def table(self, number: int) -> History:
+        """One of the tables of what the model counts on the whole graph."""
+        return cast(History, self.tables[number])
+
+    def unscale(self) -> Module:
+        """The plain model, which was never changed."""
+        return self.model
+
+    def reset_parameters(self) -> None:
+        """Resets the plain model, and forgets all histories."""
+        super().reset_parameters()
+        reset = getattr(self.model, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    # -- what the model needs ------------------------------------------------------------------------------------------
+
+    def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
+        """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
+        found = find(self.model, data, inputs)
+        tables = structure.tables(found, self.num_nodes)
+        if tables and whole is None:
+            place = next(place for place, need in found.needs.items() if need.action != "history")
+            raise ValueError(
+                f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
+                "them all: pass it to scale(model, data) instead of num_nodes"
+            )
+        if whole is not None:
+            structure.fill(self.model, found, whole, inputs, tables)
+        widths = [prod(need.shape) for need in found.of("history")]
+        device, dtype = self._history_options["device"], self._history_options["dtype"]
+        persistent = self._history_options["persistent"]
+        own = [need.dtype for need in found.of("history")]
+        histories = [History(self.num_nodes, width, device, dtype=dtype, persistent=persistent) for width in widths]
+        for history, kind in zip(histories, own, strict=True):
+            history.to(self.device, kind)
+        self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
+        self.tables = torch.nn.ModuleList(tables).to(self.device)
+        self.hidden_channels, self.num_layers = widths, len(widths) + 1
+        self._found = found
+
+    def _arguments(self, data: Data) -> Arguments:
+        if self._inputs is None:
+            return inputs_of(self.model, data)
+        args = self._inputs(data)
+        return (tuple(args), {}) if isinstance(args, (tuple, list)) else ((args,), {})
+
+    # -- calling the model ---------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, loader: SubgraphLoader | None = None, progress: bool = False, **kwargs: Any) -> Any:
+        """Runs the model on a batch, on a whole graph, or layer by layer over a loader.
+
+        Raises:
+            ValueError: if the arguments are not those of one batch of this model's graph.
+        """
+        if loader is not None:
+            if args or kwargs:
+                raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
+            if self._found is None:
+                self._try_out(loader.data, self._arguments, loader.data)
+            return layerwise_inference(self, loader, progress)
+        args, kwargs, ids = self._split(args, kwargs)
+        if ids and ids[1] is not None and self._found is None:
+            data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
+            self._try_out(data, inputs, None)
+        rows, found = count_rows(args, kwargs), adjacencies(args, kwargs)
+        adj = found[0] if found else None
+        with self._calling(rows, adj, *(ids or (None,) * 4)) as call, self._wired(call):
+            if call.n_id is None:
+                return Module.__call__(self, *args, **kwargs)
+            size = call.n_id.numel()
+            args = tuple(square(value, size) for value in args)
+            kwargs = {key: square(value, size) for key, value in kwargs.items()}
+            return self._cut(Module.__call__(self, *args, **kwargs), call)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain model."""
+        return self.model(*args, **kwargs)
+
+    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """The arguments of the plain model, and the ids of the batch."""
+        ids: Any = None
+        names = ("batch_size", "n_id", "offset", "count")
+        if args and isinstance(args[0], SubData):
+            ids, args = args[0][1:], (args[0].data, *args[1:])
+        elif len(args) > 4 and _are_ids(args[-4:]):
+            ids, args = args[-4:], args[:-4]
+        elif "n_id" in kwargs:
+            ids = tuple(kwargs.pop(name, None) for name in names)
+            if ids[0] is None:
+                raise ValueError(f"{self._name}: n_id needs batch_size; pass `*args` of the loader's batch")
+        if (
+            args
+            and isinstance(args[0], Data)
+            and len(args) == 1
+            and (self._inputs is not None or not takes_data(self.model))
+        ):
+            args, more = self._arguments(args[0])
+            kwargs = more | kwargs
+        return args, kwargs, ids
+
+    @contextmanager
+    def _wired(self, call: Call) -> Iterator[None]:
+        if call.n_id is None and (not call.on_own_graph or self._found is None):
+            yield  # the plain model
+            return
+        found = self.found
+        if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
+            raise ValueError(
+                f"{self._name} reads edges in both directions, and the batch holds those into its nodes; make the loader with "
+                'SubgraphLoader(..., neighbors="both")'
+            )
+        kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
+        num_rows = self.num_nodes if call.n_id is None else call.n_id.numel()
+        with ExitStack() as stack:
+            if call.n_id is not None and call.batch_size is not None:
+                convs = set(outermost_convs(self.model, automatic=True))
+                stack.enter_context(Batch(convs, [self.model], call.batch_size, num_rows, call.neighbors == "in"))
+            stack.enter_context(Places(self.model, Automatic(self, call), num_rows, kinds))
+            yield
+
+    def _cut(self, out: Any, call: Call) -> Any:
+        leaves, spec = pytree.tree_flatten(out)
+        per_node = self.found.per_node
+        if len(leaves) != len(per_node):
+            raise RuntimeError(
+                f"{self._name} returned {len(leaves)} values, but {len(per_node)} when it was tried out by scale()"
+            )
+        rows = zip(leaves, per_node, strict=True)
+        return pytree.tree_unflatten([leaf[: call.batch_size] if cut else leaf for leaf, cut in rows], spec)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+
+def _are_ids(values: tuple[Any, ...]) -> bool:
+    size, *tensors = values
+    return (
+        isinstance(size, int)
+        and not isinstance(size, bool)
+        and all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
+    )
+
+
+def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in list(state):
+        if key.startswith(prefix + _PREFIX):
+            state[prefix + key.removeprefix(prefix + _PREFIX)] = state.pop(key)
+
+
+def _with_prefix(module: Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    own = ("histories.",)
+    for key in list(state):
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and not name.startswith(own):
+            state[prefix + _PREFIX + name] = state.pop(key)

@@ -1,0 +1,16 @@
+"""What makes the layers of a model exact on a batch of B nodes and S halo nodes.
+
+A batch holds every edge into its B nodes and no edge into its halo. So a layer is exact on the first B rows if it
+reads, for each destination, nothing but that node, its incoming edges and their sources.
+
+``batch`` brings single layers to that by their arguments, and never by copies of their code (explicit wiring needs
+nothing else). ``places`` finds where, in a forward pass of any model, rows appear whose halo part a batch does not
+know; ``probe`` tries out on a graph of a few nodes which of them matter, and that the result is exact; ``structure``
+computes what depends on the whole graph but on no parameter; ``automatic`` fills the places while a model runs.
+``refusals`` names what cannot be made exact.
+"""
+
+from torch_gas.wiring.batch import Batch, check_adjacency_of_batch, takes_pair
+from torch_gas.wiring.refusals import outermost_convs, refuse
+
+__all__ = ["Batch", "check_adjacency_of_batch", "outermost_convs", "refuse", "takes_pair"]

@@ -1,0 +1,133 @@
+"""The arguments of a model's ``forward``: taken from a graph by name, and fitted to a batch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from torch_geometric.data import Data
+from torch_geometric.nn import Sequential
+
+from torch_gas.adjacency import find_adjacency, is_edge_index, is_edge_index_object, is_matrix, resize
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs = Callable[[Data], Arguments]
+
+_ADJACENCY = ("edge_index", "adj_t", "adj")
+
+
+def parameters(model: Module) -> list[inspect.Parameter]:
+    """Those of ``forward``, without ``*args`` and ``**kwargs``."""
+    if isinstance(model, Sequential):
+        names = list(model.signature.param_dict)
+        return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for p in inspect.signature(model.forward).parameters.values() if p.kind not in kinds]
+
+
+def takes_data(model: Module) -> bool:
+    """Whether ``forward`` takes a graph, as in ``forward(data)``, and not its attributes."""
+    given = parameters(model)
+    required = [p for p in given if p.default is p.empty]
+    if not given or len(required) > 1:
+        return False
+    annotation = str(given[0].annotation)
+    return "Data" in annotation or (len(required) == 1 and given[0].name in ("data", "batch", "graph"))
+
+
+def inputs_of(model: Module, data: Data) -> Arguments:
+    """What ``forward`` takes from ``data``, by the names of its parameters.
+
+    Raises:
+        ValueError: if ``data`` lacks one.
+    """
+    if takes_data(model):
+        return (data,), {}
+    key, adj = find_adjacency(data)
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for i, parameter in enumerate(parameters(model)):
+        name = parameter.name
+        if name == key or (name in _ADJACENCY and data.get(name) is None):
+            value = adj
+        elif data.get(name) is not None:
+            value = data[name]
+        elif parameter.default is not parameter.empty:
+            continue
+        elif i == 0 and data.get("x") is not None:
+            value = data.x
+        elif i == 1:
+            value = adj
+        else:
+            raise ValueError(
+                f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
+                "forward takes: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+            )
+        if len(args) == i and parameter.kind is not parameter.KEYWORD_ONLY:
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs
+
+
+def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_nodes: int) -> tuple[Data, Inputs]:
+    """A graph that holds the arguments of a call of ``forward``, and how to get them from it."""
+    if args and isinstance(args[0], Data):
+        return args[0], lambda data: ((data,), {})
+    names = [p.name for p in parameters(model)]
+    names += [f"argument_{i}" for i in range(len(names), len(args))]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    found = {
+        id(value): "adj_t" if is_matrix(value) else "edge_index" for value in given.values() if is_adjacency(value)
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} was called with {len(found)} adjacencies, but a batch is made of one: pass that of the batch"
+        )
+    keys = {name: found.get(id(value), name) for name, value in given.items() if value is not None}
+    data = Data(num_nodes=num_nodes, **{key: given[name] for name, key in keys.items()})
+
+    def inputs(batch: Data) -> Arguments:
+        values = {name: batch[keys[name]] if name in keys else None for name in given}
+        return tuple(values[name] for name in names[: len(args)]), {name: values[name] for name in kwargs}
+
+    return data, inputs
+
+
+def is_adjacency(value: Any) -> bool:
+    """Whether ``value`` is in one of the four formats."""
+    return is_matrix(value) or is_edge_index(value)
+
+
+def adjacencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The adjacencies among the arguments, those of a graph included."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        held = value.to_dict().values() if isinstance(value, Data) else [value]
+        found += [adj for adj in held if is_adjacency(adj)]
+    return found
+
+
+def count_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The number of nodes that the arguments are for."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Data):
+            return value.num_nodes
+        if isinstance(value, Tensor) and value.dim() > 0 and not is_adjacency(value):
+            return value.size(0)
+    return None
+
+
+def square(value: Any, size: int) -> Any:
+    """An argument with its adjacencies made [B+S, B+S], as the code of a model expects them."""
+    if isinstance(value, Data):
+        value = copy.copy(value)
+        for key, held in value.to_dict().items():
+            if is_matrix(held) or is_edge_index_object(held):
+                value[key] = square(held, size)
+        return value
+    return resize(value, size, size) if is_matrix(value) or is_edge_index_object(value) else value

@@ -1,0 +1,222 @@
+"""The places of a forward pass at which rows per node appear whose halo part a batch cannot know.
+
+These are the outputs of the convolutions, the results of the hops inside of them, and reductions from edges to nodes
+elsewhere, such as the degrees that a layer normalises by. :class:`Places` meets them in any model, without a change to
+it, and asks a :class:`Handler` what to go on with.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.overrides import TorchFunctionMode
+from torch_geometric.nn import MessagePassing
+
+from torch_gas.wiring.refusals import outermost_convs
+
+Kind = Literal["output", "hop", "reduction", "maximum"]
+
+
+class Place(NamedTuple):
+    """A place, by where it is met in the forward pass.
+
+    Args:
+        scope: the call of a convolution, ``"convs.0"`` or, from its second call on, ``"convs.0#2"``; ``""`` outside.
+        kind: ``"output"`` of a convolution, ``"hop"`` inside of it (the result of ``propagate``), ``"reduction"`` from edges
+            to nodes, or ``"maximum"`` over all edges.
+        number: counts the places of this kind in this scope, and of the same line of code.
+        line: the line of code and its callers, for those that are met by functions of torch.
+    """
+
+    scope: str
+    kind: Kind
+    number: int
+    line: str = ""
+
+    def __str__(self) -> str:
+        where = self.scope or "the model's forward"
+        if self.kind == "output":
+            return where
+        if self.kind == "hop":
+            return f"hop {self.number + 1} in {where}"
+        return f"a {self.kind} over edges in {where} (at {self.line.split()[0]})"
+
+
+class Handler:
+    """Decides what a forward pass goes on with at its places."""
+
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        """Rows [B, ...] or [B + S, ...] that stand in for what would be computed at ``place``; None to compute it."""
+        return None
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        """What replaces ``value``, whose first dimension is that of nodes; None to leave it."""
+        return None
+
+
+# Functions that reduce edges to nodes, by name. Those inside `propagate` are part of a hop.
+_REDUCTIONS = {
+    "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add", "index_add_", "index_reduce",
+    "index_reduce_", "bincount", "segment_reduce", "_segment_reduce",
+    *(f"{how}_{reduce}{form}" for how in ("segment", "scatter") for reduce in ("sum", "mean", "min", "max", "mul")
+      for form in ("", "_csr", "_coo")),
+    "spmm_sum", "spmm_mean", "spmm_min", "spmm_max",
+}  # fmt: skip
+_PRODUCTS = {"mm", "matmul", "__matmul__", "_sparse_mm", "addmm"}
+# Their gradients read the result, which must stay what it is.
+_SAVED = {"scatter_reduce_", "index_reduce_"}
+
+
+class Places(TorchFunctionMode):
+    """While entered, meets the places of ``model`` in the order of its forward pass.
+
+    Args:
+        model: any module.
+        handler: what to do there.
+        num_rows: B + S, or N.
+        kinds: the kinds of places that are of interest.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        handler: Handler,
+        num_rows: int,
+        kinds: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"}),
+    ) -> None:
+        super().__init__()
+        self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
+        self.scope, self._inside = "", 0
+        self._calls: Counter[MessagePassing] = Counter()
+        self._met: Counter[tuple[str, str, str]] = Counter()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Places:
+        names = {module: name for name, module in self.model.named_modules()}
+        convs = set(outermost_convs(self.model, automatic=True))
+        for conv in convs:
+            self._override(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
+            self._stack.callback(conv.register_forward_hook(self._leave).remove)
+        if "hop" in self.kinds or "reduction" in self.kinds or "maximum" in self.kinds:
+            for module in self.model.modules():
+                if isinstance(module, MessagePassing):
+                    self._override(module, "propagate", self._propagate(module))
+        if "reduction" in self.kinds or "maximum" in self.kinds:
+            super().__enter__()
+            self._stack.callback(super().__exit__, None, None, None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _override(self, module: Module, name: str, function: Any) -> None:
+        own = vars(module).get(name)
+        setattr(module, name, function)
+        self._stack.callback(lambda: delattr(module, name) if own is None else setattr(module, name, own))
+
+    def _next(self, kind: Kind, line: str = "") -> Place:
+        number = self._met[self.scope, kind, line]
+        self._met[self.scope, kind, line] += 1
+        return Place(self.scope, kind, number, line)
+
+    def _ask(self, place: Place, value: Tensor) -> Tensor | None:
+        self._inside += 1  # what the handler computes is no part of the model
+        try:
+            return self.handler.at(place, value)
+        finally:
+            self._inside -= 1
+
+    # -- convolutions --------------------------------------------------------------------------------------------------
+
+    def _forward(self, conv: MessagePassing, name: str) -> Any:
+        forward = conv.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._calls[conv] += 1
+            number = self._calls[conv]
+            self.scope = name if number == 1 else f"{name}#{number}"
+            instead = self.handler.substitute(Place(self.scope, "output", 0), conv)
+            return forward(*args, **kwargs) if instead is None else instead
+
+        return run
+
+    def _leave(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
+        place = self._next("output")
+        rows = out[0] if isinstance(out, tuple) and out else out
+        self.scope = ""
+        if not isinstance(rows, Tensor) or rows.dim() == 0:
+            return out
+        value = self._ask(place, rows)
+        if value is None:
+            return out
+        return (value, *out[1:]) if isinstance(out, tuple) else value
+
+    def _propagate(self, conv: MessagePassing) -> Any:
+        propagate = conv.propagate
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._inside > 0 or "hop" not in self.kinds:
+                return self._part_of_hop(propagate, args, kwargs)
+            place = self._next("hop")
+            instead = self.handler.substitute(place, conv)
+            out = self._part_of_hop(propagate, args, kwargs) if instead is None else instead
+            if not isinstance(out, Tensor) or out.dim() == 0:
+                return out
+            dim = conv.node_dim if -out.dim() <= conv.node_dim < out.dim() else 0
+            rows = out.movedim(dim, 0) if instead is None else instead
+            value = self._ask(place, rows)
+            return (rows if value is None else value).movedim(0, dim)
+
+        return run
+
+    def _part_of_hop(self, function: Any, args: Any, kwargs: Any) -> Any:
+        self._inside += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._inside -= 1
+
+    # -- reductions ----------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self._inside > 0:
+            return out
+        name = getattr(func, "__name__", "")
+        if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
+            rows = out[0] if isinstance(out, tuple) else out
+            if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != self.num_rows:
+                return out
+            value = self._ask(self._next("reduction", _line()), rows)
+            if value is None:
+                return out
+            if name.endswith("_") and name not in _SAVED:
+                return rows.copy_(value)
+            return (value, *out[1:]) if isinstance(out, tuple) else value
+        if name in ("max", "amax") and len(args) == 1 and not kwargs and out.dim() == 0 and out.is_floating_point():
+            value = self._ask(self._next("maximum", _line()), out)
+            return out if value is None else value
+        return out
+
+
+def _line() -> str:
+    """The line of code that called a function of torch, and those that called it, up to the layer or model."""
+    frame, lines = sys._getframe(2), []
+    while frame is not None and frame.f_code.co_filename not in (__file__, torch.nn.modules.module.__file__):
+        lines.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return " ".join(lines)
+
+
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout in (torch.sparse_csr, torch.sparse_coo, torch.sparse_csc)
