@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graphs import random_graph
@@ -318,3 +320,60 @@ def test_an_error_in_a_sweep_leaves_the_model_usable(data: Any) -> None:
     assert model._replay is None
     assert all("forward" not in conv.__dict__ for conv in model.convs)
     close(model(loader=loader_of(data)), full_batch(model, data))
+
+
+# -- where the result goes -------------------------------------------------------------------------
+
+
+def test_result_on_a_device_and_in_a_file(tmp_path: Path) -> None:
+    data = random_graph(N, 4 * N)
+    loader = EvalSubgraphLoader(data, PTR)
+    model = Net(N).eval()
+    full = full_batch(model, data)
+    torch.testing.assert_close(model(loader=loader, device="cpu"), full, rtol=1e-5, atol=1e-6)
+    path = tmp_path / "out.npy"
+    mapped = model(loader=loader, path=path)
+    torch.testing.assert_close(mapped, full, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(np.load(path), mapped.numpy())
+    assert [file.name for file in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_several_results_go_to_several_files(tmp_path: Path) -> None:
+    class Two(Net):
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Any:
+            out = super().forward(x, adj, *args)
+            return {"out": out, "label": out.argmax(dim=-1), "loss": out.sum()}
+
+    data = random_graph(N, 4 * N)
+    out = Two(N).eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")
+    assert np.array_equal(np.load(tmp_path / "out_0.npy"), out["out"].numpy())
+    assert np.array_equal(np.load(tmp_path / "out_1.npy"), out["out"].argmax(dim=-1).numpy())
+    assert isinstance(out["loss"], list)
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    class Fails(Net):
+        def forward(self, x: Tensor, adj: Any, batch_size: int, n_id: Tensor, *args: Any) -> Any:
+            out = super().forward(x, adj, batch_size, n_id, *args)
+            if bool((n_id[:batch_size] == N - 1).any()):
+                raise KeyError("the last batch")
+            return out
+
+    (tmp_path / "out.npy").write_bytes(b"an older result")
+    with pytest.raises(KeyError, match="the last batch"):
+        Fails(N, num_layers=1).eval()(loader=EvalSubgraphLoader(random_graph(N, 4 * N), PTR), path=tmp_path / "out.npy")
+    assert (tmp_path / "out.npy").read_bytes() == b"an older result"
+
+
+def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
+    data = random_graph(N, 4 * N)
+    loader, model = EvalSubgraphLoader(data, PTR), Net(N).eval()
+    with pytest.raises(ValueError, match="give device or path, not both"):
+        model(loader=loader, path=tmp_path / "out.npy", device="cpu")
+    with pytest.raises(ValueError, match=r"path must end in \.npy, but is 'out\.pt'"):
+        model(loader=loader, path="out.pt")
+    with pytest.raises(ValueError, match="device and path say where inference over a loader puts its result"):
+        model(data.x, data.edge_index, path="out.npy")
+    with pytest.raises(TypeError, match="hold no bfloat16"):
+        data.x = data.x.bfloat16()
+        Net(N).bfloat16().eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")

@@ -12,12 +12,14 @@ sweep is repeated with all convolutions computed, and so are those that follow.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -145,7 +147,13 @@ def _has_nan(value: Any) -> bool:
 
 
 @torch.no_grad()
-def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bool = False) -> Any:
+def layerwise_inference(
+    model: ScalableGNN,
+    loader: SubgraphLoader,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
     """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
 
     Histories are made exact on the way, L-1 of them in L sweeps. Each layer's convolutions are computed once.
@@ -154,14 +162,18 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bo
         model: in evaluation mode.
         loader: batches that together hold each node once; best an :class:`EvalSubgraphLoader`.
         progress: whether to show a progress bar for each sweep.
+        device: where the result is put together. Host memory by default.
+        path: a file ``name.npy`` that the result is written to instead, as it comes, for :func:`numpy.load`. Several tensors go
+            to ``name_0.npy``, ``name_1.npy`` ... The file appears when it is complete.
 
     Returns:
-        The output of ``forward``, in host memory: each tensor with B rows becomes one with N rows. What else ``forward``
-        returns (a regularisation term, say) becomes a list with the value of each batch.
+        The output of ``forward``: each tensor with B rows becomes one with N rows, in memory or mapped from its file. What
+        else ``forward`` returns (a regularisation term, say) becomes a list with the value of each batch.
 
     Raises:
         RuntimeError: if ``model`` is in training mode.
-        ValueError: if the loader's batches do not hold each node of the model's graph once.
+        ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
+            graph once.
     """
     if model.training:
         raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
@@ -170,11 +182,16 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bo
             f"{type(model).__name__}: the loader's graph has {loader.num_nodes} nodes, but the model was made for "
             f"{model.num_nodes}"
         )
+    if device is not None and path is not None:
+        raise ValueError("inference over a loader: give device or path, not both")
+    if path is not None and not os.fspath(path).endswith(".npy"):
+        raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
     with Replay(model) as replay:
         while True:
+            output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             try:
-                out = _sweep(model, batches, replay)
+                complete = _sweep(model, batches, replay, output)
             except _Unanswered:
                 warnings.warn(
                     f"{type(model).__name__}: a layer's result is used beside push_and_pull, so inference computes all "
@@ -182,17 +199,17 @@ def layerwise_inference(model: ScalableGNN, loader: SubgraphLoader, progress: bo
                     stacklevel=3,
                 )
                 replay.skip = False
-                out = _sweep(model, batches, replay)
-            if out is not None:
-                return out.value()
+                output = _Output(model.num_nodes, device, path)
+                complete = _sweep(model, batches, replay, output)
+            if complete:
+                return output.value()
             assert replay.target is not None
             replay.exact.append(replay.target)
             replay.target = None
 
 
-def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _Output | None:
-    """One pass over the batches; the outputs if it ran to the end of ``forward``, else None."""
-    output = _Output(model.num_nodes)
+def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay, output: _Output) -> bool:
+    """One pass over the batches; whether it ran to the end of ``forward`` and the output is complete."""
     for i, batch in enumerate(batches):
         replay.begin(batch)
         # What reads a result that was not computed does so in each batch: watching one is enough.
@@ -206,33 +223,49 @@ def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay) -> _O
         pytree.tree_map_only(Tensor, replay.check, out)
         output.add(out, batch)
     output.check_complete()
-    return output if output.batches > 0 else None
+    return output.batches > 0
 
 
 class _Output:
     """The outputs of all batches, put together."""
 
-    def __init__(self, num_nodes: int) -> None:
-        self.num_nodes = num_nodes
+    def __init__(self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None) -> None:
+        self.num_nodes, self.device, self.path = num_nodes, device, path
         self.batches = self.rows = 0
         self.seen = torch.zeros(num_nodes, dtype=torch.bool)
         self.leaves: list[Any] = []
+        self.files: list[tuple[str, str]] = []  # under its name while it is written, and its own
 
     def add(self, out: Any, batch: SubData) -> None:
         leaves, self.spec = pytree.tree_flatten(out)
-        per_node = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == batch.batch_size for leaf in leaves]
         if self.batches == 0:
-            self.leaves = [
-                torch.empty(self.num_nodes, *leaf.shape[1:], dtype=leaf.dtype) if is_rows else []
-                for leaf, is_rows in zip(leaves, per_node, strict=True)
-            ]
+            self._allocate(leaves, batch.batch_size)
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
-                target[batch.n_id[: batch.batch_size]] = leaf.to(target.device)
+                target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
         self.batches += 1
         self.note(batch)
+
+    def _allocate(self, leaves: list[Any], batch_size: int) -> None:
+        per_node = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == batch_size for leaf in leaves]
+        self.leaves = [
+            self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in zip(leaves, per_node, strict=True)
+        ]
+
+    def _tensor(self, leaf: Tensor, number: int) -> Tensor:
+        shape = (self.num_nodes, *leaf.shape[1:])
+        if self.path is None:
+            return torch.empty(shape, dtype=leaf.dtype, device=self.device or "cpu")
+        if leaf.dtype == torch.bfloat16:
+            raise TypeError("inference over a loader: .npy files hold no bfloat16; let forward return out.float()")
+        name = os.fspath(self.path)
+        if number > 1:
+            name = f"{name.removesuffix('.npy')}_{len(self.files)}.npy"
+        self.files.append((f"{name}.part", name))
+        dtype = torch.empty(0, dtype=leaf.dtype).numpy().dtype
+        return torch.from_numpy(np.lib.format.open_memmap(f"{name}.part", mode="w+", dtype=dtype, shape=shape))
 
     def note(self, batch: SubData) -> None:
         """Notes whose turn it was."""
@@ -248,4 +281,6 @@ class _Output:
             )
 
     def value(self) -> Any:
+        for unfinished, name in self.files:
+            os.replace(unfinished, name)
         return pytree.tree_unflatten(self.leaves, self.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -137,6 +138,8 @@ class ScalableGNN(torch.nn.Module):
         *,
         loader: SubgraphLoader | None = None,
         progress: bool = False,
+        device: torch.device | str | None = None,
+        path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs ``forward`` on a batch, on a whole graph, or layer by layer over a loader.
@@ -149,7 +152,7 @@ class ScalableGNN(torch.nn.Module):
             offset: starts of the contiguous parts of the batch, [P].
             count: lengths of these parts, [P].
             loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
-            progress: whether inference over a loader shows a progress bar.
+            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
             **kwargs: further arguments of ``forward``, such as ``edge_weight``.
 
         Returns:
@@ -164,7 +167,11 @@ class ScalableGNN(torch.nn.Module):
                     f"{type(self).__name__}: loader takes no further arguments, because what forward takes comes from its "
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
-            return layerwise_inference(self, loader, progress)
+            return layerwise_inference(self, loader, progress, device, path)
+        if device is not None or path is not None:
+            raise ValueError(
+                f"{type(self).__name__}: device and path say where inference over a loader puts its result; pass loader=..."
+            )
         if isinstance(x, SubData):
             data, *ids = x
             args, kwargs = self.inputs(data, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -208,8 +209,21 @@ class ScaledGNN(ScalableGNN):
 
     # -- calling the model ---------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, loader: SubgraphLoader | None = None, progress: bool = False, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        *args: Any,
+        loader: SubgraphLoader | None = None,
+        progress: bool = False,
+        device: torch.device | str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Runs the model on a batch, on a whole graph, or layer by layer over a loader.
+
+        Args:
+            *args, **kwargs: a batch of a loader, a graph, or the arguments of the plain model, the ids of a batch last.
+            loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
+            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
 
         Raises:
             ValueError: if the arguments are not those of one batch of this model's graph.
@@ -219,7 +233,11 @@ class ScaledGNN(ScalableGNN):
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
             if self._found is None:
                 self._try_out(loader.data, self._arguments, loader.data)
-            return layerwise_inference(self, loader, progress)
+            return layerwise_inference(self, loader, progress, device, path)
+        if device is not None or path is not None:
+            raise ValueError(
+                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
+            )
         args, kwargs, ids = self._split(args, kwargs)
         if ids and ids[1] is not None and self._found is None:
             data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
