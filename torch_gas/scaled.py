@@ -141,13 +141,24 @@ class ScaledGNN(ScalableGNN):
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
         self._found: Found | None = None
-        self.training = model.training
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
                 f"{type(model).__name__} has an attribute `histories` or `tables`, as a scaled model has; rename it"
             )
         self._register_state_dict_hook(_without_prefix)
         self._register_load_state_dict_pre_hook(_with_prefix, with_module=True)
+
+    @property
+    def training(self) -> bool:
+        """The mode of the plain model, which may be switched there as well."""
+        model = vars(self)["_modules"].get("model")
+        return model is None or model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        model = vars(self)["_modules"].get("model") if "_modules" in vars(self) else None
+        if model is not None:
+            model.training = mode
 
     @property
     def found(self) -> Found:

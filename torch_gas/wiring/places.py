@@ -32,7 +32,8 @@ class Place(NamedTuple):
         scope: the call of a convolution, ``"convs.0"`` or, from its second call on, ``"convs.0#2"``; ``""`` outside.
         kind: ``"output"`` of a convolution, ``"hop"`` inside of it (the result of ``propagate``), ``"reduction"`` from edges
             to nodes, or ``"maximum"`` over all edges.
-        number: counts the places of this kind in this scope, and of the same line of code.
+        number: counts the places of this kind in this scope, and of the same line of code. For an output, 0 if it is a tensor
+            and 1 if it is the first one of a tuple.
         line: the line of code and its callers, for those that are met by functions of torch.
     """
 
@@ -47,7 +48,7 @@ class Place(NamedTuple):
             return where
         if self.kind == "hop":
             return f"hop {self.number + 1} in {where}"
-        return f"a {self.kind} over edges in {where} (at {self.line.split()[0]})"
+        return f"a {self.kind} over edges in {where} (at {self.line.split()[-1]})"
 
 
 class Handler:
@@ -151,15 +152,15 @@ class Places(TorchFunctionMode):
         return run
 
     def _leave(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
-        place = self._next("output")
-        rows = out[0] if isinstance(out, tuple) and out else out
-        self.scope = ""
+        is_tuple = isinstance(out, tuple) and len(out) > 0
+        place, self.scope = Place(self.scope, "output", int(is_tuple)), ""
+        rows = out[0] if is_tuple else out
         if not isinstance(rows, Tensor) or rows.dim() == 0:
             return out
         value = self._ask(place, rows)
         if value is None:
             return out
-        return (value, *out[1:]) if isinstance(out, tuple) else value
+        return (value, *out[1:]) if is_tuple else value
 
     def _propagate(self, conv: MessagePassing) -> Any:
         propagate = conv.propagate

@@ -97,15 +97,22 @@ class _Record(Handler):
 
 
 class _Trial(Handler):
-    """Gives exact rows to the halo, but for one place that is spoiled."""
+    """Gives exact rows to the halo, but for one place that is spoiled. Layers before that one are not computed."""
 
     def __init__(
         self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None = None, by: float = 0.0
     ) -> None:
         self.exact, self.batch, self.spoiled, self.by = exact, batch, spoiled, by
+        places = list(exact)
+        before = places[: places.index(spoiled)] if spoiled is not None else []
+        self.done = {place for place in before if place.kind == "output"}
         self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
         self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
         self.open: set[Place] = set()  # places that have halo rows
+
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        """The exact rows."""
+        return self.exact[place][self.batch.n_id.to(self.exact[place].device)] if place in self.done else None
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         exact = self.exact.get(place)
@@ -383,12 +390,17 @@ def _needs(
     places = list(exact)
     for place, following in zip(places, [*places[1:], None], strict=True):
         value = exact[place]
-        last = place.kind == "hop" and following == Place(place.scope, "output", 0)  # whose rows the output's replace
+        # The rows of a layer's last hop are replaced by those of its output.
+        last = place.kind == "hop" and following is not None and following[:2] == (place.scope, "output")
         if place in partial:
             if place not in structural:
                 raise _Differs(place, "depends on parameters and on more than the edges into a node")
             action = partial[place]
-        elif place in opened and not last and _is_read(model, inputs, batches, exact, whole, place):
+        elif place not in opened or last:
+            continue
+        elif place in structural and any(same(table, value) for _, table in tables):
+            action = "rows"  # there is a table of it already
+        elif _is_read(model, inputs, batches, exact, whole, place):
             action = "rows" if place in structural else "history"
         else:
             continue
