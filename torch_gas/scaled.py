@@ -141,6 +141,7 @@ class ScaledGNN(ScalableGNN):
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
         self._found: Found | None = None
+        self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
                 f"{type(model).__name__} has an attribute `histories` or `tables`, as a scaled model has; rename it"
@@ -171,9 +172,9 @@ class ScaledGNN(ScalableGNN):
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def table(self, number: int) -> History:
-        """One of the tables of what the model counts on the whole graph."""
-        return cast(History, self.tables[number])
+    @property
+    def _tables(self) -> list[History]:
+        return cast("list[History]", list(self.tables))
 
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
@@ -210,7 +211,7 @@ class ScaledGNN(ScalableGNN):
         self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
         self.tables = torch.nn.ModuleList(tables).to(self.device)
         self.hidden_channels, self.num_layers = widths, len(widths) + 1
-        self._found = found
+        self._found, self._unverified = found, len(tables) > 0
 
     def _arguments(self, data: Data) -> Arguments:
         if self._inputs is None:
@@ -255,13 +256,16 @@ class ScaledGNN(ScalableGNN):
             self._try_out(data, inputs, None)
         rows, found = count_rows(args, kwargs), adjacencies(args, kwargs)
         adj = found[0] if found else None
-        with self._calling(rows, adj, *(ids or (None,) * 4)) as call, self._wired(call):
-            if call.n_id is None:
-                return Module.__call__(self, *args, **kwargs)
-            size = call.n_id.numel()
-            args = tuple(square(value, size) for value in args)
-            kwargs = {key: square(value, size) for key, value in kwargs.items()}
-            return self._cut(Module.__call__(self, *args, **kwargs), call)
+        with self._calling(rows, adj, *(ids or (None,) * 4)) as call:
+            if call.n_id is not None:
+                args = tuple(square(value, call.n_id.numel()) for value in args)
+                kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
+            if call.n_id is not None and self._unverified:
+                structure.verify(self.model, self.found, (args, kwargs), SubData(Data(), *ids), self._tables)
+                self._unverified = False
+            with self._wired(call):
+                out = Module.__call__(self, *args, **kwargs)
+            return out if call.n_id is None else self._cut(out, call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain model."""

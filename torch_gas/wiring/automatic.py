@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
-from torch_gas.wiring.structure import look_up
+from torch_gas.wiring.structure import complete, read
 
 if TYPE_CHECKING:
     from torch_gas.scalable import Call
@@ -25,6 +25,7 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
+        self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
@@ -54,7 +55,9 @@ class Automatic(Handler):
         if need is None:
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         if need.action != "history":
-            return look_up(need, self.model.table(need.number), value, self.call.n_id, batch_size)
+            if need.number not in self._read:
+                self._read[need.number] = read(need, self.model._tables[need.number], self.call.n_id, batch_size)
+            return complete(need, value, self._read[need.number], batch_size)
         rows = value[:batch_size].reshape(batch_size, -1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
         return out.view(num_rows, *need.shape)

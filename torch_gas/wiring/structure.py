@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from torch_geometric.data import Data
 
 from torch_gas.history import History
 from torch_gas.loader import SubData, SubgraphLoader
-from torch_gas.wiring.arguments import Inputs
+from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
-from torch_gas.wiring.probe import Found, Need, call, undisturbed
+from torch_gas.wiring.probe import Found, Need, call, same, undisturbed
 
 _EDGES = 2**18  # in a batch, about
 
@@ -38,17 +39,20 @@ def tables(found: Found, num_nodes: int) -> list[History]:
     return made
 
 
-def look_up(need: Need, table: History, value: Tensor, n_id: Tensor, batch_size: int) -> Tensor:
-    """``value`` of a batch, with what needs the whole graph taken from ``table``."""
+def read(need: Need, table: History, n_id: Tensor, batch_size: int) -> Tensor:
+    """What a batch needs of ``table``."""
     if need.action == "maximum":
-        return table.pull(dtype=value.dtype).view(())
-    if need.action == "sum":
-        return _pull(table, n_id, value)
-    return torch.cat([value[:batch_size], _pull(table, n_id[batch_size:], value)])
+        return table.pull()
+    return table.pull(n_id if need.action == "sum" else n_id[batch_size:])
 
 
-def _pull(table: History, n_id: Tensor, like: Tensor) -> Tensor:
-    return table.pull(n_id).to(like.dtype).view(n_id.numel(), *like.shape[1:])
+def complete(need: Need, value: Tensor, rows: Tensor, batch_size: int) -> Tensor:
+    """``value`` of a batch, with what needs the whole graph taken from ``rows``, which :func:`read` gave."""
+    rows = rows.to(value)
+    if need.action == "maximum":
+        return rows.view(())
+    rows = rows.view(-1, *value.shape[1:])
+    return rows if need.action == "sum" else torch.cat([value[:batch_size], rows])
 
 
 class _Fill(Handler):
@@ -75,7 +79,7 @@ class _Fill(Handler):
         if need is None or need.action == "history":
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         table = self.tables[need.number]
-        out = look_up(need, table, value, self.batch.n_id, batch_size)
+        out = complete(need, value, read(need, table, self.batch.n_id, batch_size), batch_size)
         if place in self.left:
             self._write(need, table, value.cpu())
             self.left.remove(place)
@@ -94,6 +98,26 @@ class _Fill(Handler):
         else:
             seen = self.sums.get(need.number, value.view(1, 1))
             self.sums[need.number] = torch.maximum(seen, value.view(1, 1))
+
+
+class _Verify(_Fill):
+    """Compares a batch's share of each table."""
+
+    def _write(self, need: Need, table: History, value: Tensor) -> None:
+        if need.action != "rows":
+            return
+        rows = value[: self.batch.batch_size]
+        if not same(rows, table.pull(self.batch.n_id[: len(rows)]).to(rows).view(rows.shape)):
+            raise ValueError(
+                "the batch counts other edges into its nodes than the graph that scale() was given; pass scale() the data that "
+                "the loader has, after permute() and with the same edges and weights"
+            )
+
+
+def verify(model: Module, found: Found, arguments: Arguments, batch: SubData, tables: Sequence[History]) -> None:
+    """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
+    with undisturbed(model), suppress(_Done):
+        call(model, lambda data: arguments, batch, _Verify(found, tables, {}, batch))
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
