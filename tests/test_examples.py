@@ -57,15 +57,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo"}
+    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo", "scale", "scale_models"}
 
 
 def test_every_script_is_in_the_readme_and_short() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    for name in (*DATA_SETS, "custom_layer"):
+    for name in (*DATA_SETS, "custom_layer", "scale"):
         assert f"[{name}.py]({name}.py)" in readme
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 100
-    assert "[demo.py](demo.py)" in readme
+    assert "[demo.py](demo.py)" in readme and "[scale_models.py](scale_models.py)" in readme
 
 
 @pytest.mark.parametrize("name", list(DATA_SETS))
@@ -85,6 +85,21 @@ def test_example(name: str, run, tmp_path: Path) -> None:
 def test_custom_layer(run) -> None:
     lines = run("custom_layer", "--epochs", 2, "--num_nodes", 500)
     assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [12]\)", lines[-1])
+
+
+def test_scale(run) -> None:
+    lines = run("scale", "--epochs", 2, "--num_nodes", 500)
+    assert re.fullmatch(r"Test accuracy of the plain model after 2 epochs: \d+\.\d\d %", lines[-2])
+    assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [12]\)", lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("gcnii", "Cora"), ("jumping", "Coauthor-CS"), ("edges", "Amazon-Computers")]
+)
+def test_scale_models(model: str, name: str, run, tmp_path: Path) -> None:
+    lines = run("scale_models", "--root", write(tmp_path, name), "--epochs", 1, "--model", model)
+    result = rf"{model} on {name}, full batch: \d+\.\d\d %, histories: \d+\.\d\d % \([+-]\d+\.\d\d points\)"
+    assert re.fullmatch(result, lines[-1])
 
 
 def test_several_seeds_give_mean_and_deviation(run, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def scale(
     data: Data | None = None,
     *,
     num_nodes: int | None = None,
-    inputs: Callable[[Data], tuple[Any, ...]] | None = None,
+    inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
     pool_size: int | None = None,
     buffer_size: int | None = None,
     device: torch.device | str | int | None = None,
@@ -60,8 +60,8 @@ def scale(
         data: the graph in the order of the loader's, that is after :func:`torch_gas.permute`.
         num_nodes: number of nodes of the graph, N, instead of ``data``. The model is then tried out when it is first
             called, and its layers may not normalise by degrees.
-        inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``. By default the attributes of
-            its parameters' names.
+        inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``, or by name in a dictionary. By
+            default the attributes of its parameters' names.
         pool_size, buffer_size, device, history_dtype, save_histories, check_finite: as in :class:`ScalableGNN`.
 
     Returns:
@@ -86,17 +86,21 @@ def scale(
     """
     if not isinstance(model, Module):
         raise TypeError(f"scale() takes a torch.nn.Module, but got {type(model)}")
-    if isinstance(model, ScalableGNN) or any(isinstance(child, ScalableGNN) for child in model.modules()):
-        raise ValueError(f"{type(model).__name__} is a ScalableGNN, which has histories of its own; use it as it is")
+    for child in model.modules():
+        if isinstance(child, ScalableGNN):
+            raise ValueError(
+                f"scale(): {type(child).__name__} is a ScalableGNN, which has histories already; use it as it is"
+            )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("scale() takes the plain model, and not the result of torch.compile")
     if data is not None and not isinstance(data, Data):
         raise TypeError(f"scale(): data must be a torch_geometric.data.Data, but is {type(data)}")
     if data is not None and num_nodes not in (None, data.num_nodes):
         raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
     if data is None and num_nodes is None:
         raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
-    for child in model.children():
-        if isinstance(child, ScaledGNN):
-            raise ValueError("scale(): the model holds a scaled model already; scale the outermost one only")
+    if num_nodes is not None and (isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1):
+        raise ValueError(f"scale(): num_nodes must be a number of nodes, at least 1, but is {num_nodes!r}")
     scaled = ScaledGNN(
         model,
         int(data.num_nodes if data is not None else num_nodes),  # type: ignore[arg-type]
@@ -217,6 +221,8 @@ class ScaledGNN(ScalableGNN):
         if self._inputs is None:
             return inputs_of(self.model, data)
         args = self._inputs(data)
+        if isinstance(args, dict):
+            return (), args
         return (tuple(args), {}) if isinstance(args, (tuple, list)) else ((args,), {})
 
     # -- calling the model ---------------------------------------------------------------------------------------------
@@ -306,10 +312,11 @@ class ScaledGNN(ScalableGNN):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         num_rows = self.num_nodes if call.n_id is None else call.n_id.numel()
+        closed = found.closed and call.neighbors == "in"
         with ExitStack() as stack:
             if call.n_id is not None and call.batch_size is not None:
                 convs = set(outermost_convs(self.model, automatic=True))
-                stack.enter_context(Batch(convs, [self.model], call.batch_size, num_rows, call.neighbors == "in"))
+                stack.enter_context(Batch(convs, [self.model], call.batch_size, num_rows, closed))
             stack.enter_context(Places(self.model, Automatic(self, call), num_rows, kinds))
             yield
 

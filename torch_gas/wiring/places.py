@@ -196,7 +196,9 @@ class Places(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
             rows = out[0] if isinstance(out, tuple) else out
-            if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != self.num_rows:
+            if not isinstance(rows, Tensor) or rows.layout != torch.strided:
+                return out
+            if rows.dim() == 0 or rows.size(0) != self.num_rows:
                 return out
             value = self._ask(self._next("reduction", _line()), rows)
             if value is None:

@@ -9,10 +9,11 @@ place needs a table.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,18 +21,12 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
-from torch_gas.adjacency import coo, find_adjacency
-from torch_gas.loader import SubData, SubgraphLoader, select
-from torch_gas.partition.reorder import edge_attrs, from_coo
+from torch_gas.loader import SubData
 from torch_gas.wiring.arguments import Inputs, square
 from torch_gas.wiring.batch import Batch, pad
 from torch_gas.wiring.places import Handler, Place, Places
 from torch_gas.wiring.refusals import outermost_convs
-
-# The small graph: nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its
-# halo are a part of it. Nodes, edges, and rows and edges of each batch differ in number, so that a size tells what it is of.
-NUM_NODES, NUM_EDGES, REACH = 61, 200, 6
-PTR = torch.tensor([0, 19, 40, NUM_NODES])
+from torch_gas.wiring.small import NUM_NODES, batches_of, small_graph, widen
 
 Action = Literal["history", "rows", "sum", "maximum"]
 
@@ -64,6 +59,7 @@ class Found:
         known: all places that were met.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
+        closed: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
     """
 
     needs: dict[Place, Need]
@@ -71,6 +67,7 @@ class Found:
     known: frozenset[Place]
     per_node: tuple[bool, ...]
     neighbors: str
+    closed: bool
 
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
@@ -100,14 +97,21 @@ class _Trial(Handler):
     """Gives exact rows to the halo, but for one place that is spoiled. Layers before that one are not computed."""
 
     def __init__(
-        self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None = None, by: float = 0.0
+        self,
+        exact: dict[Place, Tensor],
+        batch: SubData,
+        spoiled: Place | None = None,
+        by: float = 0.0,
+        known: Collection[Place] = (),
     ) -> None:
-        self.exact, self.batch, self.spoiled, self.by = exact, batch, spoiled, by
+        self.exact, self.batch, self.spoiled, self.by, self.known = exact, batch, spoiled, by, known
         places = list(exact)
         before = places[: places.index(spoiled)] if spoiled is not None else []
         self.done = {place for place in before if place.kind == "output"}
         self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
-        self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
+        self.partial: set[Place] = (
+            set()
+        )  # of these, what is not exact for the batch's rows either (`known` from another trial)
         self.open: set[Place] = set()  # places that have halo rows
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
@@ -121,6 +125,8 @@ class _Trial(Handler):
         if place.kind == "maximum":
             self.own[place] = value.clone()
             if not same(value, exact):
+                if self.spoiled is not None and place not in self.known:
+                    raise _Differs(place)
                 self.partial.add(place)
             return exact.clone()
         batch_size, num_rows = self.batch.batch_size, self.batch.n_id.numel()
@@ -129,7 +135,8 @@ class _Trial(Handler):
         want = exact[self.batch.n_id.to(exact.device)].clone()
         rows = value[:batch_size]
         if not same(rows, want[:batch_size]):
-            if place.kind != "reduction" or value.size(0) == batch_size:
+            tried = self.spoiled is None or place in self.known  # else it differs by what was spoiled
+            if place.kind != "reduction" or value.size(0) == batch_size or not tried:
                 raise _Differs(place)
             self.partial.add(place)
             rows = want[:batch_size]
@@ -169,31 +176,34 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
-    small = _small_graph(data)
+    small = small_graph(data)
     with undisturbed(model):
         exact, whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, exact)
         failures = []
-        for neighbors in ("in", "both"):
-            batches = list(SubgraphLoader(small, PTR, 1, bipartite=False, neighbors=neighbors, prefetch=0))
+        for neighbors, closed in (("in", True), ("in", False), ("both", False)):
+            runs = _Runs(model, inputs, small, batches_of(small, neighbors), exact, whole, closed)
             try:
-                needs = _needs(model, inputs, batches, exact, whole, structural)
-                model.train()
-                known = _known_in_training(model, batches[0], inputs, exact)
+                needs = runs.needs(structural)
+                known = runs.known_in_training()
                 break
             except _Differs as failure:
                 failures.append(failure)
-                model.eval()
         else:
-            raise ValueError(_explain(model, failures[0])) from failures[0]
-    leaves = pytree.tree_leaves(whole)
+            telling = next((each for each in failures if each.__cause__ is None), failures[0])
+            raise ValueError(_explain(model, telling)) from telling
     return Found(
         needs=needs,
         shapes={place: tuple(value.shape[1:]) for place, value in exact.items() if place.kind in ("output", "hop")},
         known=frozenset(exact) | known,
-        per_node=tuple(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES for leaf in leaves),
+        per_node=tuple(map(_per_node, pytree.tree_leaves(whole))),
         neighbors=neighbors,
+        closed=closed,
     )
+
+
+def _per_node(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES
 
 
 def _explain(model: Module, failure: _Differs) -> str:
@@ -208,43 +218,6 @@ def _explain(model: Module, failure: _Differs) -> str:
         "nodes, and must give the same in each call in evaluation mode. Change the layer, or compute what it needs of the "
         "whole graph beforehand and store it in data"
     )
-
-
-def _small_graph(data: Data) -> Data:
-    """A random graph of NUM_NODES nodes with rows of ``data``, its edges sorted as matrices hold them."""
-    generator = torch.Generator().manual_seed(12)
-    key, adj = find_adjacency(data)
-    src, dst, value = coo(adj)
-    steps = torch.arange(-REACH, REACH + 1)
-    if not bool((src == dst).any()):
-        steps = steps[steps != 0]
-    pairs = torch.cartesian_prod(torch.arange(NUM_NODES), steps)
-    ends, step = pairs[torch.randperm(len(pairs), generator=generator)[:NUM_EDGES]].t()
-    starts = (ends + step) % NUM_NODES
-    order = (ends * NUM_NODES + starts).argsort()
-    starts, ends = starts[order], ends[order]
-    nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator)
-    edges = torch.randint(max(src.numel(), 1), (NUM_EDGES,), generator=generator)
-    if src.numel() == 0:
-        raise ValueError("data has no edges")
-    per_edge = edge_attrs(data)
-    small = copy.copy(data)
-    for name, held in data.to_dict().items():
-        if name == key:
-            continue
-        dim = data.__cat_dim__(name, held)
-        if name in per_edge:
-            small[name] = select(held, edges, dim)
-        elif data.is_node_attr(name):
-            small[name] = select(held, nodes, dim)
-    small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)
-    for name in per_edge if moved is not None else ():
-        small[name] = select(small[name], cast(Tensor, moved), data.__cat_dim__(name, small[name]))
-    small.num_nodes = NUM_NODES
-    for name in ("perm", "edge_perm"):
-        if name in small:
-            del small[name]
-    return small
 
 
 @contextmanager
@@ -281,9 +254,15 @@ def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tens
     args, kwargs = inputs(_to_model(model, data))
     convs = list(outermost_convs(model, automatic=True))
     with Batch(convs, [], NUM_NODES, NUM_NODES), Places(model, record, NUM_NODES):
-        out = model(*args, **kwargs)
-    leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-    if not any(leaf.dim() > 0 and leaf.size(0) == NUM_NODES for leaf in leaves):
+        try:
+            out = model(*args, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
+                f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
+                "give it parameters for each node (an embedding) as features, data.x"
+            ) from error
+    if not any(map(_per_node, pytree.tree_leaves(out))):
         raise ValueError(
             f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
             "it that computes embeddings of nodes, and pool or compare these outside"
@@ -321,112 +300,131 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
     }
 
 
-def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler) -> Any:
+def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed: bool) -> Any:
     """Runs a batch with ``handler`` at its places; the result has B + S rows."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(_to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
-    closed = getattr(batch.n_id, "neighbors", "in") == "in"
     convs = list(outermost_convs(model, automatic=True))
     with Batch(convs, [model], batch.batch_size, num_rows, closed), Places(model, handler, num_rows):
         return model(*args, **kwargs)
 
 
-def _run(model: Module, inputs: Inputs, batch: SubData, trial: _Trial, whole: Any) -> None:
-    """Runs a batch; raises _Differs where rows are not those of the whole graph."""
-    try:
-        out = call(model, inputs, batch, trial)
-    except _Differs:
-        raise
-    except Exception as error:
-        raise _Differs(None, f"fails ({error})") from error
-    leaves, spec = pytree.tree_flatten(out)
-    wanted, spec_of_whole = pytree.tree_flatten(whole)
-    if spec != spec_of_whole:
-        raise _Differs(None, "has another structure than on the whole graph")
-    ids = batch.n_id[: batch.batch_size]
-    num_rows = batch.n_id.numel()
-    for leaf, want in zip(leaves, wanted, strict=True):
-        if not isinstance(want, Tensor) or want.dim() == 0 or want.size(0) != NUM_NODES:
-            continue
-        if leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)]):
-            raise _Differs(None)
+@dataclass
+class _Runs:
+    """Runs of a model on batches of the small graph, compared with that on the whole of it."""
 
+    model: Module
+    inputs: Inputs
+    small: Data
+    batches: list[SubData]
+    exact: dict[Place, Tensor]
+    whole: Any
+    closed: bool
 
-def _check(
-    model: Module, inputs: Inputs, batches: list[SubData], exact: dict[Place, Tensor], whole: Any
-) -> tuple[dict[Place, Action], set[Place]]:
-    """How to get what needs the whole graph, and the places with halo rows; raises _Differs if a batch is not exact."""
-    trials = [_Trial(exact, batch) for batch in batches]
-    for trial in trials:
-        _run(model, inputs, trial.batch, trial, whole)
-    partial: dict[Place, Action] = {}
-    for place in set().union(*(trial.partial for trial in trials)):
-        values = [trial.own[place] for trial in trials]
-        if place.kind == "maximum":
-            partial[place], total = "maximum", torch.stack(values).amax()
-        else:
-            partial[place], total = "sum", torch.zeros_like(exact[place])
-            for trial, value in zip(trials, values, strict=True):
-                total.index_add_(0, trial.batch.n_id.to(total.device), value)
-        if not same(total, exact[place]):
-            raise _Differs(place)
-    return partial, set().union(*(trial.open for trial in trials))
+    def run(self, batch: SubData, trial: _Trial) -> Any:
+        """The output on a batch; raises _Differs where rows are not those of the whole graph."""
+        try:
+            out = call(self.model, self.inputs, batch, trial, self.closed)
+        except _Differs:
+            raise
+        except Exception as error:
+            raise _Differs(None, f"fails ({type(error).__name__}: {error})") from error
+        leaves, spec = pytree.tree_flatten(out)
+        wanted, spec_of_whole = pytree.tree_flatten(self.whole)
+        if spec != spec_of_whole:
+            raise _Differs(None, "has another structure than on the whole graph")
+        ids, num_rows = batch.n_id[: batch.batch_size], batch.n_id.numel()
+        for leaf, want in zip(leaves, wanted, strict=True):
+            if _per_node(want) and (
+                leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)])
+            ):
+                raise _Differs(None)
+        return out
 
+    def needs(self, structural: set[Place]) -> dict[Place, Need]:
+        """What each place needs, in the order of the forward pass."""
+        partial, opened = self.check()
+        needs: dict[Place, Need] = {}
+        tables: list[tuple[Action, Tensor]] = []
+        histories = 0
+        followers = dict(pairwise(self.exact))
+        for place, value in self.exact.items():
+            # The rows of a layer's last hop are replaced by those of its output.
+            last = place.kind == "hop" and followers.get(place, place)[:2] == (place.scope, "output")
+            if place in partial:
+                if place not in structural:
+                    raise _Differs(place, "depends on parameters and on more than the edges into a node")
+                action = partial[place]
+            elif place not in opened or last:
+                continue
+            elif place in structural and any(same(table, value) for _, table in tables):
+                action = "rows"  # there is a table of it already
+            elif self.is_read(place, partial):
+                action = "rows" if place in structural else "history"
+            else:
+                continue
+            if action == "history":
+                number, histories = histories, histories + 1
+                if not value.is_floating_point():
+                    raise _Differs(
+                        place, "gives no floating-point numbers, which is what a history holds, and is read on"
+                    )
+            else:
+                number = next((i for i, (a, t) in enumerate(tables) if a == action and same(t, value)), len(tables))
+                if number == len(tables):
+                    tables.append((action, value))
+            needs[place] = Need(action, number, tuple(value.shape[1:]), value.dtype)
+        return needs
 
-def _needs(
-    model: Module,
-    inputs: Inputs,
-    batches: list[SubData],
-    exact: dict[Place, Tensor],
-    whole: Any,
-    structural: set[Place],
-) -> dict[Place, Need]:
-    partial, opened = _check(model, inputs, batches, exact, whole)
-    needs: dict[Place, Need] = {}
-    tables: list[tuple[Action, Tensor]] = []
-    histories = 0
-    places = list(exact)
-    for place, following in zip(places, [*places[1:], None], strict=True):
-        value = exact[place]
-        # The rows of a layer's last hop are replaced by those of its output.
-        last = place.kind == "hop" and following is not None and following[:2] == (place.scope, "output")
-        if place in partial:
-            if place not in structural:
-                raise _Differs(place, "depends on parameters and on more than the edges into a node")
-            action = partial[place]
-        elif place not in opened or last:
-            continue
-        elif place in structural and any(same(table, value) for _, table in tables):
-            action = "rows"  # there is a table of it already
-        elif _is_read(model, inputs, batches, exact, whole, place):
-            action = "rows" if place in structural else "history"
-        else:
-            continue
-        if action == "history":
-            number, histories = histories, histories + 1
-            if not value.is_floating_point():
-                raise _Differs(place, "gives no floating-point numbers, which is what a history holds, and is read on")
-        else:
-            number = next((i for i, (a, t) in enumerate(tables) if a == action and same(t, value)), len(tables))
-            if number == len(tables):
-                tables.append((action, value))
-        needs[place] = Need(action, number, tuple(value.shape[1:]), value.dtype)
-    return needs
+    def check(self) -> tuple[dict[Place, Action], set[Place]]:
+        """How to get what needs the whole graph, and the places with halo rows; raises _Differs if a batch is not exact."""
+        trials = [_Trial(self.exact, batch) for batch in self.batches]
+        outs = [self.run(trial.batch, trial) for trial in trials]
+        partial: dict[Place, Action] = {}
+        for place in set().union(*(trial.partial for trial in trials)):
+            values = [trial.own[place] for trial in trials]
+            if place.kind == "maximum":
+                partial[place], total = "maximum", torch.stack(values).amax()
+            else:
+                partial[place], total = "sum", torch.zeros_like(self.exact[place])
+                for trial, value in zip(trials, values, strict=True):
+                    total.index_add_(0, trial.batch.n_id.to(total.device), value)
+            if not same(total, self.exact[place]):
+                raise _Differs(place)
+        wide = widen(self.batches[0], self.small)
+        leaves = pytree.tree_leaves(self.run(wide, _Trial(self.exact, wide)))
+        for leaf, other, want in zip(pytree.tree_leaves(outs[0]), leaves, pytree.tree_leaves(self.whole), strict=True):
+            if isinstance(leaf, Tensor) and not _per_node(want) and not same(leaf, other):
+                raise _Differs(
+                    None,
+                    "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) "
+                    "from the rows that the scaled model returns",
+                )
+        return partial, set().union(*(trial.open for trial in trials))
 
+    def is_read(self, place: Place, partial: Collection[Place]) -> bool:
+        """Whether a batch's rows depend on the halo rows of ``place``."""
+        for batch in self.batches:
+            for by in (float("nan"), 1e3, -1e3):
+                try:
+                    self.run(batch, _Trial(self.exact, batch, place, by, partial))
+                except _Differs:
+                    return True
+        return False
 
-def _is_read(
-    model: Module, inputs: Inputs, batches: list[SubData], exact: dict[Place, Tensor], whole: Any, place: Place
-) -> bool:
-    """Whether a batch's rows depend on the halo rows of ``place``."""
-    for batch in batches:
-        for by in (float("nan"), 1e3, -1e3):
-            try:
-                _run(model, inputs, batch, _Trial(exact, batch, place, by), whole)
-            except _Differs:
-                return True
-    return False
+    def known_in_training(self) -> frozenset[Place]:
+        """The places that are met in training."""
+        note = _Note(self.batches[0])
+        self.model.train()
+        with suppress(Exception):  # which training itself will show
+            call(self.model, self.inputs, note.batch, note, self.closed)
+        self.model.eval()
+        for place in note.met - set(self.exact):
+            if place.kind in ("output", "hop"):
+                raise _Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
+        return frozenset(note.met)
 
 
 class _Note(Handler):
@@ -439,14 +437,3 @@ class _Note(Handler):
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         self.met.add(place)
         return pad(value, self.batch.batch_size, self.batch.n_id.numel()) if place.kind == "output" else None
-
-
-def _known_in_training(model: Module, batch: SubData, inputs: Inputs, exact: dict[Place, Tensor]) -> frozenset[Place]:
-    """The places that are met in training."""
-    note = _Note(batch)
-    with suppress(Exception):  # which training itself will show
-        call(model, inputs, batch, note)
-    for place in note.met - set(exact):
-        if place.kind in ("output", "hop"):
-            raise _Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
-    return frozenset(note.met)

@@ -1,0 +1,347 @@
+"""What scale() and scaled models refuse, and what the errors say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch_geometric.nn as nn
+from graphs import random_graph
+from nets import Net
+from plain_models import OUT, C, DeeperGCN, H, Own, Stack, alone, layered
+from torch import Tensor
+from torch.nn import Linear, Module
+from torch_geometric.data import Data
+
+from torch_gas import EvalSubgraphLoader, ScaledGNN, SubgraphLoader, scale
+
+N = 60
+PTR = torch.tensor([0, 14, 37, N])
+
+
+def graph() -> Data:
+    data = random_graph(N, 240, seed=1)
+    data.edge_attr = torch.rand(data.num_edges, 3)
+    return data
+
+
+def batch_of(data: Data, **kwargs: Any) -> Any:
+    return next(iter(SubgraphLoader(data, PTR, **kwargs)))
+
+
+def between(step: Callable[[Stack, Tensor, Any], Tensor], *more: Module) -> Callable[[], Module]:
+    """Two layers, and ``step`` between them."""
+
+    def body(self: Stack, x: Tensor, adj: Any) -> Tensor:
+        return self.convs[1](step(self, self.convs[0](x, adj), adj), adj)
+
+    return lambda: Stack(nn.SAGEConv(C, H), nn.SAGEConv(H, OUT), *more, body=body)
+
+
+def behind(step: Callable[[Tensor], Any]) -> Callable[[], Module]:
+    """A layer, and ``step`` behind it."""
+    return lambda: Stack(nn.SAGEConv(C, OUT), body=lambda self, x, adj: step(self.convs[0](x, adj)))
+
+
+class OnlyInTraining(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.SAGEConv(C, H), nn.SAGEConv(H, H), nn.SAGEConv(H, OUT)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = self.first(x, edge_index)
+        if self.training:
+            x = x + self.second(x, edge_index)
+        return self.last(x, edge_index)
+
+
+NAMED: dict[str, tuple[Callable[[], Module], str]] = {
+    "GPSConv": (alone(lambda: nn.GPSConv(C, nn.SAGEConv(C, C), attn_type="performer")), "attends to all nodes"),
+    "PANConv": (alone(lambda: nn.PANConv(C, OUT, 2)), "multiplies the adjacency matrix with itself"),
+    "HypergraphConv": (alone(lambda: nn.HypergraphConv(C, OUT)), "passes messages over hyperedges"),
+    "PairNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="PairNorm"), "takes its statistics over all nodes"),
+    "GraphNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="GraphNorm"), "takes its statistics over all nodes"),
+    "LayerNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="LayerNorm"), "takes its statistics over all nodes"),
+    "BatchNorm1d": (
+        between(lambda self, x, adj: self.convs[2](x), torch.nn.BatchNorm1d(H, track_running_stats=False)),
+        "takes its statistics over all nodes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_layers_that_are_known(name: str) -> None:
+    make, reason = NAMED[name]
+    with pytest.raises(ValueError, match=rf"^{name}.* cannot be used on a batch: it {reason}.*; use "):
+        scale(make(), graph())
+
+
+TRIED = {
+    "pooling": (between(lambda self, x, adj: x + x.mean(0)), r"convs\.1.*\(SAGEConv\) gives other rows"),
+    "pooling-last": (behind(lambda x: x + x.mean(0)), "its output gives other rows"),
+    "softmax-over-nodes": (behind(lambda x: x.softmax(0)), "its output gives other rows"),
+    "nodes": (between(lambda self, x, adj: x / x.size(0)), r"convs\.1.*\(SAGEConv\) gives other rows"),
+    "edges": (between(lambda self, x, adj: x / adj.size(1)), r"convs\.1.*\(SAGEConv\) gives other rows"),
+    "attention": (
+        between(lambda self, x, adj: self.convs[2](x, x, x)[0], torch.nn.MultiheadAttention(H, 2)),
+        r"convs\.1.*\(SAGEConv\) gives other rows",
+    ),
+    "nearest": (
+        between(lambda self, x, adj: x[torch.cdist(x, x).topk(2).indices[:, 1]]),
+        r"convs\.1.*\(SAGEConv\) gives other rows",
+    ),
+    "squared": (alone(lambda: Squared()), "its output|gives other rows"),
+    "dropout-in-evaluation": (between(lambda self, x, adj: F.dropout(x, 0.5)), r"convs\.1.*gives other rows"),
+    "noise": (between(lambda self, x, adj: x + torch.randn_like(x)), r"convs\.1.*gives other rows"),
+    "only-in-training": (OnlyInTraining, r"second \(SAGEConv\) is called in training and not in evaluation"),
+    # They change their first argument in place, which autograd forbids where it keeps the result.
+    "scatter_reduce_": (layered(lambda i, o: Own(i, o, "scatter_reduce_")), "gives other rows"),
+    "index_put_": (layered(lambda i, o: Own(i, o, "index_put_")), "gives other rows"),
+}
+
+
+class Squared(Module):
+    """Reads two hops at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = Linear(C, OUT)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        adj = torch.zeros(x.size(0), x.size(0)).index_put_((edge_index[1], edge_index[0]), torch.ones(()))
+        return adj @ adj @ self.lin(x)
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_what_the_trial_finds(name: str) -> None:
+    make, reason = TRIED[name]
+    model = make()
+    with pytest.raises(
+        ValueError, match=rf"^{type(model).__name__} cannot be trained with histories: .*({reason}).*may"
+    ):
+        scale(model, graph())
+    assert all(module.training for module in model.modules())
+
+
+def test_graph_level_models() -> None:
+    for step in (lambda x: nn.global_add_pool(x, None), lambda x: x.sum()):
+        with pytest.raises(ValueError, match=r"Stack returns nothing with a row for each node.*pool or compare these"):
+            scale(behind(step)(), graph())
+
+
+def test_numbers_that_count_rows_of_the_halo() -> None:
+    model = behind(lambda x: (x, x.square().mean()))().eval()
+    with pytest.raises(
+        ValueError, match=r"its output has a value .* that counts the rows of the halo; compute such a value"
+    ):
+        scale(model, graph())
+
+
+def test_numbers_that_count_no_rows() -> None:
+    model, data = behind(lambda x: (x, torch.tensor(3.0)))().eval(), graph()
+    out, number = scale(model, data)(batch_of(data))
+    assert out.shape[0] == batch_of(data).batch_size and number == 3
+
+
+def test_models_that_square_the_adjacency_matrix() -> None:
+    with pytest.raises(ValueError, match="GraphUNet cannot be trained with histories"):
+        scale(nn.GraphUNet(C, H, OUT, 2), graph())
+
+
+def test_parameters_for_each_node() -> None:
+    class Embedding(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x, self.conv = torch.nn.Parameter(torch.rand(N, C)), nn.SAGEConv(C, OUT)
+
+        def forward(self, edge_index: Tensor) -> Tensor:
+            return self.conv(self.x, edge_index)
+
+    with pytest.raises(ValueError, match="Embedding"):
+        scale(Embedding(), graph())
+
+
+def test_activation_checkpointing() -> None:
+    data = graph()
+    scaled = scale(DeeperGCN("res+", ckpt_grad=True), data)
+    with pytest.raises(RuntimeError, match=r"GENConv is called under activation checkpointing.*ckpt_grad=False"):
+        scaled(batch_of(data))
+
+
+@pytest.mark.parametrize("make", [lambda: Net(N), lambda: scale(nn.GCN(C, H, 2), graph()), lambda: Holder()])
+def test_models_with_histories_of_their_own(make: Callable[[], Module]) -> None:
+    with pytest.raises(ValueError, match=r"is a ScalableGNN, which has histories already; use it as it is"):
+        scale(make(), graph())
+
+
+class Holder(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(scale(nn.GCN(C, H, 2), graph()))
+
+
+def test_attributes_that_a_scaled_model_has() -> None:
+    model = nn.GCN(C, H, 2)
+    model.histories = []
+    with pytest.raises(ValueError, match=r"GCN has an attribute `histories` or `tables`.*rename it"):
+        scale(model, graph())
+
+
+SAGE = nn.GraphSAGE(C, H, 2, OUT)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "match"),
+    [
+        (("model", graph()), {}, TypeError, r"scale\(\) takes a torch.nn.Module, but got <class 'str'>"),
+        ((SAGE, "data"), {}, TypeError, r"scale\(\): data must be .*Data, but is <class 'str'>"),
+        ((SAGE, graph().x), {}, TypeError, r"scale\(\): data must be .*Data, but is <class 'torch.Tensor'>"),
+        ((SAGE,), {}, ValueError, r"scale\(\) needs the graph: pass data.*or num_nodes"),
+        ((SAGE, graph()), {"num_nodes": 3}, ValueError, r"data has 60 nodes, but num_nodes is 3; drop one"),
+        ((SAGE, Data(x=torch.rand(9, C))), {}, ValueError, "data has no adjacency: set data.edge_index or data.adj_t"),
+        (
+            (SAGE, Data(x=torch.rand(9, C), edge_index=torch.empty(2, 0, dtype=torch.int64))),
+            {},
+            ValueError,
+            "data has no edges",
+        ),
+        (
+            (nn.Sequential("x, edge_index, z", [(nn.SAGEConv(C, H), "x, edge_index -> x")]), graph()),
+            {},
+            ValueError,
+            r"Sequential.*forward takes 'z', which data does not have; store it as data\.z, or say what.*inputs=lambda",
+        ),
+    ],
+)
+def test_arguments_of_scale(args: Any, kwargs: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        scale(*args, **kwargs)
+
+
+@pytest.mark.parametrize("num_nodes", [0, -1, 6.5, "60"])
+def test_number_of_nodes(num_nodes: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="num_nodes"):
+        scale(SAGE, num_nodes=num_nodes)
+
+
+def test_models_without_layers_of_a_graph() -> None:
+    data, model = graph(), nn.MLP([C, H, OUT], norm=None).eval()
+    scaled = scale(model, data)
+    batch = batch_of(data)
+    torch.testing.assert_close(scaled(batch), model(data.x)[batch.n_id[: batch.batch_size]])
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def sage() -> tuple[ScaledGNN, Data]:
+    data = graph()
+    return scale(nn.GraphSAGE(C, H, 2, OUT), data), data
+
+
+def test_batches_of_another_graph() -> None:
+    scaled, _ = sage()
+    other = random_graph(40, 100)
+    batch = next(iter(SubgraphLoader(other, torch.tensor([0, 20, 40]))))
+    for call in (lambda: scaled(batch), lambda: scaled(batch.data.x, batch.data.edge_index, *batch[1:])):
+        with pytest.raises(ValueError, match="the batch was made for a graph of 40 nodes, but the model for 60"):
+            call()
+
+
+def test_batches_without_ids() -> None:
+    scaled, data = sage()
+    batch = batch_of(data)
+    x, edge_index = batch.data.x, batch.data.edge_index
+    for call in (
+        lambda: scaled(x, edge_index),
+        lambda: scaled(batch.data),
+        lambda: scaled(x, edge_index, batch_size=batch.batch_size),
+    ):
+        with pytest.raises(ValueError, match=rf"x has {x.size(0)} rows, but the graph of this model has 60.*\*args"):
+            call()
+    with pytest.raises(ValueError, match=r"n_id needs batch_size; pass `\*args`"):
+        scaled(x, edge_index, n_id=batch.n_id)
+
+
+def test_parts_of_two_batches() -> None:
+    scaled, data = sage()
+    first, second = list(SubgraphLoader(data, PTR))[:2]
+    with pytest.raises(ValueError, match=r"x has \d+ rows, but n_id has \d+"):
+        scaled(first.data.x, first.data.edge_index, *second[1:])
+    with pytest.raises(ValueError, match=r"count sums to 14, but batch_size is 3"):
+        scaled(first.data.x, first.data.edge_index, 3, *first[2:])
+
+
+def test_edges_that_the_loader_left_out() -> None:
+    data = graph()
+    scaled = scale(alone(lambda: nn.DirGNNConv(nn.SAGEConv(C, OUT)))(), data)
+    batch = batch_of(data)
+    for call in (lambda: scaled(batch), lambda: scaled(batch.data.x, batch.data.edge_index, *batch[1:])):
+        with pytest.raises(ValueError, match=r'Stack reads edges in both directions.*neighbors="both"'):
+            call()
+    with pytest.raises(ValueError, match=r'neighbors="both"'):
+        scaled.eval()(loader=EvalSubgraphLoader(data, PTR))
+    assert scaled(batch_of(data, neighbors="both")).shape == (14, OUT)
+
+
+def test_degrees_without_a_graph() -> None:
+    scaled = scale(nn.GCN(C, H, 2, OUT), num_nodes=N)
+    with pytest.raises(RuntimeError, match="GCN has not been called on a batch yet"):
+        _ = scaled.found
+    with pytest.raises(
+        ValueError, match=r"GCN normalises by what it counts .*convs\.0.*pass it to scale\(model, data\)"
+    ):
+        scaled(batch_of(graph()))
+
+
+def test_inference() -> None:
+    scaled, data = sage()
+    loader = EvalSubgraphLoader(data, PTR)
+    with pytest.raises(RuntimeError, match=r"inference over a loader needs model\.eval\(\) first"):
+        scaled(loader=loader)
+    scaled.eval()
+    with pytest.raises(ValueError, match=r"loader takes no further arguments; see scale\(inputs=...\)"):
+        scaled(data.x, loader=loader)
+    with pytest.raises(ValueError, match=r"device and path say where inference over a loader"):
+        scaled(data, device="cpu")
+
+
+def test_models_that_change_after_scale() -> None:
+    data = graph()
+    scaled = scale(layered(nn.SAGEConv)(), data)
+    scaled.convs.append(nn.SAGEConv(H, H))
+    with pytest.raises(
+        RuntimeError, match=r"(hop 1 in )?convs\.3 was not called when the model was tried out.*[Ss]cale it again"
+    ):
+        scaled(batch_of(data))
+
+
+def test_nothing_is_left_behind_by_an_error() -> None:
+    scaled, data = sage()
+    model, batch = scaled.unscale(), batch_of(data)
+    want = scaled.eval()(batch)
+    with pytest.raises(RuntimeError):
+        scaled(batch._replace(data=batch.data.clone().update({"x": batch.data.x[:, :3]})))
+    assert all("forward" not in vars(m) and "propagate" not in vars(m) for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    torch.testing.assert_close(scaled(batch), want)
+
+
+def test_batches_of_another_order_or_without_weights() -> None:
+    data = random_graph(N, 240, seed=1)
+    data.edge_weight = torch.rand(data.num_edges)
+    batch = batch_of(data)
+    other = data.clone()
+    other.edge_index = (other.edge_index + 1) % N
+    calls = [
+        lambda scaled: scaled(batch.data.x, batch.data.edge_index, *batch[1:]),
+        lambda scaled: scaled(batch_of(other)),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"the batch counts more edges into its nodes than the graph that scale\(\)"
+        ):
+            call(scale(nn.GCN(C, H, 2, OUT), data))
