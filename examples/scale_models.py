@@ -5,6 +5,7 @@
 --model edges: a layer of your own with edge features, which counts degrees (Amazon-Computers).
 """
 
+from copy import copy
 from statistics import median
 from time import perf_counter
 
@@ -16,14 +17,14 @@ from torch_geometric.nn import GCN2Conv, GraphSAGE, MessagePassing, Sequential
 from torch_geometric.utils import degree
 from tqdm import tqdm
 
-from torch_gas import EvalSubgraphLoader, SubgraphLoader, get_data, metis, permute, scale
+from torch_gas import SubgraphLoader, get_data, metis, permute, scale
 
 
 class GCNII(torch.nn.Module):
-    def __init__(self, in_channels, out_channels, num_layers=64):
+    def __init__(self, in_channels, out_channels):
         super().__init__()
         self.first, self.last = Linear(in_channels, 64), Linear(64, out_channels)
-        self.convs = torch.nn.ModuleList(GCN2Conv(64, 0.1, 0.5, i + 1) for i in range(num_layers))
+        self.convs = torch.nn.ModuleList(GCN2Conv(64, 0.1, 0.5, i + 1) for i in range(args.num_layers))
 
     def forward(self, x, edge_index):
         x = x_0 = self.first(F.dropout(x, 0.6, self.training)).relu()
@@ -58,7 +59,7 @@ def edges(in_channels, out_channels):
     return Sequential(args, layers)
 
 
-args = parse_args(__doc__, epochs=200, seeds=1, model="edges")
+args = parse_args(__doc__, epochs=200, seeds=1, model="edges", num_layers=64)
 name, layout, num_parts, batch_size, make = {
     "gcnii": ("Cora", "csr", 40, 10, GCNII),
     "jumping": ("Coauthor-CS", "csr", 16, 4, jumping),
@@ -71,7 +72,12 @@ if args.model == "edges":
 perm, ptr = metis(data, num_parts)
 data = permute(data, perm)
 loader = SubgraphLoader(data, ptr, batch_size, shuffle=True, seed=0)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size)
+graph = copy(data).to(args.device)
+
+
+@torch.no_grad()
+def evaluate(model):
+    return model.eval()(graph)  # the whole graph, which refreshes the histories
 
 
 def run(seed, title, with_histories):
@@ -79,22 +85,21 @@ def run(seed, title, with_histories):
     model = scale(make(in_channels, out_channels), data).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
     best, seconds = Best(), []
-    model.eval()(loader=eval_loader)  # fills the histories
+    evaluate(model)  # fills the histories
     for epoch in tqdm(range(1, args.epochs + 1), desc=title):
         start = perf_counter()
         model.train()
-        for batch in loader if with_histories else [data]:
-            out = model(batch.to(args.device))  # a batch, or the whole graph
-            graph = batch.data.to(args.device) if with_histories else batch
-            mask = split_of(graph, seed)[0][: len(out)]
+        for batch, *ids in loader if with_histories else [(graph,)]:
+            batch = batch.to(args.device)
+            out = model(batch, *ids)  # a row for each node of the batch, or of the whole graph
+            mask = split_of(batch, seed)[0][: len(out)]
             if mask.any():
                 optimizer.zero_grad()
-                F.cross_entropy(out[mask], graph.y[: len(out)][mask]).backward()
+                F.cross_entropy(out[mask], batch.y[: len(out)][mask]).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
         seconds.append(perf_counter() - start)
-        out = model.eval()(loader=eval_loader)
-        best.update(epoch, *scores(out, data.y, *split_of(data, seed)[1:]))
+        best.update(epoch, *scores(evaluate(model), graph.y, *split_of(graph, seed)[1:]))
     print(f"{title}: {best}, {median(seconds):.2f} s an epoch", flush=True)
     return best.test
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch_geometric.nn as nn
 from graphs import FORMATS, adjacency, random_graph, to_format
 from nets import Net, full_batch, refresh
 from torch import Tensor
 
-from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, scale
 
 pytestmark = pytest.mark.cuda
 
@@ -135,6 +137,36 @@ def test_an_exception_in_a_step_leaves_the_next_one_usable() -> None:
         model(batch)
     hook.remove()
     assert model(batch).isfinite().all()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("scaled_first", [True, False])
+@pytest.mark.parametrize(
+    "make_plain",
+    [
+        lambda: nn.GCN(8, 16, 3, 3, norm="batch_norm", jk="cat"),
+        lambda: nn.GAT(8, 16, 2, 3, heads=2),
+        lambda: nn.Sequential("x, edge_index", [(nn.ChebConv(8, 3, K=3, normalization=None), "x, edge_index -> x")]),
+        lambda: nn.Sequential("x, edge_index", [(nn.TAGConv(8, 3), "x, edge_index -> x")]),
+    ],
+)
+def test_scaled_models(make_plain: Callable[[], torch.nn.Module], scaled_first: bool, tier: str) -> None:
+    torch.manual_seed(0)
+    data, plain = random_graph(N, 4000), make_plain()
+    graph = copy.copy(data).to("cuda")
+    model = scale(plain if scaled_first else plain.to("cuda"), data, device=TIERS[tier]).to("cuda").eval()
+    assert {history.tier for history in model.histories} == {tier}
+    expected = plain(graph.x, graph.edge_index).detach()
+    out = model(loader=EvalSubgraphLoader(data, PTR, 3), device="cuda")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    model.train()
+    for batch in SubgraphLoader(data, PTR, 3, shuffle=True):
+        model(on_device(batch)).square().sum().backward()
+    model.eval()
+    model(graph)
+    for batch in SubgraphLoader(data, PTR, 3, shuffle=True):
+        rows = batch.n_id[: batch.batch_size].to("cuda")
+        torch.testing.assert_close(model(on_device(batch)), expected[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_device_memory_does_not_follow_the_graph() -> None:

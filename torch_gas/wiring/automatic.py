@@ -25,6 +25,7 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
+        self.device = model.device
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
@@ -37,7 +38,7 @@ class Automatic(Handler):
         history = self.model.histories[need.number]
         if not replay.answers(history):
             return None
-        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
+        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
