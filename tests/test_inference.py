@@ -377,3 +377,15 @@ def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="hold no bfloat16"):
         data.x = data.x.bfloat16()
         Net(N).bfloat16().eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")
+
+
+def test_memory_that_is_overwritten_is_not_read() -> None:
+    from torch_gas.inference import _Watch
+
+    def new() -> Tensor:
+        return torch.full((4, 2), float("nan"))
+
+    with _Watch():
+        new().index_copy_(0, torch.arange(4), torch.ones(4, 2))
+        new().zero_()
+        new().copy_(torch.ones(4, 2))

@@ -346,3 +346,11 @@ def test_the_plain_model_afterwards() -> None:
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(data.x, data.edge_index, data.edge_weight), want)
     assert type(model) is nn.GCN and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_backward_pass_may_wait_while_a_model_is_scaled() -> None:
+    data, model = graph(), nn.GCN(C, H, 2, OUT, norm="batch_norm")
+    loss = model(data.x, data.edge_index).square().sum()
+    scale(model, data)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

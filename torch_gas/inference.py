@@ -124,13 +124,18 @@ class Replay:
         return run
 
 
+_OVERWRITES = {
+    f"aten::{name}_" for name in ("copy", "fill", "zero", "index_copy", "index_put", "scatter", "normal", "uniform")
+}
+
+
 class _Watch(TorchDispatchMode):
     """Raises where an operation reads NaN and its result holds none: a comparison, ``nansum``, ``sign`` ..."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        # These read no values, and what `copy_` overwrites is not read.
-        reads = () if "_like" in name or "::new_" in name else args[1:] if name == "aten::copy_" else args
+        # These read no values, and what is overwritten is not read: memory that is new may hold NaN.
+        reads = () if "_like" in name or "::new_" in name else args[1:] if name in _OVERWRITES else args
         has_read = any(map(_has_nan, pytree.tree_leaves((reads, kwargs))))
         out = func(*args, **(kwargs or {}))
         results = [leaf for leaf in pytree.tree_leaves(out) if not isinstance(leaf, Tensor) or leaf.numel() > 0]

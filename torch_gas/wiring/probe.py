@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
@@ -222,26 +223,26 @@ def _explain(model: Module, failure: _Differs) -> str:
 
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
-    """Leaves parameters, buffers, modes and random numbers as they were."""
+    """Leaves buffers, modes and random numbers as they were."""
     modes = {module: module.training for module in model.modules()}
-    held = {key: value.clone() for key, value in _tensors(model).items()}
-    devices = {value.device for value in held.values() if value.is_cuda}
+    held = {key: value.clone() for key, value in model.named_buffers() if not is_lazy(value)}
+    devices = {value.device for value in _tensors(model).values() if value.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         torch.manual_seed(0)
         try:
             model.eval()
             yield
         finally:
-            for key, value in _tensors(model).items():
+            for key, value in model.named_buffers():
                 if key in held:
-                    value.copy_(held[key])
+                    value.data.copy_(held[key])  # a backward pass may be waiting for the buffer
             for module, mode in modes.items():
                 module.training = mode
 
 
 def _tensors(model: Module) -> dict[str, Tensor]:
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {key: value for key, value in named.items() if not torch.nn.parameter.is_lazy(value)}
+    return {key: value for key, value in named.items() if not is_lazy(value)}
 
 
 def _to_model(model: Module, data: Data) -> Data:
@@ -274,7 +275,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
     """The reductions that depend on the graph, but on no parameter and no node."""
     if not any(place.kind in ("reduction", "maximum") for place in exact):
         return set()
-    held = {key: value.clone() for key, value in _tensors(model).items()}
+    held = [(value, value.data) for value in model.parameters()]
     varied = copy.copy(data)
     for name, value in data.to_dict().items():
         if (
@@ -285,14 +286,14 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
         ):
             varied[name] = value + 0.5 * torch.rand_like(value)
     try:
-        for value in model.parameters():
-            value.add_(0.1 * torch.randn_like(value))
+        for value, before in held:  # not in place, because a backward pass may be waiting for them
+            value.data = before + 0.1 * torch.randn_like(before)
         other, _ = _record(model, varied, inputs)
     except Exception:  # the layer takes no such values
         other = {}
     finally:
-        for key, value in _tensors(model).items():
-            value.copy_(held[key])
+        for value, before in held:
+            value.data = before
     return {
         place
         for place, value in exact.items()

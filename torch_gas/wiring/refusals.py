@@ -92,7 +92,11 @@ EXPLICIT: _Table = {
         "APPNP ARMAConv ChebConv GatedGraphConv LabelPropagation MixHopConv SGConv SSGConv TAGConv",
         _HOPS,
     ),
-    **_always("AntiSymmetricConv", "calls a convolution inside several times; " + _HOPS),
+    **_always(
+        "AntiSymmetricConv",
+        "calls the convolution inside of it several times, which reads several hops; use that convolution in a loop of your "
+        "own, with a history after each call" + _SCALE,
+    ),
     **_always(
         "DirGNNConv",
         "reads outgoing edges, and a batch holds the incoming ones; use two layers, one on each direction's graph"
