@@ -354,3 +354,28 @@ def test_a_backward_pass_may_wait_while_a_model_is_scaled() -> None:
     scale(model, data)
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "hops"),
+    [
+        (lambda: nn.GCN(C, H, 4, OUT, jk="cat"), 4),
+        (lambda: nn.GAT(C, H, 3, OUT), 3),
+        (lambda: nn.Sequential("x, edge_index", [(nn.APPNP(5, 0.1), "x, edge_index -> x")]), 5),
+        (GCNII, 4),
+    ],
+)
+def test_inference_passes_each_message_once(make: Any, hops: int) -> None:
+    model, data = make().eval(), graph()
+    scaled, calls = scale(model, data), 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for module in model.modules():
+        if isinstance(module, nn.MessagePassing):
+            module.register_propagate_forward_pre_hook(count)
+    loader = EvalSubgraphLoader(data, PTR)
+    scaled(loader=loader)
+    assert calls == hops * len(loader)
