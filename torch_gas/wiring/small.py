@@ -69,10 +69,10 @@ def widen(batch: SubData, small: Data) -> SubData:
     n_id = torch.cat([batch.n_id, extra])
     n_id.neighbors = batch.n_id.neighbors  # type: ignore[attr-defined]
     data = copy.copy(batch.data)
-    for name, held in small.to_dict().items():
-        if small.is_node_attr(name):
-            data[name] = select(held, n_id, small.__cat_dim__(name, held))
     key, adj = find_adjacency(data)
+    for name, held in small.to_dict().items():
+        if name != key and small.is_node_attr(name):
+            data[name] = select(held, n_id, small.__cat_dim__(name, held))
     data[key] = resize(adj, n_id.numel(), n_id.numel())
     data.num_nodes = n_id.numel()
     return batch._replace(data=data, n_id=n_id)
