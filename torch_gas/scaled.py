@@ -133,12 +133,11 @@ class ScaledGNN(ScalableGNN):
     skips_by_nan = False
 
     def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
-        self._history_options = {
+        options = {
             "device": kwargs.pop("device"),
             "dtype": kwargs.pop("history_dtype"),
             "persistent": kwargs.pop("save_histories"),
         }
-        options = dict(self._history_options)
         super().__init__(num_nodes, [], 1, **kwargs)
         self._history_options = options
         self.model = model
@@ -205,16 +204,14 @@ class ScaledGNN(ScalableGNN):
             )
         if whole is not None:
             structure.fill(self.model, found, whole, inputs, tables)
-        widths = [prod(need.shape) for need in found.of("history")]
-        device, dtype = self._history_options["device"], self._history_options["dtype"]
-        persistent = self._history_options["persistent"]
-        own = [need.dtype for need in found.of("history")]
-        histories = [History(self.num_nodes, width, device, dtype=dtype, persistent=persistent) for width in widths]
-        for history, kind in zip(histories, own, strict=True):
-            history.to(self.device, kind)
+        histories = []
+        for need in found.of("history"):
+            history = History(self.num_nodes, prod(need.shape), **self._history_options)
+            histories.append(history.to(self.device, need.dtype))
         self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
         self.tables = torch.nn.ModuleList(tables).to(self.device)
-        self.hidden_channels, self.num_layers = widths, len(widths) + 1
+        self.hidden_channels = [history.embedding_dim for history in histories]
+        self.num_layers = len(histories) + 1
         self._found, self._unverified = found, len(tables) > 0
 
     def _arguments(self, data: Data) -> Arguments:
@@ -355,8 +352,7 @@ def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata
 
 
 def _with_prefix(module: Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    own = ("histories.",)
     for key in list(state):
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and not name.startswith(own):
+        if key.startswith(prefix) and not name.startswith("histories."):
             state[prefix + _PREFIX + name] = state.pop(key)
