@@ -336,12 +336,14 @@ def test_batches_of_another_order_or_without_weights() -> None:
     batch = batch_of(data)
     other = data.clone()
     other.edge_index = (other.edge_index + 1) % N
-    calls = [
-        lambda scaled: scaled(batch.data.x, batch.data.edge_index, *batch[1:]),
-        lambda scaled: scaled(batch_of(other)),
-    ]
-    for call in calls:
-        with pytest.raises(
-            ValueError, match=r"the batch counts more edges into its nodes than the graph that scale\(\)"
-        ):
+    calls = {
+        r"GCN was tried out by scale\(\) with edge_index, edge_weight, x, but is called with edge_index, x": (
+            lambda scaled: scaled(batch.data.x, batch.data.edge_index, *batch[1:])
+        ),
+        r"the batch counts other edges or weights than the graph that scale\(\)": lambda scaled: scaled(
+            batch_of(other)
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError, match=message):
             call(scale(nn.GCN(C, H, 2, OUT), data))

@@ -292,6 +292,7 @@ class SubgraphLoader(DataLoader[SubData]):
         for batch in batches:
             # The model checks that the batch is of its graph and holds the edges it reads.
             batch.n_id.num_nodes, batch.n_id.neighbors = self.num_nodes, self.builder.neighbors
+            batch.n_id.num_edges = batch.data.num_edges
             yield batch
 
     def _in_threads(self) -> Iterator[SubData]:

@@ -108,6 +108,11 @@ class ScalableGNN(torch.nn.Module):
         self._replay: Replay | None = None
 
     @property
+    def _name(self) -> str:
+        """What errors call the model."""
+        return type(self).__name__
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's parameters, where batches must be."""
         parameter = next(self.parameters(), None)
@@ -344,14 +349,14 @@ class Call:
         self.on_own_graph = num_rows == model.num_nodes
         self.neighbors = getattr(n_id, "neighbors", "in")
         if adj is not None:
-            check_adjacency(adj, f"{type(model).__name__}: the adjacency")
+            check_adjacency(adj, f"{model._name}: the adjacency")
         if n_id is None:
             self._check_graph(num_rows, adj)
         else:
             self._check_batch(num_rows, adj, n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
-        name = type(self.model).__name__
+        name = self.model._name
         if any(given is not None for given in (self.batch_size, self.offset, self.count)):
             raise ValueError(f"{name}: batch_size, offset and count need n_id; pass `*args` of the loader's batch")
         if num_rows is None:
@@ -367,7 +372,7 @@ class Call:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
 
     def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
-        name, batch_size = type(self.model).__name__, self.batch_size
+        name, batch_size = self.model._name, self.batch_size
         if not isinstance(n_id, Tensor) or n_id.dim() != 1 or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
         num_rows = n_id.numel()

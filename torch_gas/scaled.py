@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, cast
 
@@ -18,19 +18,22 @@ from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.scalable import Call, ScalableGNN
-from torch_gas.wiring import Batch, outermost_convs, structure
+from torch_gas.wiring import structure
 from torch_gas.wiring.arguments import (
     Arguments,
     Inputs,
     adjacencies,
     count_rows,
+    edge_tensors,
     inputs_of,
+    names_of,
+    num_edges,
     square,
     takes_data,
     to_data,
 )
 from torch_gas.wiring.automatic import Automatic
-from torch_gas.wiring.places import Kind, Places
+from torch_gas.wiring.places import Kind, Places, wired
 from torch_gas.wiring.probe import Found, find
 
 _PREFIX = "model."
@@ -144,6 +147,7 @@ class ScaledGNN(ScalableGNN):
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
         self._found: Found | None = None
+        self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
@@ -202,7 +206,10 @@ class ScaledGNN(ScalableGNN):
                 f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
-        if whole is not None:
+        args, kwargs = inputs(data)
+        self._given = frozenset(names_of(self.model, args, kwargs))
+        if whole is not None and tables:
+            self._check_given(names_of(self.model, args, kwargs), adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
         histories = []
         for need in found.of("history"):
@@ -257,18 +264,37 @@ class ScaledGNN(ScalableGNN):
         if ids and ids[1] is not None and self._found is None:
             data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
             self._try_out(data, inputs, None)
-        rows, found = count_rows(args, kwargs), adjacencies(args, kwargs)
-        adj = found[0] if found else None
+        given = names_of(self.model, args, kwargs)
+        found = adjacencies(args, kwargs)
+        rows, adj = count_rows(given), found[0] if found else None
+        if len(self.tables) > 0 and (ids or rows == self.num_nodes):
+            self._check_given(given, adj)
         with self._calling(rows, adj, *(ids or (None,) * 4)) as call:
             if call.n_id is not None:
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
             if call.n_id is not None and self._unverified:
-                structure.verify(self.model, self.found, (args, kwargs), SubData(Data(), *ids), self._tables)
+                all_edges = adj is not None and num_edges(adj) == getattr(call.n_id, "num_edges", -1)
+                batch = SubData(Data(), *ids)
+                structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
             with self._wired(call):
                 out = Module.__call__(self, *args, **kwargs)
             return out if call.n_id is None else self._cut(out, call)
+
+    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
+        """Raises where tables that were computed once would not fit the arguments."""
+        if self._given != given.keys():
+            raise ValueError(
+                f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
+                f"{', '.join(sorted(given))}, and what it counts on the whole graph depends on that; pass the same arguments, or "
+                "say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+            )
+        if adj is not None and any(value.requires_grad for value in edge_tensors(given, adj)):
+            raise ValueError(
+                f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "
+                "would not follow them; compute them inside the model, from edge attributes"
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain model."""
@@ -296,26 +322,20 @@ class ScaledGNN(ScalableGNN):
             kwargs = more | kwargs
         return args, kwargs, ids
 
-    @contextmanager
-    def _wired(self, call: Call) -> Iterator[None]:
+    def _wired(self, call: Call) -> AbstractContextManager[Any]:
         if call.n_id is None and (not call.on_own_graph or self._found is None):
-            yield  # the plain model
-            return
-        found = self.found
+            return nullcontext()  # the plain model
+        found, handler = self.found, Automatic(self, call)
         if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
             raise ValueError(
                 f"{self._name} reads edges in both directions, and the batch holds those into its nodes; make the loader with "
                 'SubgraphLoader(..., neighbors="both")'
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
-        num_rows = self.num_nodes if call.n_id is None else call.n_id.numel()
+        if call.n_id is None or call.batch_size is None:
+            return Places(self.model, handler, self.num_nodes, kinds)
         closed = found.closed and call.neighbors == "in"
-        with ExitStack() as stack:
-            if call.n_id is not None and call.batch_size is not None:
-                convs = set(outermost_convs(self.model, automatic=True))
-                stack.enter_context(Batch(convs, [self.model], call.batch_size, num_rows, closed))
-            stack.enter_context(Places(self.model, Automatic(self, call), num_rows, kinds))
-            yield
+        return wired(self.model, handler, call.batch_size, call.n_id.numel(), closed, kinds)
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)
@@ -326,6 +346,14 @@ class ScaledGNN(ScalableGNN):
             )
         rows = zip(leaves, per_node, strict=True)
         return pytree.tree_unflatten([leaf[: call.batch_size] if cut else leaf for leaf, cut in rows], spec)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = vars(self).get("_modules", {}).get("model")
+        own = name in vars(self) or name in vars(self).get("_modules", {}) or hasattr(type(self), name)
+        if model is not None and not own and hasattr(model, name):
+            setattr(model, name, value)  # where it is read as well
+        else:
+            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -351,7 +379,12 @@ def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata
             state[prefix + key.removeprefix(prefix + _PREFIX)] = state.pop(key)
 
 
-def _with_prefix(module: Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+def _with_prefix(module: ScaledGNN, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    if module._found is None and any(key.startswith(f"{prefix}histories.") for key in state):
+        raise RuntimeError(
+            "load_state_dict: the state holds histories, and this scaled model has none yet; give scale() the data, or call the "
+            "model on a batch first"
+        )
     for key in list(state):
         name = key.removeprefix(prefix)
         if key.startswith(prefix) and not name.startswith("histories."):

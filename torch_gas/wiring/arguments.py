@@ -12,7 +12,15 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_gas.adjacency import find_adjacency, is_edge_index, is_edge_index_object, is_matrix, resize
+from torch_gas.adjacency import (
+    find_adjacency,
+    is_csr,
+    is_edge_index,
+    is_edge_index_object,
+    is_matrix,
+    is_sparse_tensor,
+    resize,
+)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
@@ -88,12 +96,15 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
         raise ValueError(
             f"{type(model).__name__} was called with {len(found)} adjacencies, but a batch is made of one: pass that of the batch"
         )
-    keys = {name: found.get(id(value), name) for name, value in given.items() if value is not None}
+    keys = {name: found.get(id(value), name.replace(" ", "_")) for name, value in given.items()}
     data = Data(num_nodes=num_nodes, **{key: given[name] for name, key in keys.items()})
 
     def inputs(batch: Data) -> Arguments:
-        values = {name: batch[keys[name]] if name in keys else None for name in given}
-        return tuple(values[name] for name in names[: len(args)]), {name: values[name] for name in kwargs}
+        def fitted(value: Any) -> Any:
+            name = next((name for name, own in given.items() if own is value), None)
+            return None if name is None else batch[keys[name]]
+
+        return tuple(map(fitted, args)), {name: fitted(value) for name, value in kwargs.items()}
 
     return data, inputs
 
@@ -112,14 +123,38 @@ def adjacencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     return found
 
 
-def count_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The number of nodes that the arguments are for."""
-    for value in (*args, *kwargs.values()):
+def names_of(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``forward`` that are given, by name."""
+    names = [p.name for p in parameters(model)]
+    names += [f"argument {i}" for i in range(len(names), len(args))]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def count_rows(given: dict[str, Any]) -> int | None:
+    """The number of nodes that the arguments are for; None where they do not tell."""
+    for value in given.values():
         if isinstance(value, Data):
             return value.num_nodes
-        if isinstance(value, Tensor) and value.dim() > 0 and not is_adjacency(value):
-            return value.size(0)
-    return None
+    x = given.get("x", next(iter(given.values()), None))
+    return x.size(0) if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x) else None
+
+
+def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:
+    """What is given for each edge, the values of a matrix included."""
+    held: list[Any] = []
+    for value in given.values():
+        held += value.to_dict().values() if isinstance(value, Data) else [value]
+    number, rows = num_edges(adj), count_rows(given)
+    sized = [value for value in held if isinstance(value, Tensor) and value.dim() > 0]
+    return [value for value in sized if value is adj or (value.size(0) == number and number != rows)]
+
+
+def num_edges(adj: Any) -> int:
+    """E of a graph, E_B of a batch."""
+    if is_sparse_tensor(adj):
+        return int(adj.nnz())
+    return int(adj.values().size(0)) if is_csr(adj) else int(adj.size(1))
 
 
 def square(value: Any, size: int) -> Any:

@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
-from torch_gas.wiring.structure import complete, read
+from torch_gas.wiring.structure import OTHER_GRAPH, agrees, complete, read
 
 if TYPE_CHECKING:
     from torch_gas.scalable import Call
@@ -56,6 +56,10 @@ class Automatic(Handler):
         if need is None:
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         if need.action != "history":
+            if need.action == "rows" and not self.model.training and not value.is_cuda:  # where it makes no host wait
+                table = self.model._tables[need.number]
+                if not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
+                    raise ValueError(OTHER_GRAPH)
             if need.number not in self._read:
                 self._read[need.number] = read(need, self.model._tables[need.number], self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)

@@ -94,8 +94,8 @@ class Batch:
         if x.size(0) != self.num_rows:
             raise ValueError(
                 f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {self.batch_size} nodes and "
-                f"{self.num_rows - self.batch_size} halo nodes; x must have {self.num_rows} rows. Call "
-                "x = self.push_and_pull(history, x, *args) between two convolutions"
+                f"{self.num_rows - self.batch_size} halo nodes; x must have {self.num_rows} rows. In a "
+                "ScalableGNN, call x = self.push_and_pull(history, x, *args) between two convolutions"
             )
         x_0 = given.get("x_0")
         if isinstance(x_0, Tensor) and x_0.size(0) == self.batch_size:  # cut by the caller, as PyGAS models do
@@ -149,7 +149,7 @@ class _NormOfBatch:
 
     def __enter__(self) -> None:
         self.handles = [
-            self.norm.register_forward_pre_hook(self._cut),
+            self.norm.register_forward_pre_hook(self._cut, with_kwargs=True),
             self.norm.register_forward_hook(self._extend),
         ]
 
@@ -157,14 +157,14 @@ class _NormOfBatch:
         for handle in self.handles:
             handle.remove()
 
-    def _cut(self, norm: Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        (x,) = args
+    def _cut(self, norm: Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+        x = args[0] if args else kwargs["input"]
         self.halo = None
         per_node = x.dim() == 2 and x.size(0) == self.num_rows
         if not per_node or not norm.training or _rows_are_edges():
             return None
         self.halo = x[self.batch_size :]
-        return (x[: self.batch_size],)
+        return (x[: self.batch_size],), {}
 
     def _extend(self, norm: Module, args: tuple[Tensor], out: Tensor) -> Tensor | None:
         halo, self.halo = self.halo, None

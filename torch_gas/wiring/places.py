@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
+from torch_gas.wiring.batch import Batch
 from torch_gas.wiring.refusals import outermost_convs
 
 Kind = Literal["output", "hop", "reduction", "maximum"]
@@ -76,6 +78,19 @@ _PRODUCTS = {"mm", "matmul", "__matmul__", "_sparse_mm", "addmm"}
 _SAVED = {"scatter_reduce_", "index_reduce_"}
 
 
+ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
+
+
+@contextmanager
+def wired(
+    model: Module, handler: Handler, batch_size: int, num_rows: int, closed: bool, kinds: frozenset[Kind] = ALL
+) -> Iterator[None]:
+    """While entered, the layers of ``model`` are called as a batch needs it, and ``handler`` is asked at its places."""
+    convs = set(outermost_convs(model, automatic=True))
+    with Batch(convs, [model], batch_size, num_rows, closed), Places(model, handler, num_rows, kinds):
+        yield
+
+
 class Places(TorchFunctionMode):
     """While entered, meets the places of ``model`` in the order of its forward pass.
 
@@ -91,7 +106,7 @@ class Places(TorchFunctionMode):
         model: Module,
         handler: Handler,
         num_rows: int,
-        kinds: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"}),
+        kinds: frozenset[Kind] = ALL,
     ) -> None:
         super().__init__()
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -22,12 +21,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
+from torch_gas.adjacency import find_adjacency
 from torch_gas.loader import SubData
 from torch_gas.wiring.arguments import Inputs, square
-from torch_gas.wiring.batch import Batch, pad
-from torch_gas.wiring.places import Handler, Place, Places
-from torch_gas.wiring.refusals import outermost_convs
+from torch_gas.wiring.batch import pad
+from torch_gas.wiring.places import Handler, Place, wired
 from torch_gas.wiring.small import NUM_NODES, batches_of, small_graph, widen
+
+_NAN = float("nan")
 
 Action = Literal["history", "rows", "sum", "maximum"]
 
@@ -56,7 +57,7 @@ class Found:
 
     Args:
         needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
-        shapes: rows of each convolution's output and each hop, also where they need nothing.
+        shapes: rows of the output of each convolution, also where it needs nothing.
         known: all places that were met.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
@@ -110,9 +111,7 @@ class _Trial(Handler):
         before = places[: places.index(spoiled)] if spoiled is not None else []
         self.done = {place for place in before if place.kind == "output"}
         self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
-        self.partial: set[Place] = (
-            set()
-        )  # of these, what is not exact for the batch's rows either (`known` from another trial)
+        self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
         self.open: set[Place] = set()  # places that have halo rows
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
@@ -158,17 +157,21 @@ def same(left: Tensor, right: Tensor) -> bool:
         return False
     if not left.is_floating_point() or left.numel() == 0:
         return torch.equal(left, right)
-    tolerance = max(torch.finfo(left.dtype).eps ** 0.75, 1e-10)
+    tolerance = torch.finfo(left.dtype).eps ** 0.45  # a standard deviation takes the root of a difference that cancels
     left, right = left.double(), right.double()
-    scale = float(right.nan_to_num(posinf=0, neginf=0).abs().max()) + 1e-30
-    return torch.allclose(left, right, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    largest = right.nan_to_num(posinf=0, neginf=0).abs()
+    largest = largest.amax(dim=0) if right.dim() > 1 else largest.max()  # of each column, as their units may differ
+    scale = torch.maximum(largest, largest.median()) + 1e-30
+    close = (left - right).abs() <= tolerance * (scale + right.abs())
+    return bool((close | (left == right) | (left.isnan() & right.isnan())).all())
 
 
 def spoil(halo: Tensor, by: float) -> Tensor:
     """Other rows than the exact ones."""
     if not halo.is_floating_point():
         return halo + 1 + int(by == by and abs(by))
-    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32).to(halo))
+    generator = torch.Generator().manual_seed(0)  # which leaves the model's random numbers alone
+    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator).to(halo))
 
 
 def find(model: Module, data: Data, inputs: Inputs) -> Found:
@@ -178,7 +181,8 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
     small = small_graph(data)
-    with undisturbed(model):
+    _materialize(model, small, inputs)
+    with undisturbed(model), _varied(model):
         exact, whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, exact)
         failures = []
@@ -186,7 +190,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
             runs = _Runs(model, inputs, small, batches_of(small, neighbors), exact, whole, closed)
             try:
                 needs = runs.needs(structural)
-                known = runs.known_in_training()
+                known = runs.known_in_training(needs)
                 break
             except _Differs as failure:
                 failures.append(failure)
@@ -195,7 +199,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
             raise ValueError(_explain(model, telling)) from telling
     return Found(
         needs=needs,
-        shapes={place: tuple(value.shape[1:]) for place, value in exact.items() if place.kind in ("output", "hop")},
+        shapes={place: tuple(value.shape[1:]) for place, value in exact.items() if place.kind == "output"},
         known=frozenset(exact) | known,
         per_node=tuple(map(_per_node, pytree.tree_leaves(whole))),
         neighbors=neighbors,
@@ -223,9 +227,9 @@ def _explain(model: Module, failure: _Differs) -> str:
 
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
-    """Leaves buffers, modes and random numbers as they were."""
-    modes = {module: module.training for module in model.modules()}
+    """Leaves buffers, modes, other attributes and random numbers as they were."""
     held = {key: value.clone() for key, value in model.named_buffers() if not is_lazy(value)}
+    attributes = [(vars(module), _plain(module)) for module in model.modules()]
     devices = {value.device for value in _tensors(model).values() if value.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         torch.manual_seed(0)
@@ -236,8 +240,49 @@ def undisturbed(model: Module) -> Iterator[None]:
             for key, value in model.named_buffers():
                 if key in held:
                     value.data.copy_(held[key])  # a backward pass may be waiting for the buffer
-            for module, mode in modes.items():
-                module.training = mode
+            for now, before in attributes:
+                for key in now.keys() - before.keys() - _OF_MODULES:
+                    del now[key]
+                for key, (value, content) in before.items():
+                    if content is not None:
+                        value.clear()
+                        value.extend(content) if isinstance(value, list) else value.update(content)
+                    now[key] = value
+
+
+_OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
+
+
+def _plain(module: Module) -> dict[str, tuple[Any, Any]]:
+    """What a module holds beside its registered parts, such as a cache or a counter, and the content of its containers."""
+    return {
+        key: (value, copy.copy(value) if isinstance(value, (list, dict, set)) else None)
+        for key, value in vars(module).items()
+        if key not in _OF_MODULES
+    }
+
+
+@contextmanager
+def _varied(model: Module) -> Iterator[None]:
+    """Gives parameters and buffers other values, so that nothing is hidden by a gate that is zero at first."""
+    held = [(value, value.data) for value in _tensors(model).values() if value.is_floating_point()]
+    parameters = {id(value) for value in model.parameters()}
+    try:
+        for value, before in held:  # not in place, because a backward pass may be waiting for them
+            noise = torch.randn_like(before)
+            value.data = before + 0.1 * noise if id(value) in parameters else before * (1 + 0.2 * noise.abs())
+        yield
+    finally:
+        for value, before in held:
+            value.data = before
+
+
+def _materialize(model: Module, data: Data, inputs: Inputs) -> None:
+    """Gives lazy parameters their shapes, with the user's random numbers."""
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        args, kwargs = inputs(_to_model(model, data))
+        with torch.no_grad():
+            model(*args, **kwargs)
 
 
 def _tensors(model: Module) -> dict[str, Tensor]:
@@ -253,8 +298,7 @@ def _to_model(model: Module, data: Data) -> Data:
 def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], Any]:
     record = _Record()
     args, kwargs = inputs(_to_model(model, data))
-    convs = list(outermost_convs(model, automatic=True))
-    with Batch(convs, [], NUM_NODES, NUM_NODES), Places(model, record, NUM_NODES):
+    with wired(model, record, NUM_NODES, NUM_NODES, True):
         try:
             out = model(*args, **kwargs)
         except Exception as error:
@@ -263,6 +307,12 @@ def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tens
                 f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
                 "give it parameters for each node (an embedding) as features, data.x"
             ) from error
+    leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not all(bool(leaf.isfinite().all()) for leaf in leaves):
+        raise ValueError(
+            f"{type(model).__name__} gives NaN or infinity on a small graph with rows of data; check that data and the model's "
+            "parameters hold finite values, and that they are in the range that the model is for"
+        )
     if not any(map(_per_node, pytree.tree_leaves(out))):
         raise ValueError(
             f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
@@ -275,25 +325,19 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
     """The reductions that depend on the graph, but on no parameter and no node."""
     if not any(place.kind in ("reduction", "maximum") for place in exact):
         return set()
-    held = [(value, value.data) for value in model.parameters()]
     varied = copy.copy(data)
+    key, _ = find_adjacency(data)
     for name, value in data.to_dict().items():
-        if (
-            isinstance(value, Tensor)
-            and value.layout == torch.strided
-            and value.is_floating_point()
-            and data.is_node_attr(name)
-        ):
-            varied[name] = value + 0.5 * torch.rand_like(value)
+        if name != key and isinstance(value, Tensor) and data.is_node_attr(name):
+            dim = data.__cat_dim__(name, value)
+            varied[name] = value.index_select(dim, torch.randperm(value.size(dim)))
+            if value.is_floating_point():
+                varied[name] += 0.5 * torch.randn_like(value)
     try:
-        for value, before in held:  # not in place, because a backward pass may be waiting for them
-            value.data = before + 0.1 * torch.randn_like(before)
-        other, _ = _record(model, varied, inputs)
-    except Exception:  # the layer takes no such values
-        other = {}
-    finally:
-        for value, before in held:
-            value.data = before
+        with _varied(model):
+            other, _ = _record(model, varied, inputs)
+    except ValueError:  # the model takes no such values
+        return set()
     return {
         place
         for place, value in exact.items()
@@ -307,8 +351,7 @@ def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed
     args, kwargs = inputs(_to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
-    convs = list(outermost_convs(model, automatic=True))
-    with Batch(convs, [model], batch.batch_size, num_rows, closed), Places(model, handler, num_rows):
+    with wired(model, handler, batch.batch_size, num_rows, closed):
         return model(*args, **kwargs)
 
 
@@ -324,8 +367,12 @@ class _Runs:
     whole: Any
     closed: bool
 
-    def run(self, batch: SubData, trial: _Trial) -> Any:
-        """The output on a batch; raises _Differs where rows are not those of the whole graph."""
+    def __post_init__(self) -> None:
+        self.alone: dict[int, list[Any]] = {}  # by batch: the outputs of the run with exact halo rows
+
+    def run(self, trial: _Trial) -> list[Any]:
+        """The outputs on a batch; raises _Differs where rows are not those of the whole graph."""
+        batch = trial.batch
         try:
             out = call(self.model, self.inputs, batch, trial, self.closed)
         except _Differs:
@@ -342,7 +389,10 @@ class _Runs:
                 leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)])
             ):
                 raise _Differs(None)
-        return out
+        for leaf, want, before in zip(leaves, wanted, self.alone.get(id(batch), ()), strict=False):
+            if isinstance(leaf, Tensor) and not _per_node(want) and not same(leaf, before):
+                raise _Differs(None)
+        return leaves
 
     def needs(self, structural: set[Place]) -> dict[Place, Need]:
         """What each place needs, in the order of the forward pass."""
@@ -350,15 +400,12 @@ class _Runs:
         needs: dict[Place, Need] = {}
         tables: list[tuple[Action, Tensor]] = []
         histories = 0
-        followers = dict(pairwise(self.exact))
         for place, value in self.exact.items():
-            # The rows of a layer's last hop are replaced by those of its output.
-            last = place.kind == "hop" and followers.get(place, place)[:2] == (place.scope, "output")
             if place in partial:
                 if place not in structural:
                     raise _Differs(place, "depends on parameters and on more than the edges into a node")
                 action = partial[place]
-            elif place not in opened or last:
+            elif place not in opened:
                 continue
             elif place in structural and any(same(table, value) for _, table in tables):
                 action = "rows"  # there is a table of it already
@@ -382,7 +429,8 @@ class _Runs:
     def check(self) -> tuple[dict[Place, Action], set[Place]]:
         """How to get what needs the whole graph, and the places with halo rows; raises _Differs if a batch is not exact."""
         trials = [_Trial(self.exact, batch) for batch in self.batches]
-        outs = [self.run(trial.batch, trial) for trial in trials]
+        for trial in trials:
+            self.alone[id(trial.batch)] = self.run(trial)
         partial: dict[Place, Action] = {}
         for place in set().union(*(trial.partial for trial in trials)):
             values = [trial.own[place] for trial in trials]
@@ -394,9 +442,9 @@ class _Runs:
                     total.index_add_(0, trial.batch.n_id.to(total.device), value)
             if not same(total, self.exact[place]):
                 raise _Differs(place)
-        wide = widen(self.batches[0], self.small)
-        leaves = pytree.tree_leaves(self.run(wide, _Trial(self.exact, wide)))
-        for leaf, other, want in zip(pytree.tree_leaves(outs[0]), leaves, pytree.tree_leaves(self.whole), strict=True):
+        first = self.batches[0]
+        wide = self.run(_Trial(self.exact, widen(first, self.small)))
+        for leaf, other, want in zip(self.alone[id(first)], wide, pytree.tree_leaves(self.whole), strict=True):
             if isinstance(leaf, Tensor) and not _per_node(want) and not same(leaf, other):
                 raise _Differs(
                     None,
@@ -406,35 +454,56 @@ class _Runs:
         return partial, set().union(*(trial.open for trial in trials))
 
     def is_read(self, place: Place, partial: Collection[Place]) -> bool:
-        """Whether a batch's rows depend on the halo rows of ``place``."""
-        for batch in self.batches:
-            for by in (float("nan"), 1e3, -1e3):
+        """Whether what a batch gives depends on the halo rows of ``place``."""
+        # The rows of a layer's last hop are replaced by those of its output, unless the layer keeps them elsewhere.
+        places = list(self.exact)
+        last = place.kind == "hop" and Place(place.scope, "output", 0) == places[places.index(place) + 1]
+        for batch in self.batches[:1] if last else self.batches:
+            for by in (_NAN,) if last else (_NAN, 1e3, -1e3):
                 try:
-                    self.run(batch, _Trial(self.exact, batch, place, by, partial))
+                    self.run(_Trial(self.exact, batch, place, by, partial))
                 except _Differs:
                     return True
         return False
 
-    def known_in_training(self) -> frozenset[Place]:
-        """The places that are met in training."""
-        note = _Note(self.batches[0])
-        self.model.train()
-        with suppress(Exception):  # which training itself will show
-            call(self.model, self.inputs, note.batch, note, self.closed)
-        self.model.eval()
-        for place in note.met - set(self.exact):
+    def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
+        """The places that are met in training; raises _Differs where training reads what evaluation does not."""
+        batch = self.batches[0]
+        met, rows = self._train(batch, None)
+        for place in met - set(self.exact):
             if place.kind in ("output", "hop"):
                 raise _Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
-        return frozenset(note.met)
+        for place in met & set(self.exact) - set(needs):
+            if place.kind == "output" and not all(map(same, rows, self._train(batch, place)[1])):
+                raise _Differs(place, "is read by further layers in training and not in evaluation; read it in both")
+        return frozenset(met)
+
+    def _train(self, batch: SubData, spoiled: Place | None) -> tuple[set[Place], list[Tensor]]:
+        """The places that are met, and the batch's rows of the output."""
+        note = _Note(self.exact, batch, spoiled)
+        with undisturbed(self.model):  # the same random numbers and buffers in each run
+            self.model.train()
+            try:
+                out = call(self.model, self.inputs, batch, note, self.closed)
+            except Exception:  # which training itself will show
+                return note.met, []
+        leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        return note.met, [leaf[: batch.batch_size] for leaf in leaves if leaf.size(0) == batch.n_id.numel()]
 
 
 class _Note(Handler):
-    """Notes places, and gives their halo rows some rows."""
+    """Notes places, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
 
-    def __init__(self, batch: SubData) -> None:
-        self.batch = batch
+    def __init__(self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None) -> None:
+        self.exact, self.batch, self.spoiled = exact, batch, spoiled
         self.met: set[Place] = set()
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         self.met.add(place)
-        return pad(value, self.batch.batch_size, self.batch.n_id.numel()) if place.kind == "output" else None
+        batch_size, exact = self.batch.batch_size, self.exact.get(place)
+        if place.kind != "output" or value.size(0) != batch_size:
+            return None
+        if exact is None or exact.shape[1:] != value.shape[1:]:
+            return pad(value, batch_size, self.batch.n_id.numel())
+        halo = exact[self.batch.n_id[batch_size:].to(exact.device)].to(value.dtype)
+        return torch.cat([value, spoil(halo, _NAN) if place == self.spoiled else halo])

@@ -67,7 +67,7 @@ class _Fill(Handler):
         self.left = set(first.values())
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
-        if place.kind == "hop" or any(other.scope == place.scope for other in self.left):
+        if place not in self.found.shapes or any(other.scope == place.scope for other in self.left):
             return None
         parameter = next(module.parameters(), None)
         shape = (self.batch.n_id.numel(), *self.found.shapes[place])
@@ -100,25 +100,50 @@ class _Fill(Handler):
             self.sums[need.number] = torch.maximum(seen, value.view(1, 1))
 
 
+def agrees(need: Need, value: Tensor, rows: Tensor, all_edges: bool) -> bool:
+    """Whether a batch's ``value`` may be of the graph that a table, of which ``rows`` are, was computed from.
+
+    Args:
+        need: what the table is for.
+        value: [B + S, ...], as the batch alone gives it.
+        rows: of the table, [B, ...] or, for a sum, [B + S, ...].
+        all_edges: whether none of the batch's edges was dropped on purpose.
+    """
+    if need.action == "maximum":
+        return True
+    rows = rows.to(value)
+    value = value[: len(rows)].reshape(rows.shape)
+    slack = 1e-3 * rows.abs() + 1e-6
+    if need.action == "rows" and all_edges:
+        return bool(((value - rows).abs() <= slack).all())
+    return bool((rows < 0).any()) or bool((value <= rows + slack).all())  # a part of the edges
+
+
 class _Verify(_Fill):
     """Compares a batch's share of each table."""
 
+    all_edges = True
+
     def _write(self, need: Need, table: History, value: Tensor) -> None:
-        if need.action != "rows":
-            return
-        rows = value[: self.batch.batch_size].to(table.emb.dtype)
-        known = table.pull(self.batch.n_id[: len(rows)]).to(rows.device).view(rows.shape)
-        if bool((rows > known + 1e-3 * known.abs() + 1e-6).any()):  # fewer edges may have been dropped on purpose
-            raise ValueError(
-                "the batch counts more edges into its nodes than the graph that scale() was given; pass scale() the data that "
-                "the loader has, after permute() and with the same edges and weights"
-            )
+        ids = self.batch.n_id[: self.batch.batch_size] if need.action == "rows" else self.batch.n_id
+        if need.action != "maximum" and not agrees(need, value, table.pull(ids).cpu(), self.all_edges):
+            raise ValueError(OTHER_GRAPH)
 
 
-def verify(model: Module, found: Found, arguments: Arguments, batch: SubData, tables: Sequence[History]) -> None:
+OTHER_GRAPH = (
+    "the batch counts other edges or weights than the graph that scale() was given; pass scale() the data that the loader "
+    "has, after permute() and with the same edges and weights, and scale the model again after a change of these"
+)
+
+
+def verify(
+    model: Module, found: Found, arguments: Arguments, batch: SubData, tables: Sequence[History], all_edges: bool
+) -> None:
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
+    handler = _Verify(found, tables, {}, batch)
+    handler.all_edges = all_edges
     with undisturbed(model), suppress(_Done):
-        call(model, lambda data: arguments, batch, _Verify(found, tables, {}, batch), found.closed)
+        call(model, lambda data: arguments, batch, handler, found.closed)
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
