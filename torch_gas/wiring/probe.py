@@ -180,7 +180,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
-    small = small_graph(data)
+    small = small_graph(copy.copy(data).cpu())
     _materialize(model, small, inputs)
     with undisturbed(model), _varied(model):
         exact, whole = _record(model, small, inputs)
