@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import degree
 
-from torch_gas import EvalSubgraphLoader, ScaledGNN, SubgraphLoader, scale
+from torch_gas import EvalSubgraphLoader, ScalableGNN, ScaledGNN, SubgraphLoader, permute, scale
 
 N, C = 60, 8
 PTR = torch.tensor([0, 17, 41, N])
@@ -297,3 +297,83 @@ def test_arguments_in_any_order() -> None:
             return super().forward(x, edge_index) * (1 + 0 * edge_weight.sum())
 
     check(Net(), graph(edge_weight=torch.rand(graph().num_edges)))
+
+
+# -- what depends on values --------------------------------------------------------------------------------------------
+
+
+class Chosen(Module):
+    """Reads edges into nodes of a high degree only, of which the small graph has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.SAGEConv(C, C), nn.SAGEConv(C, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.a(x, edge_index).relu()
+        chosen = degree(edge_index[1], x.size(0))[edge_index[1]] > 12
+        return self.b(h, edge_index[:, chosen])
+
+
+def test_edges_that_are_chosen_by_values() -> None:
+    data = graph()
+    hub = torch.stack([torch.arange(N), torch.full((N,), 20)])
+    data.edge_index = torch.cat([data.edge_index, hub], dim=1)
+    scaled = check(Chosen(), data)
+    assert len(scaled.histories) == 1
+
+
+# -- slips -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: scale(nn.GraphSAGE(C, C, 2), graph()), lambda: Explicit()])
+def test_a_batch_without_its_ids(make: Callable[[], Any]) -> None:
+    model = make().eval()
+    for loader in (SubgraphLoader(graph(), PTR), SubgraphLoader(graph(), PTR, num_workers=1)):
+        batch, *_ = next(iter(loader))
+        with pytest.raises(ValueError, match="was called with rows of a batch and without its ids"):
+            model(batch.x, batch.edge_index)
+    if isinstance(model, ScaledGNN):
+        with pytest.raises(ValueError, match="GraphSAGE was called with rows of a batch and without its ids"):
+            model(batch)
+
+
+class Explicit(ScalableGNN):
+    def __init__(self) -> None:
+        super().__init__(N, C, num_layers=1)
+        self.conv = nn.SAGEConv(C, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor, *ids: Any) -> Tensor:
+        return self.conv(x, edge_index)
+
+
+def test_a_loader_of_another_order() -> None:
+    data = graph()
+    ordered = permute(data, torch.randperm(N), log=False)
+    batch = next(iter(SubgraphLoader(permute(data, torch.arange(N), log=False), PTR)))
+    with pytest.raises(ValueError, match=r"GraphSAGE: the loader's graph is in another order .*data.perm differs"):
+        scale(nn.GraphSAGE(C, C, 2), ordered)(batch)
+    scale(nn.GraphSAGE(C, C, 2), ordered)(next(iter(SubgraphLoader(ordered, PTR))))
+
+
+def test_arguments_that_cannot_be_found() -> None:
+    class Star(Two):
+        def forward(self, *args: Any) -> Tensor:
+            return super().forward(*args)
+
+    with pytest.raises(
+        ValueError, match=r"Star.forward does not name what it takes; say it: scale\(model, data, inputs="
+    ):
+        scale(Star(), graph())
+    check(Star(), graph(), inputs=lambda batch: (batch.x, batch.edge_index))
+
+    class TwoGraphs(Two):
+        def forward(self, x: Tensor, edge_index: Tensor, neg_edge_index: Tensor) -> Tensor:
+            return super().forward(x, edge_index) - super().forward(x, neg_edge_index)
+
+    with pytest.raises(
+        ValueError, match=r"takes data.neg_edge_index beside data.edge_index, and a batch is made of one"
+    ):
+        scale(TwoGraphs(), graph(neg_edge_index=graph().edge_index.flip(0)))
+    with pytest.raises(ValueError, match="data has neither x nor num_nodes"):
+        scale(Two(), Data(edge_index=graph().edge_index))

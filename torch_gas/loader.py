@@ -292,7 +292,10 @@ class SubgraphLoader(DataLoader[SubData]):
         for batch in batches:
             # The model checks that the batch is of its graph and holds the edges it reads.
             batch.n_id.num_nodes, batch.n_id.neighbors = self.num_nodes, self.builder.neighbors
-            batch.n_id.num_edges = batch.data.num_edges
+            batch.n_id.num_edges, batch.n_id.perm = batch.data.num_edges, self.data.get("perm")
+            for key in self.builder.node_keys:
+                if isinstance(batch.data[key], Tensor):
+                    batch.data[key].of_batch = True  # and that its rows are not taken for those of a graph
             yield batch
 
     def _in_threads(self) -> Iterator[SubData]:

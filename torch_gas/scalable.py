@@ -184,6 +184,8 @@ class ScalableGNN(torch.nn.Module):
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
         num_rows = x.size(0) if isinstance(x, Tensor) else None
+        if n_id is None:
+            self._check_whole([x])
         with self._calling(num_rows, adj_t, batch_size, n_id, offset, count) as call, self._wired(call):
             return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
 
@@ -207,6 +209,13 @@ class ScalableGNN(torch.nn.Module):
             return nullcontext()
         convs = set(outermost_convs(self))
         return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
+
+    def _check_whole(self, values: Sequence[Any]) -> None:
+        if any(getattr(value, "of_batch", False) for value in values):
+            raise ValueError(
+                f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
+                "them: `for batch, *ids in loader: model(batch.x, batch.edge_index, *ids)`"
+            )
 
     def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``forward`` takes from a graph or batch: ``x``, the adjacency, and attributes named like its arguments.

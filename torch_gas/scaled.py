@@ -98,6 +98,8 @@ def scale(
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
     if data is not None and not isinstance(data, Data):
         raise TypeError(f"scale(): data must be a torch_geometric.data.Data, but is {type(data)}")
+    if data is not None and data.x is None and "num_nodes" not in data:
+        raise ValueError("scale(): data has neither x nor num_nodes; set one of them")
     if data is not None and num_nodes not in (None, data.num_nodes):
         raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
     if data is None and num_nodes is None:
@@ -116,6 +118,7 @@ def scale(
         check_finite=check_finite,
     )
     if data is not None:
+        scaled._perm = data.get("perm")
         scaled._try_out(data, scaled._arguments, data)
     return scaled
 
@@ -148,6 +151,7 @@ class ScaledGNN(ScalableGNN):
         self._inputs = inputs
         self._found: Found | None = None
         self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
+        self._perm: Tensor | None = None  # the order of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
@@ -267,6 +271,11 @@ class ScaledGNN(ScalableGNN):
         given = names_of(self.model, args, kwargs)
         found = adjacencies(args, kwargs)
         rows, adj = count_rows(given), found[0] if found else None
+        if ids is None:
+            held = [value.to_dict().values() if isinstance(value, Data) else [value] for value in given.values()]
+            self._check_whole([value for values in held for value in values])
+        else:
+            self._check_order(ids[1])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
         with self._calling(rows, adj, *(ids or (None,) * 4)) as call:
@@ -281,6 +290,15 @@ class ScaledGNN(ScalableGNN):
             with self._wired(call):
                 out = Module.__call__(self, *args, **kwargs)
             return out if call.n_id is None else self._cut(out, call)
+
+    def _check_order(self, n_id: Any) -> None:
+        perm = getattr(n_id, "perm", self._perm)
+        if perm is not self._perm and self._perm is not None and perm is not None and not torch.equal(perm, self._perm):
+            raise ValueError(
+                f"{self._name}: the loader's graph is in another order than the one that scale() was given (data.perm differs); "
+                "pass scale() the data that the loader has"
+            )
+        self._perm = perm if self._perm is None else self._perm
 
     def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises where tables that were computed once would not fit the arguments."""

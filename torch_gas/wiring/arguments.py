@@ -56,6 +56,9 @@ def inputs_of(model: Module, data: Data) -> Arguments:
     if takes_data(model):
         return (data,), {}
     key, adj = find_adjacency(data)
+    say = "scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+    if not parameters(model):
+        raise ValueError(f"{type(model).__name__}.forward does not name what it takes; say it: {say}")
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for i, parameter in enumerate(parameters(model)):
@@ -64,6 +67,11 @@ def inputs_of(model: Module, data: Data) -> Arguments:
             value = adj
         elif data.get(name) is not None:
             value = data[name]
+            if is_adjacency(value):
+                raise ValueError(
+                    f"{type(model).__name__}.forward takes data.{name} beside data.{key}, and a batch is made of one adjacency; "
+                    "put the edges of both into one, told apart by an edge attribute"
+                )
         elif parameter.default is not parameter.empty:
             continue
         elif i == 0 and data.get("x") is not None:
@@ -73,7 +81,7 @@ def inputs_of(model: Module, data: Data) -> Arguments:
         else:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
-                "forward takes: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+                f"forward takes: {say}"
             )
         if len(args) == i and parameter.kind is not parameter.KEYWORD_ONLY:
             args.append(value)

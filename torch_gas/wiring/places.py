@@ -60,6 +60,9 @@ class Handler:
         """Rows [B, ...] or [B + S, ...] that stand in for what would be computed at ``place``; None to compute it."""
         return None
 
+    def passes(self, place: Place, adj: Any) -> None:
+        """Told the adjacency over which a hop passes messages."""
+
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         """What replaces ``value``, whose first dimension is that of nodes; None to leave it."""
         return None
@@ -184,6 +187,7 @@ class Places(TorchFunctionMode):
             if self._inside > 0 or "hop" not in self.kinds:
                 return self._part_of_hop(propagate, args, kwargs)
             place = self._next("hop")
+            self.handler.passes(place, args[0] if args else kwargs.get("edge_index"))
             instead = self.handler.substitute(place, conv)
             out = self._part_of_hop(propagate, args, kwargs) if instead is None else instead
             if not isinstance(out, Tensor) or out.dim() == 0:

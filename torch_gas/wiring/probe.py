@@ -23,10 +23,10 @@ from torch_geometric.data import Data
 
 from torch_gas.adjacency import find_adjacency
 from torch_gas.loader import SubData
-from torch_gas.wiring.arguments import Inputs, square
+from torch_gas.wiring.arguments import Inputs, is_adjacency, num_edges, square
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place, wired
-from torch_gas.wiring.small import NUM_NODES, batches_of, small_graph, widen
+from torch_gas.wiring.small import NUM_EDGES, NUM_NODES, batches_of, small_graph, widen
 
 _NAN = float("nan")
 
@@ -86,10 +86,15 @@ class _Differs(Exception):
 
 
 class _Record(Handler):
-    """Notes the exact values of all places."""
+    """Notes the exact values of all places, and the hops that leave edges out."""
 
     def __init__(self) -> None:
         self.values: dict[Place, Tensor] = {}
+        self.choosy: list[Place] = []
+
+    def passes(self, place: Place, adj: Any) -> None:
+        if is_adjacency(adj) and num_edges(adj) < NUM_EDGES:
+            self.choosy.append(place)
 
     def at(self, place: Place, value: Tensor) -> None:
         self.values[place] = value.detach().clone()
@@ -183,11 +188,11 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     small = small_graph(copy.copy(data).cpu())
     _materialize(model, small, inputs)
     with undisturbed(model), _varied(model):
-        exact, whole = _record(model, small, inputs)
+        exact, choosy, whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, exact)
         failures = []
         for neighbors, closed in (("in", True), ("in", False), ("both", False)):
-            runs = _Runs(model, inputs, small, batches_of(small, neighbors), exact, whole, closed)
+            runs = _Runs(model, inputs, small, batches_of(small, neighbors), exact, choosy, whole, closed)
             try:
                 needs = runs.needs(structural)
                 known = runs.known_in_training(needs)
@@ -295,7 +300,7 @@ def _to_model(model: Module, data: Data) -> Data:
     return data if parameter is None else copy.copy(data).to(parameter.device)
 
 
-def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], Any]:
+def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], list[Place], Any]:
     record = _Record()
     args, kwargs = inputs(_to_model(model, data))
     with wired(model, record, NUM_NODES, NUM_NODES, True):
@@ -318,7 +323,7 @@ def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tens
             f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
             "it that computes embeddings of nodes, and pool or compare these outside"
         )
-    return record.values, out
+    return record.values, record.choosy, out
 
 
 def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Tensor]) -> set[Place]:
@@ -335,7 +340,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
                 varied[name] += 0.5 * torch.randn_like(value)
     try:
         with _varied(model):
-            other, _ = _record(model, varied, inputs)
+            other, _, _ = _record(model, varied, inputs)
     except ValueError:  # the model takes no such values
         return set()
     return {
@@ -364,6 +369,7 @@ class _Runs:
     small: Data
     batches: list[SubData]
     exact: dict[Place, Tensor]
+    choosy: list[Place]
     whole: Any
     closed: bool
 
@@ -455,9 +461,12 @@ class _Runs:
 
     def is_read(self, place: Place, partial: Collection[Place]) -> bool:
         """Whether what a batch gives depends on the halo rows of ``place``."""
-        # The rows of a layer's last hop are replaced by those of its output, unless the layer keeps them elsewhere.
         places = list(self.exact)
-        last = place.kind == "hop" and Place(place.scope, "output", 0) == places[places.index(place) + 1]
+        later = places[places.index(place) + 1 :]
+        if place.kind == "output" and any(hop in later for hop in self.choosy):
+            return True  # by other values, that hop may choose edges which read it
+        # The rows of a layer's last hop are replaced by those of its output, unless the layer keeps them elsewhere.
+        last = place.kind == "hop" and later[:1] == [Place(place.scope, "output", 0)]
         for batch in self.batches[:1] if last else self.batches:
             for by in (_NAN,) if last else (_NAN, 1e3, -1e3):
                 try:
