@@ -1,7 +1,7 @@
 """Three models that know nothing of histories, trained full batch and through scale().
 
 --model gcnii: GCNII with 64 layers, which normalise by degrees inside (Cora).
---model jumping: PyG's GraphSAGE with batch norm and jumping knowledge (Coauthor-CS).
+--model jumping: PyG's GraphSAGE with jumping knowledge (Coauthor-CS).
 --model edges: a layer of your own with edge features, which counts degrees (Amazon-Computers).
 """
 
@@ -50,7 +50,7 @@ class GatedConv(MessagePassing):
 
 
 def jumping(in_channels, out_channels):
-    return GraphSAGE(in_channels, 64, 4, out_channels, dropout=0.5, norm="batch_norm", jk="cat")
+    return GraphSAGE(in_channels, 64, 3, out_channels, dropout=0.5, jk="cat")
 
 
 def edges(in_channels, out_channels):

@@ -260,8 +260,12 @@ def test_batches_without_ids() -> None:
         lambda: scaled(batch.data),
         lambda: scaled(x, edge_index, batch_size=batch.batch_size),
     ):
-        with pytest.raises(ValueError, match=rf"x has {x.size(0)} rows, but the graph of this model has 60.*\*args"):
+        with pytest.raises(
+            ValueError, match=r"rows of a batch and without its ids.*model\(batch.x, batch.edge_index, \*ids\)"
+        ):
             call()
+    with pytest.raises(ValueError, match=rf"x has {x.size(0)} rows, but the graph of this model has 60.*\*args"):
+        scaled(x.clone(), edge_index)
     with pytest.raises(ValueError, match=r"n_id needs batch_size; pass `\*args`"):
         scaled(x, edge_index, n_id=batch.n_id)
 

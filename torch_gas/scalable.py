@@ -184,7 +184,7 @@ class ScalableGNN(torch.nn.Module):
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
         num_rows = x.size(0) if isinstance(x, Tensor) else None
-        if n_id is None:
+        if all(given is None for given in (batch_size, n_id, offset, count)):
             self._check_whole([x])
         with self._calling(num_rows, adj_t, batch_size, n_id, offset, count) as call, self._wired(call):
             return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
