@@ -62,7 +62,7 @@ def edges(in_channels, out_channels):
 args = parse_args(__doc__, epochs=200, seeds=1, model="edges", num_layers=64)
 name, layout, num_parts, batch_size, make = {
     "gcnii": ("Cora", "csr", 40, 10, GCNII),
-    "jumping": ("Coauthor-CS", "csr", 16, 4, jumping),
+    "jumping": ("Coauthor-CS", "csr", 16, 8, jumping),
     "edges": ("Amazon-Computers", "edge_index", 20, 5, edges),
 }[args.model]
 data, in_channels, out_channels = get_data(args.root, name, layout=layout)
