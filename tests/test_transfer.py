@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
+from lanes import FakeLanes, Operation, fake_pool
 from torch import Tensor
 
-from torch_gas import AsyncIOPool, transfer
+from torch_gas import AsyncIOPool
+from torch_gas.transfer import version
 
 
 def table(seed: int = 0, rows: int = 10, width: int = 3) -> Tensor:
@@ -57,7 +55,7 @@ def test_more_pulls_than_the_pool_holds(pool_size: int) -> None:
     for src in sources:
         assert torch.equal(pool.synchronize_pull(src), src[1:3])
         pool.free_pull(src)
-    assert len(pool._buffers) == pool_size
+    assert len(pool._buffers) == min(pool_size, len(sources))
 
 
 @pytest.mark.parametrize("pool_size", [1, 2, 4])
@@ -131,203 +129,238 @@ def test_buffers_grow_and_are_used_again() -> None:
         pool.free_pull()
     assert addresses[0] == addresses[1] == addresses[2]  # reserved from the start
     assert addresses[3] == addresses[4]
-    assert pool._buffers[0].data.numel() == 40 * 3 * 4
+    assert pool.nbytes == 40 * 3 * 4
 
 
 def test_constructor_and_move() -> None:
     with pytest.raises(ValueError, match="pool_size must be at least 1, but is 0"):
         AsyncIOPool(0)
     pool = AsyncIOPool(3, 5, 7).to("cpu")
-    assert repr(pool) == "AsyncIOPool(pool_size=3, buffer_size=5, device=cpu)"
-
-
-# -- the schedule on a CUDA device -----------------------------------------------------------------
-
-
-class FakeCuda:
-    """Records what each stream does, and computes which operations precede which.
-
-    Operations of a stream run in order; waiting for an event puts all that the event covers before
-    whatever the stream does next. ``seen[op]`` is the set of operations that surely precede ``op``.
-    """
-
-    def __init__(self) -> None:
-        self.ops: list[str] = []
-        self.seen: dict[str, set[str]] = {}
-        self.host_waits: list[str] = []
-        self.compute = FakeStream(self)
-        self.current = self.compute
-        self.addresses: dict[str, int] = {}
-
-    def op(self, name: str) -> None:
-        name = f"{name}#{sum(op.startswith(name + '#') for op in self.ops)}"
-        self.ops.append(name)
-        self.seen[name] = set(self.current.covered)
-        self.current.covered.add(name)
-
-
-class FakeEvent:
-    def __init__(self, cuda: FakeCuda, covered: set[str]) -> None:
-        self.cuda, self.covered = cuda, set(covered)
-
-    def synchronize(self) -> None:
-        self.cuda.host_waits.append(f"after {len(self.cuda.ops)} operations")
-
-
-class FakeStream:
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda, self.covered = cuda, set()
-
-    def wait_event(self, event: FakeEvent) -> None:
-        self.covered |= event.covered
-
-    def wait_stream(self, stream: FakeStream) -> None:
-        self.covered |= stream.covered
-
-    def record_event(self) -> FakeEvent:
-        return FakeEvent(self.cuda, self.covered)
-
-    def synchronize(self) -> None:
-        self.cuda.host_waits.append("stream")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
-
-    @contextmanager
-    def use(stream: FakeStream) -> Iterator[None]:
-        before, fake.current = fake.current, stream
-        yield
-        fake.current = before
-
-    def read(src: Tensor, *where: Any, out: Tensor) -> None:
-        names = {src.data_ptr(): name for name, src in fake.tables.items()}
-        name = f"pull {names[src.data_ptr()]}"
-        fake.op(name)
-        fake.addresses[fake.ops[-1]] = out.data_ptr()
-
-    def write(dst: Tensor, *where: Any) -> None:
-        names = {src.data_ptr(): name for name, src in fake.tables.items()}
-        fake.op(f"push {names[dst.data_ptr()]}")
-
-    fake.tables = {"a": table(0), "b": table(1), "c": table(2)}
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(fake))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: fake.current)
-    monkeypatch.setattr(torch.cuda, "stream", use)
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
-    monkeypatch.setattr(AsyncIOPool, "_is_cuda", property(lambda self: True))
-    monkeypatch.setattr(transfer._core, "gather_rows", read)
-    monkeypatch.setattr(transfer._core, "read_chunks", read)
-    monkeypatch.setattr(transfer._core, "write_chunks", write)
-    return fake
-
-
-def step(cuda: FakeCuda, pool: AsyncIOPool) -> None:
-    """What a forward pass of three layers asks of the pool."""
-    for src in cuda.tables.values():
-        pool.async_pull(src, None, None, ids(1, 2))
-    for name, src in cuda.tables.items():
-        cuda.op(f"layer {name}")
-        pool.synchronize_pull(src)
-        cuda.op(f"use {name}")
-        pool.free_pull(src)
-        pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
-
-
-@pytest.mark.parametrize("pool_size", [1, 2, 3, 5])
-def test_schedule_keeps_the_rules(cuda: FakeCuda, pool_size: int) -> None:
-    pool = AsyncIOPool(pool_size)
-    step(cuda, pool)
-    step(cuda, pool)
-    step(cuda, pool)
-    assert not cuda.host_waits  # the host never waits inside a step
-    for name in cuda.tables:
-        for i in range(3):
-            assert f"pull {name}#{i}" in cuda.seen[f"use {name}#{i}"]  # consumer after its pull
-            assert f"layer {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # push after its rows
-            assert f"pull {name}#{i}" in cuda.seen[f"push {name}#{i}"]  # and after the last pull
-            if i > 0:
-                assert f"push {name}#{i - 1}" in cuda.seen[f"pull {name}#{i}"]  # pull after last push
-    last_use: dict[int, str] = {}
-    for op in cuda.ops:  # a buffer is filled again only after it was read
-        if op.startswith("pull"):
-            address = cuda.addresses[op]
-            if address in last_use:
-                assert last_use[address].replace("pull", "use") in cuda.seen[op]
-            last_use[address] = op
-    assert len(last_use) <= pool_size
-
-
-def test_schedule_overlaps(cuda: FakeCuda) -> None:
-    pool = AsyncIOPool(3)
-    step(cuda, pool)
-    # All pulls are asked for before the first layer, and no layer waits for another one's pull
-    # beyond those queued before it, nor for any push.
-    assert cuda.ops[:3] == ["pull a#0", "pull b#0", "pull c#0"]
-    assert not {"pull b#0", "pull c#0"} & cuda.seen["use a#0"]
-    assert not {op for op in cuda.seen["use c#0"] if op.startswith("push")}
-    # A pull waits for no layer.
-    assert not {op for op in cuda.seen["pull c#0"] if op.startswith(("layer", "use"))}
-
-
-def test_a_pull_waits_for_the_push_of_its_table_alone(cuda: FakeCuda) -> None:
-    pool = AsyncIOPool(2)
-    a, b = cuda.tables["a"], cuda.tables["b"]
-    pool.async_push(torch.ones(2, 3), ids(5), ids(2), b)
-    pool.async_pull(a, None, None, ids(1))
-    assert "push b#0" not in cuda.seen["pull a#0"]
-    pool.async_push(torch.ones(2, 3), ids(5), ids(2), a)
-    pool.async_pull(a, None, None, ids(1))
-    assert "push a#0" in cuda.seen["pull a#1"]
-
-
-def test_a_push_waits_for_the_pulls_of_its_table_alone(cuda: FakeCuda) -> None:
-    pool = AsyncIOPool(2)
-    for name in ("a", "b"):
-        pool.async_pull(cuda.tables[name], None, None, ids(1))
-    pool.async_push(torch.ones(2, 3), ids(5), ids(2), cuda.tables["a"])
-    assert "pull a#0" in cuda.seen["push a#0"]  # though nobody has taken it
-    assert "pull b#0" not in cuda.seen["push a#0"]
-
-
-def test_a_pull_by_ids_from_the_host_waits_for_no_layer(cuda: FakeCuda) -> None:
-    cuda.op("layer")
-    AsyncIOPool().async_pull(cuda.tables["a"], None, None, ids(1))
-    assert not cuda.seen["pull a#0"]
-
-
-def test_only_named_calls_make_the_host_wait(cuda: FakeCuda) -> None:
-    pool = AsyncIOPool(2)
-    step(cuda, pool)
-    assert not cuda.host_waits
-    pool.synchronize_push(cuda.tables["a"])
-    assert len(cuda.host_waits) == 1
-    pool.synchronize_push()
-    assert len(cuda.host_waits) == 3
-    pool.synchronize_push()
-    assert len(cuda.host_waits) == 3
-    pool.async_pull(cuda.tables["a"], None, None, ids(1))
-    pool.reset()
-    assert len(cuda.host_waits) == 4
-
-
-def test_rows_may_change_after_a_push(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
-    monkeypatch.setattr(transfer._core, "write_chunks", lambda dst, o, c, rows: written.append(rows))
-    rows = torch.ones(2, 3)
-    AsyncIOPool().async_push(rows, ids(0), ids(2), cuda.tables["a"])
-    rows.zero_()  # before a real device would have copied them
-    assert bool((written[0] == 1).all())
+    assert repr(pool) == "AsyncIOPool(pool_size=3, buffer_size=5, device=cpu, io='concurrent')"
+    with pytest.raises(ValueError, match="max_bytes must not be negative, but is -1"):
+        AsyncIOPool(max_bytes=-1)
+    with pytest.raises(ValueError, match=r"io must be one of \('concurrent', 'serial'\), but is 'async'"):
+        AsyncIOPool(io="async")
 
 
 def test_taking_pulls_out_of_order_needs_no_more_buffers_each_time() -> None:
     pool = AsyncIOPool(pool_size=1)
     first, second = torch.randn(9, 2), torch.randn(9, 2)
     for _ in range(5):
-        for table in (first, second):
-            pool.async_pull(table, None, None, torch.arange(4))
-        for table in (second, first):
-            assert torch.equal(pool.synchronize_pull(table), table[:4])
-            pool.free_pull(table)
+        for src in (first, second):
+            pool.async_pull(src, None, None, torch.arange(4))
+        for src in (second, first):
+            assert torch.equal(pool.synchronize_pull(src), src[:4])
+            pool.free_pull(src)
     assert len(pool._buffers) == 2
+
+
+def test_what_is_taken_is_what_the_table_holds_then() -> None:
+    pool, src = AsyncIOPool(pool_size=1), table()
+    pool.async_pull(src, None, None, ids(1, 2))
+    src[1] = 7.0
+    rows = pool.synchronize_pull(src)
+    assert torch.equal(rows, src[1:3])
+    src[1] = 8.0  # while somebody uses the rows: they stay
+    assert torch.equal(pool.synchronize_pull(src)[0], torch.full((3,), 7.0))
+
+
+def test_pulls_are_forgotten_but_those_of_some_ids() -> None:
+    pool = AsyncIOPool(pool_size=2)
+    first, second, kept = table(0), table(1), ids(3)
+    pool.async_pull(first, None, None, ids(1))
+    pool.async_pull(second, None, None, kept)
+    pool.forget_pulls(kept)
+    assert not pool.is_asked(first) and pool.is_asked(second)
+    pool.forget_pulls()
+    assert not pool.is_asked(second)
+
+
+def test_max_bytes_bounds_the_buffers_but_for_one() -> None:
+    sources = [table(i) for i in range(4)]
+    for max_bytes, number in ((0, 1), (23, 1), (24, 2), (47, 3), (1000, 4)):
+        pool = AsyncIOPool(pool_size=4, max_bytes=max_bytes)
+        for src in sources:
+            pool.async_pull(src, None, None, ids(5))
+        assert len(pool._buffers) == number and pool.nbytes == 12 * number
+        for src in sources:
+            assert torch.equal(pool.synchronize_pull(src), src[5:6])
+            pool.free_pull(src)
+        assert pool.nbytes == 12 * number
+    pool = AsyncIOPool(pool_size=2, buffer_size=100, embedding_dim=3, max_bytes=240)
+    pool.async_pull(sources[0], None, None, ids(5))
+    assert pool.nbytes == 120  # what is reserved leaves room for the others
+
+
+def test_rows_of_their_own() -> None:
+    pool, src = AsyncIOPool(), table()
+    rows = pool.pull_now(src, ids(4, 4, 0), torch.float16)
+    assert torch.equal(rows, src[[4, 4, 0]].half())
+    assert not pool.is_asked(src)
+
+
+def test_the_version_of_a_tensor() -> None:
+    tensor = torch.zeros(2)
+    before = version(tensor)
+    tensor += 1
+    assert version(tensor) != before
+    with torch.inference_mode():
+        tensor += 1
+        assert version(tensor) == before + 2
+        assert version(torch.zeros(2)) == 0
+
+
+# -- the schedule on a CUDA device -----------------------------------------------------------------
+
+
+class Step:
+    """What forward passes of layers ``a``, ``b`` and ``c`` ask of a pool, and the names of its operations."""
+
+    def __init__(self, pool: AsyncIOPool, lanes: FakeLanes) -> None:
+        self.pool, self.lanes = pool, lanes
+        self.tables = {name: table(i) for i, name in enumerate("abc")}
+
+    def ask(self, index: Tensor) -> None:
+        for src in self.tables.values():
+            if not self.pool.is_asked(src):
+                self.pool.async_pull(src, None, None, index)
+
+    def run(self, index: Tensor, value: float, coming: Tensor | None = None) -> None:
+        self.ask(index)
+        for src in self.tables.values():
+            rows = self.pool.synchronize_pull(src)
+            assert torch.equal(rows, self.now(src)[index])
+            self.pool.free_pull(src)
+            self.pool.async_push(torch.full((2, 3), value), ids(5), ids(2), src)
+            if coming is not None:
+                self.pool.async_pull(src, None, None, coming)
+
+    def now(self, src: Tensor) -> Tensor:
+        """The table when all pushes so far have arrived, for comparison; they do not arrive by it."""
+        rows = src.clone()
+        for push in self.lanes.operations:
+            if push.name == "push" and push.writes[0] is src and not push.done:
+                rows[5:7] = push.reads[0]
+        return rows
+
+    def find(self, kind: str, name: str, number: int) -> Operation:
+        """The operation ``kind`` of a table with this number."""
+        of_kind = [operation for operation in self.lanes.operations if operation.name == kind]
+        tables = [(operation.writes if kind == "push" else operation.reads)[0] for operation in of_kind]
+        return [o for o, src in zip(of_kind, tables, strict=True) if src is self.tables[name]][number]
+
+
+@pytest.mark.parametrize("seed", [None, *range(5)])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pool_size", [1, 2, 3, 5])
+def test_schedule_keeps_the_rules(pool_size: int, ahead: bool, seed: int | None) -> None:
+    pool, lanes = fake_pool(pool_size, seed)
+    step = Step(pool, lanes)
+    batches = [ids(5, 1), ids(6), ids(1, 2, 6), ids(0, 5)]
+    for i, index in enumerate(batches):
+        step.run(index, float(i), batches[i + 1] if ahead and i + 1 < len(batches) else None)
+    assert lanes.host_waits == 0
+    assert lanes.races() == []
+    assert len(pool._buffers) <= pool_size
+    for name in step.tables:
+        for i in range(1, len(batches)):
+            assert step.find("push", name, i - 1) in step.find("pull", name, i).before
+            assert step.find("pull", name, i) in step.find("push", name, i).before
+    held = {tensor.data_ptr() for tensor in lanes.push.held}  # the allocator knows who uses memory
+    assert {o.reads[0].data_ptr() for o in lanes.operations if o.name == "push"} <= held
+    assert {tensor.data_ptr() for tensor in lanes.pull.made} <= {tensor.data_ptr() for tensor in lanes.compute.held}
+    pool.reset()
+    assert all(operation.done for operation in lanes.operations)
+
+
+def test_schedule_overlaps() -> None:
+    pool, lanes = fake_pool(3)
+    step = Step(pool, lanes)
+    step.run(ids(1, 2), 1.0, ids(5))
+    # All pulls are asked for before the first layer, and a layer waits for its own pull alone.
+    assert [operation.name for operation in lanes.operations[:3]] == ["pull", "pull", "pull"]
+    uses = [operation for operation in lanes.operations if operation.name == "use"]
+    assert step.find("pull", "b", 0) not in uses[0].before
+    # No layer waits for a push, and no pull for a layer whose buffer it does not take over.
+    assert not any(before.name == "push" for before in uses[-1].before)
+    assert not any(before.name == "use" for before in step.find("pull", "c", 0).before)
+    # The next batch is pulled from a table when this one has been pushed to it, whatever goes on with the others.
+    coming = step.find("pull", "a", 1)
+    assert step.find("push", "a", 0) in coming.before
+    assert step.find("push", "b", 0) not in coming.before and uses[1] not in coming.before
+    # What was not waited for has not been done: here, all that is for later.
+    assert not step.find("push", "a", 0).done and not coming.done
+
+
+def test_serial_transfers_wait_for_their_layer() -> None:
+    pool, lanes = fake_pool(3, io="serial")
+    lanes.pull = lanes.push = lanes.compute
+    step = Step(pool, lanes)
+    step.run(ids(1, 2), 1.0)
+    assert [operation.name for operation in lanes.operations] == ["pull", "use", "push"] * 3
+    assert len(pool._buffers) == 1
+
+
+def test_a_push_waits_for_the_pulls_of_its_table_alone() -> None:
+    pool, lanes = fake_pool(2)
+    step = Step(pool, lanes)
+    for name in ("a", "b"):
+        pool.async_pull(step.tables[name], None, None, ids(1))
+    pool.async_push(torch.ones(2, 3), ids(5), ids(2), step.tables["a"])
+    push = step.find("push", "a", 0)
+    assert step.find("pull", "a", 0) in push.before  # though nobody has taken it
+    assert step.find("pull", "b", 0) not in push.before
+
+
+def test_rows_of_their_own_are_in_order() -> None:
+    pool, lanes = fake_pool(2)
+    src = table()
+    pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
+    rows = pool.pull_now(src, ids(5), torch.float32)
+    assert torch.equal(rows, torch.ones(1, 3))
+    pool.async_push(torch.zeros(2, 3), ids(5), ids(2), src)
+    assert lanes.races() == [] and lanes.host_waits == 0
+
+
+def test_only_named_calls_make_the_host_wait() -> None:
+    pool, lanes = fake_pool(2)
+    step = Step(pool, lanes)
+    step.run(ids(1, 2), 1.0)
+    assert lanes.host_waits == 0
+    pool.synchronize_push(step.tables["a"])
+    assert lanes.host_waits == 1 and torch.equal(step.tables["a"][5:7], torch.ones(2, 3))
+    pool.synchronize_push()
+    assert lanes.host_waits == 3 and torch.equal(step.tables["c"][5:7], torch.ones(2, 3))
+    pool.synchronize_push()
+    assert lanes.host_waits == 3
+    pool.async_push(torch.zeros(2, 3), ids(5), ids(2), step.tables["b"])
+    pool.settle(step.tables["a"])
+    assert not step.find("push", "b", 1).done
+    pool.settle(step.tables["b"])
+    assert step.find("push", "b", 1).done
+
+
+def test_the_end_of_a_pool_waits_for_its_transfers() -> None:
+    pool, lanes = fake_pool(2)
+    src = table()
+    pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
+    del pool
+    assert torch.equal(src[5:7], torch.ones(2, 3))
+
+
+def test_rows_may_change_after_a_push() -> None:
+    pool, lanes = fake_pool()
+    src, rows = table(), torch.ones(2, 3)
+    pool.async_push(rows, ids(0), ids(2), src)
+    rows.zero_()  # before the device has copied them
+    pool.settle(src)
+    assert torch.equal(src[:2], torch.ones(2, 3))
+
+
+def test_a_pull_that_a_push_outdates_is_read_again() -> None:
+    pool, lanes = fake_pool()
+    src = table()
+    pool.async_pull(src, None, None, ids(5))
+    pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
+    assert torch.equal(pool.synchronize_pull(src), torch.ones(1, 3))
+    assert lanes.races() == []

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
@@ -216,3 +218,37 @@ def resize(adj: Any, num_dst: int, num_src: int) -> Any:
             check_invariants=False,
         )
     return copy.copy(adj).sparse_resize_(num_src, num_dst)
+
+
+def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """``value``, which may be an adjacency or lists and dictionaries of such, with each of its tensors replaced by ``fn`` of it."""
+    return pytree.tree_map(lambda leaf: _map_leaf(leaf, fn), value)
+
+
+def _map_leaf(leaf: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if is_sparse_tensor(leaf):
+        mapped = copy.copy(leaf)
+        mapped.storage = copy.copy(leaf.storage)
+        for name, held in vars(leaf.storage).items():
+            if isinstance(held, Tensor):
+                setattr(mapped.storage, name, fn(held))
+        return mapped
+    if is_csr(leaf):
+        held = (fn(leaf.crow_indices()), fn(leaf.col_indices()), fn(leaf.values()))
+        return torch.sparse_csr_tensor(*held, size=leaf.shape, check_invariants=False)
+    return fn(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def all_tensors(value: Any) -> list[Tensor]:
+    """The dense tensors in whose memory ``value`` lies, with those that an adjacency has computed for later."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if is_sparse_tensor(leaf):
+            found += all_tensors(vars(leaf.storage))
+        elif is_csr(leaf):
+            found += [leaf.crow_indices(), leaf.col_indices(), leaf.values()]
+        elif isinstance(leaf, EdgeIndex):
+            found += all_tensors(vars(leaf))
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.transfer import AsyncIOPool
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -17,7 +19,9 @@ class History(torch.nn.Module):
     r"""A table :math:`\bar{H}^{(l)}` of historical embeddings (Section 3 of https://arxiv.org/abs/2106.05609).
 
     The table stays where it was created: on ``device`` if that is a CUDA device, in host memory otherwise. Moving the
-    module (``model.to("cuda")``) changes where rows are pulled to and pushed from, and pins a table in host memory.
+    module (``model.to("cuda")``) changes where rows are pulled to and pushed from, and page-locks a table in host memory, where
+    it lies and in its exact size, so that the device reads it there. ``model.share_memory()`` moves tables to memory that other
+    processes of this machine map as well.
 
     Args:
         num_embeddings: number of nodes, N.
@@ -26,9 +30,13 @@ class History(torch.nn.Module):
         dtype: storage type. By default that of the model, which it follows through ``.double()`` or ``.half()``; a type
             given here stays, and rows are converted on the way.
         persistent: whether ``state_dict`` carries the table and its ages.
+        tier: ``"pinned"`` or ``"host"`` for a table in host memory that is page-locked for a GPU or stays pageable, through pinned
+            buffers then. By default it is pinned once the model is on a GPU.
+        huge_pages: whether the system is asked for huge pages for a table in host memory, where rows are then found faster.
 
     Attributes:
-        emb: the table, [N, C].
+        emb: the table, [N, C]. Reading the attribute waits for transfers under way, so that the host sees what was pushed; a
+            reference that is kept over a step does not.
         pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
 
@@ -56,6 +64,8 @@ class History(torch.nn.Module):
         *,
         dtype: torch.dtype | None = None,
         persistent: bool = True,
+        tier: str | None = None,
+        huge_pages: bool = False,
     ) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
@@ -65,11 +75,22 @@ class History(torch.nn.Module):
             )
         if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"History: dtype must be one of {FLOATS}, but is {dtype}")
+        if tier not in (None, "pinned", "host"):
+            raise ValueError(
+                f'History: tier must be None, "pinned" or "host", but is {tier!r}; device="cuda" puts the table on a GPU'
+            )
+        if tier is not None and torch.device("cpu" if device is None else device).type != "cpu":
+            raise ValueError(f"History: tier={tier!r} is for a table in host memory, but device is {device}; drop one of them")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self._fixed_dtype = dtype is not None
         self._device = torch.device("cpu")
         self._dtype = torch.get_default_dtype()
+        self._tier = tier
+        self._huge_pages = huge_pages
+        self._registration: _core.Registration | None = None  # holds the table page-locked
+        self.transfers: AsyncIOPool | None = None  # what moves rows while layers run, if anything does
+        self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         table_device = torch.device("cpu" if device is None else device)
         shape = (num_embeddings, embedding_dim)
         emb = torch.zeros(shape, dtype=dtype or self._dtype, device=table_device)
@@ -77,6 +98,22 @@ class History(torch.nn.Module):
         self.register_buffer("emb", emb, persistent=persistent)
         self.register_buffer("pushed_at", never, persistent=persistent)
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=persistent)
+        self._settle_in()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "emb":
+            self.settle()
+        return super().__getattr__(name)
+
+    @property
+    def table(self) -> Tensor:
+        """``emb`` for those who order transfers themselves: the host must not read or write it."""
+        return cast(Tensor, self._buffers["emb"])
+
+    def settle(self) -> None:
+        """Blocks the host until no transfer of the table is under way."""
+        if self.transfers is not None:
+            self.transfers.settle(self.table)
 
     @property
     def device(self) -> torch.device:
@@ -85,20 +122,21 @@ class History(torch.nn.Module):
 
     @device.setter
     def device(self, device: torch.device) -> None:
-        self._device = device
+        self.settle()
+        self._device, self.transfers = device, None
         self.pin()
 
     @property
     def tier(self) -> str:
         """Where the table lives: ``"device"``, ``"pinned"`` or ``"host"``."""
-        if self.emb.is_cuda:
+        if self.table.is_cuda:
             return "device"
-        return "pinned" if self._device.type == "cuda" and self.emb.is_pinned() else "host"
+        return "pinned" if self._device.type == "cuda" and self.table.is_pinned() else "host"
 
     @property
     def is_remote(self) -> bool:
         """Whether rows cross between host memory and a CUDA device."""
-        return self._device.type == "cuda" and not self.emb.is_cuda
+        return self._device.type == "cuda" and not self.table.is_cuda
 
     @property
     def age(self) -> Tensor:
@@ -129,15 +167,16 @@ class History(torch.nn.Module):
         Raises:
             IndexError: if an id is negative or not below N.
         """
-        dtype = dtype or self.emb.dtype
+        dtype = dtype or self.table.dtype
         if n_id is None:
             return self.emb.to(self._device, dtype, copy=True)
-        if self.is_remote:
-            self.pin()
+        if self.is_remote and self.transfers is not None:
+            return self.transfers.pull_now(self.table, n_id.cpu(), dtype)
+        if self.is_remote and self.tier == "pinned":
             rows = _core.gather_rows(self.emb, n_id.to(self._device), dtype)
             torch.cuda.current_stream(self._device).synchronize()  # the host may write to the table after this call
             return rows
-        return _core.gather_rows(self.emb, n_id.to(self.emb.device), dtype).to(self._device)
+        return _core.gather_rows(self.emb, n_id.to(self.table.device), dtype).to(self._device)
 
     @torch.no_grad()
     def push(
@@ -162,16 +201,17 @@ class History(torch.nn.Module):
                 rows that are given twice are not noticed.
         """
         self.check_rows(x)
+        self.settle()
         x = x.detach()
         if offset is not None and count is not None:
-            _core.write_chunks(self.emb, offset, count, self._to_table(x))
+            _core.write_chunks(self.table, offset, count, self._to_table(x))
         elif offset is not None or count is not None:
             raise ValueError("History.push: offset and count go together; give both or neither")
         elif n_id is not None:
             rows = self._to_table(x)
-            _core.scatter_rows(self.emb, n_id.to(rows.device), rows)
+            _core.scatter_rows(self.table, n_id.to(rows.device), rows)
         elif x.size(0) == self.num_embeddings:
-            self.emb.copy_(x)
+            self.table.copy_(x)
         else:
             raise ValueError(
                 f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
@@ -185,8 +225,8 @@ class History(torch.nn.Module):
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         now = int(self.clock)
         if offset is not None and count is not None:
-            for start, length in zip(offset.tolist(), count.tolist(), strict=True):
-                self.pushed_at[start : start + length] = now
+            times = torch.full((int(count.sum()),), now, dtype=torch.int64, device=self.pushed_at.device)
+            _core.write_chunks(self.pushed_at, offset, count, times)
         elif n_id is not None:
             self.pushed_at[n_id.to(self.pushed_at.device)] = now
         else:
@@ -205,25 +245,52 @@ class History(torch.nn.Module):
 
     def _to_table(self, x: Tensor) -> Tensor:
         """``x`` where the core can move it to the table."""
-        if self.is_remote:
-            self.pin()
-            return x.to(self._device)
-        return x.to(self.emb.device)
+        return x.to(self._device if self.is_remote and self.tier == "pinned" else self.table.device)
 
     def pin(self) -> None:
-        """Pins a table in host memory that a GPU reads, as a copy of a pinned tensor is not."""
-        if self.is_remote and not self.emb.is_pinned():
-            self.emb = self.emb.pin_memory()
+        """Page-locks a table in host memory that a GPU reads, unless its tier is ``"host"``."""
+        if self.is_remote and self._tier != "host" and not self.table.is_pinned():
+            self._registration = _core.register(self.table, self._device)
+
+    def _settle_in(self) -> None:
+        """Sees to what the memory of a new table must be."""
+        self._registration = None
+        if self._huge_pages and self.table.device.type == "cpu" and not _core.advise_huge_pages(self.table):
+            warnings.warn("History: the system gives no huge pages for this table; it works without them", stacklevel=3)
+        self.pin()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
         gone = self._device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
         probe = fn(torch.empty(0, dtype=self._dtype, device="cpu" if gone else self._device))
-        self._device, self._dtype = probe.device, probe.dtype
-        if not self._fixed_dtype and self.emb.dtype != probe.dtype:
-            self.emb = self.emb.to(probe.dtype)
+        self.settle()
+        self._device, self._dtype, self.transfers = probe.device, probe.dtype, None
+        was_shared = self.table.device.type == "cpu" and self.table.is_shared()
+        if not self._fixed_dtype and self.table.dtype != probe.dtype:
+            self.emb = self.table.to(probe.dtype)
+            self._settle_in()
+        if (probe.device.type == "cpu" and probe.is_shared()) or was_shared:
+            self._share()
         self.pin()
         return self
+
+    def _share(self) -> None:
+        """Moves table, ages and clock to memory that other processes can map."""
+        if self.table.device.type != "cpu":
+            raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
+        if not self.table.is_shared():
+            self._registration = None  # of the memory that is left
+            for buffer in (self.table, self.pushed_at, self.clock):
+                buffer.share_memory_()
+            self._settle_in()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        return {**self.__dict__, "_registration": None, "transfers": None}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.settle()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -235,8 +302,9 @@ class History(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        self.settle()
         saved = state_dict.get(f"{prefix}emb")
-        if saved is not None and saved.shape != self.emb.shape:
+        if saved is not None and saved.shape != self.table.shape:
             error_msgs.append(
                 f"{prefix}emb in the checkpoint is a history of {saved.size(0)} nodes and width {saved.size(1)}, but this "
                 f"one has {self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: "
@@ -249,4 +317,4 @@ class History(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.emb.dtype}, tier={self.tier!r}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas import _core
@@ -32,6 +33,7 @@ from torch_gas.adjacency import (
 )
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
+from torch_gas.transfer import Courier, Event
 
 
 class SubData(NamedTuple):
@@ -88,13 +90,8 @@ class _Builder:
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
     def __call__(self, parts: Sequence[int]) -> SubData:
-        index = torch.tensor(parts, dtype=torch.int64)
-        offset = self.ptr[index]
-        count = self.ptr[index + 1] - offset
-        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, self._thread_scratch())
-        batch_size = sub.rowptr.numel() - 1
-        if self.csc is not None:
-            sub = self._with_outgoing(sub, offset, count)
+        sub, offset, count = self._subgraph(parts)
+        batch_size = int(count.sum())
         chunks = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
         n_id = torch.cat([*chunks, sub.halo])
 
@@ -111,6 +108,18 @@ class _Builder:
             batch[key] = select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
         return SubData(batch, batch_size, n_id, offset, count)
+
+    def halo_size(self, parts: Sequence[int]) -> int:
+        """S of the batch of some parts."""
+        return self._subgraph(parts)[0].halo.numel()
+
+    def _subgraph(self, parts: Sequence[int]) -> tuple[_core.Subgraph, Tensor, Tensor]:
+        """The batch of some parts, and their ranges."""
+        index = torch.tensor(parts, dtype=torch.int64)
+        offset = self.ptr[index]
+        count = self.ptr[index + 1] - offset
+        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, self._thread_scratch())
+        return sub if self.csc is None else self._with_outgoing(sub, offset, count), offset, count
 
     def _with_outgoing(self, sub: _core.Subgraph, offset: Tensor, count: Tensor) -> _core.Subgraph:
         """``sub`` with the edges from the batch to nodes outside of it, which then belong to the halo."""
@@ -199,6 +208,29 @@ class _Cache:
             self._entries[parts] = (kept, [tensor._version for tensor in tensors])
 
 
+class Outlook:
+    """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
+
+    def __init__(self, loader: SubgraphLoader, ahead: deque[Future[Any]]) -> None:
+        self._loader, self._ahead = loader, ahead
+
+    @property
+    def next(self) -> SubData | None:
+        """The batch that comes next, where it is there already."""
+        coming = self._ahead[0] if self._ahead else None
+        if coming is None or not coming.done() or coming.cancelled() or coming.exception() is not None:
+            return None
+        return cast(SubData, coming.result()[0])
+
+    @property
+    def largest_halo(self) -> int | None:
+        """As :attr:`SubgraphLoader.largest_halo`."""
+        return self._loader.largest_halo
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 class SubgraphLoader(DataLoader[SubData]):
     """Mini-batches of ``batch_size`` parts each, over all parts, with the halo of each batch.
 
@@ -212,8 +244,10 @@ class SubgraphLoader(DataLoader[SubData]):
         log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
         shuffle: whether parts are grouped anew at random in each epoch.
         seed: makes the order reproducible whatever the global random state is.
-        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. Not used
-            with ``num_workers``.
+        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. With
+            ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
+        device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
+            memory. By default all of a batch does, and ``batch.to(device)`` moves it.
         cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
 
@@ -245,6 +279,7 @@ class SubgraphLoader(DataLoader[SubData]):
         seed: int | None = None,
         prefetch: int = 2,
         cache_size: int = 2**30,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
         if batch_size is None:
@@ -255,6 +290,11 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = _Builder(data, _check_ptr(ptr, data), bipartite, neighbors)
         self.prefetch = prefetch
+        self.device = torch.device("cpu" if device is None else device)
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
+        self._courier: Courier | None = None
+        self._largest_halo: int | None = None
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = _contents(data)
         if seed is not None and kwargs.get("generator") is not None:
@@ -288,23 +328,30 @@ class SubgraphLoader(DataLoader[SubData]):
             self._contents = contents
             self._cache.clear()
             self._iterator = None  # workers that persist hold the data as it was
-        batches: Any = super().__iter__() if self.num_workers > 0 else self._in_threads()
-        for batch in batches:
+        for batch, arrived, ahead in self._batches():
+            if arrived is not None:
+                assert self._courier is not None
+                self._courier.receive(batch.data, arrived)
             # The model checks that the batch is of its graph and holds the edges it reads.
-            batch.n_id.num_nodes, batch.n_id.neighbors = self.num_nodes, self.builder.neighbors
-            batch.n_id.num_edges, batch.n_id.perm = batch.data.num_edges, self.data.get("perm")
+            n_id: Any = batch.n_id
+            n_id.num_nodes, n_id.neighbors = self.num_nodes, self.builder.neighbors
+            n_id.num_edges, n_id.perm = batch.data.num_edges, self.data.get("perm")
+            n_id.outlook = Outlook(self, ahead)
             for key in self.builder.node_keys:
                 if isinstance(batch.data[key], Tensor):
                     batch.data[key].of_batch = True  # and that its rows are not taken for those of a graph
             yield batch
 
-    def _in_threads(self) -> Iterator[SubData]:
-        parts_of_loader = cast("list[int]", self.dataset)
-        order = ([parts_of_loader[i] for i in batch] for batch in cast("Any", self.batch_sampler))
-        if self.prefetch == 0:
-            yield from (self._make(tuple(parts)) for parts in order)
+    def _batches(self) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+        """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
+        if self.device.type == "cuda" and self._courier is None:
+            self._courier = Courier(self.device)
+        tasks = self._tasks()
+        ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
+        if self.prefetch == 0 or (self.num_workers > 0 and self._courier is None):
+            for task in tasks:
+                yield *self._send(task), ahead
             return
-        ahead: deque[Future[SubData]] = deque()
         pool = ThreadPoolExecutor(1, "torch_gas_loader")
         # Torch uses one thread inside of it: two teams of threads would spin for the same cores. A thread takes the setting
         # over when it first asks for it, so that it can then be put back for all others.
@@ -313,14 +360,52 @@ class SubgraphLoader(DataLoader[SubData]):
         pool.submit(torch.get_num_threads).result()
         torch.set_num_threads(num_threads)
         try:
-            for parts in order:
-                ahead.append(pool.submit(self._make, tuple(parts)))
+            for task in tasks:
+                ahead.append(pool.submit(self._send, task))
                 if len(ahead) > self.prefetch:
-                    yield ahead.popleft().result()
+                    yield *ahead.popleft().result(), ahead
             while ahead:
-                yield ahead.popleft().result()
+                yield *ahead.popleft().result(), ahead
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tasks(self) -> Iterator[Callable[[], SubData]]:
+        """Calls that make one batch each."""
+        if self.num_workers > 0:
+            batches: Any = super().__iter__()
+            return (partial(next, batches) for _ in range(len(self)))
+        parts_of_loader = cast("list[int]", self.dataset)
+        order = (tuple(parts_of_loader[i] for i in batch) for batch in cast("Any", self.batch_sampler))
+        return (partial(self._make, parts) for parts in order)
+
+    def _send(self, task: Callable[[], SubData]) -> tuple[SubData, Event | None]:
+        batch = task()
+        if self._courier is None:
+            return batch, None
+        data, arrived = self._courier.send(batch.data)
+        return batch._replace(data=data), arrived
+
+    @property
+    def largest_halo(self) -> int | None:
+        """The most halo nodes that a batch may have, max S; None where a sampler of the user's decides on batches.
+
+        With shuffling it is an upper bound: the sum of the largest halos of single parts.
+        """
+        if self._largest_halo is None:
+            self._largest_halo = self._find_largest_halo()
+        return self._largest_halo
+
+    def _find_largest_halo(self) -> int | None:
+        if not isinstance(self.batch_sampler, BatchSampler):
+            return None
+        parts, sampler = cast("list[int]", self.dataset), self.batch_sampler.sampler
+        size = self.batch_sampler.batch_size
+        if isinstance(sampler, SequentialSampler):
+            return max(self.builder.halo_size(parts[i : i + size]) for i in range(0, len(parts), size))
+        if not isinstance(sampler, RandomSampler):
+            return None
+        halos = sorted(self.builder.halo_size([part]) for part in parts)
+        return min(sum(halos[-size:]), self.num_nodes)
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0:

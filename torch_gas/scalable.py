@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch_gas.adjacency import check_adjacency, find_adjacency, num_destination
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
-from torch_gas.transfer import AsyncIOPool
+from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
@@ -37,11 +37,16 @@ class ScalableGNN(torch.nn.Module):
         num_nodes: number of nodes of the graph that is trained on, N.
         hidden_channels: width of the histories: one number, or a list with one for each of the L-1 histories.
         num_layers: number of layers, L, at least 1.
-        pool_size: pulls in flight when histories are in host memory and the model on a GPU.
-        buffer_size: halo rows that each of their buffers reserves from the start; buffers grow by themselves.
+        pool_size: pulls in flight when histories are in host memory and the model on a GPU; by default one for each history, but
+            four at most.
+        buffer_size: halo rows that each of their buffers reserves; by default the largest halo of the loader's batches.
         device: where histories live: a CUDA device, or host memory by default.
         history_dtype: storage type of the histories; by default that of the model.
         save_histories: whether ``state_dict`` carries histories and their ages.
+        io: ``"concurrent"`` moves rows between host and GPU while layers run, and those of the next batch during the backward
+            pass; ``"serial"`` when a layer needs them, for comparison. Both train bit for bit the same.
+        pool_bytes: device memory that pulls in flight may take, in bytes; one at a time is always allowed.
+        tier, huge_pages: how histories live in host memory; see :class:`History`.
         check_finite: whether pushing NaN or infinity is an error. By default it is where the model runs on the CPU; on a GPU
             the check makes the host wait in each layer.
 
@@ -83,6 +88,10 @@ class ScalableGNN(torch.nn.Module):
         *,
         history_dtype: torch.dtype | None = None,
         save_histories: bool = True,
+        io: IO = "concurrent",
+        pool_bytes: int | None = None,
+        tier: str | None = None,
+        huge_pages: bool = False,
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()
@@ -99,11 +108,22 @@ class ScalableGNN(torch.nn.Module):
         self.num_layers = num_layers
         self.pool_size = pool_size
         self.buffer_size = buffer_size
+        self.io = io
+        self.pool_bytes = pool_bytes
+        AsyncIOPool(pool_size or 1, buffer_size, io=io, max_bytes=pool_bytes)  # checks them now
         self.check_finite = check_finite
+        self._history_options: dict[str, Any] = {
+            "device": device,
+            "dtype": history_dtype,
+            "persistent": save_histories,
+            "tier": tier,
+            "huge_pages": huge_pages,
+        }
         self.histories = torch.nn.ModuleList(  # type: ignore[assignment]
-            History(num_nodes, width, device, dtype=history_dtype, persistent=save_histories) for width in widths
+            History(num_nodes, width, **self._history_options) for width in widths
         )
         self._pool: AsyncIOPool | None = None
+        self._coming: Coming | None = None  # the batch whose pulls are under way already
         self._call: Call | None = None
         self._replay: Replay | None = None
 
@@ -123,7 +143,7 @@ class ScalableGNN(torch.nn.Module):
     @property
     def emb_device(self) -> torch.device:
         """The device of the histories."""
-        return self.histories[0].emb.device if len(self.histories) > 0 else self.device
+        return self.histories[0].table.device if len(self.histories) > 0 else self.device
 
     def reset_parameters(self) -> None:
         """Forgets all histories; models extend this by their own parameters."""
@@ -193,6 +213,8 @@ class ScalableGNN(torch.nn.Module):
     def _calling(self, num_rows: int | None, adj: Any, *ids: Any) -> Iterator[Call]:
         """A call of the model with checked arguments, whose transfers are under way."""
         self._follow_parameters()
+        if len(self.histories) > 0 and self.device.type == "cuda":
+            refuse_capture(self._name)
         call = Call(self, num_rows, adj, *ids)
         if self._call is not None:
             raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
@@ -325,11 +347,38 @@ class ScalableGNN(torch.nn.Module):
         if self._pool is None and any(history.is_remote for history in self.histories):
             size = self.pool_size or min(len(self.histories), POOL_SIZE)
             width = max(history.embedding_dim for history in self.histories)
-            self._pool = AsyncIOPool(size, self.buffer_size, width, self.device)
+            self._use_pool(
+                AsyncIOPool(size, self.buffer_size, width, self.device, io=self.io, max_bytes=self.pool_bytes)
+            )
         return self._pool
 
+    def _use_pool(self, pool: AsyncIOPool) -> None:
+        self._pool = pool
+        for module in self.modules():
+            if isinstance(module, History):
+                module.pin()
+                module.transfers = pool
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Device memory that the buffers of transfers take now, in bytes."""
+        return 0 if self._pool is None else self._pool.nbytes
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None}
+        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None, "_coming": None}
+
+
+class Coming(NamedTuple):
+    """A batch that the loader has made ahead."""
+
+    n_id: Tensor
+    version: int  # of n_id
+    batch_size: int
+    halo: Tensor
+
+    def is_batch(self, n_id: Tensor, batch_size: int) -> bool:
+        """Whether this is the batch of ``n_id``."""
+        return self.n_id is n_id and self.version == version(n_id) and self.batch_size == batch_size
 
 
 class Call:
@@ -355,6 +404,10 @@ class Call:
         self.model = model
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
+        self.pool: AsyncIOPool | None = None
+        self.coming: Coming | None = None
+        self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
+        self._halo_there: Tensor | None = None
         self.on_own_graph = num_rows == model.num_nodes
         self.neighbors = getattr(n_id, "neighbors", "in")
         if adj is not None:
@@ -436,15 +489,38 @@ class Call:
             )
         self.used.add(history)
 
-    def transfer(self) -> Any:
-        """A context in which the pulls of all histories are under way from the start."""
+    @contextmanager
+    def transfer(self) -> Iterator[None]:
+        """Pulls of all histories are under way from the start; at the end, none are but those of the next batch."""
         model = self.model
-        pool = model.pool if self.n_id is not None and model._replay is None else None
         if self.n_id is not None and model.training and torch.is_grad_enabled():
             for history in model.histories:
                 history.tick()
-        self.pool = pool if self.offset is not None and self.batch_size is not None else None
-        return _Transfer(self) if self.pool is not None else nullcontext()
+        if self.n_id is not None and self.batch_size is not None and self.offset is not None and model._replay is None:
+            self.pool = model.pool
+        if self.n_id is None or self.batch_size is None or self.pool is None:
+            yield
+            return
+        coming, model._coming = model._coming, None
+        is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
+        try:
+            self._ask(self.pool, coming.halo if coming is not None and is_this else self.n_id[self.batch_size :])
+            yield
+        except BaseException:
+            self.pool.forget_pulls()
+            raise
+        self.pool.forget_pulls(None if self.coming is None else self.coming.halo)
+        model._coming = self.coming
+
+    def _ask(self, pool: AsyncIOPool, halo: Tensor) -> None:
+        """Asks for the halo's rows, as far as the step before has not."""
+        outlook = getattr(self.n_id, "outlook", None)
+        if outlook is not None and self.model.buffer_size is None:
+            pool.buffer_size = max(pool.buffer_size, outlook.largest_halo or 0)
+        pool.forget_pulls(halo)
+        for history in self.model.histories:
+            if not pool.is_asked(history.table):
+                pool.async_pull(history.table, None, None, halo, history.row_dtype)
 
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
@@ -455,32 +531,35 @@ class Call:
             history.push(rows, n_id[:batch_size], offset, count)
             if n_id.numel() == batch_size:
                 return rows
-            return torch.cat([rows, history.pull(n_id[batch_size:], rows.dtype)])
-        out = torch.cat([rows, self.pool.synchronize_pull(history.emb).to(rows.dtype)])
-        self.pool.free_pull(history.emb)
-        self.pool.async_push(rows.detach(), offset, count, history.emb)
+            return torch.cat([rows, history.pull(self._halo_at(history.table.device, n_id, batch_size), rows.dtype)])
+        table = history.table
+        out = torch.cat([rows, self.pool.synchronize_pull(table).to(rows.dtype)])
+        self.pool.free_pull(table)
+        self.pool.async_push(rows.detach(), offset, count, table)
         history.mark(n_id[:batch_size], offset, count)
+        history.row_dtype = rows.dtype
+        self._pushed.append(history)
+        self._ask_ahead(self.pool)
         return out
 
+    def _halo_at(self, device: torch.device, n_id: Tensor, batch_size: int) -> Tensor:
+        """The halo's ids on ``device``, brought there once for all layers."""
+        if n_id is not self.n_id or batch_size != self.batch_size:
+            return n_id[batch_size:]
+        if self._halo_there is None or self._halo_there.device != device:
+            self._halo_there = send_ids(n_id[batch_size:], device)
+        return self._halo_there
 
-class _Transfer:
-    """Starts all pulls of a call; at its end no transfer is left under way, whatever happened in between."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-
-    def __enter__(self) -> None:
-        call = self.call
-        assert call.pool is not None and call.n_id is not None
-        halo = call.n_id[call.batch_size :]
-        try:
-            for history in call.model.histories:
-                history.pin()
-                call.pool.async_pull(history.emb, None, None, halo)
-        except BaseException:
-            call.pool.reset()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        assert self.call.pool is not None
-        self.call.pool.reset()
+    def _ask_ahead(self, pool: AsyncIOPool) -> None:
+        """Asks for rows of the next batch, from histories that have this one's."""
+        if pool.io == "serial":
+            return
+        if self.coming is None:
+            outlook = getattr(self.n_id, "outlook", None)
+            batch = None if outlook is None else outlook.next
+            if batch is None:
+                return
+            self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
+        for history in self._pushed:
+            pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype)
+        self._pushed.clear()

@@ -18,6 +18,7 @@ from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.transfer import IO
 from torch_gas.wiring import structure
 from torch_gas.wiring.arguments import (
     Arguments,
@@ -50,6 +51,10 @@ def scale(
     device: torch.device | str | int | None = None,
     history_dtype: torch.dtype | None = None,
     save_histories: bool = True,
+    io: IO = "concurrent",
+    pool_bytes: int | None = None,
+    tier: str | None = None,
+    huge_pages: bool = False,
     check_finite: bool | None = None,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
@@ -65,7 +70,8 @@ def scale(
             called, and its layers may not normalise by degrees.
         inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``, or by name in a dictionary. By
             default the attributes of its parameters' names.
-        pool_size, buffer_size, device, history_dtype, save_histories, check_finite: as in :class:`ScalableGNN`.
+        pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite: as in
+            :class:`ScalableGNN`.
 
     Returns:
         A model that is called with a batch of a loader, with a whole graph, or with ``loader=``, as any
@@ -115,6 +121,10 @@ def scale(
         device=device,
         history_dtype=history_dtype,
         save_histories=save_histories,
+        io=io,
+        pool_bytes=pool_bytes,
+        tier=tier,
+        huge_pages=huge_pages,
         check_finite=check_finite,
     )
     if data is not None:
@@ -139,13 +149,7 @@ class ScaledGNN(ScalableGNN):
     skips_by_nan = False
 
     def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
-        options = {
-            "device": kwargs.pop("device"),
-            "dtype": kwargs.pop("history_dtype"),
-            "persistent": kwargs.pop("save_histories"),
-        }
         super().__init__(num_nodes, [], 1, **kwargs)
-        self._history_options = options
         self.model = model
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs

@@ -1,0 +1,45 @@
+"""Courier: brings batches to the device while others are computed on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.adjacency import all_tensors, map_tensors
+from torch_gas.transfer.lanes import CurrentStream, Event, SideStream
+
+
+class Courier:
+    """Copies batches from pinned memory to ``device`` on a lane of its own.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._lane, self._compute = SideStream(device), CurrentStream(device)
+
+    def send(self, data: Data) -> tuple[Data, Event]:
+        """A copy of ``data`` that is on its way, and the event of its arrival."""
+        sent = copy.copy(data)
+        with torch.cuda.stream(self._lane.stream):
+            for key, value in data.to_dict().items():
+                sent[key] = map_tensors(value, self._copy)
+        return sent, self._lane.record()
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(self.device, non_blocking=True)
+
+    def receive(self, data: Data, arrived: Event) -> Data:
+        """``data`` of :meth:`send`, ready for the current stream."""
+        self._compute.wait(arrived)  # type: ignore[arg-type]  # events of this device's streams
+        for tensor in all_tensors(data.to_dict()):
+            self._compute.hold(tensor)
+        return data

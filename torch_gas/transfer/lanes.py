@@ -1,0 +1,144 @@
+"""Lanes: queues of work, each in order, that events put in order among each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from torch_gas import _core
+
+
+class Event(Protocol):
+    """A point in a lane."""
+
+    def synchronize(self) -> None:
+        """Blocks the host until all work before it is done."""
+
+
+class Lane(Protocol):
+    """Work that is done in the order in which it comes."""
+
+    def run(self, operation: Callable[[], object]) -> None:
+        """Queues ``operation``."""
+
+    def wait(self, event: Event | None) -> None:
+        """Lets what is queued from now on start only after ``event``."""
+
+    def record(self) -> Event | None:
+        """The point that has been reached when all is done that was queued so far; None where it is done already."""
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for the use of this lane."""
+
+    def hold(self, tensor: Tensor) -> None:
+        """Keeps the memory of ``tensor``, which another lane allocated, for what is queued here."""
+
+
+class AtOnce:
+    """The host itself."""
+
+    def run(self, operation: Callable[[], object]) -> None:
+        operation()
+
+    def wait(self, event: Event | None) -> None:
+        assert event is None
+
+    def record(self) -> None:
+        return None
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def hold(self, tensor: Tensor) -> None:
+        pass
+
+
+class CurrentStream:
+    """Whatever CUDA stream the caller computes on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream."""
+        return torch.cuda.current_stream(self.device)
+
+    def run(self, operation: Callable[[], object]) -> None:
+        operation()
+
+    def wait(self, event: torch.cuda.Event | None) -> None:
+        if event is not None:
+            self.stream.wait_event(event)
+
+    def record(self) -> torch.cuda.Event:
+        return self.stream.record_event()
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def hold(self, tensor: Tensor) -> None:
+        tensor.record_stream(self.stream)
+
+
+class SideStream(CurrentStream):
+    """A CUDA stream of its own, which goes before others where they compete for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._stream = torch.cuda.Stream(device, priority=-1)
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        return self._stream
+
+    def run(self, operation: Callable[[], object]) -> None:
+        with torch.cuda.stream(self._stream):
+            operation()
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            return torch.empty(size, dtype=dtype, device=device)
+
+
+class Lanes(NamedTuple):
+    """The lanes that transfers of one pool run on, and the one that layers run on."""
+
+    compute: Lane
+    pull: Lane
+    push: Lane
+
+
+def make_lanes(device: torch.device, concurrent: bool) -> Lanes:
+    """Lanes for ``device``; all the same one unless transfers are to overlap with layers there."""
+    if device.type != "cuda":
+        lane = AtOnce()
+        return Lanes(lane, lane, lane)
+    compute = CurrentStream(device)
+    if not concurrent:
+        return Lanes(compute, compute, compute)
+    return Lanes(compute, SideStream(device), SideStream(device))
+
+
+def send_ids(ids: Tensor, device: torch.device) -> Tensor:
+    """``ids`` on ``device``; a copy from host memory is queued on the current stream, and the host does not wait for it."""
+    if device.type != "cuda" or ids.device.type != "cpu":
+        return ids.to(device)
+    return (ids if ids.is_pinned() else ids.pin_memory()).to(device, non_blocking=True)
+
+
+def refuse_capture(name: str) -> None:
+    """Raises RuntimeError while a CUDA graph is captured: replaying it would move the rows of one batch again and again."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{name} was called while a CUDA graph is captured, and a step cannot be captured as a whole: batches differ in "
+            "size, and the host says which rows move. Capture parts of forward that see no histories, or use torch.compile(model)"
+        )
+
+
+def make_staging(device: torch.device) -> _core.Staging:
+    """Pinned memory through which rows of pageable tables travel, and a stream on which host threads fill or empty it."""
+    return _core.Staging(torch.empty(2**24, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream(device))
