@@ -19,7 +19,8 @@ from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
-from torch_gas.wiring.probe import Found, Need, call, undisturbed
+from torch_gas.wiring.probe import Found, Need
+from torch_gas.wiring.undisturbed import call, undisturbed
 
 _EDGES = 2**18  # in a batch, about
 
