@@ -89,8 +89,8 @@ def wired(
     model: Module, handler: Handler, batch_size: int, num_rows: int, closed: bool, kinds: frozenset[Kind] = ALL
 ) -> Iterator[None]:
     """While entered, the layers of ``model`` are called as a batch needs it, and ``handler`` is asked at its places."""
-    convs = set(outermost_convs(model, automatic=True))
-    with Batch(convs, [model], batch_size, num_rows, closed), Places(model, handler, num_rows, kinds):
+    places = Places(model, handler, num_rows, kinds)
+    with Batch(places.convs, [model], batch_size, num_rows, closed), places:
         yield
 
 
@@ -104,15 +104,10 @@ class Places(TorchFunctionMode):
         kinds: the kinds of places that are of interest.
     """
 
-    def __init__(
-        self,
-        model: Module,
-        handler: Handler,
-        num_rows: int,
-        kinds: frozenset[Kind] = ALL,
-    ) -> None:
+    def __init__(self, model: Module, handler: Handler, num_rows: int, kinds: frozenset[Kind] = ALL) -> None:
         super().__init__()
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
+        self.convs = set(outermost_convs(model, automatic=True))
         self.scope, self._inside = "", 0
         self._calls: Counter[MessagePassing] = Counter()
         self._met: Counter[tuple[str, str, str]] = Counter()
@@ -120,8 +115,7 @@ class Places(TorchFunctionMode):
 
     def __enter__(self) -> Places:
         names = {module: name for name, module in self.model.named_modules()}
-        convs = set(outermost_convs(self.model, automatic=True))
-        for conv in convs:
+        for conv in self.convs:
             self._override(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             self._stack.callback(conv.register_forward_hook(self._leave).remove)
         if "hop" in self.kinds or "reduction" in self.kinds or "maximum" in self.kinds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
+from math import prod
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def tables(found: Found, num_nodes: int) -> list[History]:
     """Empty tables for what ``found`` needs of the whole graph."""
     made = []
     for need in found.of("rows", "sum", "maximum"):
-        width = int(torch.tensor(need.shape).prod()) if need.action != "maximum" else 1
+        width = prod(need.shape) if need.action != "maximum" else 1
         dtype = need.dtype if need.dtype.is_floating_point else torch.float64
         rows = 1 if need.action == "maximum" else num_nodes
         made.append(History(rows, width, dtype=dtype, persistent=False))
@@ -105,13 +106,11 @@ def agrees(need: Need, value: Tensor, rows: Tensor, all_edges: bool) -> bool:
     """Whether a batch's ``value`` may be of the graph that a table, of which ``rows`` are, was computed from.
 
     Args:
-        need: what the table is for.
+        need: what the table is for; no maximum, of which a part tells nothing.
         value: [B + S, ...], as the batch alone gives it.
         rows: of the table, [B, ...] or, for a sum, [B + S, ...].
         all_edges: whether none of the batch's edges was dropped on purpose.
     """
-    if need.action == "maximum":
-        return True
     rows = rows.to(value)
     value = value[: len(rows)].reshape(rows.shape)
     slack = 1e-3 * rows.abs() + 1e-6
@@ -123,7 +122,9 @@ def agrees(need: Need, value: Tensor, rows: Tensor, all_edges: bool) -> bool:
 class _Verify(_Fill):
     """Compares a batch's share of each table."""
 
-    all_edges = True
+    def __init__(self, found: Found, tables: Sequence[History], batch: SubData, all_edges: bool) -> None:
+        super().__init__(found, tables, {}, batch)
+        self.all_edges = all_edges
 
     def _write(self, need: Need, table: History, value: Tensor) -> None:
         ids = self.batch.n_id[: self.batch.batch_size] if need.action == "rows" else self.batch.n_id
@@ -141,8 +142,7 @@ def verify(
     model: Module, found: Found, arguments: Arguments, batch: SubData, tables: Sequence[History], all_edges: bool
 ) -> None:
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
-    handler = _Verify(found, tables, {}, batch)
-    handler.all_edges = all_edges
+    handler = _Verify(found, tables, batch, all_edges)
     with undisturbed(model), suppress(_Done):
         call(model, lambda data: arguments, batch, handler, found.closed)
 
