@@ -105,7 +105,11 @@ def test_other_graphs_in_evaluation(num_nodes: int) -> None:
 def test_number_of_nodes_instead_of_data() -> None:
     data = graph()
     plain = nn.GraphSAGE(C, H, 3, OUT).eval()
-    for call in (lambda s, b: s(b), lambda s, b: s(b.data.x, b.data.edge_index, *b[1:])):
+    for call in (
+        lambda s, b: s(b),
+        lambda s, b: s(b.data.x, b.data.edge_index, *b[1:]),
+        lambda s, b: s(b.data.x, b.data.edge_index, None, *b[1:], edge_attr=None),
+    ):
         scaled = scale(plain, num_nodes=N)
         for _ in range(3):  # two sweeps make the histories exact
             outs = [(call(scaled, batch), batch_rows(batch)) for batch in SubgraphLoader(data, PTR)]

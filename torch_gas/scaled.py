@@ -215,9 +215,10 @@ class ScaledGNN(ScalableGNN):
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
         args, kwargs = inputs(data)
-        self._given = frozenset(names_of(self.model, args, kwargs))
+        given = names_of(self.model, args, kwargs)
+        self._given = frozenset(given)
         if whole is not None and tables:
-            self._check_given(names_of(self.model, args, kwargs), adjacencies(args, kwargs)[0])
+            self._check_given(given, adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
         histories = []
         for need in found.of("history"):

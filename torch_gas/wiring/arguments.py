@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -94,9 +94,7 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
     """A graph that holds the arguments of a call of ``forward``, and how to get them from it."""
     if args and isinstance(args[0], Data):
         return args[0], lambda data: ((data,), {})
-    names = [p.name for p in parameters(model)]
-    names += [f"argument_{i}" for i in range(len(names), len(args))]
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = names_of(model, args, kwargs)
     found = {
         id(value): "adj_t" if is_matrix(value) else "edge_index" for value in given.values() if is_adjacency(value)
     }
@@ -124,11 +122,12 @@ def is_adjacency(value: Any) -> bool:
 
 def adjacencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The adjacencies among the arguments, those of a graph included."""
-    found = []
-    for value in (*args, *kwargs.values()):
-        held = value.to_dict().values() if isinstance(value, Data) else [value]
-        found += [adj for adj in held if is_adjacency(adj)]
-    return found
+    return [value for value in _unpacked((*args, *kwargs.values())) if is_adjacency(value)]
+
+
+def _unpacked(values: Iterable[Any]) -> list[Any]:
+    """``values``, with what it holds in place of a graph."""
+    return [held for value in values for held in (value.to_dict().values() if isinstance(value, Data) else [value])]
 
 
 def names_of(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -150,11 +149,8 @@ def count_rows(given: dict[str, Any]) -> int | None:
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:
     """What is given for each edge, the values of a matrix included."""
-    held: list[Any] = []
-    for value in given.values():
-        held += value.to_dict().values() if isinstance(value, Data) else [value]
     number, rows = num_edges(adj), count_rows(given)
-    sized = [value for value in held if isinstance(value, Tensor) and value.dim() > 0]
+    sized = [value for value in _unpacked(given.values()) if isinstance(value, Tensor) and value.dim() > 0]
     return [value for value in sized if value is adj or (value.size(0) == number and number != rows)]
 
 
