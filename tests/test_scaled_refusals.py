@@ -81,8 +81,12 @@ def test_layers_that_are_known(name: str) -> None:
 
 TRIED = {
     "pooling": (between(lambda self, x, adj: x + x.mean(0)), r"convs\.1.*\(SAGEConv\) gives other rows"),
-    "pooling-last": (behind(lambda x: x + x.mean(0)), "its output gives other rows"),
-    "softmax-over-nodes": (behind(lambda x: x.softmax(0)), "its output gives other rows"),
+    "pooling-last": (behind(lambda x: x + x.mean(0)), "the output of Stack gives other rows"),
+    "softmax-over-nodes": (behind(lambda x: x.softmax(0)), "the output of Stack gives other rows"),
+    "fixed-size": (
+        behind(lambda x: x + torch.zeros(61, 1)),
+        r"the output of Stack cannot be computed \(RuntimeError: ",
+    ),
     "nodes": (between(lambda self, x, adj: x / x.size(0)), r"convs\.1.*\(SAGEConv\) gives other rows"),
     "edges": (between(lambda self, x, adj: x / adj.size(1)), r"convs\.1.*\(SAGEConv\) gives other rows"),
     "attention": (
@@ -93,7 +97,7 @@ TRIED = {
         between(lambda self, x, adj: x[torch.cdist(x, x).topk(2).indices[:, 1]]),
         r"convs\.1.*\(SAGEConv\) gives other rows",
     ),
-    "squared": (alone(lambda: Squared()), "its output|gives other rows"),
+    "squared": (alone(lambda: Squared()), "gives other rows"),
     "dropout-in-evaluation": (between(lambda self, x, adj: F.dropout(x, 0.5)), r"convs\.1.*gives other rows"),
     "noise": (between(lambda self, x, adj: x + torch.randn_like(x)), r"convs\.1.*gives other rows"),
     "only-in-training": (OnlyInTraining, r"second \(SAGEConv\) is called in training and not in evaluation"),
@@ -135,7 +139,7 @@ def test_graph_level_models() -> None:
 def test_numbers_that_count_rows_of_the_halo() -> None:
     model = behind(lambda x: (x, x.square().mean()))().eval()
     with pytest.raises(
-        ValueError, match=r"its output has a value .* that counts the rows of the halo; compute such a value"
+        ValueError, match=r"the output of Stack has a value .* that counts the rows of the halo; compute such a value"
     ):
         scale(model, graph())
 
@@ -146,9 +150,23 @@ def test_numbers_that_count_no_rows() -> None:
     assert out.shape[0] == batch_of(data).batch_size and number == 3
 
 
-def test_models_that_square_the_adjacency_matrix() -> None:
-    with pytest.raises(ValueError, match="GraphUNet cannot be trained with histories"):
-        scale(nn.GraphUNet(C, H, OUT, 2), graph())
+def test_models_that_pool() -> None:
+    for ratio, rows in ((0.5, 31), (0.2, 13)):
+        match = (
+            rf"GraphUNet cannot be trained with histories: on a small graph of 61 nodes, down_convs\.1 \(GCNConv\) returns "
+            rf"{rows} rows. A step that changes the number of nodes, such as pooling, .*Use a model whose layers all return a row"
+        )
+        with pytest.raises(ValueError, match=match):
+            scale(nn.GraphUNet(C, H, OUT, 2, ratio), graph())
+
+
+def test_what_differs_before_a_pooling() -> None:
+    class Net(nn.GraphUNet):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(x - x.mean(0), edge_index)
+
+    with pytest.raises(ValueError, match=r"a small graph, hop 1 in down_convs\.0 \(GCNConv\) gives other rows"):
+        scale(Net(C, H, OUT, 1), graph())
 
 
 def test_parameters_for_each_node() -> None:

@@ -98,7 +98,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
                 failures.append(failure)
         else:
             telling = next((each for each in failures if each.__cause__ is None), failures[0])
-            raise ValueError(_explain(model, telling)) from telling
+            raise ValueError(_explain(model, telling, exact)) from telling
     return Found(
         needs=needs,
         shapes={place: tuple(value.shape[1:]) for place, value in exact.items() if place.kind == "output"},
@@ -113,17 +113,27 @@ def _per_node(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES
 
 
-def _explain(model: Module, failure: Differs) -> str:
-    where = "its output"
-    if failure.place is not None:
-        name = failure.place.scope.partition("#")[0]
-        layer = dict(model.named_modules()).get(name)
-        where = f"{failure.place} ({type(layer).__name__})" if layer is not None else str(failure.place)
+def _explain(model: Module, failure: Differs, exact: dict[Place, Tensor]) -> str:
+    layers, places = dict(model.named_modules()), list(exact)
+
+    def named(place: Place) -> str:
+        layer = layers.get(place.scope.partition("#")[0])
+        return f"{place} ({type(layer).__name__})" if layer is not None else str(place)
+
+    refused = f"{type(model).__name__} cannot be trained with histories: "
+    pooled = next((place for place in places if place.kind == "output" and exact[place].size(0) != NUM_NODES), None)
+    if pooled is not None and failure.place not in places[: places.index(pooled)]:
+        return (
+            f"{refused}on a small graph of {NUM_NODES} nodes, {named(pooled)} returns {exact[pooled].size(0)} rows. A step that "
+            "changes the number of nodes, such as pooling, goes by all nodes of the graph, and a batch holds a part of them. Use "
+            "a model whose layers all return a row for each node (such as torch_geometric.nn.GCN or GraphSAGE), or scale the "
+            "layers before that step as a model of their own, and pool what it returns for the whole graph"
+        )
+    where = f"the output of {type(model).__name__}" if failure.place is None else named(failure.place)
     return (
-        f"{type(model).__name__} cannot be trained with histories: tried on a batch of a small graph, {where} {failure.how}. A "
-        "layer must read, for each node, its neighbours and their edges only; it may not pool, attend to or count over all "
-        "nodes, and must give the same in each call in evaluation mode. Change the layer, or compute what it needs of the "
-        "whole graph beforehand and store it in data"
+        f"{refused}tried on a batch of a small graph, {where} {failure.how}. A layer must read, for each node, its "
+        "neighbours and their edges only; it may not pool, attend to or count over all nodes, and must give the same in each "
+        "call in evaluation mode. Change the layer, or compute what it needs of the whole graph beforehand and store it in data"
     )
 
 
@@ -133,7 +143,7 @@ def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tens
     with wired(model, record, NUM_NODES, NUM_NODES, True):
         try:
             out = model(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # of any type, as the model is the user's code
             raise ValueError(
                 f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
                 f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
@@ -198,8 +208,8 @@ class _Runs:
             out = call(self.model, self.inputs, batch, trial, self.closed)
         except Differs:
             raise
-        except Exception as error:
-            raise Differs(None, f"fails ({type(error).__name__}: {error})") from error
+        except Exception as error:  # of any type: code that fails on other sizes than the whole graph's
+            raise Differs(None, f"cannot be computed ({type(error).__name__}: {error})") from error
         leaves, spec = pytree.tree_flatten(out)
         wanted, spec_of_whole = pytree.tree_flatten(self.whole)
         if spec != spec_of_whole:
