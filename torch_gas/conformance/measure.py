@@ -65,11 +65,11 @@ def measure(case: Case, wiring: str, fmt: str, dtype: torch.dtype = torch.float3
         try:
             net = _Net(case).to(dtype).eval()
             full = net(*net.inputs(data))
-        except Exception as error:
+        except Exception as error:  # of any type: what a layer raises on a format that it does not take
             return Result("not applicable", {}, _describe(error))
         try:
             errors = _errors(net, data, full.detach(), wiring)
-        except Exception as error:
+        except Exception as error:  # of any type: what is no refusal is a result as well, and a wrong one
             if isinstance(error, ValueError) and _REFUSAL.search(str(error)):
                 return Result("refused", {}, str(error))
             return Result("WRONG", {}, _describe(error))

@@ -119,7 +119,7 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
         raise ImportError(
             f"get_data: reading {key} needs the package {error.name}, which is not installed: pip install {error.name}"
         ) from None
-    except Exception as error:
+    except Exception as error:  # of any type: downloads and archives fail in many ways
         absent = missing(raw, source.files)
         if not absent:
             raise
