@@ -137,11 +137,14 @@ def test_graph_level_models() -> None:
 
 
 def test_numbers_that_count_rows_of_the_halo() -> None:
-    model = behind(lambda x: (x, x.square().mean()))().eval()
-    with pytest.raises(
-        ValueError, match=r"the output of Stack has a value .* that counts the rows of the halo; compute such a value"
-    ):
-        scale(model, graph())
+    for seed in (0, 23, 26):  # with two of these, the mean over a wider halo of the first batch is nearly the same
+        torch.manual_seed(seed)
+        model = behind(lambda x: (x, x.square().mean()))().eval()
+        with pytest.raises(
+            ValueError,
+            match=r"the output of Stack has a value .* that counts the rows of the halo; compute such a value",
+        ):
+            scale(model, graph())
 
 
 def test_numbers_that_count_no_rows() -> None:
