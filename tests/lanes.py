@@ -35,7 +35,12 @@ class Operation:
 def touches(left: Tensor, right: Tensor) -> bool:
     """Whether both lie in the same memory."""
     starts = left.data_ptr(), right.data_ptr()
-    return left.numel() > 0 and right.numel() > 0 and starts[0] < starts[1] + right.nbytes and starts[1] < starts[0] + left.nbytes
+    return (
+        left.numel() > 0
+        and right.numel() > 0
+        and starts[0] < starts[1] + right.nbytes
+        and starts[1] < starts[0] + left.nbytes
+    )
 
 
 class FakeEvent:
@@ -120,9 +125,10 @@ class FakeLanes:
     def finish(self, operations: set[Operation]) -> None:
         """Does what has not been done of ``operations``, and all before it."""
         for operation in [o for o in self.operations if o in operations and not o.done]:
-            self.finish(operation.before)
-            operation.done = True
-            operation.work()
+            if not operation.done:  # nor on the way to another
+                self.finish(operation.before)
+                operation.done = True
+                operation.work()
 
     def races(self) -> list[tuple[str, str]]:
         """Pairs of operations that touch the same memory, one of them writing, in no order."""

@@ -133,3 +133,19 @@ def test_torch_sparse_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_map_tensors_and_all_tensors(fmt: str) -> None:
+    adj = adjacency(to_format(random_graph(20, 60), fmt))
+    if fmt == "EdgeIndex":
+        adj = adj.fill_cache_()
+    held = {"a": [adj, torch.zeros(3)], "b": "text"}
+    mapped = formats.map_tensors(held, torch.clone)
+    assert mapped["b"] == "text" and type(mapped["a"][0]) is type(adj)
+    for left, right in zip(formats.coo(adj), formats.coo(mapped["a"][0]), strict=True):
+        assert (left is right is None) or torch.equal(left, right)
+    left, right = formats.all_tensors(held), formats.all_tensors(mapped)
+    assert len(left) == len(right) > 1
+    for a, b in zip(left, right, strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()

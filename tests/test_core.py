@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,6 +181,17 @@ def test_chunks(
     twins.same_bits(table, expected)
 
 
+def test_adjacent_ranges() -> None:
+    """They move as one, and errors still name the ranges of the caller."""
+    table, count = torch.arange(10.0), torch.tensor([2, 0, 1, 3, 0, 2])
+    offset = torch.tensor([3, 9, 5, 6, 0, 0])
+    assert _core.read_chunks(table, offset, count).tolist() == [3, 4, 5, 6, 7, 8, 0, 1]
+    _core.write_chunks(table, offset, count, torch.arange(8.0) + 20)
+    assert table.tolist() == [26, 27, 2, 20, 21, 22, 23, 24, 25, 9]
+    with pytest.raises(ValueError, match="ranges 1 and 2 do"):
+        _core.write_chunks(table, torch.tensor([0, 2, 3]), torch.tensor([2, 2, 1]), torch.zeros(5))
+
+
 def test_read_chunks_may_overlap() -> None:
     table = torch.arange(6.0)
     rows = _core.read_chunks(table, torch.tensor([1, 2, 1]), torch.tensor([3, 2, 1]))
@@ -235,6 +247,33 @@ def test_writes_under_inference_mode() -> None:
         table = torch.zeros(3, 2)
         _core.scatter_rows(table, torch.tensor([1]), torch.ones(1, 2))
         assert table.sum() == 2
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def mapping_flags(address: int) -> set[str]:
+    """What Linux knows of the mapping that `address` lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = re.match("([0-9a-f]+)-([0-9a-f]+) ", line)
+        if first:
+            inside = int(first[1], 16) <= address < int(first[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise LookupError(f"no mapping holds {address:#x}")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs huge pages of Linux")
+def test_advise_huge_pages() -> None:
+    table = torch.zeros(2**22, 2)
+    assert _core.advise_huge_pages(table[1:]) is True
+    assert "hg" in mapping_flags(table[2**21].data_ptr())
+    assert not table.any()
+
+
+def test_no_huge_pages_below_less_than_one_page() -> None:
+    assert _core.advise_huge_pages(torch.zeros(8)) is False
 
 
 # --- threads and processes ------------------------------------------------------------------------
@@ -510,6 +549,61 @@ def test_rows_refuses(call: str, changes: dict[str, object], error: type, messag
         getattr(_core, call)(**{"table": TABLE, **arguments, **changes})
     assert torch.equal(TABLE, table), "nothing may be written before an error"
     assert torch.equal(ROWS, rows), "nothing may be written before an error"
+
+
+UNPINNED = torch.empty(64, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("staging", "error", "message"),
+    [
+        ((UNPINNED, None), TypeError, "`staging` must be a Staging, but is tuple"),
+        (_core.Staging(None, None), TypeError, "`staging.buffer` must be a torch.Tensor"),
+        (_core.Staging(UNPINNED.to("meta"), None), ValueError, "`staging.buffer` must be on the host"),
+        (_core.Staging(UNPINNED.view(8, 8), None), ValueError, "`staging.buffer` must have one dimension"),
+        (_core.Staging(UNPINNED[::2], None), ValueError, "`staging.buffer` must be contiguous"),
+        (_core.Staging(UNPINNED.float(), None), TypeError, "`staging.buffer` must be one of uint8"),
+        (_core.Staging(UNPINNED[1:], None), ValueError, "`staging.buffer` must start at a multiple of 8"),
+        (_core.Staging(UNPINNED, None), TypeError, "`staging.stream` must be a torch.cuda.Stream, but is NoneType"),
+    ],
+)
+@pytest.mark.parametrize("call", ["gather_rows", "read_chunks", "write_chunks"])
+def test_staging_refuses(call: str, staging: object, error: type, message: str) -> None:
+    chunks = {"offset": tensor(2), "count": tensor(2)}
+    arguments = {"gather_rows": {"index": IDS}, "read_chunks": chunks, "write_chunks": {**chunks, "rows": ROWS}}[call]
+    table = TABLE.clone()
+    with pytest.raises(error, match=f"^{call}: .*{message}"):
+        getattr(_core, call)(table, **arguments, staging=staging)
+    assert torch.equal(table, TABLE)
+    with pytest.raises(ValueError, match=f"^{call}: `staging` is for tables on the host, but `table` is on meta"):
+        getattr(_core, call)(TABLE.to("meta"), **arguments, staging=_core.Staging(UNPINNED, None))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([1.0], TypeError, "`tensor` must be a torch.Tensor, but is list"),
+        (TABLE.to("meta"), ValueError, "`tensor` must be on the host, but is on meta"),
+        (TABLE.T, ValueError, "`tensor` must be contiguous"),
+    ],
+)
+@pytest.mark.parametrize(("call", "arguments"), [("register", ["cuda"]), ("advise_huge_pages", [])])
+def test_memory_refuses(call: str, arguments: list[str], value: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^{call}: {message}"):
+        getattr(_core, call)(value, *arguments)
+
+
+def test_register_refuses() -> None:
+    with pytest.raises(ValueError, match=r"^register: `tensor` must have elements, but has shape \[0, 2\]"):
+        _core.register(TABLE[:0], "cuda")
+    with pytest.raises(ValueError, match=r'^register: `device` must be a CUDA device, but is cpu; pass "cuda"'):
+        _core.register(TABLE, "cpu")
+
+
+def test_register_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "has_cuda", lambda: False)
+    with pytest.raises(RuntimeError, match=r"^register: .*built without CUDA; .*TORCH_GAS_CUDA=1 pip install"):
+        _core.register(TABLE, "cuda")
 
 
 def test_missing_build_is_explained() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import twins
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_gas import _core
 
@@ -31,6 +32,15 @@ def tier(request: pytest.FixtureRequest) -> str:
 
 def on_tier(table: Tensor, tier: str) -> Tensor:
     return table.cuda() if tier == "device" else table.pin_memory()
+
+
+def make_staging(num_bytes: int) -> _core.Staging:
+    return _core.Staging(torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream())
+
+
+def keep_busy() -> None:
+    """Some 50 ms of work for the current stream."""
+    torch.cuda._sleep(100_000_000)
 
 
 @pytest.mark.parametrize("types", twins.TYPE_PAIRS)
@@ -90,6 +100,45 @@ def test_tables_that_start_anywhere(
     twins.same_bits(rows.cpu(), twins.gather_rows(expected, index, types[1]))
 
 
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float16, torch.float32)])
+def test_any_number_of_rows(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+    """Several rows are in flight at a time: counts that this divides or not, on both sides of one step of the grid."""
+    for width in [(1,), (8,), (2048,)]:
+        table = twins.random_table(generator, NUM_ROWS, width, types[0])
+        on_device = on_tier(table, tier)
+        for num_rows in [*range(10), 31, 32, 33, 63, 64, 65, 127, 128, 129, 257]:
+            index = torch.randperm(NUM_ROWS, generator=generator)[:num_rows]
+            rows = _core.gather_rows(on_device, index.cuda(), types[1])
+            twins.same_bits(rows.cpu(), twins.gather_rows(table, index, types[1]))
+            written = on_tier(torch.zeros_like(table), tier)
+            _core.scatter_rows(written, index.cuda(), rows)
+            torch.cuda.synchronize()
+            expected = torch.zeros_like(table)
+            twins.scatter_rows(expected, index, rows.cpu())
+            twins.same_bits(written.cpu(), expected)
+
+
+@pytest.mark.parametrize("side", [False, True], ids=["default stream", "side stream"])
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float16, torch.float32)])
+def test_many_ranges(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype], side: bool) -> None:
+    """Adjacent ones, which move as one, empty ones, and many that are neither."""
+    offset = torch.cat([torch.arange(0, 900, 9), torch.tensor([900, 910, 999, 920])])
+    count = torch.cat([torch.arange(100) % 10, torch.tensor([10, 10, 0, 5])])
+    index = twins.chunk_index(offset, count)
+    expected = twins.random_table(generator, NUM_ROWS, (6,), types[0])
+    table = on_tier(expected, tier)
+    rows = twins.random_table(generator, index.numel(), (6,), types[1])
+    new_rows, out = rows.cuda(), torch.empty_like(rows, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream() if side else torch.cuda.default_stream()):
+        _core.read_chunks(table, offset, count, out=out)
+        _core.write_chunks(table, offset, count, new_rows)
+        torch.cuda.current_stream().synchronize()
+    twins.same_bits(out.cpu(), twins.gather_rows(expected, index, types[1]))
+    twins.scatter_rows(expected, index, rows)
+    twins.same_bits(table.cpu(), expected)
+
+
 def test_nothing_to_move(tier: str) -> None:
     none = torch.empty(0, dtype=torch.int64)
     # Only memory can be pinned: a table without elements has none.
@@ -118,7 +167,7 @@ def test_runs_on_the_current_stream() -> None:
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)
+        keep_busy()
         rows.fill_(7)
         _core.scatter_rows(table, index, rows)
         before = table.sum()
@@ -127,6 +176,224 @@ def test_runs_on_the_current_stream() -> None:
     stream.synchronize()
     assert (table == 7).all()
     assert (again == 7).all()
+
+
+# --- page-locked in place -------------------------------------------------------------------------
+
+
+def test_register(generator: torch.Generator) -> None:
+    """A table that starts anywhere is pinned while the registration lives, and keeps its content."""
+    table = torch.randn(100_001, 33, generator=generator)[1:]
+    expected, index = table.clone(), torch.randint(0, 100_000, (5000,), generator=generator)
+    assert not table.is_pinned()
+    registration = _core.register(table, "cuda")
+    assert table.is_pinned()
+    assert table[50_000:].is_pinned()
+    twins.same_bits(_core.gather_rows(table, index.cuda()).cpu(), expected[index])
+    chunk = torch.tensor([99_000]), torch.tensor([1000])
+    _core.write_chunks(table, *chunk, torch.ones(1000, 33, device="cuda"))
+    torch.cuda.synchronize()
+    expected[99_000:] = 1
+    twins.same_bits(table, expected)
+    del registration
+    assert not table.is_pinned()
+    twins.same_bits(table, expected)
+    again = _core.register(table, torch.device("cuda", 0))
+    assert table.is_pinned()
+    del again
+
+
+def test_registration_keeps_the_memory() -> None:
+    table = torch.zeros(100_000, 8)
+    memory = StorageWeakRef(table.untyped_storage())
+    registration = _core.register(table, "cuda")
+    del table
+    assert not memory.expired()
+    del registration
+    assert memory.expired()
+
+
+def test_registration_goes_after_the_kernels() -> None:
+    table, index = torch.ones(100_000, 64), torch.arange(100_000, device="cuda")
+    registration = _core.register(table, "cuda")
+    _core.gather_rows(table, index)  # loading a kernel may wait for the device
+    torch.cuda.synchronize()
+    keep_busy()
+    rows = _core.gather_rows(table, index)
+    done = torch.cuda.current_stream().record_event()
+    assert not done.query(), "the call must return before the stream gets to it"
+    del registration
+    assert done.query()
+    assert (rows == 1).all()
+
+
+def test_register_says_what_failed() -> None:
+    table = torch.ones(100_000, 8)
+    registration = _core.register(table, "cuda")
+    failed = r"^register: cudaHostRegister failed: cudaErrorHostMemoryAlreadyRegistered: .*`ulimit -l`.*`tier=\"host\"`"
+    with pytest.raises(RuntimeError, match=failed):
+        _core.register(table, "cuda")
+    rows = _core.gather_rows(table, torch.arange(3, device="cuda"))  # the error does not come back here
+    assert (rows == 1).all()
+    del registration
+
+
+# --- by way of a pinned buffer --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_in_half", [1, 7, 64, 1000])
+@pytest.mark.parametrize("types", twins.TYPE_PAIRS)
+def test_staged(generator: torch.Generator, types: tuple[torch.dtype, torch.dtype], rows_in_half: int) -> None:
+    offset, count = torch.tensor([150, 0, 50, 199]), torch.tensor([40, 50, 30, 1])
+    chunks = twins.chunk_index(offset, count)
+    for width, ids in itertools.product([(), (3,), (16,), (2, 6)], twins.IDS):
+        table = twins.random_table(generator, 200, width, types[0])
+        staging = make_staging(2 * rows_in_half * torch.Size(width).numel() * types[1].itemsize)
+        index = torch.randint(0, 200, (130,), generator=generator)
+        rows = _core.gather_rows(table, index.to(ids), types[1], staging=staging)
+        assert rows.is_cuda
+        twins.same_bits(rows.cpu(), twins.gather_rows(table, index, types[1]))
+
+        expected = twins.gather_rows(table, chunks, types[1])
+        twins.same_bits(_core.read_chunks(table, offset, count, types[1], staging=staging).cpu(), expected)
+        out = torch.empty_like(expected, device="cuda")
+        assert _core.read_chunks(table, offset, count, out=out, staging=staging) is out
+        twins.same_bits(out.cpu(), expected)
+
+        rows = twins.random_table(generator, chunks.numel(), width, types[1])
+        expected = table.clone()
+        twins.scatter_rows(expected, chunks, rows)
+        _core.write_chunks(table, offset, count, rows.cuda(), staging=staging)
+        torch.cuda.current_stream().synchronize()
+        twins.same_bits(table, expected)
+
+
+def test_staged_number_of_rows(generator: torch.Generator) -> None:
+    """No row, a part of one half, both halves, and more."""
+    table, staging = torch.randn(100, 5, generator=generator), make_staging(2 * 4 * 20 + 7)
+    for num_rows in range(14):
+        index = torch.randint(0, 100, (num_rows,), generator=generator)
+        out = torch.full((num_rows, 5), -1.0, device="cuda")
+        assert _core.gather_rows(table, index, out=out, staging=staging) is out
+        twins.same_bits(out.cpu(), table[index])
+        written, chunk = torch.zeros(100, 5), (torch.tensor([80]), torch.tensor([num_rows]))
+        _core.write_chunks(written, *chunk, out, staging=staging)
+        torch.cuda.current_stream().synchronize()
+        twins.same_bits(written[80 : 80 + num_rows], table[index])
+        assert written.count_nonzero() == table[index].count_nonzero()
+    for shape in [(5, 0), (0, 4)]:
+        none = torch.empty(0, dtype=torch.int64)
+        rows = _core.gather_rows(torch.zeros(shape), none, staging=staging)
+        assert rows.shape == (0, shape[1])
+        _core.write_chunks(torch.zeros(shape), none, none, rows, staging=staging)
+        assert _core.read_chunks(torch.zeros(shape), none, none, staging=staging).shape == (0, shape[1])
+    without_columns = _core.gather_rows(torch.zeros(5, 0), torch.tensor([4, 1]), staging=staging)
+    assert without_columns.shape == (2, 0)
+
+
+def test_staged_runs_on_the_current_stream() -> None:
+    """It returns at once, sees what its stream did before, and needs ids and ranges no more."""
+    table, staging = torch.zeros(1000, 8), make_staging(2 * 32 * 100)
+    index, offset, count = torch.arange(1000), torch.tensor([0]), torch.tensor([1000])
+    # Loading a kernel and new memory may wait for the device.
+    rows, first, second = (torch.empty(1000, 8, device="cuda").fill_(3) for _ in range(3))
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        keep_busy()
+        rows.fill_(7)
+        _core.write_chunks(table, offset, count, rows, staging=staging)
+        _core.gather_rows(table, index, out=first, staging=staging)
+        _core.read_chunks(table, offset, count, out=second, staging=staging)
+        rows.fill_(8)
+        done = stream.record_event()
+    assert not done.query(), "calls must return before the stream gets to them"
+    assert not table.any()
+    index.fill_(-1)
+    offset.fill_(-1)
+    count.fill_(-1)
+    done.synchronize()
+    assert (table == 7).all()
+    assert (first == 7).all()
+    assert (second == 7).all()
+
+
+@pytest.mark.parametrize("delayed", [0, 1, 2, 3])
+def test_staging_shared_by_streams(delayed: int) -> None:
+    """The halves stay in use until the call is done, on whatever stream: four calls, one of which is late."""
+    staging = make_staging(2 * 64 * 10)
+    tables = [torch.full((200, 16), 1.0 + i) for i in range(4)]
+    pushed = [torch.full((200, 16), 10.0 + i, device="cuda") for i in range(4)]
+    pulled = [torch.zeros(200, 16, device="cuda") for _ in range(4)]
+    chunk, index = (torch.tensor([0]), torch.tensor([200])), torch.arange(200)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    for i, stream in enumerate(streams):
+        with torch.cuda.stream(stream):
+            if i == delayed:
+                keep_busy()
+            if i in (0, 3):
+                _core.gather_rows(tables[i], index, out=pulled[i], staging=staging)
+            else:
+                _core.write_chunks(tables[i], *chunk, pushed[i], staging=staging)
+    torch.cuda.synchronize()
+    for i in (0, 3):
+        assert (pulled[i] == 1 + i).all()
+        assert (tables[i] == 1 + i).all()
+    for i in (1, 2):
+        assert (tables[i] == 10 + i).all()
+
+
+def test_staged_push_before_pull_of_another_stream() -> None:
+    """One event orders them, as it does with pinned tables, also between two buffers."""
+    table, index = torch.zeros(500, 16), torch.arange(500)
+    chunk, rows = (torch.tensor([0]), torch.tensor([500])), torch.ones(500, 16, device="cuda")
+    pulled = torch.zeros_like(rows)
+    push, pull = torch.cuda.Stream(), torch.cuda.Stream()
+    of_push, of_pull = make_staging(2 * 64 * 30), make_staging(2 * 64 * 40)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(push):
+        keep_busy()
+        _core.write_chunks(table, *chunk, rows, staging=of_push)
+        pushed = push.record_event()
+    with torch.cuda.stream(pull):
+        pull.wait_event(pushed)
+        _core.gather_rows(table, index, out=pulled, staging=of_pull)
+    assert not pushed.query(), "calls must return before the stream gets to them"
+    pull.synchronize()
+    assert (pulled == 1).all()
+
+
+def test_staged_refusals() -> None:
+    table, index, chunk = torch.zeros(4, 2), torch.tensor([0, 1]), (torch.tensor([1]), torch.tensor([2]))
+    rows, staging = torch.ones(2, 2, device="cuda"), make_staging(64)
+    with pytest.raises(ValueError, match=r"`table` is on cuda:0; leave it out"):
+        _core.gather_rows(table.cuda(), index, staging=staging)
+    with pytest.raises(ValueError, match="`index` must be on the host"):
+        _core.gather_rows(table, index.cuda(), staging=staging)
+    with pytest.raises(ValueError, match=r"`out` must be on the device of `staging.stream`.* on cpu and cuda:0"):
+        _core.gather_rows(table, index, out=rows.cpu(), staging=staging)
+    with pytest.raises(ValueError, match=r"`out` must be on the device of `staging.stream`.* on cpu and cuda:0"):
+        _core.read_chunks(table, *chunk, out=rows.cpu(), staging=staging)
+    with pytest.raises(ValueError, match=r"`rows` must be on the device of `staging.stream`.* on cpu and cuda:0"):
+        _core.write_chunks(table, *chunk, rows.cpu(), staging=staging)
+    with pytest.raises(ValueError, match=r"`staging\.buffer` must be pinned"):
+        _core.gather_rows(table, index, staging=staging._replace(buffer=torch.empty(64, dtype=torch.uint8)))
+    small = staging._replace(buffer=staging.buffer[:15])
+    with pytest.raises(ValueError, match="must hold a row of 8 bytes, but the buffer has 15; it needs at least 16"):
+        _core.gather_rows(table, index, staging=small)
+    with pytest.raises(IndexError, match=r"`index` must be in \[0, 4\), but index\[1\] is 4"):
+        _core.gather_rows(table, torch.tensor([0, 4]), staging=staging)
+    with pytest.raises(IndexError, match="range 0 has `offset` 3 and `count` 2"):
+        _core.write_chunks(table, torch.tensor([3]), chunk[1], rows, staging=staging)
+    with pytest.raises(ValueError, match="ranges 0 and 1 do"):
+        overlap = torch.tensor([0, 1]), torch.tensor([2, 2])
+        _core.write_chunks(table, *overlap, torch.ones(4, 2, device="cuda"), staging=staging)
+    torch.cuda.synchronize()
+    assert not table.any(), "nothing may be written before an error"
+
+
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_refusals() -> None:

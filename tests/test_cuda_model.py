@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,21 +15,23 @@ from nets import Net, full_batch, refresh
 from torch import Tensor
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, scale
+from torch_gas.adjacency import all_tensors
 
 pytestmark = pytest.mark.cuda
 
 N = 400
 PTR = torch.arange(0, N + 1, 40)
-TIERS = {"device": "cuda", "pinned": None}
+TIERS = {"device": "cuda", "pinned": None, "host": None}  # and where histories are created
 
 
 def on_device(batch: SubData) -> SubData:
     return batch.to("cuda")
 
 
-def train(model: Net, steps: int = 3) -> list[Tensor]:
+def train(model: Net, steps: int = 3, on_device: bool = False) -> list[Tensor]:
     """The losses of a few epochs of three parts a batch, always in the same order."""
-    loader = SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True, seed=0)
+    device = "cuda" if on_device else None
+    loader = SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True, seed=0, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for _ in range(steps):
@@ -44,6 +48,8 @@ def train(model: Net, steps: int = 3) -> list[Tensor]:
 
 def make(tier: str, **kwargs: object) -> Net:
     torch.manual_seed(0)
+    if tier == "host":
+        kwargs["tier"] = "host"
     model = Net(N, num_layers=4, device=TIERS[tier], **kwargs).to("cuda")
     assert {history.tier for history in model.histories} == {tier}
     return model
@@ -53,16 +59,35 @@ def tables(model: Net) -> list[Tensor]:
     return [history.emb.cpu() for history in model.histories]
 
 
-@pytest.mark.filterwarnings("ignore:.*deterministic")
-@pytest.mark.parametrize("options", [{}, {"pool_size": 1}, {"pool_size": 1, "buffer_size": 7}])
-def test_pinned_histories_train_bit_for_bit_like_those_on_the_device(options: dict[str, int]) -> None:
-    # index_add_ on a GPU sums in any order unless told otherwise.
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """index_add_ on a GPU sums in any order unless told otherwise."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        models = [make("device"), make("pinned", **options)]
-        losses = [train(model) for model in models]
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool_size": 1},
+        {"pool_size": 1, "buffer_size": 7},
+        {"pool_bytes": 5000},
+        {"io": "serial"},
+        {"tier": "host"},
+        {"tier": "host", "io": "serial"},
+        {"huge_pages": True},
+    ],
+)
+@pytest.mark.usefixtures("deterministic")
+def test_histories_in_host_memory_train_bit_for_bit_like_those_on_the_device(
+    options: dict[str, Any], on_device: bool
+) -> None:
+    models = [make("device"), make(options.get("tier", "pinned"), **options)]
+    losses = [train(model, on_device=on_device) for model in models]
     assert losses[0] == losses[1]
     for left, right in zip(tables(models[0]), tables(models[1]), strict=True):
         assert torch.equal(left, right)
@@ -154,7 +179,8 @@ def test_scaled_models(make_plain: Callable[[], torch.nn.Module], scaled_first: 
     torch.manual_seed(0)
     data, plain = random_graph(N, 4000), make_plain()
     graph = copy.copy(data).to("cuda")
-    model = scale(plain if scaled_first else plain.to("cuda"), data, device=TIERS[tier]).to("cuda").eval()
+    where = {"device": TIERS[tier], "tier": "host" if tier == "host" else None}
+    model = scale(plain if scaled_first else plain.to("cuda"), data, **where).to("cuda").eval()
     assert {history.tier for history in model.histories} == {tier}
     expected = plain(graph.x, graph.edge_index).detach()
     out = model(loader=EvalSubgraphLoader(data, PTR, 3), device="cuda")
@@ -187,3 +213,129 @@ def test_device_memory_does_not_follow_the_graph() -> None:
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del model
     assert peaks[1] <= 1.1 * peaks[0]
+
+
+def step(model: torch.nn.Module, batch: SubData, optimizer: torch.optim.Optimizer) -> None:
+    loss = torch.nn.functional.cross_entropy(model(batch), batch.data.y[: batch.batch_size])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_host_waits_for_nothing_inside_a_step(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random_graph(N, 4000)
+    models = [make(tier), scale(nn.GCN(8, 16, 3, 3), data, device=TIERS[tier]).to("cuda")]
+    loader = SubgraphLoader(data, PTR, 3, shuffle=True, seed=0, device="cuda")
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in loader:  # streams and buffers are made
+            step(model, batch, optimizer)
+
+        def refuse(*args: object) -> None:
+            raise AssertionError("the host waits")
+
+        with monkeypatch.context() as patch:
+            for waiting in (torch.cuda.Event, torch.cuda.Stream):
+                patch.setattr(waiting, "synchronize", refuse)
+            patch.setattr(torch.cuda, "synchronize", refuse)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for batch in loader:
+                    step(model, batch, optimizer)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_loader_brings_batches_to_the_device(fmt: str) -> None:
+    data = to_format(random_graph(N, 4000), fmt)
+    here = list(SubgraphLoader(data, PTR, 3))
+    for workers in (0, 1):
+        there = list(SubgraphLoader(data, PTR, 3, device="cuda", num_workers=workers))
+        assert len(there) == len(here) == 4
+        for left, right in zip(here, there, strict=True):
+            assert right.data.x.is_cuda and adjacency(right.data).device.type == "cuda"
+            assert right.n_id.device.type == right.offset.device.type == "cpu"
+            torch.testing.assert_close(right.data.x.cpu(), left.data.x, rtol=0, atol=0)
+            for a, b in zip(all_tensors(adjacency(left.data)), all_tensors(adjacency(right.data)), strict=True):
+                assert b.is_cuda and torch.equal(a, b.cpu())
+            assert right.n_id.num_nodes == N and right.data.x.of_batch
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+def test_two_models_at_a_time_do_not_disturb_each_other() -> None:
+    expected = train(make("pinned"))
+    models = [make("pinned"), make("host")]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    losses: list[list[Tensor]] = [[], []]
+    loader = SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True, seed=0, device="cuda")
+    for _ in range(3):
+        for batch in loader:
+            for model, optimizer, found in zip(models, optimizers, losses, strict=True):
+                loss = torch.nn.functional.cross_entropy(model(batch), batch.data.y[: batch.batch_size])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                found.append(loss.detach().cpu())
+    assert losses == [expected, expected]
+
+
+def test_a_step_on_another_stream() -> None:
+    data, model = random_graph(N, 4000), make("pinned").eval()
+    batch = next(iter(SubgraphLoader(data, PTR, 3, device="cuda")))
+    expected = model(batch)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        out = model(batch)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pinned_tables_have_their_exact_size_and_are_freed() -> None:
+    model = make("pinned")
+    table = model.histories[0].table
+    assert table.is_pinned() and table.untyped_storage().nbytes() == N * 16 * 4
+    train(model, 1)
+    del model
+    gc.collect()
+    assert not table.is_pinned()
+
+
+def test_a_capture_is_refused() -> None:
+    model = make("pinned")
+    batch = next(iter(SubgraphLoader(random_graph(N, 4000), PTR, 3, device="cuda")))
+    model(batch)
+    torch.cuda.synchronize()
+    graph, x = torch.cuda.CUDAGraph(), torch.zeros(4, device="cuda")
+    with torch.cuda.graph(graph):
+        x += 1
+        with pytest.raises(RuntimeError, match="a step cannot be captured as a whole"):
+            model(batch)
+    assert model(batch).isfinite().all()
+
+
+def test_buffers_are_reported_and_bounded() -> None:
+    model, bounded = make("pinned"), make("pinned", pool_bytes=2 * N * 16 * 4)
+    assert model.buffer_bytes == 0
+    for net in (model, bounded):
+        train(net, 1, on_device=True)
+    assert 0 < bounded.buffer_bytes <= 2 * N * 16 * 4 < model.buffer_bytes <= 3 * N * 16 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    model = make("pinned")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    losses = []
+    for batch in SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True, seed=0, device="cuda"):
+        with torch.autocast("cuda", dtype):
+            loss = torch.nn.functional.cross_entropy(model(batch), batch.data.y[: batch.batch_size])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.detach().cpu())
+    torch.testing.assert_close(losses, train(make("pinned"), 1), rtol=5e-2, atol=5e-2)

@@ -15,7 +15,7 @@ from graphs import random_graph
 from nets import Net, assert_same, tables
 from torch import Tensor
 
-from torch_gas import History, SubgraphLoader
+from torch_gas import History, SubgraphLoader, _core
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -252,3 +252,57 @@ def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     forgetful.load(tmp_path / "checkpoint.pt")
     forgetful.model.histories[0].reset_parameters()
     assert forgetful.epochs(2) != wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tier": "file"}, 'tier must be None, "pinned" or "host", but is \'file\'; device="cuda" puts the table on a GPU'),
+        ({"tier": "device"}, "but is 'device'"),
+        ({"tier": "pinned", "device": "meta"}, "is for a table in host memory, but device is meta; drop one of them"),
+    ],
+)
+def test_bad_tiers(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        History(4, 2, **options)
+
+
+@pytest.mark.parametrize("tier", [None, "pinned", "host"])
+def test_tiers_without_a_gpu(tier: str | None) -> None:
+    history = History(4, 2, tier=tier)
+    assert history.tier == "host" and not history.is_remote
+    history.push(torch.ones(1, 2), n_id=torch.tensor([2]))
+    assert history.emb.sum() == 2
+
+
+def test_huge_pages_are_asked_for_whenever_there_is_a_new_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(_core, "advise_huge_pages", lambda table: asked.append(table.data_ptr()) or True)
+    history = History(4, 2, huge_pages=True)
+    assert asked == [history.table.data_ptr()]
+    history.double()
+    assert asked[1:] == [history.table.data_ptr()]
+    History(4, 2)
+    assert len(asked) == 2
+    monkeypatch.setattr(_core, "advise_huge_pages", lambda table: False)
+    with pytest.warns(UserWarning, match="the system gives no huge pages for this table"):
+        History(4, 2, huge_pages=True)
+
+
+def _push_ones(history: History) -> None:
+    history.push(torch.ones(1, 2), n_id=torch.tensor([1]))
+
+
+def test_shared_tables_are_the_same_in_another_process() -> None:
+    model = torch.nn.Sequential(History(4, 2)).share_memory()
+    history = model[0]
+    assert history.emb.is_shared() and history.pushed_at.is_shared()
+    history.tick()
+    process = torch.multiprocessing.get_context("spawn").Process(target=_push_ones, args=(history,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert history.emb.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert history.age.tolist() == [-1, 0, -1, -1] and history.pushed_at.tolist() == [-1, 1, -1, -1]
+    assert history.double().emb.is_shared() and history.emb.dtype == torch.float64
+    assert not copy.deepcopy(history).emb.is_shared()  # a copy is another history

@@ -55,7 +55,9 @@ def make(**kwargs: object) -> Net:
     return Net(N, num_layers=4, dropout=0.3, **kwargs)
 
 
-def concurrent(model: ScalableGNN, seed: int | None, pool_size: int = 3, **kwargs: object) -> tuple[ScalableGNN, FakeLanes]:
+def concurrent(
+    model: ScalableGNN, seed: int | None, pool_size: int = 3, **kwargs: object
+) -> tuple[ScalableGNN, FakeLanes]:
     """``model`` with transfers on lanes that take their time."""
     pool, lanes = fake_pool(pool_size, seed, **kwargs)
     model._use_pool(pool)
@@ -133,7 +135,9 @@ def another_batch(model: ScalableGNN, i: int) -> None:
 
 def fail(model: ScalableGNN, i: int) -> None:
     """A step that ends in the middle."""
-    hook = model.convs[1 + i % 3].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError("device is full")))
+    hook = model.convs[1 + i % 3].register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(MemoryError("device is full"))
+    )
     with pytest.raises(MemoryError, match="device is full"):
         model(next(epoch(9)))
     hook.remove()

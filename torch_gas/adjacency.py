@@ -221,7 +221,7 @@ def resize(adj: Any, num_dst: int, num_src: int) -> Any:
 
 
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """``value``, which may be an adjacency or lists and dictionaries of such, with each of its tensors replaced by ``fn`` of it."""
+    """``value``, an adjacency, a tensor, or lists and dictionaries of such, with each tensor replaced by ``fn`` of it."""
     return pytree.tree_map(lambda leaf: _map_leaf(leaf, fn), value)
 
 

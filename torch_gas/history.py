@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.transfer import AsyncIOPool
+from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -30,8 +30,8 @@ class History(torch.nn.Module):
         dtype: storage type. By default that of the model, which it follows through ``.double()`` or ``.half()``; a type
             given here stays, and rows are converted on the way.
         persistent: whether ``state_dict`` carries the table and its ages.
-        tier: ``"pinned"`` or ``"host"`` for a table in host memory that is page-locked for a GPU or stays pageable, through pinned
-            buffers then. By default it is pinned once the model is on a GPU.
+        tier: ``"pinned"`` for a table in host memory that is page-locked once the model is on a GPU, as it is by default, or
+            ``"host"`` for one that stays pageable, whose rows go through pinned buffers.
         huge_pages: whether the system is asked for huge pages for a table in host memory, where rows are then found faster.
 
     Attributes:
@@ -80,7 +80,9 @@ class History(torch.nn.Module):
                 f'History: tier must be None, "pinned" or "host", but is {tier!r}; device="cuda" puts the table on a GPU'
             )
         if tier is not None and torch.device("cpu" if device is None else device).type != "cpu":
-            raise ValueError(f"History: tier={tier!r} is for a table in host memory, but device is {device}; drop one of them")
+            raise ValueError(
+                f"History: tier={tier!r} is for a table in host memory, but device is {device}; drop one of them"
+            )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self._fixed_dtype = dtype is not None
@@ -174,7 +176,7 @@ class History(torch.nn.Module):
             return self.transfers.pull_now(self.table, n_id.cpu(), dtype)
         if self.is_remote and self.tier == "pinned":
             rows = _core.gather_rows(self.emb, n_id.to(self._device), dtype)
-            torch.cuda.current_stream(self._device).synchronize()  # the host may write to the table after this call
+            finish(self._device)  # the host may write to the table after this call
             return rows
         return _core.gather_rows(self.emb, n_id.to(self.table.device), dtype).to(self._device)
 
@@ -218,7 +220,7 @@ class History(torch.nn.Module):
                 "give n_id, or offset and count, to push some rows"
             )
         if self.is_remote:  # the host may read the table as soon as this call returns
-            torch.cuda.current_stream(self._device).synchronize()
+            finish(self._device)
         self.mark(n_id, offset, count)
 
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:

@@ -193,10 +193,7 @@ class ScalableGNN(torch.nn.Module):
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
             return layerwise_inference(self, loader, progress, device, path)
-        if device is not None or path is not None:
-            raise ValueError(
-                f"{type(self).__name__}: device and path say where inference over a loader puts its result; pass loader=..."
-            )
+        self._check_no_target(device, path)
         if isinstance(x, SubData):
             data, *ids = x
             args, kwargs = self.inputs(data, **kwargs)
@@ -231,6 +228,12 @@ class ScalableGNN(torch.nn.Module):
             return nullcontext()
         convs = set(outermost_convs(self))
         return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
+
+    def _check_no_target(self, device: Any, path: Any) -> None:
+        if device is not None or path is not None:
+            raise ValueError(
+                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
+            )
 
     def _check_whole(self, values: Sequence[Any]) -> None:
         if any(getattr(value, "of_batch", False) for value in values):

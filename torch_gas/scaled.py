@@ -265,10 +265,7 @@ class ScaledGNN(ScalableGNN):
             if self._found is None:
                 self._try_out(loader.data, self._arguments, loader.data)
             return layerwise_inference(self, loader, progress, device, path)
-        if device is not None or path is not None:
-            raise ValueError(
-                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
-            )
+        self._check_no_target(device, path)
         args, kwargs, ids = self._split(args, kwargs)
         if ids and ids[1] is not None and self._found is None:
             data, inputs = to_data(self.model, args, kwargs, ids[1].numel())

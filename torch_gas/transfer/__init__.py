@@ -13,7 +13,7 @@ Ordering rules, all kept by events and never by waiting on the host:
 """
 
 from torch_gas.transfer.batches import Courier
-from torch_gas.transfer.lanes import Event, refuse_capture, send_ids
+from torch_gas.transfer.lanes import Event, finish, refuse_capture, send_ids
 from torch_gas.transfer.pool import IO, AsyncIOPool, version
 
-__all__ = ["IO", "AsyncIOPool", "Courier", "Event", "refuse_capture", "send_ids", "version"]
+__all__ = ["IO", "AsyncIOPool", "Courier", "Event", "finish", "refuse_capture", "send_ids", "version"]

@@ -39,7 +39,7 @@ class Courier:
 
     def receive(self, data: Data, arrived: Event) -> Data:
         """``data`` of :meth:`send`, ready for the current stream."""
-        self._compute.wait(arrived)  # type: ignore[arg-type]  # events of this device's streams
+        self._compute.wait(arrived)
         for tensor in all_tensors(data.to_dict()):
             self._compute.hold(tensor)
         return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class CurrentStream:
     def run(self, operation: Callable[[], object]) -> None:
         operation()
 
-    def wait(self, event: torch.cuda.Event | None) -> None:
+    def wait(self, event: Any) -> None:
         if event is not None:
             self.stream.wait_event(event)
 
@@ -128,6 +128,11 @@ def send_ids(ids: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or ids.device.type != "cpu":
         return ids.to(device)
     return (ids if ids.is_pinned() else ids.pin_memory()).to(device, non_blocking=True)
+
+
+def finish(device: torch.device) -> None:
+    """Blocks the host until all is done that was queued on the current stream of ``device``."""
+    torch.cuda.current_stream(device).synchronize()
 
 
 def refuse_capture(name: str) -> None:

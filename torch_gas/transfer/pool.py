@@ -266,7 +266,7 @@ class AsyncIOPool:
         lane.wait(table.pushed)
         staging = self._staging_of(table, lane)
         pull.version = version(table.rows)
-        if pull.offset is not None:
+        if pull.offset is not None and pull.count is not None:
             out = rows[: pull.num_chunked]
             lane.run(partial(_core.read_chunks, table.rows, pull.offset, pull.count, out=out, staging=staging))
         if pull.index is not None:
@@ -367,6 +367,4 @@ class AsyncIOPool:
         return self._staging[lane]
 
     def __repr__(self) -> str:
-        return (
-            f"AsyncIOPool(pool_size={self.pool_size}, buffer_size={self.buffer_size}, device={self.device}, io={self.io!r})"
-        )
+        return f"AsyncIOPool(pool_size={self.pool_size}, buffer_size={self.buffer_size}, device={self.device}, io={self.io!r})"

@@ -44,7 +44,7 @@ def tables(found: Found, num_nodes: int) -> list[History]:
 def read(need: Need, table: History, n_id: Tensor, batch_size: int) -> Tensor:
     """What a batch needs of ``table``."""
     if need.action == "maximum":
-        return table.pull()
+        return table.pull(torch.zeros(1, dtype=torch.int64))
     return table.pull(n_id if need.action == "sum" else n_id[batch_size:])
 
 

@@ -1,0 +1,135 @@
+"""What a loader knows beyond a batch, and batches that are brought to a device; here by a courier that stays on the host."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from graphs import random_graph
+from torch.utils.data import SequentialSampler
+from torch_geometric.data import Data
+
+from torch_gas import SubData, SubgraphLoader, loader
+from torch_gas.adjacency import map_tensors
+
+N = 70
+PTR = torch.tensor([0, 10, 10, 33, 50, 70])
+DATA = random_graph(N, 500)
+
+
+class Courier:
+    """Copies, and counts."""
+
+    sent = received = 0
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        Courier.sent = Courier.received = 0
+
+    def send(self, data: Data) -> tuple[Data, str]:
+        Courier.sent += 1
+        sent = copy.copy(data)
+        for key, value in data.to_dict().items():
+            sent[key] = map_tensors(value, torch.clone)
+        return sent, f"arrival of {data.num_nodes}"
+
+    def receive(self, data: Data, arrived: str) -> None:
+        Courier.received += 1
+        assert arrived == f"arrival of {data.num_nodes}"
+
+
+@pytest.fixture
+def courier(monkeypatch: pytest.MonkeyPatch) -> type[Courier]:
+    monkeypatch.setattr(loader, "Courier", Courier)
+    return Courier
+
+
+def coming(batch: SubData) -> SubData | None:
+    """The next batch, when it is there."""
+    for future in batch.n_id.outlook._ahead:
+        future.result()
+    return batch.n_id.outlook.next
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_batch_knows_the_next_one(shuffle: bool) -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, shuffle=shuffle, prefetch=1)
+    expected = None
+    for i, batch in enumerate(batches):
+        assert expected is None or batch.n_id is expected.n_id
+        expected = coming(batch)
+        assert (expected is None) == (i == len(batches) - 1)
+
+
+def test_no_outlook_without_prefetch() -> None:
+    assert [coming(batch) for batch in SubgraphLoader(DATA, PTR, 1, prefetch=0)] == [None] * 4
+
+
+def test_a_batch_that_is_not_there_yet_or_fails_is_not_known() -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, prefetch=1)
+    batch = next(iter(batches))
+    batch.n_id.outlook._ahead.clear()
+    assert batch.n_id.outlook.next is None
+    batch.n_id.outlook._ahead.append(loader.Future())
+    assert batch.n_id.outlook.next is None
+    batch.n_id.outlook._ahead[0].set_exception(MemoryError())
+    assert batch.n_id.outlook.next is None
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])
+def test_copies_have_no_outlook(copier: object) -> None:
+    batch = next(iter(SubgraphLoader(DATA, PTR, 2)))
+    copied = copier(batch)
+    assert copied.n_id.outlook is None and torch.equal(copied.n_id, batch.n_id)
+
+
+@pytest.mark.parametrize("neighbors", ["in", "both"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_largest_halo(size: int, neighbors: str) -> None:
+    batches = SubgraphLoader(DATA, PTR, size, neighbors=neighbors)
+    assert batches.largest_halo == max(batch.halo_size for batch in batches)
+    shuffled = SubgraphLoader(DATA, PTR, size, shuffle=True, seed=3, neighbors=neighbors)
+    halos = sorted(batch.halo_size for batch in SubgraphLoader(DATA, PTR, 1, neighbors=neighbors))
+    assert shuffled.largest_halo == min(sum(halos[-size:]), N)
+    for _ in range(5):
+        assert max(batch.halo_size for batch in shuffled) <= shuffled.largest_halo
+
+
+def test_largest_halo_of_a_sampler_that_is_not_known() -> None:
+    class Own(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter([0, 0, 1])
+
+        def __len__(self) -> int:
+            return 3
+
+    assert SubgraphLoader(DATA, PTR, 2, sampler=Own()).largest_halo is None
+    assert SubgraphLoader(DATA, PTR, 2, sampler=SequentialSampler(range(4))).largest_halo is not None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_on_a_device(courier: type[Courier], prefetch: int, workers: int) -> None:
+    here = list(SubgraphLoader(DATA, PTR, 2, prefetch=prefetch, num_workers=workers))
+    batches = SubgraphLoader(DATA, PTR, 2, prefetch=prefetch, device="cuda", num_workers=workers)
+    for _ in range(2):
+        there = list(batches)
+        for left, right in zip(here, there, strict=True):
+            assert torch.equal(left.n_id, right.n_id) and torch.equal(left.data.x, right.data.x)
+            assert torch.equal(left.data.edge_index, right.data.edge_index)
+            assert right.data.x.of_batch and right.n_id.num_nodes == N
+    assert courier.sent == courier.received == 2 * len(there)
+
+
+def test_an_epoch_that_is_left_early_on_a_device(courier: type[Courier]) -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, device="cuda", prefetch=1)
+    next(iter(batches))
+    assert len(list(batches)) == 4
+    assert courier.received == 5
+
+
+def test_a_device_that_nothing_is_brought_to() -> None:
+    with pytest.raises(ValueError, match="device must be a CUDA device or the CPU, but is meta"):
+        SubgraphLoader(DATA, PTR, 1, device="meta")
