@@ -81,7 +81,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
-    names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline"}
+    names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline", "workload"}
     assert names == {"rows", "step", "memory", "small"}
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
     script = (GPU / "run.sh").read_text()
@@ -157,7 +157,7 @@ def test_sections_of_several_benchmarks_share_the_files(tmp_path: Path) -> None:
 def test_graphs_have_the_stated_edges_and_halos(layout: str) -> None:
     from torch_gas import SubgraphLoader
 
-    data, ptr = load("common").block_graph(1000, 12_000, 5, 0.5, 3, 4, layout)
+    data, ptr = load("workload").block_graph(1000, 12_000, 5, 0.5, 3, 4, layout)
     assert data.num_nodes == 1000 and data.num_edges == 12_000
     for batch in SubgraphLoader(data, ptr):
         assert batch.batch_size == 200 and 90 <= batch.halo_size <= 100
@@ -169,16 +169,16 @@ def test_graphs_have_the_stated_edges_and_halos(layout: str) -> None:
 
 
 def test_without_histories_no_table_changes() -> None:
-    common = load("common")
-    data, ptr = common.block_graph(400, 4000, 4, 1.0, 3, 4)
+    workload = load("workload")
+    data, ptr = workload.block_graph(400, 4000, 4, 1.0, 3, 4)
     from torch_gas import SubgraphLoader
 
-    for name in common.MODELS:
-        model = common.without_histories(common.make_model(name, data, 4, 8, 3, torch.device("cpu")))
+    for name in workload.MODELS:
+        model = workload.without_histories(workload.make_model(name, data, 4, 8, 3, torch.device("cpu")))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         before = [parameter.clone() for parameter in model.parameters()]
         for batch in (*SubgraphLoader(data, ptr), data):
-            common.train_step(model, optimizer, batch)
+            workload.train_step(model, optimizer, batch)
         assert all(not history.emb.any() for history in model.histories)
         assert any(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
 
@@ -227,7 +227,7 @@ def test_pictures_of_a_gpu_run(tmp_path: Path) -> None:
     common, memory, step = load("common"), load("memory"), load("step")
     places = {f"{place}, ms": 10.0 + i for i, place in enumerate(PLACES)}
     link = {"link to the GPU, ms": 2.0, "link to the host, ms": 3.0}
-    rows = [{"model": name, "S / B": ratio, **places, **link} for name in common.MODELS for ratio in (0.5, 1.0)]
+    rows = [{"model": name, "S / B": ratio, **places, **link} for name in step.MODELS for ratio in (0.5, 1.0)]
     common.save_picture(step.draw(rows), tmp_path, "step")
     picture(tmp_path / "step.png")
     grown = [{"N": n, **{f"{way}, MiB": n / 10 for way in (memory.FULL, memory.GPU, memory.HOST)}} for n in (100, 200)]

@@ -257,7 +257,10 @@ def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tier": "file"}, 'tier must be None, "pinned" or "host", but is \'file\'; device="cuda" puts the table on a GPU'),
+        (
+            {"tier": "file"},
+            'tier must be None, "pinned" or "host", but is \'file\'; device="cuda" puts the table on a GPU',
+        ),
         ({"tier": "device"}, "but is 'device'"),
         ({"tier": "pinned", "device": "meta"}, "is for a table in host memory, but device is meta; drop one of them"),
     ],

@@ -22,11 +22,15 @@ DATA = random_graph(N, 500)
 class Courier:
     """Copies, and counts."""
 
-    sent = received = 0
+    sent = received = pinned = 0
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cuda"
-        Courier.sent = Courier.received = 0
+        Courier.sent = Courier.received = Courier.pinned = 0
+
+    def pin(self, data: Data) -> Data:
+        Courier.pinned += 1
+        return copy.copy(data)
 
     def send(self, data: Data) -> tuple[Data, str]:
         Courier.sent += 1
@@ -121,6 +125,7 @@ def test_batches_on_a_device(courier: type[Courier], prefetch: int, workers: int
             assert torch.equal(left.data.edge_index, right.data.edge_index)
             assert right.data.x.of_batch and right.n_id.num_nodes == N
     assert courier.sent == courier.received == 2 * len(there)
+    assert courier.pinned == (0 if workers else len(there))  # kept batches, once and for all
 
 
 def test_an_epoch_that_is_left_early_on_a_device(courier: type[Courier]) -> None:

@@ -231,7 +231,11 @@ class Step:
             rows = self.pool.synchronize_pull(src)
             assert torch.equal(rows, self.now(src)[index])
             self.pool.free_pull(src)
+            layer = Operation("layer", lambda: None, set(self.lanes.compute.covered))
+            self.lanes.add(self.lanes.compute, layer)
             self.pool.async_push(torch.full((2, 3), value), ids(5), ids(2), src)
+            if self.lanes.push is not self.lanes.compute:
+                assert layer in [o for o in self.lanes.operations if o.name == "push"][-1].before
             if coming is not None:
                 self.pool.async_pull(src, None, None, coming)
 
@@ -297,7 +301,7 @@ def test_serial_transfers_wait_for_their_layer() -> None:
     lanes.pull = lanes.push = lanes.compute
     step = Step(pool, lanes)
     step.run(ids(1, 2), 1.0)
-    assert [operation.name for operation in lanes.operations] == ["pull", "use", "push"] * 3
+    assert [operation.name for operation in lanes.operations] == ["pull", "use", "layer", "push"] * 3
     assert len(pool._buffers) == 1
 
 
@@ -320,6 +324,8 @@ def test_rows_of_their_own_are_in_order() -> None:
     assert torch.equal(rows, torch.ones(1, 3))
     pool.async_push(torch.zeros(2, 3), ids(5), ids(2), src)
     assert lanes.races() == [] and lanes.host_waits == 0
+    pool.settle(src)
+    assert lanes.host_waits == 2  # for the push, and for the reading before it
 
 
 def test_only_named_calls_make_the_host_wait() -> None:
@@ -341,7 +347,7 @@ def test_only_named_calls_make_the_host_wait() -> None:
 
 
 def test_the_end_of_a_pool_waits_for_its_transfers() -> None:
-    pool, lanes = fake_pool(2)
+    pool, _lanes = fake_pool(2)
     src = table()
     pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
     del pool
@@ -349,7 +355,7 @@ def test_the_end_of_a_pool_waits_for_its_transfers() -> None:
 
 
 def test_rows_may_change_after_a_push() -> None:
-    pool, lanes = fake_pool()
+    pool, _lanes = fake_pool()
     src, rows = table(), torch.ones(2, 3)
     pool.async_push(rows, ids(0), ids(2), src)
     rows.zero_()  # before the device has copied them

@@ -413,6 +413,8 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self._cache.get(parts)
         if batch is None:
             batch = self._build(parts)
+            if self._courier is not None:
+                batch = batch._replace(data=self._courier.pin(batch.data))
             self._cache.put(parts, batch)
         return batch
 

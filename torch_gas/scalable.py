@@ -494,7 +494,7 @@ class Call:
 
     @contextmanager
     def transfer(self) -> Iterator[None]:
-        """Pulls of all histories are under way from the start; at the end, none are but those of the next batch."""
+        """Pulls of all histories are under way from the start, and those of the next batch at the end."""
         model = self.model
         if self.n_id is not None and model.training and torch.is_grad_enabled():
             for history in model.histories:
@@ -506,13 +506,8 @@ class Call:
             return
         coming, model._coming = model._coming, None
         is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
-        try:
-            self._ask(self.pool, coming.halo if coming is not None and is_this else self.n_id[self.batch_size :])
-            yield
-        except BaseException:
-            self.pool.forget_pulls()
-            raise
-        self.pool.forget_pulls(None if self.coming is None else self.coming.halo)
+        self._ask(self.pool, coming.halo if coming is not None and is_this else self.n_id[self.batch_size :])
+        yield
         model._coming = self.coming
 
     def _ask(self, pool: AsyncIOPool, halo: Tensor) -> None:

@@ -1,93 +1,178 @@
-"""How fast do pull and push move rows between pinned host memory and a GPU, beside a plain pinned copy of as many bytes?
+"""How fast do pull and push move rows between host memory and a GPU, beside a plain pinned copy of as many bytes?
 
-Each figure is the median of repeated runs between CUDA events, after a warm-up; the copy is measured in the same process, in turn
-with what is compared to it. Writes JSON with the hardware and versions, and prints a table.
+Three ways for rows that lie scattered in a table: the device reads or writes a pinned table itself; host threads move rows
+of a pageable table through pinned staging memory, piece by piece; torch gathers all rows on the host into pinned memory and
+copies them then (or copies, and writes them to the table), as one would without this library. Halo rows have random ids,
+ascending; batch rows are sixteen contiguous ranges. Rows arrive as float32, also from half-precision tables.
 """
 
-import argparse
-import json
-import platform
-import statistics
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from common import NOT_ON_CPU, in_turn, parse_args, save, save_picture, synchronize, table
+from matplotlib import pyplot as plt
+from torch import Tensor
+from workload import spread
 
-import torch_gas
 from torch_gas import _core
 
-ROW_BYTES = (64, 256, 512, 1024, 4096)
-TABLE_BYTES = 2**31
-MOVED_BYTES = 2**28
-REPEATS = 20
+COPY = "copy"
+WAYS = ("pinned", "staged", "torch")
+LABELS = {
+    COPY: ("plain pinned copy", "black"),
+    "pinned": ("pinned table", "tab:blue"),
+    "staged": ("pageable table, staged", "tab:orange"),
+    "torch": ("pageable table, torch on the host", "tab:red"),
+}
 
 
-def seconds(step: Callable[[], object]) -> float:
-    """Time of one call on the current stream."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+class Bench:
+    """Tables in pinned and pageable host memory, and the three ways to move rows of them."""
 
+    def __init__(self, device: torch.device, table_bytes: int, moved_bytes: int, repeats: int) -> None:
+        self.device, self.moved_bytes, self.repeats = device, moved_bytes, repeats
+        self.is_cuda = device.type == "cuda"
+        self.generator = torch.Generator().manual_seed(0)
+        self.pinned = self.host_bytes(table_bytes)
+        self.pageable = torch.empty(table_bytes, dtype=torch.uint8)
+        self.buffer = self.host_bytes(moved_bytes)
+        if self.is_cuda:
+            self.staging = _core.Staging(self.host_bytes(2**24), torch.cuda.Stream(device))
 
-def compare(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each step, all of them in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(REPEATS + 3):
-        for name, step in steps.items():
-            elapsed = seconds(step)
-            if repeat >= 3:
-                times[name].append(elapsed)
-    return {name: statistics.median(each) for name, each in times.items()}
+    def host_bytes(self, size: int) -> Tensor:
+        """Host memory that the device reaches."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.is_cuda)
 
+    def fill(self, dtype: torch.dtype) -> None:
+        """Random numbers in both tables: memory that nobody wrote to may be one page of zeros."""
+        numbers = self.pinned.view(dtype)
+        for piece in numbers.split(2**26):
+            piece.copy_(torch.rand(piece.numel(), device=self.device).to(dtype))
+        self.pageable.copy_(self.pinned)
 
-def measure(row_bytes: int) -> dict[str, float]:
-    """Bandwidths in GB/s for rows of one size."""
-    width, moved = row_bytes // 4, MOVED_BYTES // row_bytes
-    table = torch.zeros(TABLE_BYTES // row_bytes, width, pin_memory=True)
-    rows = torch.empty(moved, width, device="cuda")
-    index = torch.randperm(table.size(0))[:moved].sort().values.cuda()
-    offset = torch.arange(0, table.size(0), table.size(0) // 16)[:16]
-    count = torch.full((16,), moved // 16)
-    pushed = rows[: int(count.sum())]
-    median = compare(
-        {
-            "copy to device": lambda: rows.copy_(table[:moved], non_blocking=True),
-            "pull": lambda: _core.gather_rows(table, index, out=rows),
-            "copy to host": lambda: table[:moved].copy_(rows, non_blocking=True),
-            "push": lambda: _core.write_chunks(table, offset, count, pushed),
+    def measure(self, dtype: torch.dtype, row_bytes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Rows of the tables of pulls and pushes."""
+        width, num_rows = row_bytes // dtype.itemsize, self.moved_bytes // row_bytes
+        pinned, pageable = (memory.view(dtype).view(-1, width) for memory in (self.pinned, self.pageable))
+        buffer = self.buffer.view(dtype).view(-1, width)
+        there = torch.empty(num_rows, width, dtype=dtype, device=self.device)
+        rows = torch.empty(num_rows, width, device=self.device)
+        index = spread(num_rows, pinned.size(0), self.generator)
+        device_index = index.to(self.device)
+        offset = torch.arange(16) * (pinned.size(0) // 16)
+        count = torch.full((16,), num_rows // 16)
+        ranges = [slice(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
+        pushed = torch.rand(num_rows // 16 * 16, width, device=self.device)
+
+        def gather_then_copy() -> None:
+            torch.index_select(pageable, 0, index, out=buffer)
+            there.copy_(buffer, non_blocking=True)
+            rows.copy_(there)
+
+        def copy_then_scatter() -> None:
+            there[: len(pushed)].copy_(pushed)
+            buffer.copy_(there, non_blocking=True)
+            if self.is_cuda:
+                torch.cuda.current_stream(self.device).synchronize()
+            for where, piece in zip(ranges, buffer[: len(pushed)].chunk(16), strict=True):
+                pageable[where] = piece
+
+        pulls = {
+            COPY: lambda: there.copy_(buffer, non_blocking=True),
+            "pinned": lambda: _core.gather_rows(pinned, device_index, out=rows),
+            "torch": gather_then_copy,
         }
-    )
-    return {name: MOVED_BYTES / median[name] / 1e9 for name in median}
+        pushes = {
+            COPY: lambda: buffer.copy_(there, non_blocking=True),
+            "pinned": lambda: _core.write_chunks(pinned, offset, count, pushed),
+            "torch": copy_then_scatter,
+        }
+        if self.is_cuda:
+            pulls["staged"] = lambda: _core.gather_rows(pageable, index, out=rows, staging=self.staging)
+            pushes["staged"] = lambda: _core.write_chunks(pageable, offset, count, pushed, staging=self.staging)
+
+        # A figure counts only if the rows arrive, and arrive anew.
+        expected = pinned[index].float()
+        for name in pulls.keys() - {COPY}:
+            rows.fill_(torch.nan)
+            pulls[name]()
+            assert torch.equal(rows.cpu(), expected), f"{name} pulled wrong rows"
+        expected = pushed.to(dtype).cpu()
+        for name in pushes.keys() - {COPY}:
+            written = pinned if name == "pinned" else pageable
+            for where in ranges:
+                written[where] = torch.nan
+            pushes[name]()
+            synchronize(self.device)
+            assert torch.equal(torch.cat([written[where] for where in ranges]), expected), f"{name} pushed wrong rows"
+
+        first = {"bytes a row": row_bytes, "table": str(dtype).removeprefix("torch.")}
+        pulled, pushed_ = (in_turn(steps, self.repeats, self.device) for steps in (pulls, pushes))
+        return first | self.rates(pulled), first | self.rates(pushed_)
+
+    def rates(self, median: dict[str, float]) -> dict[str, Any]:
+        """Bandwidths in GB/s of bytes in the table, and what share of the copy's each is."""
+        row: dict[str, Any] = {f"{COPY}, GB/s": self.moved_bytes / median[COPY] / 1e9}
+        for name in WAYS:
+            measured = name in median
+            row[f"{name}, GB/s"] = self.moved_bytes / median[name] / 1e9 if measured else NOT_ON_CPU
+            row[f"{name} / {COPY}"] = median[COPY] / median[name] if measured else NOT_ON_CPU
+        return row
+
+
+def draw(pulls: list[dict[str, Any]], pushes: list[dict[str, Any]], device_name: str) -> Any:
+    """Bandwidth over bytes a row, pulls beside pushes, a line of panels for each type of table."""
+    types = list(dict.fromkeys(row["table"] for row in pulls))
+    figure, panels = plt.subplots(len(types), 2, figsize=(11, 3.6 * len(types)), layout="constrained", squeeze=False)
+    sides = (("pull: table → GPU", pulls), ("push: GPU → table", pushes))
+    for dtype, line in zip(types, panels, strict=True):
+        for axes, (title, rows) in zip(line, sides, strict=True):
+            shown = [row for row in rows if row["table"] == dtype]
+            for name, (label, color) in LABELS.items():
+                rates = [row[f"{name}, GB/s"] for row in shown]
+                if NOT_ON_CPU not in rates:
+                    style = {"linestyle": "--"} if name == COPY else {"marker": "o"}
+                    axes.plot([row["bytes a row"] for row in shown], rates, color=color, label=label, **style)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([row["bytes a row"] for row in shown], [str(row["bytes a row"]) for row in shown])
+            axes.set(title=f"{title}, {dtype} table", xlabel="bytes of a row in the table", ylabel="GB/s")
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Rows between host memory and {device_name}")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu/rows.json"))
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("this benchmark needs a CUDA device")
-    result = {
-        "gpu": torch.cuda.get_device_name(),
-        "machine": platform.platform(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "torch_gas": torch_gas.__version__,
-        "bandwidth in GB/s by bytes a row": {},
-    }
-    for row_bytes in ROW_BYTES:
-        rates = measure(row_bytes)
-        result["bandwidth in GB/s by bytes a row"][row_bytes] = rates
-        pull = rates["pull"] / rates["copy to device"]
-        push = rates["push"] / rates["copy to host"]
-        print(
-            f"{row_bytes:5d} B/row: pull {rates['pull']:6.1f} GB/s ({pull:.0%} of a copy), "
-            f"push {rates['push']:6.1f} GB/s ({push:.0%} of a copy)"
-        )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    args = parse_args(__doc__)
+    if args.quick:
+        bench, sizes = Bench(args.device, table_bytes=2**20, moved_bytes=2**17, repeats=2), (64, 4096)
+    else:
+        bench = Bench(args.device, table_bytes=2**31, moved_bytes=2**27, repeats=10)
+        sizes = (64, 128, 256, 512, 1024, 2048, 4096)
+    pulls, pushes = [], []
+    for dtype in (torch.float32, torch.float16):
+        bench.fill(dtype)
+        for row_bytes in sizes:
+            pull, push = bench.measure(dtype, row_bytes)
+            pulls.append(pull)
+            pushes.append(push)
+    name = torch.cuda.get_device_name(args.device) if bench.is_cuda else "itself (CPU smoke run)"
+    save_picture(draw(pulls, pushes, name), args.out, "rows")
+    note = (
+        f"{bench.moved_bytes:,} bytes moved, of a table of {bench.pinned.nbytes:,} bytes. pinned: the device reads or writes a "
+        "pinned table; staged: host threads and pinned staging memory for a pageable table; torch: index_select or slices on the "
+        "host, and one copy. GB/s counts bytes as the table holds them."
+    )
+    tables = [
+        table("Pulls: scattered rows to the device", pulls, note),
+        table("Pushes: ranges of rows to the host", pushes, note),
+    ]
+    save(args.out, "rows", __doc__, args.device, args.quick, tables)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch_geometric.data import Data
 
 from torch_gas.adjacency import all_tensors, map_tensors
 from torch_gas.transfer.lanes import CurrentStream, Event, SideStream
+
+
+def _map(data: Data, fn: Callable[[Tensor], Tensor]) -> Data:
+    mapped = copy.copy(data)
+    for key, value in data.to_dict().items():
+        mapped[key] = map_tensors(value, fn)
+    return mapped
 
 
 class Courier:
@@ -25,10 +33,8 @@ class Courier:
 
     def send(self, data: Data) -> tuple[Data, Event]:
         """A copy of ``data`` that is on its way, and the event of its arrival."""
-        sent = copy.copy(data)
         with torch.cuda.stream(self._lane.stream):
-            for key, value in data.to_dict().items():
-                sent[key] = map_tensors(value, self._copy)
+            sent = _map(data, self._copy)
         return sent, self._lane.record()
 
     def _copy(self, tensor: Tensor) -> Tensor:
@@ -36,6 +42,10 @@ class Courier:
             return tensor
         pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
         return pinned.to(self.device, non_blocking=True)
+
+    def pin(self, data: Data) -> Data:
+        """A copy of ``data`` in pinned memory, for batches that are sent more than once."""
+        return _map(data, Tensor.pin_memory)
 
     def receive(self, data: Data, arrived: Event) -> Data:
         """``data`` of :meth:`send`, ready for the current stream."""
