@@ -18,16 +18,26 @@
 //   write_chunks       offset, count [P], rows [M, C]        table [N, C]
 //   cuda_*             the same four on a stream: table in device or pinned memory, index and rows
 //                      in device memory, offset and count in host memory
+//   staged_*           all but scatter_rows on a stream, by way of a pinned buffer: rows in device
+//                      memory, everything else in host memory
+//   advise_huge_pages  -                                     -
+//   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
 //
 // Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and
 // perm are always 64 bits wide.
 #include <pybind11/pybind11.h>
 
+#include <memory>
+#include <utility>
+
+#include "cpu/memory.h"
 #include "cpu/rows.h"
 #include "cpu/subgraph.h"
 #ifdef TORCH_GAS_WITH_CUDA
+#include "cuda/memory.h"
 #include "cuda/rows.h"
+#include "cuda/staged.h"
 #endif
 
 namespace py = pybind11;
@@ -139,38 +149,89 @@ void write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t 
 }
 
 #ifdef TORCH_GAS_WITH_CUDA
+// Destroyed from the last member to the first: the owner of the memory goes after it is unlocked.
+struct HostRegistration {
+  py::object owner;
+  cuda::HostRegistration registration;
+};
+
+std::unique_ptr<HostRegistration> register_py(py::object owner, Address address, uint64_t bytes,
+                                              int device) {
+  return std::unique_ptr<HostRegistration>(
+      new HostRegistration{std::move(owner), {at<void>(address), bytes, device}});
+}
+
 void cuda_gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
                          int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
-                         int device, Address stream) {
+                         int device, Address stream, bool host_table) {
   Unlocked unlocked;
   cuda::gather_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
-                    rows_at(rows, rows_type, num_moved), {device, at<void>(stream)});
+                    rows_at(rows, rows_type, num_moved), {device, at<void>(stream)}, host_table);
 }
 
 void cuda_scatter_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
                           int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
-                          int device, Address stream) {
+                          int device, Address stream, bool host_table) {
   Unlocked unlocked;
   cuda::scatter_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
-                     rows_at(rows, rows_type, num_moved), {device, at<void>(stream)});
+                     rows_at(rows, rows_type, num_moved), {device, at<void>(stream)}, host_table);
 }
 
 void cuda_read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
                          Address offset, Address count, int64_t num_parts, Address rows,
-                         DType rows_type, int64_t num_moved, int device, Address stream) {
+                         DType rows_type, int64_t num_moved, int device, Address stream,
+                         bool host_table) {
   Unlocked unlocked;
   cuda::read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
                     at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                    {device, at<void>(stream)});
+                    {device, at<void>(stream)}, host_table);
 }
 
 void cuda_write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
                           Address offset, Address count, int64_t num_parts, Address rows,
-                          DType rows_type, int64_t num_moved, int device, Address stream) {
+                          DType rows_type, int64_t num_moved, int device, Address stream,
+                          bool host_table) {
   Unlocked unlocked;
   cuda::write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
                      at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                     {device, at<void>(stream)});
+                     {device, at<void>(stream)}, host_table);
+}
+
+void staged_gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                           int bits, Address index, Address rows, DType rows_type,
+                           int64_t num_moved, int device, Address stream, Address buffer,
+                           int64_t buffer_bytes, Address buffer_stream, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    cuda::staged_gather_rows(table_at(table, table_type, num_rows, num_cols),
+                             at<decltype(id)>(index), rows_at(rows, rows_type, num_moved),
+                             {device, at<void>(stream)},
+                             {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
+  });
+}
+
+void staged_read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                           Address offset, Address count, int64_t num_parts, Address rows,
+                           DType rows_type, int64_t num_moved, int device, Address stream,
+                           Address buffer, int64_t buffer_bytes, Address buffer_stream,
+                           int threads) {
+  Unlocked unlocked;
+  cuda::staged_read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+                           at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
+                           {device, at<void>(stream)},
+                           {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
+}
+
+void staged_write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
+                            Address offset, Address count, int64_t num_parts, Address rows,
+                            DType rows_type, int64_t num_moved, int device, Address stream,
+                            Address buffer, int64_t buffer_bytes, Address buffer_stream,
+                            int threads) {
+  Unlocked unlocked;
+  cuda::staged_write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
+                            at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
+                            {device, at<void>(stream)},
+                            {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
 }
 #endif
 
@@ -196,12 +257,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_rows", &scatter_rows_py);
   m.def("read_chunks", &read_chunks_py);
   m.def("write_chunks", &write_chunks_py);
+  m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_gather_rows", &cuda_gather_rows_py);
   m.def("cuda_scatter_rows", &cuda_scatter_rows_py);
   m.def("cuda_read_chunks", &cuda_read_chunks_py);
   m.def("cuda_write_chunks", &cuda_write_chunks_py);
+  m.def("staged_gather_rows", &staged_gather_rows_py);
+  m.def("staged_read_chunks", &staged_read_chunks_py);
+  m.def("staged_write_chunks", &staged_write_chunks_py);
+  py::class_<HostRegistration>(m, "HostRegistration").def(py::init(&register_py));
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -64,4 +64,21 @@ inline void check_disjoint(const char* call, const char* start_name, const Range
   }
 }
 
+// Joins each range with the one before where it continues it.
+inline Ranges merge_adjacent(const Ranges& ranges) {
+  Ranges merged;
+  merged.first.assign(1, 0);
+  for (int64_t p = 0; p < ranges.size(); ++p) {
+    if (ranges.count(p) == 0) continue;
+    if (merged.size() > 0 &&
+        merged.start.back() + merged.count(merged.size() - 1) == ranges.start[p]) {
+      merged.first.back() = ranges.first[p + 1];
+    } else {
+      merged.start.push_back(ranges.start[p]);
+      merged.first.push_back(ranges.first[p + 1]);
+    }
+  }
+  return merged;
+}
+
 }  // namespace torch_gas

@@ -9,6 +9,10 @@ The four calls that move rows work in three placements: everything on the host; 
 CUDA device; or the table in pinned host memory and the rows on a CUDA device. On a device they run
 on its current stream and return at once. There ids are checked by the kernel, where a bad one is a
 device-side assertion, as it is in torch.
+
+A table in pageable host memory reaches a CUDA device by way of a pinned buffer, `staging`. These calls return at once,
+too, and work as if they ran on the current stream of the device. The table and the buffer must live until that stream
+has come past them.
 """
 
 from __future__ import annotations
@@ -55,6 +59,29 @@ class Subgraph(NamedTuple):
     col: Tensor
     e_id: Tensor
     halo: Tensor
+
+
+class Staging(NamedTuple):
+    """What pulls and pushes of pageable tables go through.
+
+    Calls that share it run one after the other, from whatever streams they are made.
+
+    Attributes:
+        buffer: Pinned memory [bytes], uint8, used in two halves; a half must hold a row. Some MB keep the bus busy.
+        stream: Fills or empties a half by functions on the host, while the other half is on the bus. Nothing else
+            should run on it.
+    """
+
+    buffer: Tensor
+    stream: torch.cuda.Stream
+
+
+class Registration:
+    """Keeps the memory of a tensor page-locked, and the memory itself, while it lives; see `register`."""
+
+    def __init__(self, tensor: Tensor, device: int) -> None:
+        # The storage, because a tensor can be given another one.
+        self._memory = _C.HostRegistration(tensor.untyped_storage(), tensor.data_ptr(), tensor.nbytes, device)
 
 
 def has_cuda() -> bool:
@@ -198,7 +225,14 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
     return rowptr, col, perm
 
 
-def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None) -> Tensor:
+def gather_rows(
+    table: Tensor,
+    index: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+    staging: Staging | None = None,
+) -> Tensor:
     """Reads rows of a table, converted to `dtype`.
 
     Equivalent to `table[index].to(dtype)`; ids may repeat but not be negative.
@@ -209,6 +243,7 @@ def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype | None = None, 
         index: Ids of the rows [M], int32 or int64. The rows are returned on its device.
         dtype: Type of the result; that of `out` or of the table by default.
         out: Contiguous tensor [M, C] to write to instead of a new one.
+        staging: Brings rows of a table in host memory to the device of its stream; `index` is on the host then.
 
     Returns:
         The rows [M, C].
@@ -228,9 +263,18 @@ def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype | None = None, 
     call = "gather_rows"
     _table(call, table)
     index = _index(call, index)
-    rows = _output(call, table, index.numel(), dtype, out, index.device)
-    _place(call, table, "index", index.device)
-    _move(call, table, rows, _ID_BITS[index.dtype], index.data_ptr())
+    device = index.device
+    if staging is not None:
+        _staging(call, table, staging)
+        _host(call, "index", index)
+        device = staging.stream.device
+    rows = _output(call, table, index.numel(), dtype, out, device)
+    if staging is None and rows.device != device:
+        raise ValueError(
+            f"{call}: `index` and `out` must be on one device, but are on {device} and {rows.device}; move `index`"
+        )
+    _place(call, table, "index" if staging is None else "out", rows.device, staging)
+    _move(call, table, rows, _ID_BITS[index.dtype], index.data_ptr(), staging=staging)
     return rows
 
 
@@ -278,6 +322,7 @@ def read_chunks(
     dtype: torch.dtype | None = None,
     *,
     out: Tensor | None = None,
+    staging: Staging | None = None,
 ) -> Tensor:
     """Reads the rows of several ranges of a table, one after the other, converted to `dtype`.
 
@@ -291,6 +336,7 @@ def read_chunks(
         out: Contiguous tensor [M, C] to write to instead of a new one on the device of the table;
             `M` is the sum of `count`. With a table in pinned host memory, `out` may be on a CUDA
             device.
+        staging: Brings rows of a table in host memory to the device of its stream, on which `out` must be.
 
     Returns:
         The rows [M, C].
@@ -312,13 +358,17 @@ def read_chunks(
     offset, count = _ranges(call, "offset", offset, count)
     # Counts that are out of range must reach the check of the core, and no allocation.
     num_moved = int(count.clamp(0, table.shape[0]).sum())
-    rows = _output(call, table, num_moved, dtype, out, table.device)
-    _place(call, table, "out", rows.device)
-    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel())
+    device = table.device
+    if staging is not None:
+        _staging(call, table, staging)
+        device = staging.stream.device
+    rows = _output(call, table, num_moved, dtype, out, device)
+    _place(call, table, "out", rows.device, staging)
+    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
     return rows
 
 
-def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor) -> None:
+def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor, *, staging: Staging | None = None) -> None:
     """Writes rows to several ranges of a table, one after the other, converted to its type.
 
     Equivalent to `table[o : o + c] = part` for the parts of `rows.split(count)`.
@@ -329,6 +379,7 @@ def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor) -> 
         count: Number of rows of each range [P], int64, on the host.
         rows: The rows [M, C]; `M` is the sum of `count`. With a table in pinned host memory they
             may be on a CUDA device.
+        staging: Brings rows from the device of its stream to a table in host memory.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type, or types do not convert.
@@ -348,11 +399,68 @@ def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor) -> 
     _table(call, table)
     offset, count = _ranges(call, "offset", offset, count)
     rows = _input_rows(call, table, None, rows)
-    _place(call, table, "rows", rows.device)
-    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel())
+    if staging is not None:
+        _staging(call, table, staging)
+    _place(call, table, "rows", rows.device, staging)
+    _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
 
-def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
+def register(tensor: Tensor, device: torch.device | str) -> Registration:
+    """Page-locks the memory of a tensor in place, so that CUDA devices read and write it themselves.
+
+    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has.
+
+    Args:
+        tensor: Contiguous tensor of any shape and type on the host, of at least one byte.
+        device: The CUDA device that is asked for it; it holds for all of them.
+
+    Returns:
+        What keeps the memory page-locked while it lives. When it goes, the device first finishes all its work.
+
+    Raises:
+        TypeError: `tensor` is no tensor.
+        ValueError: The tensor is not on the host, not contiguous or empty, or `device` is no CUDA device.
+        RuntimeError: The memory cannot be page-locked or is already, or the core was built without CUDA.
+    """
+    call = "register"
+    _host(call, "tensor", tensor)
+    _contiguous(call, "tensor", tensor)
+    if tensor.nbytes == 0:
+        raise ValueError(f"{call}: `tensor` must have elements, but has shape {list(tensor.shape)}")
+    device = torch.device(device)
+    if device.type != "cuda":
+        raise ValueError(f'{call}: `device` must be a CUDA device, but is {device}; pass "cuda"')
+    _built_with_cuda(call, "device", device)
+    return Registration(tensor, torch.cuda.current_device() if device.index is None else device.index)
+
+
+def advise_huge_pages(tensor: Tensor) -> bool:
+    """Asks the operating system for huge pages below a tensor, which make reading rows at random places faster.
+
+    Only memory that nobody has touched yet is sure to follow, such as that of a large `torch.empty`; `torch.zeros` touches it.
+
+    Args:
+        tensor: Contiguous tensor of any shape and type on the host.
+
+    Returns:
+        Whether the kernel took the advice: False where it knows no such pages, and for less than one page.
+
+    Raises:
+        TypeError: `tensor` is no tensor.
+        ValueError: The tensor is not on the host or not contiguous.
+
+    Example:
+        >>> import torch
+        >>> advise_huge_pages(torch.empty(0))
+        False
+    """
+    call = "advise_huge_pages"
+    _host(call, "tensor", tensor)
+    _contiguous(call, "tensor", tensor)
+    return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
+
+
+def _move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = table.shape[1:].numel()
     if table.dtype == rows.dtype:
@@ -365,9 +473,21 @@ def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
         table.data_ptr(), table_type, table.shape[0], width, *where, rows.data_ptr(), rows_type,
         rows.shape[0],
     )  # fmt: skip
-    if rows.is_cuda:
+    if staging is not None:
+        row_bytes = rows.shape[1:].numel() * rows.element_size()
+        if staging.buffer.nbytes < 2 * row_bytes:
+            raise ValueError(
+                f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
+                f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
+            )
         stream = torch.cuda.current_stream(rows.device)
-        getattr(_C, f"cuda_{call}")(*arguments, rows.device.index, stream.cuda_stream)
+        getattr(_C, f"staged_{call}")(
+            *arguments, rows.device.index, stream.cuda_stream, staging.buffer.data_ptr(), staging.buffer.nbytes,
+            staging.stream.cuda_stream, torch.get_num_threads(),
+        )  # fmt: skip
+    elif rows.is_cuda:
+        stream = torch.cuda.current_stream(rows.device)
+        getattr(_C, f"cuda_{call}")(*arguments, rows.device.index, stream.cuda_stream, not table.is_cuda)
     else:
         getattr(_C, call)(*arguments, torch.get_num_threads())
     if not written.is_inference():
@@ -375,12 +495,21 @@ def _move(call: str, table: Tensor, rows: Tensor, *where: int) -> None:
         torch.autograd.graph.increment_version(written)
 
 
-def _place(call: str, table: Tensor, name: str, device: torch.device) -> None:
+def _place(call: str, table: Tensor, name: str, device: torch.device, staging: Staging | None = None) -> None:
     """Refuses placements in which rows on `device` cannot reach the table."""
+    if staging is not None:
+        if device != staging.stream.device:
+            raise ValueError(
+                f"{call}: `{name}` must be on the device of `staging.stream`, but they are on {device} and "
+                f"{staging.stream.device}; move `{name}`"
+            )
+        _built_with_cuda(call, name, device)
+        return
     pinned = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
     if table.device != device and not pinned:
-        on_host = device.type == "cuda" and table.device.type == "cpu"
-        fix = "pin the table with `pin_memory()`" if on_host else f"move `{name}` to {table.device}"
+        fix = f"move `{name}` to {table.device}"
+        if device.type == "cuda" and table.device.type == "cpu":
+            fix = "pin the table with `pin_memory()`" + (" or pass `staging`" if call != "scatter_rows" else "")
         raise ValueError(
             f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in "
             f"pinned host memory, but `table` is on {table.device} and `{name}` on {device}; {fix}"
@@ -390,7 +519,34 @@ def _place(call: str, table: Tensor, name: str, device: torch.device) -> None:
             f"{call}: rows move in host memory and on CUDA devices, but `{name}` is on {device}; "
             "keep the table on the host"
         )
-    if device.type == "cuda" and not has_cuda():
+    if device.type == "cuda":
+        _built_with_cuda(call, name, device)
+
+
+def _staging(call: str, table: Tensor, staging: Staging) -> None:
+    if not isinstance(staging, Staging):
+        raise TypeError(f"{call}: `staging` must be a Staging, but is {type(staging).__name__}")
+    if table.device.type != "cpu":
+        raise ValueError(f"{call}: `staging` is for tables on the host, but `table` is on {table.device}; leave it out")
+    buffer = staging.buffer
+    _host(call, "staging.buffer", buffer)
+    _vector(call, "staging.buffer", buffer)
+    _contiguous(call, "staging.buffer", buffer)
+    if buffer.dtype != torch.uint8:
+        _wrong_type(call, "staging.buffer", buffer, [torch.uint8])
+    if buffer.data_ptr() % 8 != 0:
+        raise ValueError(f"{call}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory")
+    if not isinstance(staging.stream, torch.cuda.Stream):
+        raise TypeError(f"{call}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}")
+    if not buffer.is_pinned():
+        raise ValueError(
+            f"{call}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "
+            "pin_memory=True)`"
+        )
+
+
+def _built_with_cuda(call: str, name: str, device: torch.device) -> None:
+    if not has_cuda():
         raise RuntimeError(
             f"{call}: `{name}` is on {device}, but torch_gas was built without CUDA; install the "
             "CUDA toolkit and reinstall with `TORCH_GAS_CUDA=1 pip install --force-reinstall "
@@ -416,10 +572,6 @@ def _output(
     _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
         raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
-    if call == "gather_rows" and out.device != device:
-        raise ValueError(
-            f"{call}: `index` and `out` must be on one device, but are on {device} and {out.device}; move `index`"
-        )
     return out
 
 

@@ -57,19 +57,46 @@ void check_distinct(const I* index, int64_t size, int64_t num_rows, int threads)
   }
 }
 
-}  // namespace
-
-Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
-                    const int64_t* count, int64_t num_chunks, const Rows& rows) {
+Ranges checked_ranges(const char* call, const Table& table, const int64_t* offset,
+                      const int64_t* count, int64_t num_chunks, const Rows& rows) {
   Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, table.num_rows);
   check_value(ranges.total() == rows.num_rows, call, ": `count` sums to ", ranges.total(),
               " rows, but there are ", rows.num_rows);
   return ranges;
 }
 
+// Calls move(in_table, in_rows, n) on runs of n elements that make up `rows`, the rows of `chunks`
+// from position `first` on.
+template <class F>
+void for_each_run(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                  int threads, const F& move) {
+  const int64_t table_stride = table.num_cols * element_size(table.dtype);
+  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+    chunks.for_each_run(
+        first + begin, first + end, [&](int64_t row, int64_t position, int64_t length) {
+          move(table.data + row * table_stride, rows.data + (position - first) * rows_stride,
+               length * table.num_cols);
+        });
+  });
+}
+
+}  // namespace
+
+Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+                    const int64_t* count, int64_t num_chunks, const Rows& rows) {
+  return merge_adjacent(checked_ranges(call, table, offset, count, num_chunks, rows));
+}
+
+Ranges disjoint_chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+                             const int64_t* count, int64_t num_chunks, const Rows& rows) {
+  const Ranges ranges = checked_ranges(call, table, offset, count, num_chunks, rows);
+  check_disjoint(call, "offset", ranges);
+  return merge_adjacent(ranges);
+}
+
 template <class I>
-void gather_rows(const Table& table, const I* index, const Rows& rows, int threads) {
-  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
+void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   with_copy(table.dtype, rows.dtype, [&](auto copy) {
@@ -83,6 +110,12 @@ void gather_rows(const Table& table, const I* index, const Rows& rows, int threa
           }
         });
   });
+}
+
+template <class I>
+void gather_rows(const Table& table, const I* index, const Rows& rows, int threads) {
+  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
+  gather_unchecked(table, index, rows, threads);
 }
 
 template <class I>
@@ -101,42 +134,40 @@ void scatter_rows(const Table& table, const I* index, const Rows& rows, int thre
   });
 }
 
+void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                    int threads) {
+  with_copy(table.dtype, rows.dtype, [&](auto copy) {
+    for_each_run(table, chunks, first, rows, threads,
+                 [&](char* there, char* here, int64_t n) { copy(here, there, n); });
+  });
+}
+
+void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                     int threads) {
+  with_copy(rows.dtype, table.dtype, [&](auto copy) {
+    for_each_run(table, chunks, first, rows, threads,
+                 [&](char* there, char* here, int64_t n) { copy(there, here, n); });
+  });
+}
+
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                  int64_t num_chunks, const Rows& rows, int threads) {
   const Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  with_copy(table.dtype, rows.dtype, [&](auto copy) {
-    parallel_for(
-        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-          chunks.for_each_run(begin, end, [&](int64_t source, int64_t position, int64_t length) {
-            copy(rows.data + position * rows_stride, table.data + source * table_stride,
-                 length * table.num_cols);
-          });
-        });
-  });
+  read_unchecked(table, chunks, 0, rows, threads);
 }
 
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks = chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
-  check_disjoint("write_chunks", "offset", chunks);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  with_copy(rows.dtype, table.dtype, [&](auto copy) {
-    parallel_for(
-        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-          chunks.for_each_run(begin, end, [&](int64_t target, int64_t position, int64_t length) {
-            copy(table.data + target * table_stride, rows.data + position * rows_stride,
-                 length * table.num_cols);
-          });
-        });
-  });
+  const Ranges chunks =
+      disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
+  write_unchecked(table, chunks, 0, rows, threads);
 }
 
 template void gather_rows(const Table&, const int32_t*, const Rows&, int);
 template void gather_rows(const Table&, const int64_t*, const Rows&, int);
 template void scatter_rows(const Table&, const int32_t*, const Rows&, int);
 template void scatter_rows(const Table&, const int64_t*, const Rows&, int);
+template void gather_unchecked(const Table&, const int32_t*, const Rows&, int);
+template void gather_unchecked(const Table&, const int64_t*, const Rows&, int);
 
 }  // namespace torch_gas

@@ -24,9 +24,13 @@ struct Rows {
   int64_t num_rows;
 };
 
-// The ranges of a table that hold as many rows as there are in `rows`.
+// The ranges of a table that hold as many rows as there are in `rows`, adjacent ones as one.
 Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
                     const int64_t* count, int64_t num_chunks, const Rows& rows);
+
+// The same; ranges must not overlap.
+Ranges disjoint_chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+                             const int64_t* count, int64_t num_chunks, const Rows& rows);
 
 // rows[i] = table[index[i]]
 template <class I>
@@ -43,5 +47,14 @@ void read_chunks(const Table& table, const int64_t* offset, const int64_t* count
 // The inverse; ranges must not overlap.
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, int threads);
+
+// The loops of these calls, for callers that have made their checks (cuda/staged.cu). Those over
+// ranges move only as many rows as there are in `rows`: the ones from position `first` on.
+template <class I>
+void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads);
+void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                    int threads);
+void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                     int threads);
 
 }  // namespace torch_gas

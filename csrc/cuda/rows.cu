@@ -2,55 +2,33 @@
 #undef NDEBUG
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cassert>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
+#include "check.h"
 #include "rows.h"
 
 namespace torch_gas::cuda {
 namespace {
 
-void check_cuda(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(
-      message(what, " failed: ", cudaGetErrorName(status), ": ", cudaGetErrorString(status)));
-}
-
-// Makes a device current, and the one before again at the end.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check_cuda(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = device != before_;
-  }
-  // Not checked: a destructor has no one to tell, and the next call checks again.
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-// Which row of a matrix item i stands for: row ids[i], or row i without ids.
+// The rows of the table: row ids[i] for item i, or row i without ids.
 struct RowMap {
   const void* ids;
   int bits;
   int64_t bound;
 
-  __device__ int64_t operator()(int64_t i) const {
+  __device__ int64_t load(int64_t i) const {
     if (ids == nullptr) return i;
-    const int64_t row =
-        bits == 32 ? static_cast<const int32_t*>(ids)[i] : static_cast<const int64_t*>(ids)[i];
-    assert(row >= 0 && row < bound && "torch_gas: an id in `index` is out of range");
-    return row;
+    return bits == 32 ? static_cast<const int32_t*>(ids)[i] : static_cast<const int64_t*>(ids)[i];
+  }
+
+  __device__ void check(int64_t row) const {
+    assert((ids == nullptr || (row >= 0 && row < bound)) &&
+           "torch_gas: an id in `index` is out of range");
   }
 };
 
@@ -102,54 +80,117 @@ struct alignas(sizeof(T) * V) Pack {
   T values[V];
 };
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 
-// Layout: `to` and `from` are row-major matrices of `packs` packs of V elements a row; item i moves
-// row from_row(i) of `from` to row to_row(i) of `to`.
+// Loads that a thread issues, each from a row of its own, before it stores the first.
+constexpr int kRowsInFlight = 4;
+
+// What a kernel asks of a table in host memory at a time. A PCIe 5 x16 link is busy from
+// 55 GB/s * 2 us = 110 KB on; more than that covers the ends of loops and loaded memory. With loads
+// of 16 bytes these are 16 blocks: 16 * 512 threads * 4 rows * 16 bytes.
+constexpr int64_t kHostBytesInFlight = 512 * 1024;
+
+// What a kernel moves. `from` and `to` are row-major matrices of `packs` packs of V elements a row;
+// item i is a row of each: row map(i) in the table, which is `to` if `scatter`, and row i in the
+// other.
+template <class From, class To, int V>
+struct Matrices {
+  const Pack<From, V>* from;
+  Pack<To, V>* to;
+  RowMap map;
+  bool scatter;
+  int64_t num_rows;
+  int64_t packs;
+};
+
+// Moves R items from `first` on, `stride` apart: first loads all ids, then all packs, and stores
+// last, so that loads wait together.
+template <int R, class From, class To, int V>
+__device__ inline void move_items(const Matrices<From, To, V>& m, int64_t first, int64_t stride) {
+  int64_t row[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) row[r] = m.map.load(first + r * stride);
+  const Pack<From, V>* source[R];
+  Pack<To, V>* target[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    m.map.check(row[r]);
+    const int64_t item = first + r * stride;
+    source[r] = m.from + (m.scatter ? item : row[r]) * m.packs;
+    target[r] = m.to + (m.scatter ? row[r] : item) * m.packs;
+  }
+  for (int64_t p = threadIdx.x; p < m.packs; p += blockDim.x) {
+    Pack<From, V> in[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) in[r] = source[r][p];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      Pack<To, V> out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) out.values[v] = convert<From, To>(in[r].values[v]);
+      target[r][p] = out;
+    }
+  }
+}
+
+// Layout:
 //
 //   threadIdx.x -> packs of a row, side by side, so that a warp reads and writes whole lines (this
 //                  is what makes reading host memory over the bus fast)
-//   blockIdx.x, threadIdx.y -> rows, with a stride of the whole grid
+//   blockIdx.x, threadIdx.y -> rows, with a stride of the whole grid, kRowsInFlight at a time and
+//                  the last few one by one
 template <class From, class To, int V>
-__global__ void __launch_bounds__(kThreads)
-    move_rows_kernel(const Pack<From, V>* __restrict__ from, RowMap from_row,
-                     Pack<To, V>* __restrict__ to, RowMap to_row, int64_t num_rows, int64_t packs) {
+__global__ void __launch_bounds__(kThreads) move_rows_kernel(const Matrices<From, To, V> m) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.y;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; i < num_rows; i += stride) {
-    const Pack<From, V>* source = from + from_row(i) * packs;
-    Pack<To, V>* target = to + to_row(i) * packs;
-    for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
-      const Pack<From, V> in = source[p];
-      Pack<To, V> out;
-#pragma unroll
-      for (int v = 0; v < V; ++v) out.values[v] = convert<From, To>(in.values[v]);
-      target[p] = out;
-    }
+  int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  for (; i + (kRowsInFlight - 1) * stride < m.num_rows; i += kRowsInFlight * stride) {
+    move_items<kRowsInFlight>(m, i, stride);
   }
+  for (; i < m.num_rows; i += stride) move_items<1>(m, i, stride);
 }
 
 struct Side {
   char* data;
   DType dtype;
-  RowMap row;
+};
+
+// One call of a kernel; `map` and `scatter` as in Matrices.
+struct Move {
+  Side from;
+  Side to;
+  RowMap map;
+  bool scatter;
+  int64_t num_rows;
+  int64_t num_cols;
+  Stream stream;
+  bool host_table;
 };
 
 template <class From, class To, int V>
-void launch(const Side& from, const Side& to, int64_t num_rows, int64_t packs,
-            const Stream& stream) {
+void launch(const Move& move, int64_t packs) {
   unsigned width = 1;
   while (width < packs && width < kThreads) width *= 2;
   const dim3 block(width, kThreads / width);
-  int processors = 0;
-  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device),
-             "cudaDeviceGetAttribute");
-  // Eight blocks of 256 threads fill a multiprocessor.
-  const int64_t blocks =
-      std::min<int64_t>((num_rows + block.y - 1) / block.y, int64_t{8} * processors);
-  move_rows_kernel<From, To, V>
-      <<<static_cast<unsigned>(blocks), block, 0, static_cast<cudaStream_t>(stream.handle)>>>(
-          reinterpret_cast<const Pack<From, V>*>(from.data), from.row,
-          reinterpret_cast<Pack<To, V>*>(to.data), to.row, num_rows, packs);
+  int64_t most_blocks = 0;
+  if (move.host_table) {
+    constexpr int64_t kLoad = std::min(sizeof(Pack<From, V>), sizeof(Pack<To, V>));
+    most_blocks = kHostBytesInFlight / (kThreads * kRowsInFlight * kLoad);
+  } else {
+    int processors = 0;
+    check_cuda(
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, move.stream.device),
+        "cudaDeviceGetAttribute");
+    most_blocks = int64_t{4} * processors;  // of 512 threads: no multiprocessor holds more
+  }
+  const int64_t blocks = std::min<int64_t>((move.num_rows + block.y - 1) / block.y, most_blocks);
+  const Matrices<From, To, V> matrices{reinterpret_cast<const Pack<From, V>*>(move.from.data),
+                                       reinterpret_cast<Pack<To, V>*>(move.to.data),
+                                       move.map,
+                                       move.scatter,
+                                       move.num_rows,
+                                       packs};
+  move_rows_kernel<<<static_cast<unsigned>(blocks), block, 0,
+                     static_cast<cudaStream_t>(move.stream.handle)>>>(matrices);
   check_cuda(cudaGetLastError(), "move_rows_kernel");
 }
 
@@ -159,25 +200,25 @@ bool aligned(const Side& side, int64_t bytes) {
 
 // Moves rows of one type in the widest unit that divides their size and addresses.
 template <class Unit>
-bool try_copy(const Side& from, const Side& to, int64_t num_rows, int64_t row_bytes,
-              const Stream& stream) {
-  if (row_bytes % sizeof(Unit) != 0 || !aligned(from, sizeof(Unit)) || !aligned(to, sizeof(Unit))) {
+bool try_copy(const Move& move) {
+  const int64_t row_bytes = move.num_cols * element_size(move.from.dtype);
+  if (row_bytes % sizeof(Unit) != 0 || !aligned(move.from, sizeof(Unit)) ||
+      !aligned(move.to, sizeof(Unit))) {
     return false;
   }
-  launch<Unit, Unit, 1>(from, to, num_rows, row_bytes / sizeof(Unit), stream);
+  launch<Unit, Unit, 1>(move, row_bytes / sizeof(Unit));
   return true;
 }
 
 template <class From, class To>
-void convert_rows(const Side& from, const Side& to, int64_t num_rows, int64_t num_cols,
-                  const Stream& stream) {
+void convert_rows(const Move& move) {
   // The wider of both types moves 16 bytes at a time.
-  constexpr int V = 16 / (sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
-  if (num_cols % V == 0 && aligned(from, sizeof(Pack<From, V>)) &&
-      aligned(to, sizeof(Pack<To, V>))) {
-    launch<From, To, V>(from, to, num_rows, num_cols / V, stream);
+  constexpr int V = 16 / std::max(sizeof(From), sizeof(To));
+  if (move.num_cols % V == 0 && aligned(move.from, sizeof(Pack<From, V>)) &&
+      aligned(move.to, sizeof(Pack<To, V>))) {
+    launch<From, To, V>(move, move.num_cols / V);
   } else {
-    launch<From, To, 1>(from, to, num_rows, num_cols, stream);
+    launch<From, To, 1>(move, move.num_cols);
   }
 }
 
@@ -195,84 +236,117 @@ inline __nv_bfloat16 device_type(BFloat16) {
   return {};
 }
 
-void move_rows(const Side& from, const Side& to, int64_t num_rows, int64_t num_cols,
-               const Stream& stream) {
-  if (num_rows == 0 || num_cols == 0) return;
-  if (from.dtype == to.dtype) {
-    const int64_t bytes = num_cols * element_size(from.dtype);
-    try_copy<uint4>(from, to, num_rows, bytes, stream) ||
-        try_copy<uint2>(from, to, num_rows, bytes, stream) ||
-        try_copy<uint32_t>(from, to, num_rows, bytes, stream) ||
-        try_copy<uint16_t>(from, to, num_rows, bytes, stream) ||
-        try_copy<uint8_t>(from, to, num_rows, bytes, stream);
+void move_rows(const Move& move) {
+  if (move.num_rows == 0 || move.num_cols == 0) return;
+  if (move.from.dtype == move.to.dtype) {
+    try_copy<uint4>(move) || try_copy<uint2>(move) || try_copy<uint32_t>(move) ||
+        try_copy<uint16_t>(move) || try_copy<uint8_t>(move);
     return;
   }
-  dispatch_float(from.dtype, [&](auto from_value) {
-    dispatch_float(to.dtype, [&](auto to_value) {
+  dispatch_float(move.from.dtype, [&](auto from_value) {
+    dispatch_float(move.to.dtype, [&](auto to_value) {
       using From = decltype(device_type(from_value));
       using To = decltype(device_type(to_value));
-      if constexpr (!std::is_same_v<From, To>) {
-        convert_rows<From, To>(from, to, num_rows, num_cols, stream);
-      }
+      if constexpr (!std::is_same_v<From, To>) convert_rows<From, To>(move);
     });
   });
 }
 
-Side every_row(char* data, DType dtype) {
-  return {data, dtype, {nullptr, 0, 0}};
+// Runs of rows as copies of one type. Copy engines make them and leave the multiprocessors to the
+// model.
+struct Copies {
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  std::vector<size_t> bytes;
+};
+
+void enqueue(const Copies& copies, const Stream& stream) {
+  const auto handle = static_cast<cudaStream_t>(stream.handle);
+  // One call for all. A runtime of CUDA 13 only works with drivers that have it; the default stream
+  // refuses it.
+#if CUDART_VERSION >= 13000
+  if (copies.to.size() > 1 && handle != nullptr && handle != cudaStreamLegacy) {
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+    size_t first = 0;  // the attributes apply from the first copy on
+    check_cuda(cudaMemcpyBatchAsync(copies.to.data(), copies.from.data(), copies.bytes.data(),
+                                    copies.to.size(), &attributes, &first, 1, handle),
+               "cudaMemcpyBatchAsync");
+    return;
+  }
+#endif
+  for (size_t i = 0; i < copies.to.size(); ++i) {
+    check_cuda(
+        cudaMemcpyAsync(copies.to[i], copies.from[i], copies.bytes[i], cudaMemcpyDefault, handle),
+        "cudaMemcpyAsync");
+  }
 }
 
-// Moves one contiguous run of rows. A plain copy goes to a copy engine and leaves the
-// multiprocessors to the model.
-void move_run(char* from, DType from_type, char* to, DType to_type, int64_t num_rows,
-              int64_t num_cols, const Stream& stream) {
-  if (from_type == to_type) {
-    check_cuda(cudaMemcpyAsync(to, from, num_rows * num_cols * element_size(from_type),
-                               cudaMemcpyDefault, static_cast<cudaStream_t>(stream.handle)),
-               "cudaMemcpyAsync");
-  } else {
-    move_rows(every_row(from, from_type), every_row(to, to_type), num_rows, num_cols, stream);
-  }
+// Moves the rows of ranges to or from `rows`: copies of one type, or a kernel for each range.
+void move_ranges(const Table& table, const Ranges& chunks, const Rows& rows, bool to_table,
+                 const Stream& stream, bool host_table) {
+  if (table.num_cols == 0) return;
+  const DeviceGuard guard(stream.device);
+  const int64_t table_stride = table.num_cols * element_size(table.dtype);
+  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  Copies copies;
+  chunks.for_each_run(0, chunks.total(), [&](int64_t row, int64_t position, int64_t length) {
+    Side from{table.data + row * table_stride, table.dtype};
+    Side to{rows.data + position * rows_stride, rows.dtype};
+    if (to_table) std::swap(from, to);
+    if (from.dtype == to.dtype) {
+      copies.to.push_back(to.data);
+      copies.from.push_back(from.data);
+      copies.bytes.push_back(length * table_stride);
+    } else {
+      move_rows({from, to, RowMap{}, to_table, length, table.num_cols, stream, host_table});
+    }
+  });
+  enqueue(copies, stream);
 }
 
 }  // namespace
 
-void gather_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream) {
+void gather_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream,
+                 bool host_table) {
   const DeviceGuard guard(stream.device);
-  move_rows({table.data, table.dtype, {index.ids, index.bits, table.num_rows}},
-            every_row(rows.data, rows.dtype), rows.num_rows, table.num_cols, stream);
+  const RowMap map{index.ids, index.bits, table.num_rows};
+  move_rows({{table.data, table.dtype},
+             {rows.data, rows.dtype},
+             map,
+             false,
+             rows.num_rows,
+             table.num_cols,
+             stream,
+             host_table});
 }
 
-void scatter_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream) {
+void scatter_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream,
+                  bool host_table) {
   const DeviceGuard guard(stream.device);
-  move_rows(every_row(rows.data, rows.dtype),
-            {table.data, table.dtype, {index.ids, index.bits, table.num_rows}}, rows.num_rows,
-            table.num_cols, stream);
+  const RowMap map{index.ids, index.bits, table.num_rows};
+  move_rows({{rows.data, rows.dtype},
+             {table.data, table.dtype},
+             map,
+             true,
+             rows.num_rows,
+             table.num_cols,
+             stream,
+             host_table});
 }
 
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, const Stream& stream) {
+                 int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table) {
   const Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
-  const DeviceGuard guard(stream.device);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  chunks.for_each_run(0, chunks.total(), [&](int64_t source, int64_t position, int64_t length) {
-    move_run(table.data + source * table_stride, table.dtype, rows.data + position * rows_stride,
-             rows.dtype, length, table.num_cols, stream);
-  });
+  move_ranges(table, chunks, rows, false, stream, host_table);
 }
 
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, const Stream& stream) {
-  const Ranges chunks = chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
-  check_disjoint("write_chunks", "offset", chunks);
-  const DeviceGuard guard(stream.device);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  chunks.for_each_run(0, chunks.total(), [&](int64_t target, int64_t position, int64_t length) {
-    move_run(rows.data + position * rows_stride, rows.dtype, table.data + target * table_stride,
-             table.dtype, length, table.num_cols, stream);
-  });
+                  int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table) {
+  const Ranges chunks =
+      disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
+  move_ranges(table, chunks, rows, true, stream, host_table);
 }
 
 }  // namespace torch_gas::cuda

@@ -22,11 +22,15 @@ struct Stream {
   void* handle;
 };
 
-void gather_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream);
-void scatter_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream);
+// `host_table` says that the table is in host memory: a few multiprocessors fill the link to it,
+// and the others are left to the model.
+void gather_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream,
+                 bool host_table);
+void scatter_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream,
+                  bool host_table);
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, const Stream& stream);
+                 int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table);
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, const Stream& stream);
+                  int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table);
 
 }  // namespace torch_gas::cuda
