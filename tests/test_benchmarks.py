@@ -275,3 +275,13 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
     assert list(summary) == ["build", "CUDA tests", "rows", "step", "memory", "small", "memcheck", "racecheck"]
     assert summary["rows"].startswith("exit status 3") and summary["memory"].startswith("not done after")
     assert f"step.py --out {out}" in done.stdout and "tests/test_cuda.py" in done.stdout
+
+
+def test_huge_pages() -> None:
+    program = Path(__file__).parents[1] / "benchmarks" / "huge_pages.py"
+    command = [sys.executable, str(program), "--gigabytes", "0.004", "--rows", "50", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        assert "this system has no huge pages to give" in done.stderr
+        pytest.skip("this system has no huge pages")
+    assert re.findall(r"rows of +(\d+) B: \d+\.\d\d times", done.stdout) == ["64", "128", "256", "512", "1024"]

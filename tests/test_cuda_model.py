@@ -79,7 +79,7 @@ def deterministic() -> Iterator[None]:
         {"io": "serial"},
         {"tier": "host"},
         {"tier": "host", "io": "serial"},
-        {"huge_pages": True},
+        {"huge_pages": False},
     ],
 )
 @pytest.mark.usefixtures("deterministic")

@@ -280,16 +280,14 @@ def test_tiers_without_a_gpu(tier: str | None) -> None:
 
 def test_huge_pages_are_asked_for_whenever_there_is_a_new_table(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(_core, "advise_huge_pages", lambda table: asked.append(table.data_ptr()) or True)
-    history = History(4, 2, huge_pages=True)
+    monkeypatch.setattr(_core, "advise_huge_pages", lambda table: asked.append(table.data_ptr()))
+    history = History(4, 2)
     assert asked == [history.table.data_ptr()]
+    history.push(torch.ones(4, 2))
     history.double()
-    assert asked[1:] == [history.table.data_ptr()]
-    History(4, 2)
+    assert asked[1:] == [history.table.data_ptr()] and bool((history.emb == 1).all())
+    History(4, 2, huge_pages=False).half()
     assert len(asked) == 2
-    monkeypatch.setattr(_core, "advise_huge_pages", lambda table: False)
-    with pytest.warns(UserWarning, match="the system gives no huge pages for this table"):
-        History(4, 2, huge_pages=True)
 
 
 def _push_ones(history: History) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ class History(torch.nn.Module):
         persistent: whether ``state_dict`` carries the table and its ages.
         tier: ``"pinned"`` for a table in host memory that is page-locked once the model is on a GPU, as it is by default, or
             ``"host"`` for one that stays pageable, whose rows go through pinned buffers.
-        huge_pages: whether the system is asked for huge pages for a table in host memory, where rows are then found faster.
+        huge_pages: whether a table in host memory may lie in huge pages, where the system has them: its rows are found faster.
 
     Attributes:
         emb: the table, [N, C]. Reading the attribute waits for transfers under way, so that the host sees what was pushed; a
@@ -65,7 +64,7 @@ class History(torch.nn.Module):
         dtype: torch.dtype | None = None,
         persistent: bool = True,
         tier: str | None = None,
-        huge_pages: bool = False,
+        huge_pages: bool = True,
     ) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
@@ -95,12 +94,17 @@ class History(torch.nn.Module):
         self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         table_device = torch.device("cpu" if device is None else device)
         shape = (num_embeddings, embedding_dim)
-        emb = torch.zeros(shape, dtype=dtype or self._dtype, device=table_device)
+        emb = self._new_table(shape, dtype or self._dtype, table_device).zero_()
         never = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
         self.register_buffer("emb", emb, persistent=persistent)
         self.register_buffer("pushed_at", never, persistent=persistent)
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=persistent)
-        self._settle_in()
+
+    def _new_table(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        table = torch.empty(shape, dtype=dtype, device=device)
+        if self._huge_pages and device.type == "cpu":
+            _core.advise_huge_pages(table)  # before anybody writes to it; rows are found without them as well
+        return table
 
     def __getattr__(self, name: str) -> Any:
         if name == "emb":
@@ -254,13 +258,6 @@ class History(torch.nn.Module):
         if self.is_remote and self._tier != "host" and not self.table.is_pinned():
             self._registration = _core.register(self.table, self._device)
 
-    def _settle_in(self) -> None:
-        """Sees to what the memory of a new table must be."""
-        self._registration = None
-        if self._huge_pages and self.table.device.type == "cpu" and not _core.advise_huge_pages(self.table):
-            warnings.warn("History: the system gives no huge pages for this table; it works without them", stacklevel=3)
-        self.pin()
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
         gone = self._device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
@@ -269,8 +266,8 @@ class History(torch.nn.Module):
         self._device, self._dtype, self.transfers = probe.device, probe.dtype, None
         was_shared = self.table.device.type == "cpu" and self.table.is_shared()
         if not self._fixed_dtype and self.table.dtype != probe.dtype:
-            self.emb = self.table.to(probe.dtype)
-            self._settle_in()
+            table = self._new_table(self.table.shape, probe.dtype, self.table.device)
+            self.emb, self._registration = table.copy_(self.table), None
         if (probe.device.type == "cpu" and probe.is_shared()) or was_shared:
             self._share()
         self.pin()
@@ -284,7 +281,6 @@ class History(torch.nn.Module):
             self._registration = None  # of the memory that is left
             for buffer in (self.table, self.pushed_at, self.clock):
                 buffer.share_memory_()
-            self._settle_in()
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

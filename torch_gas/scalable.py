@@ -91,7 +91,7 @@ class ScalableGNN(torch.nn.Module):
         io: IO = "concurrent",
         pool_bytes: int | None = None,
         tier: str | None = None,
-        huge_pages: bool = False,
+        huge_pages: bool = True,
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def scale(
     io: IO = "concurrent",
     pool_bytes: int | None = None,
     tier: str | None = None,
-    huge_pages: bool = False,
+    huge_pages: bool = True,
     check_finite: bool | None = None,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
