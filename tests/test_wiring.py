@@ -123,6 +123,26 @@ def test_batch_norm_inside_a_layer_counts_the_rows_of_the_batch() -> None:
     model.eval()(batch)  # running statistics are the same for each row
 
 
+class NormOfMessages(NormInside):
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=x)
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return self.norm(x_j)
+
+
+def test_batch_norm_of_messages_counts_all_edges() -> None:
+    """Also where a batch has as many edges as rows."""
+    edge_index = torch.tensor([[2, 3, 0, 1], [0, 1, 1, 0]])
+    data = Data(x=torch.randn(N, C), edge_index=edge_index, num_nodes=N)
+    batch = next(iter(SubgraphLoader(data, torch.tensor([0, 2, N]))))
+    assert batch.n_id.numel() == batch.data.num_edges == 4
+    model, alone = One(NormOfMessages()), torch.nn.BatchNorm1d(C)
+    src, dst = edge_index
+    torch.testing.assert_close(model(batch), torch.zeros(2, C).index_add(0, dst, alone(data.x[src])))
+    torch.testing.assert_close(model.conv.norm.running_mean, alone.running_mean)
+
+
 def test_batch_norm_without_running_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match=r"BatchNorm1d with track_running_stats=False cannot be used on a batch"):
         refuse(torch.nn.BatchNorm1d(C, track_running_stats=False))

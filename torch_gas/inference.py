@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
+from torch_gas.compiled import eager, untraced
 from torch_gas.history import History
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.wiring import outermost_convs
@@ -151,6 +152,7 @@ def _has_nan(value: Any) -> bool:
     return is_dense and bool(value.isnan().any())
 
 
+@untraced
 @torch.no_grad()
 def layerwise_inference(
     model: ScalableGNN,
@@ -191,7 +193,7 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
-    with Replay(model) as replay:
+    with eager(), Replay(model) as replay:
         while True:
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas import compiled
 from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
+from torch_gas.compiled import Running, untraced, untraced_frame
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
-from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs
+from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
@@ -126,6 +128,7 @@ class ScalableGNN(torch.nn.Module):
         self._coming: Coming | None = None  # the batch whose pulls are under way already
         self._call: Call | None = None
         self._replay: Replay | None = None
+        self._written = torch.zeros(())  # see compiled.py
 
     @property
     def _name(self) -> str:
@@ -152,6 +155,7 @@ class ScalableGNN(torch.nn.Module):
 
     # -- calling the model ---------------------------------------------------------------------------------------------
 
+    @untraced_frame
     def __call__(
         self,
         x: Tensor | SubData | None = None,
@@ -195,16 +199,19 @@ class ScalableGNN(torch.nn.Module):
             return layerwise_inference(self, loader, progress, device, path)
         self._check_no_target(device, path)
         if isinstance(x, SubData):
-            data, *ids = x
-            args, kwargs = self.inputs(data, **kwargs)
-            return self(*args, *ids, **kwargs)
+            args, kwargs = self._arguments_of(x, kwargs)
+            return self(*args, **kwargs)
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
         num_rows = x.size(0) if isinstance(x, Tensor) else None
         if all(given is None for given in (batch_size, n_id, offset, count)):
             self._check_whole([x])
-        with self._calling(num_rows, adj_t, batch_size, n_id, offset, count) as call, self._wired(call):
+        with Running(self, lambda stack: self._enter(stack, num_rows, adj_t, batch_size, n_id, offset, count)):
             return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+
+    def _enter(self, stack: ExitStack, num_rows: int | None, adj: Any, *ids: Any) -> None:
+        call = stack.enter_context(self._calling(num_rows, adj, *ids))
+        stack.enter_context(self._wired(call))
 
     @contextmanager
     def _calling(self, num_rows: int | None, adj: Any, *ids: Any) -> Iterator[Call]:
@@ -225,16 +232,24 @@ class ScalableGNN(torch.nn.Module):
     def _wired(self, call: Call) -> AbstractContextManager[Any]:
         """What makes the layers safe on the batch of ``call``."""
         if call.n_id is None or call.batch_size is None:
-            return nullcontext()
+            return whole(self)
         convs = set(outermost_convs(self))
         return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
 
+    @untraced
     def _check_no_target(self, device: Any, path: Any) -> None:
         if device is not None or path is not None:
             raise ValueError(
                 f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
             )
 
+    @untraced
+    def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        data, *ids = batch
+        args, kwargs = self.inputs(data, **kwargs)
+        return (*args, *ids), kwargs
+
+    @untraced
     def _check_whole(self, values: Sequence[Any]) -> None:
         if any(getattr(value, "of_batch", False) for value in values):
             raise ValueError(
@@ -286,6 +301,9 @@ class ScalableGNN(torch.nn.Module):
         Raises:
             ValueError: if ``x`` has another number of rows, another width or, where checked, values that are not finite.
         """
+        if torch.compiler.is_compiling():
+            layer = [own is history for own in self.histories].index(True)
+            return compiled.push_and_pull(self, layer, x, batch_size, n_id)
         call = self._call
         if call is None:
             raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
@@ -320,12 +338,19 @@ class ScalableGNN(torch.nn.Module):
 
     def _check_finite(self, history: History, rows: Tensor) -> None:
         check = self.check_finite if self.check_finite is not None else not rows.is_cuda
+        if not check:
+            return
+        rows = rows.detach()
+        if torch.finfo(history.emb.dtype).max < torch.finfo(rows.dtype).max:
+            rows = rows.to(history.emb.dtype)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
-        if check and not bool(rows.detach().sum(dtype=torch.float64).isfinite()):
+        if not bool(rows.sum(dtype=torch.float64).isfinite()):
             layer = [h is history for h in self.histories].index(True)
+            half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
+            hint = half if rows.dtype == torch.float16 else ""
             raise ValueError(
                 f"push_and_pull: the embeddings of layer {layer + 1} hold NaN or infinity; the histories were not "
-                "changed. Lower the learning rate or clip gradients, or pass check_finite=False to the model"
+                f"changed.{hint} Lower the learning rate or clip gradients, or pass check_finite=False to the model"
             )
 
     # -- state ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
+from torch_gas.compiled import is_called_compiled, is_compiled, untraced
 from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
@@ -206,6 +208,7 @@ class ScaledGNN(ScalableGNN):
 
     def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
         """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
+        self._refuse_compiled()
         found = find(self.model, data, inputs)
         tables = structure.tables(found, self.num_nodes)
         if tables and whole is None:
@@ -240,6 +243,25 @@ class ScaledGNN(ScalableGNN):
 
     # -- calling the model ---------------------------------------------------------------------------------------------
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see the error."""
+        raise RuntimeError(self._no_compiling("it"))
+
+    def _refuse_compiled(self) -> None:
+        if is_called_compiled():
+            raise RuntimeError(self._no_compiling("it"))
+        for name, module in self.named_modules():
+            if is_compiled(module) and any(isinstance(inner, MessagePassing) for inner in module.modules()):
+                raise RuntimeError(self._no_compiling(name.removeprefix(_PREFIX) or "it"))
+
+    def _no_compiling(self, what: str) -> str:
+        return (
+            f"{self._name}: {what} was compiled, but a model made by scale() is wired while it runs, which torch.compile cannot "
+            "follow; call it as it is, or derive it from ScalableGNN, which can be compiled. Modules without message passing "
+            "may be compiled in any model"
+        )
+
+    @untraced
     def __call__(
         self,
         *args: Any,
@@ -259,6 +281,7 @@ class ScaledGNN(ScalableGNN):
         Raises:
             ValueError: if the arguments are not those of one batch of this model's graph.
         """
+        self._refuse_compiled()
         if loader is not None:
             if args or kwargs:
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")

@@ -93,13 +93,13 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         """New rows [N, out_channels], or [B, out_channels] of a pair ([B + S, C], [B, C])."""
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         size = (x_src.size(0), x_dst.size(0))
-        adj_t, deg = _unweighted(adj_t, size, x_src.dtype)
+        out = self.lin(x_dst)
+        adj_t, deg = _unweighted(adj_t, size, out.dtype)  # that of all linear layers, which autocast may change
         log_deg = deg.to(x_src.dtype).log1p().view(-1, 1)
         scale = {
             "amplification": log_deg / self.avg_log_deg,
             "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
         }
-        out = self.lin(x_dst)
         for (reduce, scaler), pre_lin, post_lin in zip(self.pairs, self.pre_lins, self.post_lins, strict=True):
             h = self.propagate(adj_t, x=pre_lin(x_src).relu(), reduce=reduce, size=size)
             h = post_lin(h)

@@ -6,7 +6,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
+from torch_gas.compiled import untraced
 
 
 @functools.cache
@@ -58,22 +60,27 @@ class Batch:
         num_rows: int,
         closed: bool = True,
     ) -> None:
-        self.batch_size, self.num_rows, self.closed = batch_size, num_rows, closed
         self.convs, self.norms = list(convs), list(norms)
+        self.batch_size, self.num_rows, self.closed = batch_size, num_rows, closed
+        # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
+        self.shape = torch.empty(0, batch_size, num_rows)
+        self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Batch:
+        has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
             for inner in conv.modules():
                 _set_aside_cache(inner, self._stack)
-        if self.num_rows == self.batch_size:
-            return self
-        for conv in self.convs:
-            self._stack.callback(conv.register_forward_pre_hook(self._prepare, with_kwargs=True).remove)
-            self._stack.callback(conv.register_forward_hook(self._cut).remove)
-        for norm in {module for root in self.norms for module in root.modules() if isinstance(module, _BatchNorm)}:
-            self._stack.enter_context(_NormOfBatch(norm, self.batch_size, self.num_rows))
+            _attach(conv, _Layer(conv, self) if has_halo else None, self._stack)
+        norms = set(_norms(self.norms))
+        for norm in norms:
+            _attach(norm, _NormOfBatch(self) if has_halo else None, self._stack)
+        if norms and has_halo:
+            layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
+            for layer, name in product(layers, ("message", "edge_update")):
+                _override(layer, name, _on_edges(self, getattr(layer, name)), self._stack)
         return self
 
     def __exit__(
@@ -82,55 +89,121 @@ class Batch:
         self._stack.close()
         self._resized.clear()
 
-    def _prepare(
+    def resize(self, value: Any, num_dst: int, num_rows: int) -> Any:
+        """An argument with B or B+S destinations, if it is an adjacency."""
+        if not (is_matrix(value) or is_edge_index_object(value)):
+            return value
+        if torch.compiler.is_compiling():  # which sees by itself that it is the same each time
+            return resize(value, num_dst, num_rows)
+        key = (id(value), num_dst)
+        if key not in self._resized:  # keeps `value` alive as well, so that its id stays its own
+            self._resized[key] = (value, resize(value, num_dst, num_rows))
+        return self._resized[key][1]
+
+
+@contextmanager
+def whole(model: Module) -> Iterator[None]:
+    """While entered on a whole graph, layers have the hooks that they have on a batch, and these do nothing.
+
+    Code that torch.compile made is not made anew where hooks come or go. So they are the same in all calls, and what they do
+    is looked up in the module, which compiled code does check.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
+    with ExitStack() as stack:
+        for module in {*layers, *_norms(layers)}:
+            _attach(module, None, stack)
+        yield
+
+
+_WIRING = "_wiring_of_batch"
+
+
+def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
+    return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
+
+
+def _attach(module: Module, wiring: Any, stack: ExitStack) -> None:
+    before, after = (_cut_norm, _extend_norm) if isinstance(module, _BatchNorm) else (_prepare, _cut)
+    _override(module, _WIRING, wiring, stack)
+    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    stack.callback(module.register_forward_hook(after).remove)
+
+
+def _override(module: Module, name: str, value: Any, stack: ExitStack) -> None:
+    if name in vars(module):
+        stack.callback(vars(module).update, {name: vars(module)[name]})
+    else:
+        stack.callback(vars(module).pop, name)
+    vars(module)[name] = value
+
+
+class _Layer:
+    """How one convolution is called on a batch with a halo."""
+
+    def __init__(self, conv: MessagePassing, batch: Batch) -> None:
+        forward = type(conv).forward
+        self.batch = batch
+        self.names = _parameters(forward)
+        self.takes_pair = batch.closed and takes_pair(forward)
+        # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
+        self.adds_loops = bool(getattr(conv, "add_self_loops", False))
+        self.is_square = getattr(conv, "combine_root", None) == "self_loop"
+        # PyG's fused product over an EdgeIndex that is not square fails in the backward pass.
+        self.is_fused = bool(getattr(conv, "SUPPORTS_FUSED_EDGE_INDEX", False))
+
+    def prepare(
         self, conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        _refuse_checkpoint(conv)
-        names = _parameters(type(conv).forward)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        _, batch_size, num_rows = self.batch.shape.shape
+        given = dict(zip(self.names, args, strict=False)) | kwargs
         x = given.get("x", args[0] if args else None)
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
-        if x.size(0) != self.num_rows:
+        if x.size(0) != num_rows:
             raise ValueError(
-                f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {self.batch_size} nodes and "
-                f"{self.num_rows - self.batch_size} halo nodes; x must have {self.num_rows} rows. In a "
+                f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {batch_size} nodes and "
+                f"{num_rows - batch_size} halo nodes; x must have {num_rows} rows. In a "
                 "ScalableGNN, call x = self.push_and_pull(history, x, *args) between two convolutions"
             )
         x_0 = given.get("x_0")
-        if isinstance(x_0, Tensor) and x_0.size(0) == self.batch_size:  # cut by the caller, as PyGAS models do
+        if isinstance(x_0, Tensor) and x_0.size(0) == batch_size:  # cut by the caller, as PyGAS models do
             return None
-        # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
-        loops = getattr(conv, "add_self_loops", False) and any(map(is_matrix, given.values()))
-        loops = loops or getattr(conv, "combine_root", None) == "self_loop"
-        # PyG's fused product over an EdgeIndex that is not square fails in the backward pass.
-        fused = getattr(conv, "SUPPORTS_FUSED_EDGE_INDEX", False) and any(map(is_edge_index_object, given.values()))
-        if takes_pair(type(conv).forward) and self.closed and not (loops or fused):
-            given_pair = (x, x[: self.batch_size])
+        values = list(given.values())
+        square = self.is_square or (self.adds_loops and any([is_matrix(value) for value in values]))
+        square = square or (self.is_fused and any([is_edge_index_object(value) for value in values]))
+        if self.takes_pair and not square:
+            given_pair = (x, x[:batch_size])
             if "x" in kwargs:
                 kwargs = kwargs | {"x": given_pair}
             else:
                 args = (given_pair, *args[1:])
-            num_dst = self.batch_size
+            num_dst = batch_size
         else:
-            num_dst = self.num_rows
-        args = tuple(self._resize(value, num_dst) for value in args)
-        return args, {key: self._resize(value, num_dst) for key, value in kwargs.items()}
+            num_dst = num_rows
+        args = tuple([self.batch.resize(value, num_dst, num_rows) for value in args])
+        return args, {key: self.batch.resize(value, num_dst, num_rows) for key, value in kwargs.items()}
 
-    def _resize(self, value: Any, num_dst: int) -> Any:
-        if not (is_matrix(value) or is_edge_index_object(value)):
-            return value
-        key = (id(value), num_dst)
-        if key not in self._resized:  # keeps `value` alive as well, so that its id stays its own
-            self._resized[key] = (value, resize(value, num_dst, self.num_rows))
-        return self._resized[key][1]
-
-    def _cut(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
-        if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == self.num_rows:
-            return out[: self.batch_size]
-        if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == self.num_rows:
-            return (out[0][: self.batch_size], *out[1:])
+    def cut(self, out: Any) -> Any:
+        _, batch_size, num_rows = self.batch.shape.shape
+        if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == num_rows:
+            return out[:batch_size]
+        if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == num_rows:
+            return (out[0][:batch_size], *out[1:])
         return out
+
+
+def _prepare(conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    layer: _Layer | None = getattr(conv, _WIRING)
+    if layer is None:
+        return None
+    if not torch.compiler.is_compiling():  # a graph runs again with the sizes that it had
+        _refuse_checkpoint(conv)
+    return layer.prepare(conv, args, kwargs)
+
+
+def _cut(conv: Module, args: tuple[Any, ...], out: Any) -> Any:
+    layer: _Layer | None = getattr(conv, _WIRING)
+    return out if layer is None else layer.cut(out)
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
@@ -143,59 +216,61 @@ def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
 class _NormOfBatch:
     """In training, a batch norm takes its statistics of the batch's rows, and applies them to the halo's as well."""
 
-    def __init__(self, norm: _BatchNorm, batch_size: int, num_rows: int) -> None:
-        self.norm, self.batch_size, self.num_rows = norm, batch_size, num_rows
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
         self.halo: Tensor | None = None
 
-    def __enter__(self) -> None:
-        self.handles = [
-            self.norm.register_forward_pre_hook(self._cut, with_kwargs=True),
-            self.norm.register_forward_hook(self._extend),
-        ]
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _cut(self, norm: Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
-        x = args[0] if args else kwargs["input"]
+    def cut(self, norm: Module, x: Tensor) -> Tensor | None:
+        _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
-        per_node = x.dim() == 2 and x.size(0) == self.num_rows
-        if not per_node or not norm.training or _rows_are_edges():
+        if x.dim() != 2 or x.size(0) != num_rows or not norm.training or self.batch.on_edges > 0:
             return None
-        self.halo = x[self.batch_size :]
-        return (x[: self.batch_size],), {}
+        self.halo = x[batch_size:]
+        return x[:batch_size]
 
-    def _extend(self, norm: Module, args: tuple[Tensor], out: Tensor) -> Tensor | None:
+    def extend(self, norm: Any, rows: Tensor, out: Tensor) -> Tensor | None:
         halo, self.halo = self.halo, None
         if halo is None:
             return None
-        rows = args[0].detach()
+        rows = rows.detach()
         mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
-        return torch.cat(
-            [out, F.batch_norm(halo, mean, var, self.norm.weight, self.norm.bias, False, 0.0, self.norm.eps)]
-        )
+        return torch.cat([out, F.batch_norm(halo, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)])
 
 
-def _callers() -> Iterator[FrameType]:
-    frame = sys._getframe(2).f_back
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _cut_norm(norm: Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+    of_batch: _NormOfBatch | None = getattr(norm, _WIRING)
+    rows = None if of_batch is None else of_batch.cut(norm, args[0] if args else kwargs["input"])
+    return None if rows is None else ((rows,), {})
 
 
-def _rows_are_edges() -> bool:
-    """Whether this call comes from the part of a message-passing layer that works on edges."""
-    names = ("message", "edge_update")
-    return any(f.f_code.co_name in names and isinstance(f.f_locals.get("self"), MessagePassing) for f in _callers())
+def _extend_norm(norm: Module, args: tuple[Tensor, ...], out: Tensor) -> Any:
+    of_batch: _NormOfBatch | None = getattr(norm, _WIRING)
+    return None if of_batch is None else of_batch.extend(norm, args[0] if args else out, out)
 
 
+def _on_edges(batch: Batch, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of a layer, whose rows are edges."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        batch.on_edges += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            batch.on_edges -= 1
+
+    return run
+
+
+@untraced
 def _refuse_checkpoint(conv: Module) -> None:
-    if conv.training and any(f.f_code.co_filename.endswith("torch/utils/checkpoint.py") for f in _callers()):
-        raise RuntimeError(
-            f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
-            "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
-        )
+    frame: FrameType | None = sys._getframe(1) if conv.training else None
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
+            raise RuntimeError(
+                f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
+                "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
+            )
+        frame = frame.f_back
 
 
 def _set_aside_cache(conv: Module, stack: ExitStack) -> None:

@@ -21,6 +21,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
+from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch
 from torch_gas.wiring.refusals import outermost_convs
 
@@ -229,7 +230,8 @@ def _line() -> str:
     """The line of code that called a function of torch, and those that called it, up to the layer or model."""
     frame, lines = sys._getframe(2), []
     while frame is not None and frame.f_code.co_filename not in (__file__, torch.nn.modules.module.__file__):
-        lines.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
+        if frame.f_code.co_filename != batch.__file__:  # which stands between on a batch only
+            lines.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
         frame = frame.f_back  # type: ignore[assignment]
     return " ".join(lines)
 

@@ -1,0 +1,143 @@
+"""What `torch.compile` makes of a model: `forward` becomes a graph, and the exchange of rows an operator in it.
+
+What surrounds `forward` (checks, transfers, hooks) is Python that no graph should hold, so it runs as it is. Operators find the
+model by the thread, because only tensors and numbers can be given to them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+if TYPE_CHECKING:
+    from torch_gas.scalable import ScalableGNN
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_thread = threading.local()
+
+
+def untraced(function: _F) -> _F:
+    """Decorator: neither the function nor what it calls is compiled."""
+    return cast("_F", torch.compiler.disable(function))
+
+
+def untraced_frame(function: _F) -> _F:
+    """Decorator: the function is not compiled, but what it calls may be."""
+    return cast("_F", torch.compiler.disable(function, recursive=False))
+
+
+class Running:
+    """While entered, a call of ``model`` is under way in this thread, and ``contexts`` are entered, all of them uncompiled.
+
+    Args:
+        model: the model.
+        contexts: makes what is to be entered, one after the other.
+    """
+
+    def __init__(self, model: ScalableGNN, contexts: Callable[[ExitStack], None]) -> None:
+        self.model, self.contexts = model, contexts
+
+    @untraced
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(setattr, _thread, "model", getattr(_thread, "model", None))
+            _thread.model = self.model
+            self.contexts(stack)
+            self.stack = stack.pop_all()
+
+    @untraced
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.__exit__(kind, error, trace)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """While entered, compiled code runs as it was written, where torch can do so (from 2.6 on)."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+def is_called_compiled() -> bool:
+    """Whether this call comes from what `torch.compile(model)` returned."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("_dynamo/eval_frame.py") and frame.f_code.co_name == "__call__":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def is_compiled(module: Module) -> bool:
+    """Whether calls of ``module`` run compiled code of its own."""
+    forward = vars(module).get("forward")
+    return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def push_and_pull(model: ScalableGNN, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
+    """:meth:`ScalableGNN.push_and_pull` as the graph has it."""
+    if n_id is None:
+        torch.ops.torch_gas.push(model._written, x.detach(), layer)
+        return x
+    num_rows = n_id.size(0)
+    if batch_size is None:
+        batch_size = num_rows
+    if x.size(0) != batch_size and x.size(0) != num_rows:
+        raise ValueError("number of rows")  # ends the compilation: the code as it was written gives the whole message
+    rows = x[:batch_size]
+    if batch_size == num_rows:
+        torch.ops.torch_gas.push(model._written, rows.detach(), layer)
+        return rows
+    return torch.ops.torch_gas.push_and_pull(rows, num_rows, layer)
+
+
+def _exchange(x: Tensor, layer: int) -> Tensor:
+    model = getattr(_thread, "model", None)
+    if model is None or model._call is None:
+        raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
+    if model._replay is not None:
+        raise RuntimeError(
+            f"{model._name}: inference over a loader cannot run compiled code with torch {torch.__version__}; update torch to "
+            "2.6 or later, or call it on a copy that is not compiled"
+        )
+    call = model._call
+    return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
+
+
+# Transfers are issued by the host, so no CUDA graph can hold them; where torch knows this tag, it splits the graph there.
+_tags: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+# `written` stands for the histories: an operator without a result is dropped from a graph unless it writes to a tensor.
+@torch.library.custom_op("torch_gas::push", mutates_args=("written",), **_tags)
+def _push(written: Tensor, x: Tensor, layer: int) -> None:
+    _exchange(x, layer)
+
+
+@torch.library.custom_op("torch_gas::push_and_pull", mutates_args=(), **_tags)
+def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
+    return _exchange(rows, layer)
+
+
+@_push_and_pull.register_fake
+def _(rows: Tensor, num_rows: int, layer: int) -> Tensor:
+    return rows.new_empty(num_rows, rows.size(1))
+
+
+def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+    ctx.batch_size = inputs[0].size(0)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad[: ctx.batch_size], None, None
+
+
+_push_and_pull.register_autograd(_backward, setup_context=_note_rows)
