@@ -341,8 +341,8 @@ class ScalableGNN(torch.nn.Module):
         if not check:
             return
         rows = rows.detach()
-        if torch.finfo(history.emb.dtype).max < torch.finfo(rows.dtype).max:
-            rows = rows.to(history.emb.dtype)  # what the table would hold
+        if torch.finfo(history.table.dtype).max < torch.finfo(rows.dtype).max:
+            rows = rows.to(history.table.dtype)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
         if not bool(rows.sum(dtype=torch.float64).isfinite()):
             layer = [h is history for h in self.histories].index(True)
