@@ -20,7 +20,7 @@ data, in_channels, out_channels = get_data(args.root, "Amazon-Computers", layout
 data = gcn_norm(data)
 perm, ptr = metis(data, num_parts=32)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size=16, shuffle=True)
+loader = SubgraphLoader(data, ptr, batch_size=16, shuffle=True, device=args.device)
 graph = copy(data).to(args.device)
 
 model = GCN(
@@ -52,7 +52,6 @@ for seed in range(args.seeds):
     for epoch in range(1, args.epochs + 1):
         model.train()
         for batch, batch_size, *ids in loader:
-            batch = batch.to(args.device)
             out = model(batch.x, batch.adj_t, batch_size, *ids)
             train_mask = split_of(batch, seed)[0][:batch_size]
             if train_mask.any():

@@ -25,8 +25,8 @@ args = parse_args(__doc__, epochs=150, seed=0)
 data, in_channels, out_channels = get_data(args.root, "CLUSTER", layout="csr")
 perm, ptr = metis(data, num_parts=10_000)
 data = permute(data, perm)
-train_loader = SubgraphLoader(data, ptr, batch_size=256, shuffle=True)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=256)
+train_loader = SubgraphLoader(data, ptr, batch_size=256, shuffle=True, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=256, device=args.device)
 val_graph, test_graph = (
     get_data(args.root, "CLUSTER", split=split, layout="csr")[0].to(args.device) for split in ("val", "test")
 )
@@ -69,7 +69,6 @@ progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, batch_size, *ids in train_loader:
-        batch = batch.to(args.device)
         penalties.clear()
         out = model(batch.x, batch.adj_t, batch_size, *ids)
         loss = F.cross_entropy(out, batch.y[:batch_size]) + sum(penalties)

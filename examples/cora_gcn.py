@@ -20,7 +20,7 @@ data, in_channels, out_channels = get_data(args.root, "Cora", layout="csr")
 data = gcn_norm(data)
 perm, ptr = metis(data, num_parts=40)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size=10, shuffle=True)
+loader = SubgraphLoader(data, ptr, batch_size=10, shuffle=True, device=args.device)
 graph = copy(data).to(args.device)
 
 model = GCN(
@@ -54,7 +54,6 @@ for seed in range(args.seeds):
         for epoch in range(1, args.epochs + 1):
             model.train()
             for batch, *ids in batches:
-                batch = batch.to(args.device)
                 out = model(batch.x, batch.adj_t, *ids)
                 train_mask = batch.train_mask[: out.size(0)]
                 if train_mask.any():

@@ -61,8 +61,8 @@ degree = in_degree(data.edge_index, data.num_nodes).float().log1p()
 data.edge_attr = degree[data.edge_index].t().contiguous()  # [E, 2]
 perm, ptr = metis(data, num_parts=20)
 data = permute(data, perm)
-train_loader = SubgraphLoader(data, ptr, batch_size=4, shuffle=True)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=4)
+train_loader = SubgraphLoader(data, ptr, batch_size=4, shuffle=True, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=4, device=args.device)
 
 torch.manual_seed(args.seed)
 model = GatedGNN(data.num_nodes, in_channels, 2, 32, out_channels).to(args.device)
@@ -73,7 +73,6 @@ progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, batch_size, *ids in train_loader:
-        batch = batch.to(args.device)
         out = model(batch.x, batch.edge_index, batch_size, *ids, edge_attr=batch.edge_attr)
         train_mask = batch.train_mask[:batch_size]
         loss = F.cross_entropy(out[train_mask], batch.y[:batch_size][train_mask])

@@ -33,7 +33,7 @@ data = gcn_norm(data)
 # Many small parts, so that a batch of ten holds nodes of all classes.
 perm, ptr = metis(data, num_parts=100)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size=10, shuffle=True, seed=0)
+loader = SubgraphLoader(data, ptr, batch_size=10, shuffle=True, seed=0, device=args.device)
 graph = copy.copy(data).to(args.device)
 
 
@@ -79,7 +79,7 @@ def run(name, batches, history_device):
         start = time.perf_counter()
         model.train()
         for batch, *ids in batches:
-            train_step(model, optimizer, batch.to(args.device), ids)
+            train_step(model, optimizer, batch, ids)
         if graph.x.is_cuda:
             torch.cuda.synchronize()
         log["seconds"].append(time.perf_counter() - start)
@@ -92,7 +92,6 @@ def run(name, batches, history_device):
             log["error"].append(distance([history.emb for history in model.histories], exact))
             log["dropout_error"].append(distance(fresh, exact))
     batch, *ids = max(batches, key=lambda item: item[0].num_nodes)
-    batch = batch.to(args.device)
     optimizer.zero_grad()
     log["memory"] = step_memory(lambda: train_step(model, optimizer, batch, ids), batch, args.device)
     log["best"] = max(range(args.epochs), key=log["val"].__getitem__)

@@ -16,8 +16,8 @@ args = parse_args(__doc__, epochs=500, seed=0)
 data, in_channels, out_channels = get_data(args.root, "Flickr", layout="csr")
 perm, ptr = metis(data, num_parts=24)
 data = permute(data, perm)
-train_loader = SubgraphLoader(data, ptr, batch_size=12, shuffle=True)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=12)
+train_loader = SubgraphLoader(data, ptr, batch_size=12, shuffle=True, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=12, device=args.device)
 
 torch.manual_seed(args.seed)
 # Histories stay in host memory, so a GPU holds no more than a batch and its halo at a time.
@@ -47,7 +47,6 @@ progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, batch_size, *ids in train_loader:
-        batch = batch.to(args.device)
         out = model(batch.x, batch.adj_t, batch_size, *ids)
         train_mask = batch.train_mask[:batch_size]
         if train_mask.any():

@@ -26,8 +26,8 @@ data, in_channels, out_channels = get_data(args.root, "PPI", layout="csr")
 data = gcn_norm(data)
 perm, ptr = metis(data, num_parts=20)
 data = permute(data, perm)
-train_loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=2)
+train_loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=2, device=args.device)
 val_graph, test_graph = (
     gcn_norm(get_data(args.root, "PPI", split=split, layout="csr")[0]).to(args.device) for split in ("val", "test")
 )
@@ -60,7 +60,6 @@ progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, batch_size, *ids in train_loader:
-        batch = batch.to(args.device)
         out = model(batch.x, batch.adj_t, batch_size, *ids)
         loss = F.binary_cross_entropy_with_logits(out, batch.y[:batch_size])
         optimizer.zero_grad()

@@ -24,8 +24,8 @@ args = parse_args(__doc__, epochs=150, seed=0)
 data, in_channels, out_channels = get_data(args.root, "ogbn-products", layout="EdgeIndex")
 perm, ptr = metis(data, num_parts=150)
 data = permute(data, perm)
-train_loader = SubgraphLoader(data, ptr, batch_size=1, shuffle=True)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=1)
+train_loader = SubgraphLoader(data, ptr, batch_size=1, shuffle=True, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=1, device=args.device)
 
 torch.manual_seed(args.seed)
 # Histories stay in host memory, so a GPU holds no more than a batch and its halo at a time.
@@ -55,7 +55,6 @@ progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, batch_size, *ids in train_loader:
-        batch = batch.to(args.device)
         edge_index = dropout(batch.edge_index, p=0.8)  # against overfitting
         out = model(batch.x, edge_index, batch_size, *ids)
         train_mask = batch.train_mask[:batch_size]

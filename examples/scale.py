@@ -23,15 +23,14 @@ plain = GraphSAGE(in_channels, 64, num_layers=3, out_channels=out_channels, drop
 model = scale(plain, data).to(args.device)  # <-- the one line for the model
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
-train_loader = SubgraphLoader(data, ptr, batch_size=5, shuffle=True)  # <-- the one line for the loader
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=5)  # <-- the same for exact inference
+train_loader = SubgraphLoader(data, ptr, batch_size=5, shuffle=True, device=args.device)  # <-- for training
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=5, device=args.device)  # <-- and for exact inference
 
 best = Best()
 progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
     model.train()
     for batch, *ids in train_loader:
-        batch = batch.to(args.device)
         out = model(batch.x, batch.edge_index, *ids)  # <-- the ids of the batch's nodes; gives a row for each of these
         mask, y = batch.train_mask[: len(out)], batch.y[: len(out)]
         loss = F.cross_entropy(out[mask], y[mask])

@@ -71,7 +71,7 @@ if args.model == "edges":
     data.edge_attr = torch.stack([same, same**2], dim=1)
 perm, ptr = metis(data, num_parts)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size, shuffle=True, seed=0)
+loader = SubgraphLoader(data, ptr, batch_size, shuffle=True, seed=0, device=args.device)
 graph = copy(data).to(args.device)
 
 
@@ -90,7 +90,6 @@ def run(seed, title, with_histories):
         start = perf_counter()
         model.train()
         for batch, *ids in loader if with_histories else [(graph,)]:
-            batch = batch.to(args.device)
             out = model(batch, *ids)  # a row for each node of the batch, or of the whole graph
             mask = split_of(batch, seed)[0][: len(out)]
             if mask.any():

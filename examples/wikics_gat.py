@@ -20,7 +20,7 @@ data, in_channels, out_channels = get_data(args.root, "WikiCS", layout="edge_ind
 data = add_self_loops(data)
 perm, ptr = metis(data, num_parts=2)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size=1, shuffle=True)
+loader = SubgraphLoader(data, ptr, batch_size=1, shuffle=True, device=args.device)
 graph = copy(data).to(args.device)
 
 model = GAT(
@@ -54,7 +54,6 @@ for seed in range(args.seeds):
     for epoch in range(1, args.epochs + 1):
         model.train()
         for batch, batch_size, *ids in loader:
-            batch = batch.to(args.device)
             out = model(batch.x, batch.edge_index, batch_size, *ids)
             train_mask = split_of(batch, seed)[0][:batch_size]
             if train_mask.any():

@@ -25,8 +25,8 @@ data, in_channels, out_channels = get_data(args.root, "WordNet", layout="csr")
 data = gcn_norm(data)
 perm, ptr = metis(data, num_parts=40)
 data = permute(data, perm)
-loader = SubgraphLoader(data, ptr, batch_size=args.batch_size, shuffle=True, seed=0)
-eval_loader = EvalSubgraphLoader(data, ptr, batch_size=args.batch_size)
+loader = SubgraphLoader(data, ptr, batch_size=args.batch_size, shuffle=True, seed=0, device=args.device)
+eval_loader = EvalSubgraphLoader(data, ptr, batch_size=args.batch_size, device=args.device)
 graph = copy(data).to(args.device)
 
 
@@ -61,7 +61,7 @@ def run(name, batches, histories):
         start = time.perf_counter()
         model.train()
         for batch, *ids in batches:
-            train_step(model, optimizer, batch.to(args.device), ids)
+            train_step(model, optimizer, batch, ids)
         if graph.x.is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -70,7 +70,6 @@ def run(name, batches, histories):
         progress.set_postfix_str(str(best))
     model.train()
     batch, *ids = max(batches, key=lambda batch: batch[0].num_nodes)
-    batch = batch.to(args.device)
     optimizer.zero_grad()
     memory = step_memory(lambda: train_step(model, optimizer, batch, ids), batch, args.device)
     return best, [
