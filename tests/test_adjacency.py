@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
 from graphs import FORMATS, adjacency, random_graph, to_format
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import adjacency as formats
@@ -149,3 +151,26 @@ def test_map_tensors_and_all_tensors(fmt: str) -> None:
     assert len(left) == len(right) > 1
     for a, b in zip(left, right, strict=True):
         assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+@pytest.mark.parametrize("order", ["row", "col", None])
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("size", [(10, 10), (14, 10), (10, 17), (12, 12), (None, 12)])
+def test_resized_edge_indices_are_those_of_pyg(size: tuple[int | None, int], filled: bool, order: str | None) -> None:
+    edges = torch.tensor([[0, 3, 9, 3], [1, 1, 2, 8]])
+    if order is not None:
+        edges = edges[:, edges[0 if order == "row" else 1].argsort(stable=True)]
+    adj = EdgeIndex(edges, sparse_size=(10, 10), sort_order=order)
+    if filled and order is not None:
+        adj = adj.fill_cache_()
+    num_src, num_dst = size[0] or 5, size[1]
+    expected = copy.copy(adj).sparse_resize_(num_src, num_dst)
+    resized = formats.resize(adj, num_dst, num_src)
+    if num_dst == 10:  # the number of destinations is what counts
+        assert resized is adj
+        return
+    assert resized.sparse_size() == expected.sparse_size() == (num_src, num_dst)
+    for name in ("_indptr", "_T_indptr"):
+        left, right = getattr(resized, name), getattr(expected, name)
+        assert (left is right is None) or torch.equal(left, right), name
+    assert adj.sparse_size() == (10, 10)

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,14 @@ def test_shared_tables_are_the_same_in_another_process() -> None:
     assert history.age.tolist() == [-1, 0, -1, -1] and history.pushed_at.tolist() == [-1, 1, -1, -1]
     assert history.double().emb.is_shared() and history.emb.dtype == torch.float64
     assert not copy.deepcopy(history).emb.is_shared()  # a copy is another history
+
+
+def test_a_table_that_a_gpu_reads_does_not_move_to_another_process() -> None:
+    history = History(4, 2)
+    assert isinstance(ForkingPickler.dumps(history), memoryview)
+    registered = History(4, 2)
+    registered._registration = object()
+    with pytest.raises(RuntimeError, match=r"call model.share_memory\(\) before, best before .to\('cuda'\)"):
+        ForkingPickler.dumps(registered)
+    registered.emb = torch.zeros(4, 2)  # which nothing has locked
+    assert registered._registration is None

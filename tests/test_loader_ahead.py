@@ -7,12 +7,13 @@ import pickle
 
 import pytest
 import torch
-from graphs import random_graph
+from graphs import FORMATS, random_graph, to_format
 from torch.utils.data import SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas import SubData, SubgraphLoader, loader
-from torch_gas.adjacency import map_tensors
+from torch_gas.adjacency import all_tensors, map_tensors
+from torch_gas.transfer import batches
 
 N = 70
 PTR = torch.tensor([0, 10, 10, 33, 50, 70])
@@ -47,6 +48,7 @@ class Courier:
 @pytest.fixture
 def courier(monkeypatch: pytest.MonkeyPatch) -> type[Courier]:
     monkeypatch.setattr(loader, "Courier", Courier)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return Courier
 
 
@@ -138,3 +140,50 @@ def test_an_epoch_that_is_left_early_on_a_device(courier: type[Courier]) -> None
 def test_a_device_that_nothing_is_brought_to() -> None:
     with pytest.raises(ValueError, match="device must be a CUDA device or the CPU, but is meta"):
         SubgraphLoader(DATA, PTR, 1, device="meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device is cuda, but there is no CUDA device here; leave device out"):
+            SubgraphLoader(DATA, PTR, 1, device="cuda")
+
+
+class Stream:
+    """A lane of the courier's."""
+
+    stream = None  # the one that is current
+
+    def __init__(self, device: torch.device) -> None:
+        self.log: list[object] = []
+
+    def record(self) -> Stream:
+        self.log.append("record")
+        return self
+
+    def wait(self, event: object) -> None:
+        self.log.append("wait")
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        self.log.append(tensor.data_ptr())
+
+    def synchronize(self) -> None:
+        self.log.append("host waits")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_courier(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SideStream", Stream)
+    monkeypatch.setattr(batches, "CurrentStream", Stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: False)
+    data = to_format(random_graph(N, 500), fmt)
+    courier = batches.Courier(torch.device("cpu"))
+    compute: list[object] = courier._compute.log
+    sent, arrived = courier.send(data)
+    assert courier.receive(sent, arrived) is sent
+    tensors = all_tensors(sent.to_dict())
+    assert compute == ["record", "wait", *[tensor.data_ptr() for tensor in tensors]]
+    for left, right in zip(all_tensors(data.to_dict()), tensors, strict=True):
+        assert torch.equal(left, right) and left.data_ptr() != right.data_ptr()
+    # Two batches may have been received and not computed, but a third one is sent only then.
+    courier.receive(*courier.send(data))
+    assert "host waits" not in compute
+    courier.send(data)
+    assert compute.count("host waits") == 1

@@ -193,7 +193,7 @@ def test_buffers_are_sized_by_the_loader() -> None:
     train(model)
     assert model.buffer_bytes == 3 * N * 16 * 4
     assert len(lanes.pull.made) == 3  # once and for all
-    model, lanes = concurrent(make(), None, max_bytes=2 * N * 16 * 4)
+    model, lanes = concurrent(make(), None, pool_bytes=2 * N * 16 * 4)
     assert_same(train(model), train(make()))
     assert 0 < model.buffer_bytes <= 2 * N * 16 * 4
     assert lanes.races() == []
@@ -216,5 +216,55 @@ def test_scaled_models() -> None:
 
 @pytest.mark.parametrize("option", [{"io": "parallel"}, {"pool_bytes": -1}, {"pool_size": -1}, {"tier": "disk"}])
 def test_bad_options_are_errors_at_once(option: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"io must be|max_bytes must not|pool_size must be|tier must be"):
+    with pytest.raises(ValueError, match=r"io must be|pool_bytes must not|pool_size must be|tier must be"):
         make(**option)
+
+
+def cast_histories(model: ScalableGNN, i: int) -> None:
+    """Past the model, which does not learn of it."""
+    model.histories.half().float()
+
+
+def replace_a_history(model: ScalableGNN, i: int) -> None:
+    model.histories[i % 3] = copy.deepcopy(model.histories[i % 3])
+
+
+def write_unseen(model: ScalableGNN, i: int) -> None:
+    """In ways that count no version."""
+    model.histories[0].emb.data[:50] += 0.25
+    model.histories[2].emb.numpy()[20:] -= 0.25
+
+
+def assign(model: ScalableGNN, i: int) -> None:
+    state = {key: value.clone() for key, value in model.state_dict().items() if key.startswith("histories")}
+    state["histories.1.emb"] *= 0.5
+    model.load_state_dict(state, assign=True, strict=False)
+
+
+@pytest.mark.parametrize("between", [cast_histories, replace_a_history, write_unseen, assign])
+def test_tables_that_change_behind_the_models_back(
+    between: Callable[[ScalableGNN, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(make(), between)
+    follow = ScalableGNN._follow_parameters
+    for seed in (None, 0):
+        model, _ = concurrent(make(), seed)
+
+        # On the CPU a model makes no pool by itself when a table has lost its own.
+        def follow_and_use(net: ScalableGNN, seed: int | None = seed) -> None:
+            follow(net)
+            if net._pool is None:
+                net._use_pool(fake_pool(3, seed)[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ScalableGNN, "_follow_parameters", follow_and_use)
+            found = train(model, between)
+        assert_same(found, expected)
+
+
+def test_buffers_hold_what_was_pushed() -> None:
+    expected, model = make(), concurrent(make(), None)[0]
+    for net in (expected, model):
+        torch.manual_seed(0)
+        net(next(epoch(0)))
+    assert torch.equal(dict(model.named_buffers())["histories.2.emb"], expected.histories[2].emb)

@@ -137,8 +137,8 @@ def test_constructor_and_move() -> None:
         AsyncIOPool(0)
     pool = AsyncIOPool(3, 5, 7).to("cpu")
     assert repr(pool) == "AsyncIOPool(pool_size=3, buffer_size=5, device=cpu, io='concurrent')"
-    with pytest.raises(ValueError, match="max_bytes must not be negative, but is -1"):
-        AsyncIOPool(max_bytes=-1)
+    with pytest.raises(ValueError, match="pool_bytes must not be negative, but is -1"):
+        AsyncIOPool(pool_bytes=-1)
     with pytest.raises(ValueError, match=r"io must be one of \('concurrent', 'serial'\), but is 'async'"):
         AsyncIOPool(io="async")
 
@@ -176,10 +176,10 @@ def test_pulls_are_forgotten_but_those_of_some_ids() -> None:
     assert not pool.is_asked(second)
 
 
-def test_max_bytes_bounds_the_buffers_but_for_one() -> None:
+def test_pool_bytes_bounds_the_buffers_but_for_one() -> None:
     sources = [table(i) for i in range(4)]
-    for max_bytes, number in ((0, 1), (23, 1), (24, 2), (47, 3), (1000, 4)):
-        pool = AsyncIOPool(pool_size=4, max_bytes=max_bytes)
+    for pool_bytes, number in ((0, 1), (23, 1), (24, 2), (47, 3), (1000, 4)):
+        pool = AsyncIOPool(pool_size=4, pool_bytes=pool_bytes)
         for src in sources:
             pool.async_pull(src, None, None, ids(5))
         assert len(pool._buffers) == number and pool.nbytes == 12 * number
@@ -187,7 +187,7 @@ def test_max_bytes_bounds_the_buffers_but_for_one() -> None:
             assert torch.equal(pool.synchronize_pull(src), src[5:6])
             pool.free_pull(src)
         assert pool.nbytes == 12 * number
-    pool = AsyncIOPool(pool_size=2, buffer_size=100, embedding_dim=3, max_bytes=240)
+    pool = AsyncIOPool(pool_size=2, buffer_size=100, embedding_dim=3, pool_bytes=240)
     pool.async_pull(sources[0], None, None, ids(5))
     assert pool.nbytes == 120  # what is reserved leaves room for the others
 
@@ -370,3 +370,20 @@ def test_a_pull_that_a_push_outdates_is_read_again() -> None:
     pool.async_push(torch.ones(2, 3), ids(5), ids(2), src)
     assert torch.equal(pool.synchronize_pull(src), torch.ones(1, 3))
     assert lanes.races() == []
+
+
+def test_a_bound_holds_when_halos_grow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        bound = int(torch.randint(60, 400, (), generator=generator))
+        pool, src, largest = AsyncIOPool(pool_size=3, pool_bytes=bound), table(rows=50), 0
+        other = table(1, rows=50)
+        for size in torch.randint(1, 40, (20,), generator=generator).tolist():
+            for rows in (src, other):
+                pool.async_pull(rows, None, None, torch.arange(size))
+            largest = max(largest, 12 * size)
+            assert pool.nbytes <= max(bound, largest)
+            for rows in (src, other):
+                assert torch.equal(pool.synchronize_pull(rows), rows[:size])
+                pool.free_pull(rows)
+                assert pool.nbytes <= max(bound, largest)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
+from torch_geometric.edge_index import SortOrder
 
 from torch_gas import _core
 
@@ -217,7 +218,26 @@ def resize(adj: Any, num_dst: int, num_src: int) -> Any:
             size=(num_dst, num_src, *adj.shape[2:]),
             check_invariants=False,
         )
-    return copy.copy(adj).sparse_resize_(num_src, num_dst)
+    return _resize_edge_index(adj, num_src, num_dst)
+
+
+def _resize_edge_index(adj: EdgeIndex, num_src: int, num_dst: int) -> EdgeIndex:
+    """As ``sparse_resize_``, which makes the host wait for a GPU."""
+    ends = {SortOrder.ROW: (num_src, num_dst), SortOrder.COL: (num_dst, num_src)}.get(adj._sort_order)
+    old_ends = {SortOrder.ROW: adj.sparse_size(), SortOrder.COL: adj.sparse_size()[::-1]}.get(adj._sort_order)
+    if (
+        ends is None
+        or old_ends is None
+        or any(old is None or old > new for old, new in zip(old_ends, ends, strict=True))
+    ):
+        return copy.copy(adj).sparse_resize_(num_src, num_dst)
+    resized = copy.copy(adj)
+    for name, end in zip(("_indptr", "_T_indptr"), ends, strict=True):
+        pointers = getattr(adj, name)
+        if pointers is not None:
+            setattr(resized, name, torch.cat([pointers, pointers[-1:].expand(end + 1 - pointers.numel())]))
+    resized._sparse_size = (num_src, num_dst)
+    return resized
 
 
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:

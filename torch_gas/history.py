@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 import torch
@@ -129,8 +130,14 @@ class History(torch.nn.Module):
     @device.setter
     def device(self, device: torch.device) -> None:
         self.settle()
-        self._device, self.transfers = device, None
+        self._go_to(device)
+        self.transfers = None
         self.pin()
+
+    def _go_to(self, device: torch.device) -> None:
+        if device != self._device:
+            self._registration = None  # a device waits for its own work before memory is unlocked
+        self._device = device
 
     @property
     def tier(self) -> str:
@@ -263,12 +270,14 @@ class History(torch.nn.Module):
         gone = self._device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
         probe = fn(torch.empty(0, dtype=self._dtype, device="cpu" if gone else self._device))
         self.settle()
-        self._device, self._dtype, self.transfers = probe.device, probe.dtype, None
-        was_shared = self.table.device.type == "cpu" and self.table.is_shared()
+        self._go_to(probe.device)
+        self._dtype, self.transfers = probe.dtype, None
+        was_shared = _is_shared(self.table)
+        on_host = fn(torch.empty(0)) if probe.device.type == "cuda" else probe  # share_memory() leaves what is on a GPU
         if not self._fixed_dtype and self.table.dtype != probe.dtype:
             table = self._new_table(self.table.shape, probe.dtype, self.table.device)
-            self.emb, self._registration = table.copy_(self.table), None
-        if (probe.device.type == "cpu" and probe.is_shared()) or was_shared:
+            self.emb = table.copy_(self.table)
+        if _is_shared(on_host) or was_shared:
             self._share()
         self.pin()
         return self
@@ -281,6 +290,14 @@ class History(torch.nn.Module):
             self._registration = None  # of the memory that is left
             for buffer in (self.table, self.pushed_at, self.clock):
                 buffer.share_memory_()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "emb" and "_registration" in vars(self):
+            self.settle()
+            super().__setattr__(name, value)
+            self._registration = self.transfers = None  # of the memory that is left
+        else:
+            super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
@@ -310,9 +327,29 @@ class History(torch.nn.Module):
                 "the parameters alone (load_state_dict(..., strict=False))"
             )
             return
+        before = self.table
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if self.table is not before:  # load_state_dict(assign=True)
+            self._registration = self.transfers = None
+            self.pin()
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_shared()
+
+
+def _reduce_for_process(history: History) -> Any:
+    if history._registration is not None and not _is_shared(history.table):
+        raise RuntimeError(
+            "History: torch.multiprocessing would move a table away from memory that a GPU reads; call model.share_memory() "
+            "before, best before .to('cuda')"
+        )
+    return history.__reduce_ex__(2)
+
+
+ForkingPickler.register(History, _reduce_for_process)

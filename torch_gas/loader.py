@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -212,7 +213,7 @@ class Outlook:
     """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
 
     def __init__(self, loader: SubgraphLoader, ahead: deque[Future[Any]]) -> None:
-        self._loader, self._ahead = loader, ahead
+        self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
 
     @property
     def next(self) -> SubData | None:
@@ -225,7 +226,8 @@ class Outlook:
     @property
     def largest_halo(self) -> int | None:
         """As :attr:`SubgraphLoader.largest_halo`."""
-        return self._loader.largest_halo
+        loader = self._loader()
+        return None if loader is None else loader.largest_halo
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
@@ -293,6 +295,10 @@ class SubgraphLoader(DataLoader[SubData]):
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
+            )
         self._courier: Courier | None = None
         self._largest_halo: int | None = None
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
@@ -368,6 +374,7 @@ class SubgraphLoader(DataLoader[SubData]):
                 yield *ahead.popleft().result(), ahead
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            ahead.clear()
 
     def _tasks(self) -> Iterator[Callable[[], SubData]]:
         """Calls that make one batch each."""

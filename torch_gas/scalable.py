@@ -112,7 +112,7 @@ class ScalableGNN(torch.nn.Module):
         self.buffer_size = buffer_size
         self.io = io
         self.pool_bytes = pool_bytes
-        AsyncIOPool(pool_size or 1, buffer_size, io=io, max_bytes=pool_bytes)  # checks them now
+        AsyncIOPool(1 if pool_size is None else pool_size, buffer_size, io=io, pool_bytes=pool_bytes)  # checks them now
         self.check_finite = check_finite
         self._history_options: dict[str, Any] = {
             "device": device,
@@ -364,28 +364,38 @@ class ScalableGNN(torch.nn.Module):
     def _follow_parameters(self) -> None:
         """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
         device = self.device
-        if any(history.device != device for history in self.histories):
+        if any(history.device != device or history.transfers is not self._pool for history in self._stores):
             self._pool = None
-            for history in self.histories:
+            for history in self._stores:
                 history.device = device
+
+    @property
+    def _stores(self) -> list[History]:
+        """All tables of the model."""
+        return list(self.histories)
 
     @property
     def pool(self) -> AsyncIOPool | None:
         """The transfers between host and device; None where histories and model are on the same one."""
-        if self._pool is None and any(history.is_remote for history in self.histories):
-            size = self.pool_size or min(len(self.histories), POOL_SIZE)
-            width = max(history.embedding_dim for history in self.histories)
+        if self._pool is None and any(history.is_remote for history in self._stores):
+            size = self.pool_size or min(max(len(self.histories), 1), POOL_SIZE)
+            width = max(history.embedding_dim for history in self._stores)
             self._use_pool(
-                AsyncIOPool(size, self.buffer_size, width, self.device, io=self.io, max_bytes=self.pool_bytes)
+                AsyncIOPool(size, self.buffer_size, width, self.device, io=self.io, pool_bytes=self.pool_bytes)
             )
         return self._pool
 
     def _use_pool(self, pool: AsyncIOPool) -> None:
         self._pool = pool
-        for module in self.modules():
-            if isinstance(module, History):
-                module.pin()
-                module.transfers = pool
+        for history in self._stores:
+            history.pin()
+            history.transfers = pool
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """As any module's; transfers of all tables are finished first, because tables are among the buffers."""
+        for history in self._stores:
+            history.settle()
+        return super().named_buffers(*args, **kwargs)
 
     @property
     def buffer_bytes(self) -> int:
@@ -432,7 +442,7 @@ class Call:
         self.model = model
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
-        self.pool: AsyncIOPool | None = None
+        self.pool: AsyncIOPool | None = None  # where histories are in host memory and the model on a GPU
         self.coming: Coming | None = None
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo_there: Tensor | None = None
@@ -525,7 +535,8 @@ class Call:
             for history in model.histories:
                 history.tick()
         if self.n_id is not None and self.batch_size is not None and self.offset is not None and model._replay is None:
-            self.pool = model.pool
+            pool = model.pool  # which serves all tables, and histories where they are in host memory
+            self.pool = pool if any(not history.table.is_cuda for history in model.histories) else None
         if self.n_id is None or self.batch_size is None or self.pool is None:
             yield
             return

@@ -193,6 +193,10 @@ class ScaledGNN(ScalableGNN):
     def _tables(self) -> list[History]:
         return cast("list[History]", list(self.tables))
 
+    @property
+    def _stores(self) -> list[History]:
+        return [*self.histories, *self._tables]
+
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
         return self.model
@@ -210,7 +214,8 @@ class ScaledGNN(ScalableGNN):
         """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
         self._refuse_compiled()
         found = find(self.model, data, inputs)
-        tables = structure.tables(found, self.num_nodes)
+        where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
+        tables = structure.tables(found, self.num_nodes, **where)
         if tables and whole is None:
             place = next(place for place, need in found.needs.items() if need.action != "history")
             raise ValueError(
@@ -323,7 +328,7 @@ class ScaledGNN(ScalableGNN):
                 f"{self._name}: the loader's graph is in another order than the one that scale() was given (data.perm differs); "
                 "pass scale() the data that the loader has"
             )
-        self._perm = perm if self._perm is None else self._perm
+        self._perm = self._perm if perm is None else perm  # the same object needs no comparison
 
     def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises where tables that were computed once would not fit the arguments."""

@@ -1,35 +1,27 @@
-"""What the benchmarks share: arguments, the record of the machine, timing, memory, and one file of results for all.
-
-Each benchmark adds its section to ``results.json`` in the folder ``--out`` and writes ``results.md`` anew from all sections, so
-that several benchmarks can fill one folder and each can run alone.
-"""
+"""What the GPU benchmarks share: arguments, the record of the machine, timing and memory; and what all benchmarks do."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
-import math
-import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-import torch_geometric
 
-import torch_gas
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-matplotlib.use("Agg")
+from shared import RESULTS, host, save_picture, save_section, table, today
+
+__all__ = ["NOT_ON_CPU", "copy_rates", "in_turn", "parse_args", "peak_memory", "save", "save_picture", "table"]
 
 NOT_ON_CPU = "not measured on the CPU"
-HERE = Path(__file__).parent
 
 # -- arguments and the machine -----------------------------------------------------------------------------------------
 
@@ -37,7 +29,7 @@ HERE = Path(__file__).parent
 def parse_args(question: str) -> argparse.Namespace:
     """``--out``, ``--device`` and ``--quick``; an error where the device is not there."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out = HERE.parent / "results" / "gpu"
+    out = RESULTS / "gpu"
     parser.add_argument("--out", type=Path, default=out, help="folder of the results (default: benchmarks/results/gpu)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is a smoke run (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, whose figures say nothing")
@@ -50,21 +42,12 @@ def parse_args(question: str) -> argparse.Namespace:
 
 def machine(device: torch.device) -> dict[str, str]:
     """The hardware and the versions that figures hold for."""
-    record = {"date": datetime.date.today().isoformat(), "device": "CPU only: a smoke run"}
+    record = {"date": today(), "device": "CPU only: a smoke run"}
     if device.type == "cuda":
         record["device"] = torch.cuda.get_device_name(device)
         fields = ("driver_version", "pcie.link.gen.max", "pcie.link.width.max", "memory.total")
         record |= {name: value for name, value in zip(fields, _nvidia_smi(device, fields), strict=True) if value}
-    return {
-        **record,
-        "cpu": _cpu_name(),
-        "cpu_threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "torch_geometric": torch_geometric.__version__,
-        "torch_gas": torch_gas.__version__,
-    }
+    return record | host()
 
 
 def _nvidia_smi(device: torch.device, fields: Sequence[str]) -> list[str]:
@@ -76,12 +59,6 @@ def _nvidia_smi(device: torch.device, fields: Sequence[str]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     values = [value.strip() for value in done.stdout.strip().split(",")]
     return values if done.returncode == 0 and len(values) == len(fields) else [""] * len(fields)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -165,56 +142,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | str:
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> dict[str, Any]:
-    """A table of results: a dict for each row, all with the same keys, which name the columns and their units."""
-    assert len(rows) > 0 and all(list(row) == list(rows[0]) for row in rows), title
-    return {"title": title, "note": note, "rows": list(rows)}
-
-
 def save(
     out: Path, name: str, question: str, device: torch.device, quick: bool, tables: Iterable[dict[str, Any]]
 ) -> None:
-    """Writes the section ``name`` of ``results.json`` and all of ``results.md``, and prints the section."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "results.json"
-    sections = json.loads(path.read_text()) if path.exists() else {}
-    sections[name] = {
-        "question": " ".join(question.strip().split("\n\n")[0].split()),
-        "machine": machine(device),
-        "quick": quick,
-        "tables": list(tables),
-    }
-    path.write_text(json.dumps(sections, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    (out / "results.md").write_text(
-        "# Results on a GPU\n\n" + "\n".join(markdown(n, s, out) for n, s in sections.items())
-    )
-    print(markdown(name, sections[name], out), flush=True)
-
-
-def markdown(name: str, section: dict[str, Any], out: Path) -> str:
-    """A section as Markdown."""
-    lines = [f"## {name}", "", section["question"], ""]
-    if section["quick"]:
-        lines += ["**A quick run: tiny sizes, whose figures say nothing.**", ""]
-    lines += ["; ".join(f"{key} {value}" for key, value in section["machine"].items()), ""]
-    for each in section["tables"]:
-        columns = list(each["rows"][0])
-        lines += [f"### {each['title']}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in each["rows"]]
-        lines += ["", each["note"], ""] if each["note"] else [""]
-    lines += [f"![{picture.stem}]({picture.name})\n" for picture in sorted(out.glob(f"{name}*.png"))]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:,.{min(max(digits, 0), 6)}f}"
-
-
-def save_picture(figure: Any, out: Path, name: str) -> None:
-    """Writes a picture beside the results."""
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=130)
-    matplotlib.pyplot.close(figure)
+    """Adds the section ``name`` to the results in ``out``, and prints it."""
+    save_section(out, "Results on a GPU", name, question, machine(device), quick, tables)

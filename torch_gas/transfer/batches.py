@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import all_tensors, map_tensors
-from torch_gas.transfer.lanes import CurrentStream, Event, SideStream
+from torch_gas.transfer.lanes import CurrentStream, Event, SideStream, with_index
 
 
 def _map(data: Data, fn: Callable[[Tensor], Tensor]) -> Data:
@@ -28,11 +29,18 @@ class Courier:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._lane, self._compute = SideStream(device), CurrentStream(device)
+        self.device = with_index(device)
+        self._lane, self._compute = SideStream(self.device), CurrentStream(self.device)
+        self._received: deque[Event] = deque()  # when all before a batch had been computed
 
     def send(self, data: Data) -> tuple[Data, Event]:
-        """A copy of ``data`` that is on its way, and the event of its arrival."""
+        """A copy of ``data`` that is on its way, and the event of its arrival.
+
+        A thread of the loader calls it, and waits until the device has come close to the batch that was received last: else
+        a host that is far ahead would fill the device with batches.
+        """
+        while len(self._received) > 1:
+            self._received.popleft().synchronize()
         with torch.cuda.stream(self._lane.stream):
             sent = _map(data, self._copy)
         return sent, self._lane.record()
@@ -49,6 +57,7 @@ class Courier:
 
     def receive(self, data: Data, arrived: Event) -> Data:
         """``data`` of :meth:`send`, ready for the current stream."""
+        self._received.append(self._compute.record())
         self._compute.wait(arrived)
         for tensor in all_tensors(data.to_dict()):
             self._compute.hold(tensor)

@@ -112,6 +112,13 @@ class Lanes(NamedTuple):
     push: Lane
 
 
+def with_index(device: torch.device) -> torch.device:
+    """``device`` as tensors on it name it."""
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    )
+
+
 def make_lanes(device: torch.device, concurrent: bool) -> Lanes:
     """Lanes for ``device``; all the same one unless transfers are to overlap with layers there."""
     if device.type != "cuda":

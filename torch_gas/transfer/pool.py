@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging
+from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging, with_index
 
 IO = Literal["concurrent", "serial"]
 
@@ -25,6 +25,19 @@ class _Table:
     staged: bool  # whether its memory is out of reach of the device
     pushed: Event | None = None  # its last push
     pulled: Event | None = None  # its last pull
+    visits: int = 0  # of the host, which may write in ways that no version tells
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Changes whenever the rows may have changed."""
+        return version(self.rows), self.visits
+
+    def settle(self) -> None:
+        """Blocks the host until no transfer is under way."""
+        for event in (self.pulled, self.pushed):
+            if event is not None:
+                event.synchronize()
+        self.pulled = self.pushed = None
 
 
 @dataclass(eq=False)
@@ -46,7 +59,7 @@ class _Pull:
     dtype: torch.dtype
     buffer: _Buffer | None = None
     done: Event | None = None  # the rows have arrived
-    version: int = 0  # of the table when it was read
+    state: tuple[int, int] = (0, 0)  # of the table when it was read
     taken: bool = False
 
     @property
@@ -81,6 +94,12 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _finish(tables: dict[int, _Table]) -> None:
+    for table in tables.values():
+        table.settle()
+    tables.clear()
+
+
 def _fitting(buffers: list[_Buffer], pull: _Pull) -> _Buffer | None:
     return next((buffer for buffer in buffers if buffer.data.nbytes >= pull.nbytes), None)
 
@@ -102,10 +121,10 @@ class AsyncIOPool:
         device: where rows are pulled to and pushed from.
         io: ``"concurrent"`` moves rows while layers run, ``"serial"`` when a layer needs them; the rows are the same. On the CPU
             there is no difference.
-        max_bytes: device memory that pulls in flight may take. One at a time is always allowed.
+        pool_bytes: device memory that pulls in flight may take. One at a time is always allowed.
 
     Raises:
-        ValueError: if ``pool_size`` is below 1, ``max_bytes`` is negative or ``io`` is none of both.
+        ValueError: if ``pool_size`` is below 1, ``pool_bytes`` is negative or ``io`` is none of both.
     """
 
     def __init__(
@@ -116,23 +135,26 @@ class AsyncIOPool:
         device: torch.device | str = "cpu",
         *,
         io: IO = "concurrent",
-        max_bytes: int | None = None,
+        pool_bytes: int | None = None,
     ) -> None:
         if pool_size < 1:
             raise ValueError(f"AsyncIOPool: pool_size must be at least 1, but is {pool_size}")
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"AsyncIOPool: max_bytes must not be negative, but is {max_bytes}")
+        if buffer_size is not None and buffer_size < 0:
+            raise ValueError(f"AsyncIOPool: buffer_size must not be negative, but is {buffer_size}")
+        if pool_bytes is not None and pool_bytes < 0:
+            raise ValueError(f"AsyncIOPool: pool_bytes must not be negative, but is {pool_bytes}")
         if io not in get_args(IO):
             raise ValueError(f"AsyncIOPool: io must be one of {get_args(IO)}, but is {io!r}")
         self.pool_size = pool_size
         self.buffer_size = buffer_size or 0
         self.embedding_dim = embedding_dim or 0
-        self.device = torch.device(device)
+        self.device = with_index(torch.device(device))
         self.io = io
-        self.max_bytes = max_bytes
+        self.pool_bytes = pool_bytes
         self._lanes = make_lanes(self.device, io == "concurrent")
         self._staging: dict[Lane, _core.Staging] = {}
         self._tables: dict[int, _Table] = {}  # by address
+        weakref.finalize(self, _finish, self._tables)  # tables outlive their transfers, also when Python ends
         self._queue: deque[_Pull] = deque()
         self._buffers: list[_Buffer] = []
         # Ids on the host, with their version, and on the device: those of this batch and of the next.
@@ -142,7 +164,7 @@ class AsyncIOPool:
         """This pool for another device; transfers under way are finished first."""
         self.reset()
         return AsyncIOPool(
-            self.pool_size, self.buffer_size, self.embedding_dim, device, io=self.io, max_bytes=self.max_bytes
+            self.pool_size, self.buffer_size, self.embedding_dim, device, io=self.io, pool_bytes=self.pool_bytes
         )
 
     @property
@@ -185,7 +207,7 @@ class AsyncIOPool:
         pull = self._find(src)
         if pull.buffer is None:
             self._start(pull)  # at once, though others may be in flight: it is needed now
-        elif not pull.taken and pull.version != version(pull.table.rows):
+        elif not pull.taken and pull.state != pull.table.state:
             self._fill(pull)
         pull.taken = True
         self._lanes.compute.wait(pull.done)
@@ -227,10 +249,12 @@ class AsyncIOPool:
         if in_flight == 0:
             return True
         free = self._free_buffers()
-        if in_flight >= self.pool_size or self.max_bytes is None or _fitting(free, pull) is not None:
+        if in_flight >= self.pool_size or _fitting(free, pull) is not None:
             return in_flight < self.pool_size
-        replaced = free[-1].data.nbytes if free else 0
-        return self.nbytes - replaced + self._reserve(pull) <= self.max_bytes
+        return not self._exceeds(self.nbytes - sum(buffer.data.nbytes for buffer in free) + self._reserve(pull))
+
+    def _exceeds(self, size: int) -> bool:
+        return self.pool_bytes is not None and size > self.pool_bytes
 
     def _start(self, pull: _Pull) -> None:
         pull.buffer = self._buffer_for(pull)
@@ -246,9 +270,10 @@ class AsyncIOPool:
         fitting = _fitting(free, pull)
         if fitting is not None:
             return fitting
-        if free:
-            self._buffers.remove(free[-1])  # a larger one takes its place
-        self._buffers.append(_Buffer(self._lanes.pull.empty(self._reserve(pull), torch.uint8, self.device)))
+        size = self._reserve(pull)
+        while free and (len(self._buffers) >= self.pool_size or self._exceeds(self.nbytes + size)):
+            self._buffers.remove(free.pop())  # a larger one takes its place
+        self._buffers.append(_Buffer(self._lanes.pull.empty(size, torch.uint8, self.device)))
         return self._buffers[-1]
 
     def _free_buffers(self) -> list[_Buffer]:
@@ -259,13 +284,16 @@ class AsyncIOPool:
     def _reserve(self, pull: _Pull) -> int:
         """Bytes of a new buffer for ``pull``."""
         reserved = self.buffer_size * max(self.embedding_dim * pull.dtype.itemsize, pull.row_bytes)
-        return max(pull.nbytes, reserved if self.max_bytes is None else min(reserved, self.max_bytes // self.pool_size))
+        return max(
+            pull.nbytes, reserved if self.pool_bytes is None else min(reserved, self.pool_bytes // self.pool_size)
+        )
 
     def _fill(self, pull: _Pull) -> None:
         lane, table, rows = self._lanes.pull, pull.table, pull.rows
         lane.wait(table.pushed)
+        lane.wait(table.pulled)  # so that the event below stands for both
         staging = self._staging_of(table, lane)
-        pull.version = version(table.rows)
+        pull.state = table.state
         if pull.offset is not None and pull.count is not None:
             out = rows[: pull.num_chunked]
             lane.run(partial(_core.read_chunks, table.rows, pull.offset, pull.count, out=out, staging=staging))
@@ -286,6 +314,9 @@ class AsyncIOPool:
 
     def _on_device(self, index: Tensor, lane: Lane) -> Tensor:
         if index.device == self.device:
+            if index.is_cuda:  # where it may still be computed
+                lane.wait(self._lanes.compute.record())
+                lane.hold(index)
             return index
         there = lane.empty(index.numel(), index.dtype, self.device)
         pinned = index if index.is_pinned() else index.pin_memory()
@@ -326,10 +357,8 @@ class AsyncIOPool:
         """Blocks the host until no transfer of ``table`` is under way: it may then be read and written by the host."""
         known = self._tables.get(table.data_ptr())
         if known is not None:
-            for event in (known.pulled, known.pushed):
-                if event is not None:
-                    event.synchronize()
-            known.pulled = known.pushed = None
+            known.settle()
+            known.visits += 1
 
     def synchronize_push(self, dst: Tensor | None = None) -> None:
         """Blocks the host until the pushes (to table ``dst``) have arrived; needed before the host reads a table."""
@@ -341,14 +370,7 @@ class AsyncIOPool:
     def reset(self) -> None:
         """Forgets pulls that nobody took, as after an exception, and waits for all transfers."""
         self.forget_pulls()
-        for table in self._tables.values():
-            self.settle(table.rows)
-        self._tables.clear()
-
-    def __del__(self) -> None:
-        # Tables must outlive their transfers. When Python ends, so does the device's work.
-        if not sys.is_finalizing() and hasattr(self, "_tables"):
-            self.reset()
+        _finish(self._tables)
 
     # -- tables --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +31,14 @@ class _Done(Exception):
     """All tables have had their rows of this batch."""
 
 
-def tables(found: Found, num_nodes: int) -> list[History]:
-    """Empty tables for what ``found`` needs of the whole graph."""
+def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
+    """Empty tables for what ``found`` needs of the whole graph, with ``options`` of :class:`History`."""
     made = []
     for need in found.of("rows", "sum", "maximum"):
         width = prod(need.shape) if need.action != "maximum" else 1
         dtype = need.dtype if need.dtype.is_floating_point else torch.float64
         rows = 1 if need.action == "maximum" else num_nodes
-        made.append(History(rows, width, dtype=dtype, persistent=False))
+        made.append(History(rows, width, dtype=dtype, persistent=False, **options))
     return made
 
 
