@@ -167,12 +167,15 @@ class History(torch.nn.Module):
         self.clock.zero_()
 
     @torch.no_grad()
-    def pull(self, n_id: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def pull(
+        self, n_id: Tensor | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """A copy of the rows ``n_id``, on the device of the model.
 
         Args:
             n_id: row ids, [S]; all rows by default.
-            dtype: type of the result; that of the table by default.
+            dtype: type of the result; that of ``out`` or of the table by default.
+            out: where rows are to be written instead of new memory, [S, C], on the device of the model.
 
         Returns:
             Rows, [S, C].
@@ -180,16 +183,22 @@ class History(torch.nn.Module):
         Raises:
             IndexError: if an id is negative or not below N.
         """
-        dtype = dtype or self.table.dtype
+        dtype = dtype or (self.table.dtype if out is None else out.dtype)
         if n_id is None:
-            return self.emb.to(self._device, dtype, copy=True)
+            rows = self.emb.to(self._device, dtype, copy=True)
+            return rows if out is None else out.copy_(rows)
+        if out is None:
+            out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self._device)
         if self.is_remote and self.transfers is not None:
-            return self.transfers.pull_now(self.table, n_id.cpu(), dtype)
-        if self.is_remote and self.tier == "pinned":
-            rows = _core.gather_rows(self.emb, n_id.to(self._device), dtype)
+            self.transfers.pull_now(self.table, n_id.cpu(), out)
+        elif self.is_remote and self.tier == "pinned":
+            _core.gather_rows(self.emb, n_id.to(self._device), out=out)
             finish(self._device)  # the host may write to the table after this call
-            return rows
-        return _core.gather_rows(self.emb, n_id.to(self.table.device), dtype).to(self._device)
+        elif self.table.device == out.device:
+            _core.gather_rows(self.emb, n_id.to(out.device), out=out)
+        else:
+            out.copy_(_core.gather_rows(self.emb, n_id.to(self.table.device), dtype))
+        return out
 
     @torch.no_grad()
     def push(

@@ -14,12 +14,13 @@ from torch_geometric.data import Data
 
 from torch_gas import compiled
 from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
-from torch_gas.compiled import Running, untraced, untraced_frame
+from torch_gas.compiled import Running, is_called_compiled, is_compiled, untraced, untraced_frame
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
+from torch_gas.wiring.fused import fused
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
@@ -211,6 +212,8 @@ class ScalableGNN(torch.nn.Module):
 
     def _enter(self, stack: ExitStack, num_rows: int | None, adj: Any, *ids: Any) -> None:
         call = stack.enter_context(self._calling(num_rows, adj, *ids))
+        if not is_called_compiled() and not is_compiled(self):
+            stack.enter_context(fused(self))
         stack.enter_context(self._wired(call))
 
     @contextmanager
@@ -344,7 +347,7 @@ class ScalableGNN(torch.nn.Module):
         if torch.finfo(history.table.dtype).max < torch.finfo(rows.dtype).max:
             rows = rows.to(history.table.dtype)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
-        if not bool(rows.sum(dtype=torch.float64).isfinite()):
+        if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
             layer = [h is history for h in self.histories].index(True)
             half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
             hint = half if rows.dtype == torch.float16 else ""
@@ -565,9 +568,11 @@ class Call:
             history.push(rows, n_id[:batch_size], offset, count)
             if n_id.numel() == batch_size:
                 return rows
-            return torch.cat([rows, history.pull(self._halo_at(history.table.device, n_id, batch_size), rows.dtype)])
+            halo = self._halo_at(history.table.device, n_id, batch_size)
+            return _Append.apply(rows, halo.numel(), lambda out: history.pull(halo, out=out))
         table = history.table
-        out = torch.cat([rows, self.pool.synchronize_pull(table).to(rows.dtype)])
+        arrived = self.pool.synchronize_pull(table)
+        out = _Append.apply(rows, arrived.size(0), lambda out: out.copy_(arrived))
         self.pool.free_pull(table)
         self.pool.async_push(rows.detach(), offset, count, table)
         history.mark(n_id[:batch_size], offset, count)
@@ -597,3 +602,19 @@ class Call:
         for history in self._pushed:
             pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype)
         self._pushed.clear()
+
+
+class _Append(torch.autograd.Function):
+    """Rows [B, C] with S rows without gradient behind them, which ``fill`` writes where they are to be."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
+        ctx.batch_size = rows.size(0)
+        out = rows.new_empty(ctx.batch_size + number, rows.size(1))
+        out[: ctx.batch_size] = rows
+        fill(out[ctx.batch_size :])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][: ctx.batch_size], None, None

@@ -36,6 +36,7 @@ from torch_gas.wiring.arguments import (
     to_data,
 )
 from torch_gas.wiring.automatic import Automatic
+from torch_gas.wiring.fused import fused
 from torch_gas.wiring.places import Kind, Places, wired
 from torch_gas.wiring.probe import Found, find
 
@@ -317,7 +318,7 @@ class ScaledGNN(ScalableGNN):
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
-            with self._wired(call):
+            with nullcontext() if call.n_id is None else fused(self.model), self._wired(call):
                 out = Module.__call__(self, *args, **kwargs)
             return out if call.n_id is None else self._cut(out, call)
 

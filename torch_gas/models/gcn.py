@@ -6,12 +6,25 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCNConv
 
 from torch_gas.models.base import Model, batch_norms
+from torch_gas.models.dropout import dropout
+
+
+class _Conv(GCNConv):
+    """Multiplies by its weights behind the sum over edges, where a batch has fewer rows, unless what is summed would be wider."""
+
+    def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
+        sources, targets = x if isinstance(x, tuple) else (x, x)
+        size = (sources.size(0), targets.size(0))
+        if self.in_channels > self.out_channels:
+            out = self.propagate(edge_index, x=self.lin(sources), edge_weight=edge_weight, size=size)
+        else:
+            out = self.lin(self.propagate(edge_index, x=sources, edge_weight=edge_weight, size=size))
+        return out if self.bias is None else out + self.bias
 
 
 class GCN(Model):
@@ -78,7 +91,7 @@ class GCN(Model):
             self.lins.append(Linear(in_channels, hidden_channels))
             self.lins.append(Linear(hidden_channels, out_channels))
             widths = [hidden_channels, *hidden, hidden_channels]
-        self.convs = ModuleList(GCNConv(*width, normalize=False) for width in pairwise(widths))
+        self.convs = ModuleList(_Conv(*width, normalize=False) for width in pairwise(widths))
         self.bns = batch_norms(batch_norm, hidden_channels, num_layers - (not linear))
 
     @property
@@ -95,9 +108,9 @@ class GCN(Model):
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         if self.linear:
-            x = F.dropout(self.lins[0](x).relu(), self.dropout, self.training)
+            x = dropout(self.lins[0](x).relu(), self.dropout, self.training)
 
         for i, conv in enumerate(self.convs):
             h = conv(x, adj_t, edge_weight)
@@ -109,5 +122,5 @@ class GCN(Model):
             x = h.relu()
             if i < self.num_layers - 1:
                 x = self.push_and_pull(self.histories[i], x, *args)
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return self.lins[1](x)

@@ -324,16 +324,14 @@ class AsyncIOPool:
         return there
 
     @torch.no_grad()
-    def pull_now(self, src: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows ``index`` of ``src`` in memory of their own, [S, C], without a wait of the host."""
+    def pull_now(self, src: Tensor, index: Tensor, out: Tensor) -> None:
+        """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
         lane, table = self._lanes.compute, self._table(src)
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
-        rows = torch.empty(index.numel(), src.size(1), dtype=dtype, device=self.device)
         ids = index if table.staged else self._on_device(index, lane)
-        lane.run(partial(_core.gather_rows, src, ids, out=rows, staging=self._staging_of(table, lane)))
+        lane.run(partial(_core.gather_rows, src, ids, out=out, staging=self._staging_of(table, lane)))
         table.pulled = lane.record()
-        return rows
 
     # -- push ----------------------------------------------------------------------------------------------------------
 
