@@ -1,4 +1,4 @@
-"""The GPU benchmarks run on the CPU, at sizes whose figures say nothing: what they write is complete, and pictures are drawn."""
+"""The benchmarks run on the CPU, at sizes whose figures say nothing: what they write is complete, and pictures are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,8 @@ import pytest
 import torch
 from matplotlib import image
 
-GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+GPU, CPU = BENCHMARKS / "gpu", BENCHMARKS / "cpu"
 NOT_ON_CPU = "not measured on the CPU"
 WAYS = ("pinned", "staged", "torch")
 PLACES = ("no histories", "on the GPU", "concurrent", "serial", "pageable")
@@ -32,9 +33,10 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets benchmarks import what they share; the examples have a module of the same name."""
-    monkeypatch.syspath_prepend(str(GPU))
-    names = {path.stem for path in GPU.glob("*.py")}
+    """Lets benchmarks import what they share; the examples have a module of the same name. `step` is that of the GPU."""
+    for folder in (BENCHMARKS, CPU, GPU):
+        monkeypatch.syspath_prepend(str(folder))
+    names = {path.stem for folder in (BENCHMARKS, CPU, GPU) for path in folder.glob("*.py")}
     before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
     yield
     for name in names & sys.modules.keys():
@@ -43,18 +45,23 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[list[dict[str, Any]]]]:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[list[dict[str, Any]]]]:
     """Runs a benchmark in this process and gives the rows of its tables, whose values were checked."""
 
-    def run(name: str) -> list[list[dict[str, Any]]]:
-        monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", "--quick", "--out", str(tmp_path)])
-        with torch.random.fork_rng(devices=[]):
-            runpy.run_path(str(GPU / f"{name}.py"), run_name="__main__")
+    def run(name: str, folder: Path = GPU, options: Sequence[str] = ("--device", "cpu")) -> list[list[dict[str, Any]]]:
+        monkeypatch.setattr(sys, "argv", [name, *options, "--quick", "--out", str(tmp_path)])
+        num_threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
+        finally:
+            torch.set_num_threads(num_threads)
         sections = json.loads((tmp_path / "results.json").read_text())
         assert list(sections) == [name]
         assert sections[name]["question"].endswith("?") and sections[name]["quick"] is True
         machine = sections[name]["machine"]
-        assert machine["device"] == "CPU only: a smoke run" and machine["torch"] == torch.__version__
+        assert folder == CPU or machine["device"] == "CPU only: a smoke run"
+        assert machine["torch"] == torch.__version__
         assert {"date", "cpu", "cuda", "torch_geometric", "torch_gas"} <= machine.keys()
         markdown = (tmp_path / "results.md").read_text()
         tables = sections[name]["tables"]
@@ -82,9 +89,11 @@ def load(name: str) -> ModuleType:
 
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
     names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline", "workload"}
-    assert names == {"rows", "step", "memory", "small"}
+    assert names == {"rows", "step", "memory", "small"} == set(load("run").SUITES["gpu"])
+    assert {path.stem for path in CPU.glob("*.py")} - {"sides"} == {"step"} == set(load("run").SUITES["cpu"])
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
     script = (GPU / "run.sh").read_text()
+    assert (CPU / "step.py").read_text().splitlines()[0].endswith("?") and "`benchmarks/cpu/step.py`" in page
     for name in names:
         assert (GPU / f"{name}.py").read_text().splitlines()[0].endswith("?")
         assert f"`{name}.py`" in page and f"benchmarks/gpu/{name}.py" in script
@@ -137,6 +146,130 @@ def test_small(run) -> None:
     assert [row["as large as"] for row in rows] == ["Cora", "PubMed", "PPI", "Flickr"]
     assert all(isinstance(row[f"{way}, s"], float) and row[f"{way}, MB"] == NOT_ON_CPU for row in rows for way in SMALL)
     assert [row["paper: GTTF, s"] for row in rows] == [0.077, 0.071, 0.976, 1.178]
+
+
+PREDECESSOR = """
+from types import SimpleNamespace
+from torch_gas import ScalableGNN, SubgraphLoader
+from torch_gas.models import APPNP, GAT, GCN, GCN2, PNA
+models = SimpleNamespace(APPNP=APPNP, GAT=GAT, GCN=GCN, GCN2=GCN2, PNA=PNA)
+"""
+
+
+@pytest.fixture
+def pygas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a package that offers what PyGAS does."""
+    pytest.importorskip("torch_sparse")
+    package = tmp_path / "pygas" / "torch_geometric_autoscale"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(PREDECESSOR)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    return package.parent
+
+
+def test_step_on_the_cpu(run, tmp_path: Path, pygas: Path) -> None:
+    by_side, beside, phases = run("step", CPU, ("--pygas", str(pygas)))
+    names = ["GCN", "SAGE", "GAT", "APPNP", "GCNII", "GIN", "PNA"]
+    sides = ("csr", "PyGAS", "EdgeIndex", "edge_index", "SparseTensor", "plain PyG", "Cluster-GCN", "full batch")
+    assert [row["model"] for row in by_side] == names
+    assert all(list(row) == ["model", *(f"{side}, s" for side in sides)] for row in by_side)
+    cases = [(name, dropout) for name in names for dropout in ("0.5", "0.0")]
+    assert [(row["model"], row["dropout"]) for row in beside] == cases
+    assert all(row["ours / PyGAS"] == pytest.approx(row["ours, s"] / row["PyGAS, s"]) for row in beside)
+    assert [(row["model"], row["dropout"], row["by"]) for row in phases] == [
+        (*case, library) for case in cases for library in ("ours", "PyGAS")
+    ]
+    for row in phases:
+        shares = [row[f"{phase}, %"] for phase in ("loader", "forward", "push and pull", "backward", "optimiser")]
+        assert sum(shares) == pytest.approx(100)
+        assert row["arithmetic, %"] == pytest.approx(100 - shares[0] - shares[2])
+        seconds = row["epoch, s"] * shares[2] / 100
+        assert row["exchange, GB/s"] * seconds == pytest.approx(row["MB exchanged"] / 1e3)
+    picture(tmp_path / "step.png")
+
+
+@pytest.mark.parametrize("name", ["GCN", "SAGE", "GAT", "APPNP", "GCNII", "GIN", "PNA"])
+def test_sides_train_the_same_parameters(name: str, pygas: Path) -> None:
+    sides = load("sides")
+    setting = sides.Setting(num_nodes=300, avg_degree=6.0, channels=8, num_parts=6, parts_a_batch=2)
+    graphs = sides.make_graphs(setting)
+    trained = {}
+    with torch.random.fork_rng(devices=[]):
+        makes = sides.Sides(setting, graphs, name, 0.0, sides.load_pygas(pygas))
+        for side in (*sides.FORMATS, sides.PYGAS, sides.PLAIN, sides.CLUSTER, sides.FULL):
+            running = makes.make(side)
+            start = torch.nn.utils.parameters_to_vector(running.model.parameters())
+            running.optimizer = torch.optim.SGD(running.model.parameters(), lr=0.01)  # Adam enlarges rounding
+            running.epoch()
+            trained[side] = torch.nn.utils.parameters_to_vector(running.model.parameters())
+            assert (trained[side] - start).abs().max() > 1e-4
+    for side in (*sides.FORMATS[1:], sides.PYGAS):
+        torch.testing.assert_close(trained[side], trained["csr"], rtol=1e-3, atol=1e-5)
+    for side in (sides.PLAIN, sides.CLUSTER, sides.FULL):
+        assert (trained[side] - trained["csr"]).abs().max() > 1e-4
+
+
+def test_batches_without_halo_hold_the_edges_inside() -> None:
+    sides = load("sides")
+    setting = sides.Setting(num_nodes=300, avg_degree=6.0, channels=8, num_parts=6, parts_a_batch=2)
+    graphs = sides.make_graphs(setting)
+    from torch_gas import SubgraphLoader
+
+    loader = SubgraphLoader(sides.in_format(graphs.weighted, "csr"), graphs.ptr, 2)
+    for inside, batch in zip(sides.WithoutHalo(loader), loader, strict=True):
+        size = batch.batch_size
+        assert torch.equal(inside.adj_t.to_dense(), batch.data.adj_t.to_dense()[:, :size])
+        assert torch.equal(inside.x, batch.data.x[:size]) and inside.y.numel() == size
+
+
+def test_a_phase_is_timed_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = load("sides")
+    clock = iter(range(100))
+    monkeypatch.setattr(sides.time, "perf_counter", lambda: float(next(clock)))
+    model = torch.nn.Linear(2, 2)
+    model.push_and_pull = lambda x: x
+    side = sides.Side(model, [torch.ones(1, 2)] * 3, lambda x: (model.push_and_pull(model(x)), torch.zeros(1).long()))
+    assert side.epoch() == {"loader": 4, "forward": 6, "push and pull": 3, "backward": 3, "optimiser": 3}
+    assert side.epoch(steps=1) == {"loader": 2, "forward": 2, "push and pull": 1, "backward": 1, "optimiser": 1}
+
+
+def test_a_folder_without_pygas_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("torch_sparse")
+    with pytest.raises(SystemExit, match="has no folder torch_geometric_autoscale; give the root"):
+        load("sides").load_pygas(tmp_path)
+
+
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_a_benchmark_that_fails_loses_no_other(
+    suite: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = load("run")
+    (tmp_path / "results.json").write_text("{}")
+    calls = []
+
+    def fake(command: Sequence[Any], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        calls.append([str(part) for part in command])
+        assert Path(command[1]).exists() and env["PYTHONPATH"].startswith(str(BENCHMARKS.parent))
+        return subprocess.CompletedProcess(command, 3 if len(calls) == 1 else 0)
+
+    monkeypatch.setattr(runner.subprocess, "run", fake)
+    pygas = ["--pygas", str(tmp_path)] if suite == "cpu" else []
+    monkeypatch.setattr(sys, "argv", ["run.py", "--suite", suite, "--quick", "--out", str(tmp_path), *pygas])
+    with pytest.raises(SystemExit) as end:
+        runner.main()
+    assert end.value.code == 1
+    assert not (tmp_path / "results.json").exists()
+    device = ["--device", "cpu"] if suite == "gpu" else []
+    options = ["--out", str(tmp_path), "--quick", *device, *pygas]
+    assert [(Path(call[1]).stem, call[2:]) for call in calls] == [(name, options) for name in runner.SUITES[suite]]
+    assert f"{runner.SUITES[suite][0]}: exit status 3" in capsys.readouterr().out
+
+
+def test_pygas_is_of_the_cpu_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--suite", "gpu", "--pygas", "somewhere"])
+    with pytest.raises(SystemExit):
+        load("run").main()
+    assert "PyGAS is measured by the CPU suite only" in capsys.readouterr().err
 
 
 def test_sections_of_several_benchmarks_share_the_files(tmp_path: Path) -> None:
@@ -278,7 +411,7 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
 
 
 def test_huge_pages() -> None:
-    program = Path(__file__).parents[1] / "benchmarks" / "huge_pages.py"
+    program = BENCHMARKS / "huge_pages.py"
     command = [sys.executable, str(program), "--gigabytes", "0.004", "--rows", "50", "--repeats", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

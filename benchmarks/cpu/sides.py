@@ -1,7 +1,7 @@
 """The sides of the comparison in ``step.py``: who trains a model, over which batches, and the stopwatch on each.
 
-Every side makes the same layers from the same random numbers, and visits the same parts in the same order. PyGAS, the library
-that came with the paper, is used where a local build of it is given.
+Sides make the same layers from the same random numbers (only PyGAS' PNA draws in another order) and visit the same parts in the
+same order: ours over every format and PyGAS train the same parameters. PyGAS is used where a local build of it is given.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -98,12 +99,11 @@ def in_format(data: Data, name: str) -> Data:
 
 
 class Side:
-    """A model that trains for epochs, with the seconds of each epoch by phase in ``laps``."""
+    """A model that trains for epochs, with a stopwatch on their phases."""
 
     def __init__(self, model: Module, batches: Iterable[Any], run: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
         self.model, self.batches, self.run = model.train(), batches, run
         self.optimizer = torch.optim.Adam(model.parameters())
-        self.laps: list[dict[str, float]] = []
         self._spent, self._mark = dict.fromkeys(PHASES, 0.0), 0.0
         self._exchange = model.push_and_pull
         model.push_and_pull = self._timed_exchange
@@ -119,10 +119,10 @@ class Side:
         self._lap("push and pull")
         return out
 
-    def epoch(self) -> None:
-        """Trains on all batches once."""
+    def epoch(self, steps: int | None = None) -> dict[str, float]:
+        """Trains on all batches once, or on the first few, and gives the seconds of each phase."""
         self._spent, self._mark = dict.fromkeys(PHASES, 0.0), time.perf_counter()
-        for batch in self.batches:
+        for batch in islice(self.batches, steps):
             self._lap("loader")
             out, y = self.run(batch)
             loss = torch.nn.functional.cross_entropy(out, y)
@@ -133,7 +133,7 @@ class Side:
             self.optimizer.step()
             self._lap("optimiser")
         self._lap("loader")
-        self.laps.append(self._spent)
+        return self._spent
 
 
 class Sides:

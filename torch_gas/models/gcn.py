@@ -14,7 +14,7 @@ from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 
 
-class _Conv(GCNConv):
+class _Conv(GCNConv):  # type: ignore[misc]  # PyG is not typed
     """Multiplies by its weights behind the sum over edges, where a batch has fewer rows, unless what is summed would be wider."""
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch_geometric.nn import MessagePassing
+from torch_geometric.nn import GCN2Conv, MessagePassing
 
 from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
 from torch_gas.compiled import untraced
@@ -115,7 +115,7 @@ def whole(model: Module) -> Iterator[None]:
         yield
 
 
-_WIRING = "_wiring_of_batch"
+WIRING = "_wiring_of_batch"
 
 
 def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
@@ -124,7 +124,7 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
 
 def _attach(module: Module, wiring: Any, stack: ExitStack) -> None:
     before, after = (_cut_norm, _extend_norm) if isinstance(module, _BatchNorm) else (_prepare, _cut)
-    _override(module, _WIRING, wiring, stack)
+    _override(module, WIRING, wiring, stack)
     stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     stack.callback(module.register_forward_hook(after).remove)
 
@@ -145,6 +145,8 @@ class _Layer:
         self.batch = batch
         self.names = _parameters(forward)
         self.takes_pair = batch.closed and takes_pair(forward)
+        # x_0, to the rows that come out of `propagate`; its own normalisation adds loops to all rows.
+        self.cuts_itself = batch.closed and isinstance(conv, GCN2Conv) and not conv.normalize
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         self.adds_loops = bool(getattr(conv, "add_self_loops", False))
         self.is_square = getattr(conv, "combine_root", None) == "self_loop"
@@ -178,6 +180,8 @@ class _Layer:
             else:
                 args = (given_pair, *args[1:])
             num_dst = batch_size
+        elif self.cuts_itself and any([is_matrix(value) for value in values]):
+            num_dst = batch_size
         else:
             num_dst = num_rows
         args = tuple([self.batch.resize(value, num_dst, num_rows) for value in args])
@@ -193,7 +197,7 @@ class _Layer:
 
 
 def _prepare(conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    layer: _Layer | None = getattr(conv, _WIRING)
+    layer: _Layer | None = getattr(conv, WIRING)
     if layer is None:
         return None
     if not torch.compiler.is_compiling():  # a graph runs again with the sizes that it had
@@ -202,7 +206,7 @@ def _prepare(conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _cut(conv: Module, args: tuple[Any, ...], out: Any) -> Any:
-    layer: _Layer | None = getattr(conv, _WIRING)
+    layer: _Layer | None = getattr(conv, WIRING)
     return out if layer is None else layer.cut(out)
 
 
@@ -238,13 +242,13 @@ class _NormOfBatch:
 
 
 def _cut_norm(norm: Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
-    of_batch: _NormOfBatch | None = getattr(norm, _WIRING)
+    of_batch: _NormOfBatch | None = getattr(norm, WIRING)
     rows = None if of_batch is None else of_batch.cut(norm, args[0] if args else kwargs["input"])
     return None if rows is None else ((rows,), {})
 
 
 def _extend_norm(norm: Module, args: tuple[Tensor, ...], out: Tensor) -> Any:
-    of_batch: _NormOfBatch | None = getattr(norm, _WIRING)
+    of_batch: _NormOfBatch | None = getattr(norm, WIRING)
     return None if of_batch is None else of_batch.extend(norm, args[0] if args else out, out)
 
 

@@ -22,6 +22,7 @@ from torch_gas import _core
 from torch_gas.adjacency import is_csr, is_edge_index, is_sparse_tensor, to_csr
 from torch_gas.compiled import is_compiled
 from torch_gas.transfer import version
+from torch_gas.wiring.batch import WIRING
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
 
@@ -165,8 +166,11 @@ class _Propagate:
         if not _is_rows(rows):
             return None
         is_matrix = is_csr(adj) or is_sparse_tensor(adj)
+        layer = getattr(self.conv, WIRING, None)
         if is_matrix:
             num_dst = adj.size(0)
+        elif layer is not None and layer.cuts_itself:
+            num_dst = layer.batch.batch_size
         elif size is not None:
             num_dst = size[1]
         else:
