@@ -20,6 +20,7 @@
 //                      in device memory, offset and count in host memory
 //   staged_*           all but scatter_rows on a stream, by way of a pinned buffer: rows in device
 //                      memory, everything else in host memory
+//   dropout            x [size]                              out [size]
 //   advise_huge_pages  -                                     -
 //   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
@@ -31,6 +32,7 @@
 #include <memory>
 #include <utility>
 
+#include "cpu/dropout.h"
 #include "cpu/memory.h"
 #include "cpu/rows.h"
 #include "cpu/subgraph.h"
@@ -148,6 +150,12 @@ void write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t 
                at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved), threads);
 }
 
+void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uint64_t seed,
+                int threads) {
+  Unlocked unlocked;
+  dropout(at<char>(x), at<char>(out), dtype, size, p, seed, threads);
+}
+
 #ifdef TORCH_GAS_WITH_CUDA
 // Destroyed from the last member to the first: the owner of the memory goes after it is unlocked.
 struct HostRegistration {
@@ -257,6 +265,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_rows", &scatter_rows_py);
   m.def("read_chunks", &read_chunks_py);
   m.def("write_chunks", &write_chunks_py);
+  m.def("dropout", &dropout_py);
   m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA
   m.attr("has_cuda") = true;

@@ -460,6 +460,58 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
 
 
+def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Tensor:
+    """Multiplies each element by 0 or 1 / (1 - p), at random.
+
+    Equivalent to `x * keep / (1 - p)`, where the mask depends on `seed` and the shape of `x` only: element i of `x.flatten()`
+    is kept if word i % 4 of Philox4x32-10 (https://doi.org/10.1145/2063384.2063405), for the key `seed` and the counter i // 4,
+    is at least p * 2**32. As in torch, NaN and infinity times 0 are NaN, and with p = 1 everything is multiplied by 0.
+
+    Args:
+        x: Contiguous tensor of any shape on the host, float32, float64, float16 or bfloat16.
+        p: Probability that an element is multiplied by 0, rounded to a multiple of 2**-32.
+        seed: Number of 64 bits.
+        out: Contiguous tensor of the type and shape of `x` to write to instead of a new one; it may be `x`.
+
+    Returns:
+        The result, of the type and shape of `x`; the same for any number of threads and on every machine.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: `x` or `out` is not on the host or not contiguous, shapes differ, memory overlaps partly, or `p` or `seed` is
+            out of range.
+
+    Example:
+        >>> import torch
+        >>> dropout(torch.ones(6), p=0.5, seed=0)
+        tensor([0., 2., 2., 2., 2., 0.])
+    """
+    call = "dropout"
+    _host(call, "x", x)
+    if x.dtype not in _FLOAT_TYPES:
+        _wrong_type(call, "x", x, _FLOAT_TYPES)
+    _contiguous(call, "x", x)
+    if not isinstance(p, (int, float)):
+        raise TypeError(f"{call}: `p` must be a number, but is {type(p).__name__}")
+    _size(call, "seed", seed)
+    if seed >= 2**64:
+        raise ValueError(f"{call}: `seed` must be less than 2**64, but is {seed}")
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    else:
+        _host(call, "out", out)
+        _same_type(call, "out", out, "x", x)
+        _contiguous(call, "out", out)
+        if out.shape != x.shape:
+            raise ValueError(f"{call}: `out` must have the shape of `x`, {list(x.shape)}, but has {list(out.shape)}")
+        if 0 < abs(out.data_ptr() - x.data_ptr()) < x.nbytes:
+            raise ValueError(f"{call}: `out` must be `x` or not overlap with it; leave it out, or pass other memory")
+    _C.dropout(x.data_ptr(), out.data_ptr(), _FLOAT_TYPES[x.dtype], x.numel(), float(p), seed, torch.get_num_threads())
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
 def _move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = table.shape[1:].numel()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
 
 from torch_gas.models.base import Model
+from torch_gas.models.dropout import dropout
 
 
 class APPNP(Model):
@@ -82,8 +82,8 @@ class APPNP(Model):
     def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
-        x = F.dropout(x, self.dropout, self.training)
-        x = F.dropout(self.lins[0](x).relu(), self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
+        x = dropout(self.lins[0](x).relu(), self.dropout, self.training)
         x = x_0 = self.lins[1](x)
 
         for i in range(self.num_layers):

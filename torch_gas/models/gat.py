@@ -11,6 +11,7 @@ from torch.nn import ModuleList
 from torch_geometric.nn import GATConv
 
 from torch_gas.models.base import Model
+from torch_gas.models.dropout import dropout
 
 
 class GAT(Model):
@@ -94,8 +95,8 @@ class GAT(Model):
     def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         for conv, history in zip(self.convs[:-1], self.histories, strict=True):
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
             x = F.elu(conv(x, adj_t))
             x = self.push_and_pull(history, x, *args)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         return self.convs[-1](x, adj_t)

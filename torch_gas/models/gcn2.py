@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCN2Conv
 
 from torch_gas.models.base import Model, batch_norms
+from torch_gas.models.dropout import dropout
 
 
 class GCN2(Model):
@@ -97,9 +97,9 @@ class GCN2(Model):
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         self.check_edge_weight(adj_t, edge_weight)
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         x = x_0 = self.lins[0](x).relu()
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
 
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
             h = bn(conv(x, x_0, adj_t, edge_weight))
@@ -108,5 +108,5 @@ class GCN2(Model):
             x = h.relu()
             if i < self.num_layers - 1:
                 x = self.push_and_pull(self.histories[i], x, *args)
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return self.lins[1](x)

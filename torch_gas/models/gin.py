@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
 from torch_geometric.nn import GINConv
 
 from torch_gas.models.base import Model
+from torch_gas.models.dropout import dropout
 
 
 class GIN(Model):
@@ -97,7 +97,7 @@ class GIN(Model):
     def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         x = self.lins[0](x).relu()
 
         for i, conv in enumerate(self.convs):
@@ -105,5 +105,5 @@ class GIN(Model):
             x = h + x[: h.size(0)] if self.residual else h
             if i < self.num_layers - 1:
                 x = self.push_and_pull(self.histories[i], x, *args)
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return self.lins[1](x)

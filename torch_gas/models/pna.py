@@ -8,7 +8,6 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric import EdgeIndex
@@ -18,6 +17,7 @@ from torch_geometric.utils import degree, scatter, segment, spmm
 
 from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.models.base import Model, batch_norms
+from torch_gas.models.dropout import dropout
 
 AGGREGATORS = ("sum", "mean", "min", "max")
 SCALERS = ("identity", "amplification", "attenuation")
@@ -225,14 +225,14 @@ class PNA(Model):
     def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
 
         for conv, bn, history in zip(self.convs[:-1], self.bns, self.histories, strict=True):
             h = bn(conv(x, adj_t))
             if self.residual and h.size(1) == x.size(1):
                 h = h + x[: h.size(0)]
             x = self.push_and_pull(history, h.relu(), *args)
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return self.convs[-1](x, adj_t)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
 
 from torch_gas.models.base import Model, batch_norms
+from torch_gas.models.dropout import dropout
 from torch_gas.models.pna import PNAConv, check_degrees
 
 
@@ -105,7 +105,7 @@ class PNA_JK(Model):
     def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
         """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         x = self.lins[0](x)
 
         xs = [x]
@@ -117,7 +117,7 @@ class PNA_JK(Model):
             xs.append(x)
             if i < self.num_layers - 1:
                 x = self.push_and_pull(self.histories[i], x, *args)
-                x = F.dropout(x, self.dropout, self.training)
+                x = dropout(x, self.dropout, self.training)
         xs[0] = xs[0][: x.size(0)]
-        x = F.dropout(torch.cat(xs, dim=1), self.dropout, self.training)
+        x = dropout(torch.cat(xs, dim=1), self.dropout, self.training)
         return self.lins[1](x)

@@ -1,0 +1,20 @@
+// Dropout with a counter-based generator.
+//
+// The random number of an element depends on the seed and its position only, so that threads need
+// not take turns, and the mask can be drawn again instead of being kept.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+
+namespace torch_gas {
+
+// out[i] = x[i] * (r >= p * 2^32 ? 1 / (1 - p) : 0), where r is word i % 4 of what Philox4x32-10
+// gives for the key `seed` and the counter i / 4; 1 / (1 - p) counts as 0 if p is 1. The threshold
+// is rounded to an integer. 16-bit types are multiplied in float. `out` may be `x`, but must not
+// overlap with it otherwise.
+void dropout(const char* x, char* out, DType dtype, int64_t size, double p, uint64_t seed,
+             int threads);
+
+}  // namespace torch_gas

@@ -1,0 +1,85 @@
+"""Dropout on entries, fast on the CPU, where torch's draws one number after the other; of edges: :func:`torch_gas.dropout`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_gas import _core
+
+_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Multiplies each entry by 0 with probability ``p``, else by ``1 / (1 - p)``, as :func:`torch.nn.functional.dropout` does.
+
+    For dense floating-point tensors on the CPU, random numbers depend on a seed and the position alone, so that threads and
+    vector instructions draw them side by side. The seed comes from torch's default generator of the CPU:
+    :func:`torch.manual_seed` makes masks reproducible, for any number of threads; they are other ones than torch's. No mask is
+    kept: the backward pass draws it again. The result is contiguous.
+
+    Anything else goes to torch's own function: other devices and types, subclasses of tensors, code that is compiled or traced,
+    and transforms of :mod:`torch.func`.
+
+    Args:
+        x: any tensor. NaN and infinity stay NaN where they are dropped, as in torch, so that no error hides behind a mask.
+        p: probability of dropping an entry.
+        training: whether to do anything.
+
+    Returns:
+        A tensor of the shape and type of ``x``; ``x`` itself if nothing can drop.
+
+    Raises:
+        ValueError: if ``p`` is not in [0, 1].
+
+    Example:
+        >>> x = torch.ones(1000, 8)
+        >>> dropout(x, p=0.75, training=True).unique().tolist()
+        [0.0, 4.0]
+        >>> dropout(x, p=0.75, training=False) is x
+        True
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
+    if not training or p == 0:
+        return x
+    if torch.compiler.is_compiling() or not _has_plain_memory(x):
+        return F.dropout(x, p)
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    return _Dropout.apply(x, p, seed)
+
+
+def _has_plain_memory(x: Tensor) -> bool:
+    """Whether the entries of ``x`` can be read at its address, and reading them is all there is to it."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and x.dtype in _TYPES
+        and torch._C._get_tracing_state() is None  # of torch.jit.trace
+        and torch._C._has_storage(x)  # those of torch.func and of batched gradients have none
+    )
+
+
+class _Dropout(torch.autograd.Function):
+    """A product with a mask, which is its own derivative in every mode and of every order."""
+
+    # Not split into `forward` and `setup_context`: binding arguments to these takes longer than a small mask.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
+        ctx.p, ctx.seed = p, seed
+        return _core.dropout(x.resolve_neg().contiguous(), p, seed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if _has_plain_memory(grad):
+            return _Dropout.apply(grad, ctx.p, ctx.seed), None, None
+        mask = _core.dropout(torch.ones(grad.shape, dtype=grad.dtype, device="cpu"), ctx.p, ctx.seed)
+        return grad * mask, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Dropout.apply(tangent, ctx.p, ctx.seed)
