@@ -146,5 +146,5 @@ class FakeLanes:
 def fake_pool(pool_size: int = 2, seed: int | None = None, **kwargs: Any) -> tuple[AsyncIOPool, FakeLanes]:
     """A pool whose lanes are fake ones."""
     pool, lanes = AsyncIOPool(pool_size, **kwargs), FakeLanes(seed)
-    pool._lanes = lanes  # type: ignore[assignment]
+    pool._lanes = lanes  # type: ignore[assignment]  # a model of them
     return pool, lanes

@@ -56,7 +56,7 @@ def compiled(model: Module, how: str = HOW[0], **kwargs: Any) -> Module:
     if how == "model.compile()":
         model.compile(**kwargs)
     else:
-        model.forward = torch.compile(model.forward, **kwargs)  # type: ignore[method-assign]
+        model.forward = torch.compile(model.forward, **kwargs)  # type: ignore[method-assign]  # as users do
     return model
 
 
@@ -232,7 +232,7 @@ def test_the_whole_of_forward_is_one_graph() -> None:
     model = Net(N)
     batch = next(iter(SubgraphLoader(graph(), PTR, 1)))
     want = call(copy.deepcopy(model), batch)
-    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)  # type: ignore[method-assign]
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)  # type: ignore[method-assign]  # as users do
     torch.testing.assert_close(call(model, batch), want)
 
 

@@ -183,3 +183,14 @@ def test_compiled_layers_are_left_alone() -> None:
     conv.compile(backend="eager")
     with fused(conv):
         assert "propagate" not in vars(conv)
+
+
+@pytest.mark.parametrize("bad", [-1, N])
+@pytest.mark.parametrize("end", [0, 1])
+def test_edges_outside_of_the_rows_are_errors(end: int, bad: int) -> None:
+    """A product would read whatever lies there; by message passing torch raises."""
+    edge_index = DATA.edge_index[:, DATA.edge_index[1].argsort()].clone()
+    edge_index[end, 0 if bad < 0 else -1] = bad
+    conv = nn.GraphConv(8, 8)
+    with fused(conv), pytest.raises(IndexError, match="of the adjacency"):
+        conv(DATA.x, edge_index)

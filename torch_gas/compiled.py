@@ -72,7 +72,7 @@ def is_called_compiled() -> bool:
     while frame is not None:
         if frame.f_code.co_filename.endswith("_dynamo/eval_frame.py") and frame.f_code.co_name == "__call__":
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
     return False
 
 

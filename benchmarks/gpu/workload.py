@@ -119,7 +119,7 @@ def without_histories(model: ScalableGNN) -> ScalableGNN:
             return x
         return torch.cat([x[:batch_size], x.new_zeros(n_id.numel() - batch_size, x.size(1))])
 
-    model.push_and_pull = zeros_for_halo  # type: ignore[method-assign]
+    model.push_and_pull = zeros_for_halo  # type: ignore[method-assign]  # of this model alone
     return model
 
 

@@ -124,7 +124,7 @@ class AsyncIOPool:
         pool_bytes: device memory that pulls in flight may take. One at a time is always allowed.
 
     Raises:
-        ValueError: if ``pool_size`` is below 1, ``pool_bytes`` is negative or ``io`` is none of both.
+        ValueError: if ``pool_size`` is below 1, ``buffer_size`` or ``pool_bytes`` is negative, or ``io`` is none of both.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class Batch:
         if norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
             for layer, name in product(layers, ("message", "edge_update")):
-                _override(layer, name, _on_edges(self, getattr(layer, name)), self._stack)
+                override(layer, name, _on_edges(self, getattr(layer, name)), self._stack)
         return self
 
     def __exit__(
@@ -124,12 +124,12 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
 
 def _attach(module: Module, wiring: Any, stack: ExitStack) -> None:
     before, after = (_cut_norm, _extend_norm) if isinstance(module, _BatchNorm) else (_prepare, _cut)
-    _override(module, WIRING, wiring, stack)
+    override(module, WIRING, wiring, stack)
     stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     stack.callback(module.register_forward_hook(after).remove)
 
 
-def _override(module: Module, name: str, value: Any, stack: ExitStack) -> None:
+def override(module: Module, name: str, value: Any, stack: ExitStack) -> None:
     if name in vars(module):
         stack.callback(vars(module).update, {name: vars(module)[name]})
     else:

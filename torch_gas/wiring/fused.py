@@ -19,10 +19,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric.nn import MessagePassing
 
 from torch_gas import _core
-from torch_gas.adjacency import is_csr, is_edge_index, is_sparse_tensor, to_csr
+from torch_gas.adjacency import coo, is_csr, is_edge_index, is_sparse_tensor, to_csr
 from torch_gas.compiled import is_compiled
+from torch_gas.partition.record import check_ids
 from torch_gas.transfer import version
-from torch_gas.wiring.batch import WIRING
+from torch_gas.wiring.batch import WIRING, override
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
 
@@ -34,11 +35,17 @@ class Edges:
         adj: the adjacency, in any format, on the CPU.
         num_dst: rows of the result.
         num_src: rows of what is multiplied.
+
+    Raises:
+        IndexError: if an edge starts or ends outside of these rows.
     """
 
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
         self.num_dst, self.num_src = num_dst, num_src
+        if is_edge_index(adj):
+            check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
         self.rowptr, self.col, self.value, self.perm = to_csr(adj, num_dst)
+        check_ids(self.col, num_src, "the sources of the adjacency")  # the product reads there without a look
         self._transposed: tuple[Tensor, Tensor, Tensor] | None = None
         self._key: tuple[Any, ...] = ()
         self._matrices: dict[bool, Tensor] = {}  # those of the weight that was used last
@@ -111,16 +118,8 @@ def fused(model: Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, MessagePassing) and _is_product(cast(Any, type(module))) and not is_compiled(module):
-                stack.callback(_restore, module, vars(module).get("propagate"))
-                vars(module)["propagate"] = _Propagate(module)
+                override(module, "propagate", _Propagate(module), stack)
         yield
-
-
-def _restore(module: Module, own: Any) -> None:
-    if own is None:
-        del vars(module)["propagate"]
-    else:
-        vars(module)["propagate"] = own
 
 
 @cache

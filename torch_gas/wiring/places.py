@@ -232,7 +232,7 @@ def _line() -> str:
     while frame is not None and frame.f_code.co_filename not in (__file__, torch.nn.modules.module.__file__):
         if frame.f_code.co_filename != batch.__file__:  # which stands between on a batch only
             lines.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
     return " ".join(lines)
 
 
