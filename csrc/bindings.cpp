@@ -21,6 +21,10 @@
 //   staged_*           all but scatter_rows on a stream, by way of a pinned buffer: rows in device
 //                      memory, everything else in host memory
 //   dropout            x [size]                              out [size]
+//   product            rowptr [R+1], col [nnz], rows         out [R, H, C]
+//   entry_dots         the same, left [R, H, C]              out [nnz, H]
+//   entry_softmax      the same, left [R, H], right [.., H]  out [nnz, H]
+//   entry_softmax_backward  the same, softmax, grad [nnz, H] grad_left [R, H], grad_entry [nnz, H]
 //   advise_huge_pages  -                                     -
 //   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
@@ -34,6 +38,7 @@
 
 #include "cpu/dropout.h"
 #include "cpu/memory.h"
+#include "cpu/product.h"
 #include "cpu/rows.h"
 #include "cpu/subgraph.h"
 #ifdef TORCH_GAS_WITH_CUDA
@@ -156,6 +161,64 @@ void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uin
   dropout(at<char>(x), at<char>(out), dtype, size, p, seed, threads);
 }
 
+// Calls f(matrix, T{}) with the matrix [num_rows, num_cols] and a value of the element type.
+template <class F>
+void dispatch_sparse(int bits, DType dtype, Address rowptr, Address col, Address order,
+                     int64_t num_rows, int64_t num_cols, int64_t nnz, const F& f) {
+  check_value(dtype == DType::f32 || dtype == DType::f64, "elements must be float32 or float64");
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    using I = decltype(id);
+    const Sparse<I> matrix{at<I>(rowptr), at<I>(col), at<I>(order), num_rows, num_cols, nnz};
+    dtype == DType::f32 ? f(matrix, float{}) : f(matrix, double{});
+  });
+}
+
+void product_py(int bits, DType dtype, Address rowptr, Address col, Address order, int64_t num_rows,
+                int64_t num_cols, int64_t nnz, Address weight, Address rows, Address out,
+                int64_t heads, int64_t width, int threads) {
+  dispatch_sparse(
+      bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, [&](const auto& matrix, auto zero) {
+        using T = decltype(zero);
+        product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, threads);
+      });
+}
+
+void entry_dots_py(int bits, DType dtype, Address rowptr, Address col, Address order,
+                   int64_t num_rows, int64_t num_cols, int64_t nnz, Address left, Address right,
+                   Address out, int64_t heads, int64_t width, int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz,
+                  [&](const auto& matrix, auto zero) {
+                    using T = decltype(zero);
+                    entry_dots(matrix, at<const T>(left), at<const T>(right), at<T>(out), heads,
+                               width, threads);
+                  });
+}
+
+void entry_softmax_py(int bits, DType dtype, Address rowptr, Address col, Address order,
+                      int64_t num_rows, int64_t num_cols, int64_t nnz, Address left, Address right,
+                      double slope, Address out, int64_t heads, int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz,
+                  [&](const auto& matrix, auto zero) {
+                    using T = decltype(zero);
+                    entry_softmax(matrix, at<const T>(left), at<const T>(right),
+                                  static_cast<T>(slope), at<T>(out), heads, threads);
+                  });
+}
+
+void entry_softmax_backward_py(int bits, DType dtype, Address rowptr, Address col, Address order,
+                               int64_t num_rows, int64_t num_cols, int64_t nnz, Address left,
+                               Address right, double slope, Address softmax, Address grad,
+                               Address grad_left, Address grad_entry, int64_t heads, int threads) {
+  dispatch_sparse(
+      bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, [&](const auto& matrix, auto zero) {
+        using T = decltype(zero);
+        entry_softmax_backward(matrix, at<const T>(left), at<const T>(right), static_cast<T>(slope),
+                               at<const T>(softmax), at<const T>(grad), at<T>(grad_left),
+                               at<T>(grad_entry), heads, threads);
+      });
+}
+
 #ifdef TORCH_GAS_WITH_CUDA
 // Destroyed from the last member to the first: the owner of the memory goes after it is unlocked.
 struct HostRegistration {
@@ -266,6 +329,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_chunks", &read_chunks_py);
   m.def("write_chunks", &write_chunks_py);
   m.def("dropout", &dropout_py);
+  m.def("product", &product_py);
+  m.def("entry_dots", &entry_dots_py);
+  m.def("entry_softmax", &entry_softmax_py);
+  m.def("entry_softmax_backward", &entry_softmax_backward_py);
   m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA
   m.attr("has_cuda") = true;

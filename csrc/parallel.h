@@ -1,11 +1,13 @@
-// A persistent thread pool and the one loop that uses it.
+// The one loop over many threads, and what runs it.
 //
-// Callers may come from any number of Python threads at once; each takes part in its own loop, so a
-// loop always finishes, even when every worker is busy elsewhere. A fork leaves the child with a
-// fresh pool, because threads do not survive it. The pool is never destroyed: joining threads while
-// the interpreter shuts down is a classic way to hang.
+// A loop runs on torch's own team of OpenMP threads, which is found in the process, because this
+// module links neither. After each loop the threads of a team spin for a while; those of a second
+// team would have to wait for the same cores. Where there is no such team, a pool of threads takes
+// its place: in a process without torch or with another OpenMP, and after a fork, which no team
+// survives.
 #pragma once
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -20,42 +22,66 @@
 
 namespace torch_gas {
 
+// A loop in progress, cut into pieces. It lives on its caller's stack until all threads have let go
+// of it.
+struct Job {
+  void (*run)(const void* body, int64_t begin, int64_t end);
+  const void* body;
+  int64_t size;
+  int64_t piece;
+  int threads;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the first piece that threw
+
+  void take_pieces() {
+    try {
+      for (;;) {
+        const int64_t begin = next.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= size) return;
+        run(body, begin, std::min(begin + piece, size));
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+      next.store(size, std::memory_order_relaxed);  // the other pieces are of no use now
+    }
+  }
+};
+
+// Threads that sleep between loops. Callers may come from any number of threads at once; each takes
+// part in its own loop, so a loop always finishes, even when every worker is busy elsewhere. A pool
+// is never destroyed: joining threads while the interpreter shuts down is a classic way to hang.
 class ThreadPool {
  public:
-  // A loop in progress. It lives on its caller's stack until every helper has let go of it.
-  struct Job {
-    void (*run)(const void* body, int64_t begin, int64_t end);
-    const void* body;
-    int64_t size;
-    int64_t piece;
-    int helpers_wanted;
-    int helpers_active = 0;
-    std::atomic<int64_t> next{0};
-    std::exception_ptr error;  // of the first piece that threw; guarded by the pool's mutex
-  };
-
   // The pool of this process.
   static ThreadPool& get() { return *slot().load(std::memory_order_acquire); }
 
   void run(Job& job) {
+    Helped helped{&job, job.threads - 1};
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (; num_workers_ < job.helpers_wanted; ++num_workers_) {
+      for (; num_workers_ < helped.wanted; ++num_workers_) {
         std::thread([this] { work(); }).detach();
       }
-      jobs_.push_back(&job);
+      jobs_.push_back(&helped);
     }
     wake_.notify_all();
-    take_pieces(job);
+    job.take_pieces();
 
     std::unique_lock<std::mutex> lock(mutex_);
-    const auto queued = std::find(jobs_.begin(), jobs_.end(), &job);
+    const auto queued = std::find(jobs_.begin(), jobs_.end(), &helped);
     if (queued != jobs_.end()) jobs_.erase(queued);
-    done_.wait(lock, [&] { return job.helpers_active == 0; });
-    if (job.error) std::rethrow_exception(job.error);
+    done_.wait(lock, [&] { return helped.active == 0; });
   }
 
  private:
+  // A job, how many workers it still wants, and how many are at it.
+  struct Helped {
+    Job* job;
+    int wanted;
+    int active = 0;
+  };
+
   static std::atomic<ThreadPool*>& slot() {
     static std::atomic<ThreadPool*> pool{create()};
     return pool;
@@ -71,35 +97,46 @@ class ThreadPool {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return !jobs_.empty(); });
-      Job& job = *jobs_.front();
-      if (--job.helpers_wanted == 0) jobs_.pop_front();
-      ++job.helpers_active;
+      Helped& helped = *jobs_.front();
+      if (--helped.wanted == 0) jobs_.pop_front();
+      ++helped.active;
       lock.unlock();
-      take_pieces(job);
+      helped.job->take_pieces();
       lock.lock();
-      if (--job.helpers_active == 0) done_.notify_all();
-    }
-  }
-
-  void take_pieces(Job& job) {
-    try {
-      for (;;) {
-        const int64_t begin = job.next.fetch_add(job.piece, std::memory_order_relaxed);
-        if (begin >= job.size) return;
-        job.run(job.body, begin, std::min(begin + job.piece, job.size));
-      }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!job.error) job.error = std::current_exception();
-      job.next.store(job.size, std::memory_order_relaxed);  // the other pieces are of no use now
+      if (--helped.active == 0) done_.notify_all();
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;  // a job was queued
   std::condition_variable done_;  // a helper let go of a job
-  std::deque<Job*> jobs_;         // those that still want helpers
+  std::deque<Helped*> jobs_;      // those that still want helpers
   int num_workers_ = 0;
+};
+
+// Torch's team of OpenMP threads, by the entry point that GNU's, Intel's and LLVM's libraries
+// share.
+class OpenMP {
+ public:
+  // Runs the job on the calling thread's team; false where there is none.
+  static bool run(Job& job) {
+    static const OpenMP openmp;
+    if (openmp.parallel_ == nullptr || forked_.load(std::memory_order_relaxed)) return false;
+    openmp.parallel_([](void* data) { static_cast<Job*>(data)->take_pieces(); }, &job,
+                     static_cast<unsigned>(job.threads), 0);
+    return true;
+  }
+
+ private:
+  using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+  OpenMP() : parallel_(reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))) {}
+
+  inline static std::atomic<bool> forked_{false};
+  inline static const int watch_ =
+      pthread_atfork(nullptr, nullptr, [] { forked_.store(true, std::memory_order_relaxed); });
+
+  Parallel parallel_;
 };
 
 // Calls body(begin, end) on pieces that cover [0, size) once, on up to `threads` threads; a loop of
@@ -112,15 +149,16 @@ void parallel_for(int64_t size, int64_t grain, int threads, const Body& body) {
     if (size > 0) body(int64_t{0}, size);
     return;
   }
-  ThreadPool::Job job;
+  Job job;
   job.run = [](const void* f, int64_t begin, int64_t end) {
     (*static_cast<const Body*>(f))(begin, end);
   };
   job.body = &body;
   job.size = size;
   job.piece = (size + pieces - 1) / pieces;
-  job.helpers_wanted = static_cast<int>(std::min<int64_t>(pieces, threads)) - 1;
-  ThreadPool::get().run(job);
+  job.threads = static_cast<int>(std::min<int64_t>(pieces, threads));
+  if (!OpenMP::run(job)) ThreadPool::get().run(job);
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 // The smallest of the positions reported by the pieces of a loop, so that an error names the same

@@ -14,13 +14,17 @@ from nets import Net
 from torch import Tensor
 
 from torch_gas import _core, wiring
-from torch_gas.wiring.fused import Edges, aggregate, fused
+from torch_gas.sparse import Edges, aggregate, attention
+from torch_gas.wiring.fused import fused
 
 N = 40
 DATA = random_graph(N, 200)
 LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
     "APPNP": lambda: nn.APPNP(3, 0.1),
     "ClusterGCN": lambda: nn.ClusterGCNConv(8, 8),
+    "GAT": lambda: nn.GATConv(8, 4, heads=2),
+    "GAT mean": lambda: nn.GATConv(8, 4, heads=3, concat=False, negative_slope=0.5),
+    "GAT without loops": lambda: nn.GATConv(8, 8, add_self_loops=False, residual=True),
     "GCN": lambda: nn.GCNConv(8, 8),
     "GCN2": lambda: nn.GCN2Conv(8, 0.1),
     "GIN": lambda: nn.GINConv(torch.nn.Linear(8, 8)),
@@ -40,7 +44,8 @@ LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
 OTHERS: dict[str, Callable[[], torch.nn.Module]] = {
     "ARMA": lambda: nn.ARMAConv(8, 8),  # messages of three dimensions
     "EG": lambda: nn.EGConv(8, 8),
-    "GAT": lambda: nn.GATConv(8, 8),
+    "GAT against the edges": lambda: nn.GATConv(8, 8, flow="target_to_source"),
+    "GATv2": lambda: nn.GATv2Conv(8, 8),
     "GCN against the edges": lambda: nn.GCNConv(8, 8, flow="target_to_source"),
     "PNA": lambda: nn.PNAConv(8, 8, ["mean"], ["identity"], torch.tensor([1, 2])),
     "SAGE max": lambda: nn.SAGEConv(8, 8, aggr="max"),
@@ -106,7 +111,10 @@ def test_edge_weights(products: list[Tensor]) -> None:
         with fused(conv):
             out = conv(x, DATA.edge_index, weight if weight.requires_grad else weight.float())
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    assert len(products) == 2  # whose gradient is asked for is left to PyG
+        if weight.requires_grad:
+            grads = [torch.autograd.grad((each**2).sum(), weight)[0] for each in (out, expected)]
+            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    assert len(products) == 3
     weight = weights()
     with fused(conv):
         before = conv(x, DATA.edge_index, weight)
@@ -116,9 +124,37 @@ def test_edge_weights(products: list[Tensor]) -> None:
     assert not torch.allclose(before, after)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_of_attention(training: bool, products: list[Tensor]) -> None:
+    """The numbers that PyG would draw."""
+    conv = nn.GATConv(8, 4, heads=2, dropout=0.5, add_self_loops=False).train(training)
+    torch.manual_seed(3)
+    expected = conv(DATA.x, DATA.edge_index)
+    with fused(conv):
+        torch.manual_seed(3)
+        out, (edge_index, alpha) = conv(DATA.x, DATA.edge_index, return_attention_weights=True)
+    assert len(products) == 1 and edge_index is DATA.edge_index and alpha.shape == (DATA.num_edges, 2)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_to_attributes_of_edges(products: list[Tensor]) -> None:
+    """Scores are PyG's then, and rows are summed up as a product."""
+    conv, attr = nn.GATConv(8, 4, heads=2, edge_dim=3), torch.randn(DATA.num_edges, 3)
+    expected = conv(DATA.x, DATA.edge_index, attr)
+    with fused(conv):
+        out = conv(DATA.x, DATA.edge_index, attr)
+    assert len(products) == 1
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
 class OwnMessage(nn.SAGEConv):
     def message(self, x_j: Tensor) -> Tensor:
         return x_j.relu()
+
+
+class OwnAttention(nn.GATConv):
+    def edge_update(self, alpha_j: Tensor, alpha_i: Tensor, index: Tensor) -> Tensor:
+        return (alpha_j + alpha_i).sigmoid()
 
 
 class OwnUpdate(nn.GINConv):
@@ -131,7 +167,7 @@ def test_layers_with_something_of_their_own(products: list[Tensor]) -> None:
     hooked.register_message_forward_hook(lambda conv, inputs, out: out * 3)
     counted = nn.GCNConv(8, 8)
     counted.aggr_module.register_forward_hook(lambda *_: None)
-    for conv in (OwnMessage(8, 8), OwnUpdate(torch.nn.Linear(8, 8)), hooked, counted):
+    for conv in (OwnMessage(8, 8), OwnAttention(8, 8), OwnUpdate(torch.nn.Linear(8, 8)), hooked, counted):
         expected = run(conv, DATA.edge_index)
         with fused(conv):
             found = run(conv, DATA.edge_index)
@@ -176,6 +212,17 @@ def test_gradients_of_gradients() -> None:
     rows = DATA.x.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: aggregate(x, edges, weights().double(), mean=True), rows)
     assert torch.autograd.gradgradcheck(lambda x: aggregate(x, edges) ** 2, rows)
+
+
+def test_gradients_of_heads() -> None:
+    edges = Edges(DATA.edge_index, N, N)
+    rows, dst, src = (torch.randn(N, *shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (2,), (2,)))
+
+    def run(rows: Tensor, dst: Tensor, src: Tensor) -> Tensor:
+        return aggregate(rows, edges, attention(dst, src, 0.2, edges)) ** 2
+
+    assert torch.autograd.gradcheck(run, (rows, dst, src))
+    assert torch.autograd.gradgradcheck(run, (rows, dst, src))
 
 
 def test_compiled_layers_are_left_alone() -> None:

@@ -8,6 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from torch_gas._core import Sparse
+
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 COPIED = [torch.int64, torch.int32, torch.uint8, torch.bool]
 IDS = [torch.int32, torch.int64]
@@ -45,6 +47,38 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
 def pointers(ids: Tensor, size: int) -> Tensor:
     counts = torch.bincount(ids.long(), minlength=size)
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(ids.dtype)
+
+
+def product(matrix: Sparse, rows: Tensor, weight: Tensor | None) -> Tensor:
+    row, entry = entries(matrix)
+    messages = rows[matrix.col.long()]
+    if weight is not None:
+        messages = messages * weight[entry].unsqueeze(-1)
+    return rows.new_zeros(matrix.rowptr.numel() - 1, *rows.shape[1:]).index_add_(0, row, messages)
+
+
+def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
+    row, entry = entries(matrix)
+    return in_order((left[row] * right[matrix.col.long()]).sum(-1), entry)
+
+
+def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> Tensor:
+    row, entry = entries(matrix)
+    scores = torch.nn.functional.leaky_relu(left[row] + right[matrix.col.long()], slope)
+    runs = [scores[row == i].softmax(0) for i in range(left.size(0))]
+    return in_order(torch.cat([*runs, scores[:0]]), entry)
+
+
+def entries(matrix: Sparse) -> tuple[Tensor, Tensor]:
+    """The row of each entry, and where its numbers are."""
+    row = torch.arange(matrix.rowptr.numel() - 1).repeat_interleave(matrix.rowptr.long().diff())
+    return row, torch.arange(row.numel()) if matrix.order is None else matrix.order.long()
+
+
+def in_order(values: Tensor, entry: Tensor) -> Tensor:
+    out = torch.empty_like(values)
+    out[entry] = values
+    return out
 
 
 def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,25 +9,6 @@
 namespace torch_gas {
 namespace {
 
-template <class T>
-void check_rowptr(const char* call, const T* rowptr, int64_t begin, int64_t end, int64_t num_edges,
-                  int threads) {
-  FirstBad bad;
-  parallel_for(end - begin, kGrain, threads, [&](int64_t b, int64_t e) {
-    for (int64_t i = begin + b; i < begin + e; ++i) {
-      if (rowptr[i] < 0 || rowptr[i] > rowptr[i + 1] || rowptr[i + 1] > num_edges) {
-        return bad.report(i);
-      }
-    }
-  });
-  if (bad.found()) {
-    const int64_t i = bad.position();
-    check_value(false, call, ": `rowptr` must ascend from 0 to the length of `col` (", num_edges,
-                "), but rowptr[", i, "] is ", rowptr[i], " and rowptr[", i + 1, "] is ",
-                rowptr[i + 1]);
-  }
-}
-
 // A set of nodes, as a bitmap. Only a `shared` one may be added to by several threads at once.
 class NodeSet {
  public:

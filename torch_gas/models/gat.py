@@ -14,6 +14,12 @@ from torch_gas.models.base import Model
 from torch_gas.models.dropout import dropout
 
 
+class _Conv(GATConv):  # type: ignore[misc]  # PyG has no types
+    """GAT's convolution; on the CPU its attention coefficients are dropped by this package's function."""
+
+    drop_attention = staticmethod(dropout)
+
+
 class GAT(Model):
     r"""Graph attention network (https://arxiv.org/abs/1710.10903; Table 1 of
     https://arxiv.org/abs/2106.05609).
@@ -76,11 +82,11 @@ class GAT(Model):
 
         options = {"dropout": dropout, "add_self_loops": add_self_loops}
         self.convs = ModuleList(
-            GATConv(width if i > 0 else in_channels, hidden_channels, hidden_heads, **options)
+            _Conv(width if i > 0 else in_channels, hidden_channels, hidden_heads, **options)
             for i in range(num_layers - 1)
         )
         in_last = width if num_layers > 1 else in_channels
-        self.convs.append(GATConv(in_last, out_channels, out_heads, concat=False, **options))
+        self.convs.append(_Conv(in_last, out_channels, out_heads, concat=False, **options))
 
     @property
     def reg_modules(self) -> ModuleList:

@@ -1,0 +1,190 @@
+"""Message passing as sparse products on the CPU: the edges of an adjacency in both orders, and functions with gradients.
+
+PyG computes messages edge by edge over an ``edge_index``, and where it has a product, the backward pass sorts the edges again
+each time. Here edges are put in both orders once, and kept with the adjacency for all layers, steps and epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from torch_gas import _core
+from torch_gas.adjacency import coo, is_csr, is_edge_index, is_sparse_tensor, to_csr
+from torch_gas.partition.record import check_ids
+from torch_gas.transfer import version
+
+_kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
+
+
+class Edges:
+    """The edges of an adjacency by destination and, once somebody needs a gradient, by source.
+
+    Numbers of edges (weights, attention coefficients) stay in the user's order.
+
+    Args:
+        adj: the adjacency, in any format, on the CPU.
+        num_dst: rows of the result.
+        num_src: rows of what is multiplied.
+
+    Raises:
+        IndexError: if an edge starts or ends outside of these rows.
+    """
+
+    def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
+        if is_edge_index(adj):
+            check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
+        rowptr, col, self.value, perm = to_csr(adj, num_dst)
+        check_ids(col, num_src, "the sources of the adjacency")
+        order = None if perm is None else perm.to(col.dtype)
+        self.num_dst = num_dst
+        self.by_destination = _core.Sparse(rowptr, col, num_src, order)
+        self._by_source: _core.Sparse | None = None
+
+    @property
+    def by_source(self) -> _core.Sparse:
+        """The transpose of ``by_destination``."""
+        if self._by_source is None:
+            rowptr, col, num_src, order = self.by_destination
+            colptr, row, perm = _core.transpose(rowptr, col, num_src)
+            perm = perm.to(col.dtype)
+            self._by_source = _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
+        return self._by_source
+
+    def matrix(self, transposed: bool) -> _core.Sparse:
+        """The matrix [num_dst, num_src], or its transpose."""
+        return self.by_source if transposed else self.by_destination
+
+    def count(self) -> Tensor:
+        """Number of edges of each destination, at least 1, [num_dst, 1]."""
+        return self.by_destination.rowptr.diff().clamp(min=1).view(-1, 1)
+
+
+def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
+    """The edges of ``adj``, computed once; None where they are no matrix of numbers."""
+    if is_sparse_tensor(adj):
+        holder, held = adj.storage, [adj.storage._row, adj.storage._rowptr, adj.storage._col]
+        weight = adj.storage._value
+    elif is_csr(adj):
+        holder, held, weight = adj, [adj.crow_indices(), adj.col_indices()], adj.values()
+    elif is_edge_index(adj) and not torch.is_inference(adj):
+        holder, held, weight = adj, [adj], None
+    else:
+        return None
+    if weight is not None and not is_weight(weight):
+        return None
+    key = (num_dst, num_src, *[None if tensor is None else version(tensor) for tensor in (*held, weight)])
+    state, edges = _kept.get(holder, (None, None))
+    if state != key:
+        edges = Edges(adj, num_dst, num_src)
+        _kept[holder] = (key, edges)
+    return cast(Edges, edges)
+
+
+def is_weight(value: Any) -> bool:
+    """Whether it is a number for each edge."""
+    return isinstance(value, Tensor) and value.dim() == 1 and value.is_floating_point()
+
+
+class _Product(torch.autograd.Function):
+    """A matrix times rows; the gradient is the transpose times its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor | None, edges: Edges, transposed: bool) -> Tensor:
+        ctx.edges, ctx.transposed = edges, transposed
+        needs_rows = ctx.needs_input_grad[1]
+        ctx.save_for_backward(rows if needs_rows else None, weight)
+        return _core.product(edges.matrix(transposed), rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        rows, weight = ctx.saved_tensors
+        needs_rows, needs_weight, *_ = ctx.needs_input_grad
+        grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed) if needs_rows else None
+        grad_weight = _Dots.apply(grads[0], rows, ctx.edges, ctx.transposed) if needs_weight else None
+        return grad_rows, grad_weight, None, None
+
+
+class _Dots(torch.autograd.Function):
+    """Dot products of the rows that edges connect: the gradient of a product with regard to its weights."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, edges: Edges, transposed: bool) -> Tensor:
+        ctx.edges, ctx.transposed = edges, transposed
+        ctx.save_for_backward(left, right)
+        return _core.entry_dots(edges.matrix(transposed), left, right)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        left, right = ctx.saved_tensors
+        grad_left = _Product.apply(right, grads[0], ctx.edges, ctx.transposed)
+        return grad_left, _Product.apply(left, grads[0], ctx.edges, not ctx.transposed), None, None
+
+
+class _Softmax(torch.autograd.Function):
+    """Attention coefficients of GAT."""
+
+    @staticmethod
+    def forward(ctx: Any, dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
+        softmax = _core.entry_softmax(edges.by_destination, dst, src, slope)
+        ctx.slope, ctx.edges = slope, edges
+        ctx.save_for_backward(dst, src, softmax)
+        return softmax
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dst, src, softmax = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
+        matrix, (rowptr, _, _, order) = ctx.edges.by_destination, ctx.edges.by_source
+        grad_dst, grad_edge = _core.entry_softmax_backward(matrix, dst, src, ctx.slope, softmax, grads[0])
+        return grad_dst, _core.product(_core.Sparse(rowptr, order, grad_edge.size(0)), grad_edge), None, None
+
+
+def _softmax_backward(
+    edges: Edges, dst: Tensor, src: Tensor, slope: float, softmax: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of destinations and sources, by functions that have gradients themselves."""
+    ones_dst, ones_src = torch.ones_like(dst), torch.ones_like(src)
+    scores = _Dots.apply(torch.stack([dst, ones_dst], -1), torch.stack([ones_src, src], -1), edges, False)
+    ones_dst, ones_src = ones_dst.unsqueeze(-1), ones_src.unsqueeze(-1)
+    mean = _Dots.apply(_Product.apply(ones_src, softmax * grad, edges, False), ones_src, edges, False)
+    grad_edge = softmax * (grad - mean) * torch.where(scores > 0, 1.0, slope)
+    grads = (_Product.apply(ones, grad_edge, edges, i > 0) for i, ones in enumerate((ones_src, ones_dst)))
+    grad_dst, grad_src = (each.squeeze(-1) for each in grads)
+    return grad_dst, grad_src
+
+
+def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
+    """The sum or mean of each destination's sources, [num_dst, C] or [num_dst, H, C].
+
+    Types of less than 32 bits are summed up in float32.
+
+    Args:
+        rows: [num_src, C] or, for each head, [num_src, H, C], on the CPU.
+        edges: the edges.
+        weight: a number for each edge, [E], or for each edge and head, [E, H], that its row is multiplied by.
+        mean: whether sums are divided by the number of edges.
+    """
+    dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
+    weight = None if weight is None else weight.to(dtype)
+    out = _Product.apply(rows.to(dtype), weight, edges, False)
+    return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
+
+
+def attention(dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
+    """Softmax of ``leaky_relu(dst + src)`` over the edges into each destination, [E, H].
+
+    Equation 3 of GAT (https://arxiv.org/abs/1710.10903). Types of less than 32 bits are computed with in float32.
+
+    Args:
+        dst: scores of destinations, [num_dst, H].
+        src: scores of sources, [num_src, H].
+        slope: factor of negative scores.
+        edges: the edges.
+    """
+    dtype = src.dtype if src.dtype == torch.float64 else torch.float32
+    return cast(Tensor, _Softmax.apply(dst.to(dtype), src.to(dtype), slope, edges)).to(src.dtype)
