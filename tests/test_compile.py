@@ -244,7 +244,7 @@ def test_autocast() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             out, want = call(fast, batch), call(twin, batch)
         assert out.dtype == want.dtype == torch.bfloat16
-        torch.testing.assert_close(out, want)
+        torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-3)  # uncompiled layers sum up in float32
         out.float().square().mean().backward()
         want.float().square().mean().backward()
         assert_equal(model, twin, 1e-2)

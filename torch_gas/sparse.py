@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas import _core
-from torch_gas.adjacency import coo, is_csr, is_edge_index, is_sparse_tensor, to_csr
+from torch_gas.adjacency import coo, is_csr, is_edge_index, is_matrix, is_sparse_tensor, to_csr
 from torch_gas.partition.record import check_ids
 from torch_gas.transfer import version
 
@@ -37,7 +37,8 @@ class Edges:
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
         if is_edge_index(adj):
             check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
-        rowptr, col, self.value, perm = to_csr(adj, num_dst)
+        rowptr, col, self.value, perm = to_csr(adj, num_dst if is_matrix(adj) else max(num_dst, num_src))
+        rowptr = rowptr[: num_dst + 1]
         check_ids(col, num_src, "the sources of the adjacency")
         order = None if perm is None else perm.to(col.dtype)
         self.num_dst = num_dst

@@ -8,6 +8,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric import EdgeIndex
@@ -18,6 +19,7 @@ from torch_geometric.utils import degree, scatter, segment, spmm
 from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
+from torch_gas.sparse import aggregate, edges_of
 
 AGGREGATORS = ("sum", "mean", "min", "max")
 SCALERS = ("identity", "amplification", "attenuation")
@@ -78,6 +80,7 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.pairs = list(product(aggregators, scalers))
+        self.num_scalers = len(scalers)
         self.register_buffer("avg_log_deg", deg.to(torch.get_default_dtype()).log1p().mean())
         self.pre_lins = ModuleList(Linear(in_channels, out_channels) for _ in self.pairs)
         self.post_lins = ModuleList(Linear(out_channels, out_channels) for _ in self.pairs)
@@ -100,10 +103,21 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
             "amplification": log_deg / self.avg_log_deg,
             "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
         }
-        for (reduce, scaler), pre_lin, post_lin in zip(self.pairs, self.pre_lins, self.post_lins, strict=True):
-            h = self.propagate(adj_t, x=pre_lin(x_src).relu(), reduce=reduce, size=size)
-            h = post_lin(h)
-            out = out + (h if scaler == "identity" else scale[scaler] * h)
+        edges = edges_of(adj_t, *size[::-1]) if _takes_products(x_src) else None
+        for first in range(0, len(self.pairs), self.num_scalers):
+            # One product for all scalers of an aggregator: rows are read once.
+            group = range(first, first + self.num_scalers)
+            weight = torch.cat([self.pre_lins[i].weight for i in group])
+            h = F.linear(x_src, weight, torch.cat([self.pre_lins[i].bias for i in group])).relu()
+            reduce = self.pairs[first][0]
+            if edges is not None and reduce in ("sum", "mean"):
+                h = aggregate(h, edges, mean=reduce == "mean")
+            else:
+                h = self.propagate(adj_t, x=h, reduce=reduce, size=size)
+            for i, part in zip(group, h.chunk(self.num_scalers, dim=-1), strict=True):
+                part = self.post_lins[i](part)
+                scaler = self.pairs[i][1]
+                out = out + (part if scaler == "identity" else scale[scaler] * part)
         return out
 
     def message(self, x_j: Tensor) -> Tensor:
@@ -120,6 +134,10 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self.pairs})"
+
+
+def _takes_products(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
