@@ -107,8 +107,9 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         for first in range(0, len(self.pairs), self.num_scalers):
             # One product for all scalers of an aggregator: rows are read once.
             group = range(first, first + self.num_scalers)
-            weight = torch.cat([self.pre_lins[i].weight for i in group])
-            h = F.linear(x_src, weight, torch.cat([self.pre_lins[i].bias for i in group])).relu()
+            pre_lins: list[Any] = [self.pre_lins[i] for i in group]
+            weight, bias = torch.cat([lin.weight for lin in pre_lins]), torch.cat([lin.bias for lin in pre_lins])
+            h = F.linear(x_src, weight, bias).relu()
             reduce = self.pairs[first][0]
             if edges is not None and reduce in ("sum", "mean"):
                 h = aggregate(h, edges, mean=reduce == "mean")
