@@ -164,30 +164,34 @@ void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uin
 // Calls f(matrix, T{}) with the matrix [num_rows, num_cols] and a value of the element type.
 template <class F>
 void dispatch_sparse(int bits, DType dtype, Address rowptr, Address col, Address order,
-                     int64_t num_rows, int64_t num_cols, int64_t nnz, const F& f) {
+                     int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
+                     const F& f) {
   check_value(dtype == DType::f32 || dtype == DType::f64, "elements must be float32 or float64");
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
     using I = decltype(id);
-    const Sparse<I> matrix{at<I>(rowptr), at<I>(col), at<I>(order), num_rows, num_cols, nnz};
+    const Sparse<I> matrix{at<I>(rowptr), at<I>(col), at<I>(order), num_rows,
+                           num_cols,      nnz,        num_numbers};
     dtype == DType::f32 ? f(matrix, float{}) : f(matrix, double{});
   });
 }
 
 void product_py(int bits, DType dtype, Address rowptr, Address col, Address order, int64_t num_rows,
-                int64_t num_cols, int64_t nnz, Address weight, Address rows, Address out,
-                int64_t heads, int64_t width, int threads) {
-  dispatch_sparse(
-      bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, [&](const auto& matrix, auto zero) {
-        using T = decltype(zero);
-        product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, threads);
-      });
+                int64_t num_cols, int64_t nnz, int64_t num_numbers, Address weight, Address rows,
+                Address out, int64_t heads, int64_t width, int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
+                  [&](const auto& matrix, auto zero) {
+                    using T = decltype(zero);
+                    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads,
+                            width, threads);
+                  });
 }
 
 void entry_dots_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                   int64_t num_rows, int64_t num_cols, int64_t nnz, Address left, Address right,
-                   Address out, int64_t heads, int64_t width, int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz,
+                   int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
+                   Address left, Address right, Address out, int64_t heads, int64_t width,
+                   int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
                   [&](const auto& matrix, auto zero) {
                     using T = decltype(zero);
                     entry_dots(matrix, at<const T>(left), at<const T>(right), at<T>(out), heads,
@@ -196,9 +200,10 @@ void entry_dots_py(int bits, DType dtype, Address rowptr, Address col, Address o
 }
 
 void entry_softmax_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                      int64_t num_rows, int64_t num_cols, int64_t nnz, Address left, Address right,
-                      double slope, Address out, int64_t heads, int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz,
+                      int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
+                      Address left, Address right, double slope, Address out, int64_t heads,
+                      int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
                   [&](const auto& matrix, auto zero) {
                     using T = decltype(zero);
                     entry_softmax(matrix, at<const T>(left), at<const T>(right),
@@ -207,16 +212,18 @@ void entry_softmax_py(int bits, DType dtype, Address rowptr, Address col, Addres
 }
 
 void entry_softmax_backward_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                               int64_t num_rows, int64_t num_cols, int64_t nnz, Address left,
-                               Address right, double slope, Address softmax, Address grad,
-                               Address grad_left, Address grad_entry, int64_t heads, int threads) {
-  dispatch_sparse(
-      bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, [&](const auto& matrix, auto zero) {
-        using T = decltype(zero);
-        entry_softmax_backward(matrix, at<const T>(left), at<const T>(right), static_cast<T>(slope),
-                               at<const T>(softmax), at<const T>(grad), at<T>(grad_left),
-                               at<T>(grad_entry), heads, threads);
-      });
+                               int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
+                               Address left, Address right, double slope, Address softmax,
+                               Address grad, Address grad_left, Address grad_entry, int64_t heads,
+                               int threads) {
+  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
+                  [&](const auto& matrix, auto zero) {
+                    using T = decltype(zero);
+                    entry_softmax_backward(matrix, at<const T>(left), at<const T>(right),
+                                           static_cast<T>(slope), at<const T>(softmax),
+                                           at<const T>(grad), at<T>(grad_left), at<T>(grad_entry),
+                                           heads, threads);
+                  });
 }
 
 #ifdef TORCH_GAS_WITH_CUDA

@@ -522,12 +522,28 @@ class Sparse(NamedTuple):
         num_cols: Number of columns.
         order: Where the numbers of each entry are, [nnz], of the same type and all different; in the order of the entries
             by default. So a matrix and its transpose share them.
+        num_numbers: How many numbers others keep; nnz by default, more for some rows of a matrix.
     """
 
     rowptr: Tensor
     col: Tensor
     num_cols: int
     order: Tensor | None = None
+    num_numbers: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers others keep."""
+        return self.col.numel() if self.num_numbers is None else self.num_numbers
+
+    def first(self, num_rows: int) -> Sparse:
+        """The first rows of the matrix, which share its memory and the numbers of its entries."""
+        if num_rows == self.rowptr.numel() - 1:
+            return self
+        rowptr = self.rowptr[: num_rows + 1]
+        end = int(rowptr[-1])
+        order = None if self.order is None else self.order[:end]
+        return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size)
 
 
 def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -869,13 +885,18 @@ def _sparse(call: str, matrix: Sparse) -> tuple[Sparse, int]:
             raise ValueError(
                 f"{call}: `order` must have a position for each entry, [{col.numel()}], but has {order.numel()}"
             )
-    return Sparse(rowptr, col, matrix.num_cols, order), _num_rows(call, rowptr)
+    _size(call, "num_numbers", matrix.size)
+    if matrix.size < col.numel() or (matrix.size > col.numel() and call != "product"):
+        raise ValueError(
+            f"{call}: there must be a number for each entry, {col.numel()}, but `num_numbers` is {matrix.size}"
+        )
+    return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), _num_rows(call, rowptr)
 
 
 def _typed(matrix: Sparse, elements: Tensor) -> tuple[object, ...]:
     """Types, addresses and sizes of a checked matrix."""
     order = 0 if matrix.order is None else matrix.order.data_ptr()
-    sizes = (matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel())
+    sizes = (matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
     types = (_ID_BITS[matrix.rowptr.dtype], _FLOAT_TYPES[elements.dtype])
     return (*types, matrix.rowptr.data_ptr(), matrix.col.data_ptr(), order, *sizes)
 
@@ -897,7 +918,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, li
     _host(call, name, value)
     if value.dtype != like.dtype:
         raise TypeError(f"{call}: `{name}` must be {like.dtype} as the rows are, but is {value.dtype}")
-    size = matrix.col.numel()
+    size = matrix.size
     if value.shape != (size, heads) and (heads > 1 or value.shape != (size,)):
         raise ValueError(
             f"{call}: `{name}` must have a number for each entry and head, [{size}, {heads}], but has shape "

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from torch_gas import compiled
 from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
 from torch_gas.compiled import Running, is_called_compiled, is_compiled, untraced, untraced_frame
+from torch_gas.halo import append
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
@@ -299,7 +300,8 @@ class ScalableGNN(torch.nn.Module):
 
         Returns:
             [B + S, C]: the first B rows are those of ``x``, with gradient; the others carry none. Without a
-            batch, ``x`` itself.
+            batch, ``x`` itself. Layers may pass gradients to ``x`` at once: to look at the gradient of the result, call its
+            ``retain_grad()`` before it is used.
 
         Raises:
             ValueError: if ``x`` has another number of rows, another width or, where checked, values that are not finite.
@@ -569,10 +571,10 @@ class Call:
             if n_id.numel() == batch_size:
                 return rows
             halo = self._halo_at(history.table.device, n_id, batch_size)
-            return _Append.apply(rows, halo.numel(), lambda out: history.pull(halo, out=out))
+            return append(rows, halo.numel(), lambda out: history.pull(halo, out=out))
         table = history.table
         arrived = self.pool.synchronize_pull(table)
-        out = _Append.apply(rows, arrived.size(0), lambda out: out.copy_(arrived))
+        out = append(rows, arrived.size(0), lambda out: out.copy_(arrived))
         self.pool.free_pull(table)
         self.pool.async_push(rows.detach(), offset, count, table)
         history.mark(n_id[:batch_size], offset, count)
@@ -602,19 +604,3 @@ class Call:
         for history in self._pushed:
             pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype)
         self._pushed.clear()
-
-
-class _Append(torch.autograd.Function):
-    """Rows [B, C] with S rows without gradient behind them, which ``fill`` writes where they are to be."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
-        ctx.batch_size = rows.size(0)
-        out = rows.new_empty(ctx.batch_size + number, rows.size(1))
-        out[: ctx.batch_size] = rows
-        fill(out[ctx.batch_size :])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][: ctx.batch_size], None, None

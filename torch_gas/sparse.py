@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas import _core
 from torch_gas.adjacency import coo, is_csr, is_edge_index, is_matrix, is_sparse_tensor, to_csr
+from torch_gas.halo import batch_rows, join
 from torch_gas.partition.record import check_ids
 from torch_gas.transfer import version
 
@@ -49,7 +50,7 @@ class Edges:
     def by_source(self) -> _core.Sparse:
         """The transpose of ``by_destination``."""
         if self._by_source is None:
-            rowptr, col, num_src, order = self.by_destination
+            rowptr, col, num_src, order, _ = self.by_destination
             colptr, row, perm = _core.transpose(rowptr, col, num_src)
             perm = perm.to(col.dtype)
             self._by_source = _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
@@ -91,22 +92,34 @@ def is_weight(value: Any) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """A matrix times rows; the gradient is the transpose times its gradient."""
+    """A matrix times rows; the gradient is the transpose times its gradient.
+
+    Given ``full`` as well, that is what the matrix is multiplied with, and ``rows`` are its first, which alone have a gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor | None, edges: Edges, transposed: bool) -> Tensor:
-        ctx.edges, ctx.transposed = edges, transposed
-        needs_rows = ctx.needs_input_grad[1]
-        ctx.save_for_backward(rows if needs_rows else None, weight)
-        return _core.product(edges.matrix(transposed), rows, weight)
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, edges: Edges, transposed: bool, full: Tensor | None = None
+    ) -> Tensor:
+        ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
+        needs_weight = ctx.needs_input_grad[1]
+        ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight)
+        return _core.product(edges.matrix(transposed), rows if full is None else full, weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        rows, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        rows, full, weight = ctx.saved_tensors
         needs_rows, needs_weight, *_ = ctx.needs_input_grad
-        grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed) if needs_rows else None
-        grad_weight = _Dots.apply(grads[0], rows, ctx.edges, ctx.transposed) if needs_weight else None
-        return grad_rows, grad_weight, None, None
+        grad_rows = grad_weight = None
+        if needs_rows and torch.is_grad_enabled():
+            grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed)[: ctx.num_rows]
+        elif needs_rows:
+            matrix = ctx.edges.matrix(not ctx.transposed).first(ctx.num_rows)
+            grad_rows = _core.product(matrix, grads[0], weight)
+        if needs_weight:
+            right = rows if full is None else join(rows, full)
+            grad_weight = _Dots.apply(grads[0], right, ctx.edges, ctx.transposed)
+        return grad_rows, grad_weight, None, None, None
 
 
 class _Dots(torch.autograd.Function):
@@ -140,7 +153,7 @@ class _Softmax(torch.autograd.Function):
         dst, src, softmax = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
-        matrix, (rowptr, _, _, order) = ctx.edges.by_destination, ctx.edges.by_source
+        matrix, (rowptr, _, _, order, _) = ctx.edges.by_destination, ctx.edges.by_source
         grad_dst, grad_edge = _core.entry_softmax_backward(matrix, dst, src, ctx.slope, softmax, grads[0])
         return grad_dst, _core.product(_core.Sparse(rowptr, order, grad_edge.size(0)), grad_edge), None, None
 
@@ -172,7 +185,13 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
     """
     dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
     weight = None if weight is None else weight.to(dtype)
-    out = _Product.apply(rows.to(dtype), weight, edges, False)
+    x = rows.to(dtype)
+    near = batch_rows(x)
+    out = (
+        _Product.apply(x, weight, edges, False)
+        if near is None
+        else _Product.apply(near, weight, edges, False, x.detach())
+    )
     return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
 
 

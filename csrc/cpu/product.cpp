@@ -20,7 +20,7 @@ void check(const char* call, const Sparse<I>& matrix, int threads) {
               matrix.rowptr[0], " to ", matrix.rowptr[matrix.num_rows]);
   check_ids(call, "col", matrix.col, matrix.nnz, matrix.num_cols, threads);
   if (matrix.order != nullptr) {
-    check_ids(call, "order", matrix.order, matrix.nnz, matrix.nnz, threads);
+    check_ids(call, "order", matrix.order, matrix.nnz, matrix.num_numbers, threads);
   }
 }
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.halo import batch_rows, join
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -49,7 +50,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if torch.compiler.is_compiling() or not _has_plain_memory(x):
         return F.dropout(x, p)
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
-    return _Dropout.apply(x, p, seed)
+    rows = batch_rows(x)
+    if rows is None or not _has_plain_memory(rows):
+        return _Dropout.apply(x, p, seed)
+    return join(_Dropout.apply(rows, p, seed), _core.dropout(x.detach().contiguous(), p, seed))
 
 
 def _has_plain_memory(x: Tensor) -> bool:

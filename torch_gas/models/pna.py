@@ -8,7 +8,6 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric import EdgeIndex
@@ -17,6 +16,7 @@ from torch_geometric.typing import PairTensor
 from torch_geometric.utils import degree, scatter, segment, spmm
 
 from torch_gas.adjacency import is_csr, is_sparse_tensor
+from torch_gas.halo import linear
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 from torch_gas.sparse import aggregate, edges_of
@@ -109,7 +109,7 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
             group = range(first, first + self.num_scalers)
             pre_lins: list[Any] = [self.pre_lins[i] for i in group]
             weight, bias = torch.cat([lin.weight for lin in pre_lins]), torch.cat([lin.bias for lin in pre_lins])
-            h = F.linear(x_src, weight, bias).relu()
+            h = linear(x_src, weight, bias).relu_()
             reduce = self.pairs[first][0]
             if edges is not None and reduce in ("sum", "mean"):
                 h = aggregate(h, edges, mean=reduce == "mean")

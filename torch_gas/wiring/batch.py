@@ -20,6 +20,7 @@ from torch_geometric.nn import GCN2Conv, MessagePassing
 
 from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
 from torch_gas.compiled import untraced
+from torch_gas.halo import batch_rows
 
 
 @functools.cache
@@ -174,7 +175,8 @@ class _Layer:
         square = self.is_square or (self.adds_loops and any([is_matrix(value) for value in values]))
         square = square or (self.is_fused and any([is_edge_index_object(value) for value in values]))
         if self.takes_pair and not square:
-            given_pair = (x, x[:batch_size])
+            targets = batch_rows(x)
+            given_pair = (x, x[:batch_size] if targets is None else targets)
             if "x" in kwargs:
                 kwargs = kwargs | {"x": given_pair}
             else:

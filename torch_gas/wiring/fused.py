@@ -8,27 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.nn import GATConv, MessagePassing
+from torch_geometric.nn import GATConv, Linear, MessagePassing
 
 from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.compiled import is_compiled
+from torch_gas.halo import linear
 from torch_gas.sparse import Edges, aggregate, attention, edges_of, is_weight
 from torch_gas.wiring.batch import WIRING, override
 
 
 @contextmanager
 def fused(model: Module) -> Iterator[None]:
-    """While entered, layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can."""
+    """While entered, layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can.
+
+    Linear layers inside of convolutions compute no gradients of halo rows that come from histories.
+    """
     with ExitStack() as stack:
         for module in model.modules():
             if not isinstance(module, MessagePassing) or is_compiled(module):
                 continue
+            for lin in module.children():
+                if type(lin) in (Linear, torch.nn.Linear):
+                    override(lin, "forward", partial(_linear, lin), stack)
             layer: Any = type(module)
             if _is_product(layer):
                 override(module, "propagate", _Propagate(module), stack)
@@ -65,6 +73,11 @@ def _arguments(function: Any) -> set[str]:
 
 
 _PARTS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+
+
+def _linear(lin: Any, x: Tensor) -> Tensor:
+    """``forward`` of a linear layer inside of a convolution."""
+    return linear(x, lin.weight, lin.bias)
 
 
 class _Fused:
