@@ -12,6 +12,11 @@
 //   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id [E_B]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
+//   adjacent_pairs     src [E], dst [E] or rowptr [N+1],     rowptr [N+1], col, weight [E]
+//                      weight [E] or 0
+//   symmetric          rowptr [N+1], col, weight [U] or 0    rowptr [N+1], col, weight [2 U]
+//   stream_parts       rowptr [N+1], col [E], edge_weight    part [N]
+//                      [E] or 0, node_weight [N] or 0
 //   gather_rows        table [N, C], index [M]               rows [M, C]
 //   scatter_rows       index [M], rows [M, C]                table [N, C]
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
@@ -29,8 +34,9 @@
 //   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
 //
-// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id and
-// perm are always 64 bits wide.
+// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id,
+// perm, part and row pointers of pairs are always 64 bits wide. adjacent_pairs may read ids of one
+// width and write the other. Edge weights are read in double precision.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -40,7 +46,9 @@
 #include "cpu/memory.h"
 #include "cpu/product.h"
 #include "cpu/rows.h"
+#include "cpu/stream.h"
 #include "cpu/subgraph.h"
+#include "cpu/symmetric.h"
 #ifdef TORCH_GAS_WITH_CUDA
 #include "cuda/memory.h"
 #include "cuda/rows.h"
@@ -118,6 +126,49 @@ void to_csr_py(int bits, Address src, Address dst, int64_t num_nodes, int64_t nu
     using T = decltype(id);
     to_csr(at<T>(src), at<T>(dst), num_nodes, num_edges, at<T>(out_rowptr), at<T>(out_col),
            at<int64_t>(out_perm), threads);
+  });
+}
+
+int64_t adjacent_pairs_py(int bits, Address rowptr, Address dst, Address src, int64_t num_nodes,
+                          int64_t num_edges, Address weight, int out_bits, Address out_rowptr,
+                          Address out_col, Address out_weight, int threads) {
+  Unlocked unlocked;
+  return dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    const Edges<T> edges{at<T>(rowptr), at<T>(dst), at<T>(src), num_edges};
+    return dispatch_ids(out_bits, [&](auto out_id) {
+      return adjacent_pairs(edges, at<double>(weight), num_nodes, at<int64_t>(out_rowptr),
+                            at<decltype(out_id)>(out_col), at<double>(out_weight), threads);
+    });
+  });
+}
+
+void symmetric_py(int bits, Address rowptr, Address col, Address weight, int64_t num_nodes,
+                  Address out_rowptr, Address out_col, Address out_weight) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    symmetric(at<int64_t>(rowptr), at<T>(col), at<int64_t>(weight), num_nodes, at<T>(out_rowptr),
+              at<T>(out_col), at<T>(out_weight));
+  });
+}
+
+// Calls `report` after each pass; what it raises ends the call.
+void stream_parts_py(int bits, Address rowptr, Address col, Address edge_weight,
+                     Address node_weight, int64_t num_nodes, int64_t num_edges, int64_t num_parts,
+                     uint64_t seed, const py::function& report, Address out_part) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    const StreamedGraph<T> graph{
+        at<T>(rowptr), at<T>(col), at<double>(edge_weight), at<int64_t>(node_weight),
+        num_nodes,     num_edges};
+    const auto locked_report = [&](double between) {
+      const py::gil_scoped_acquire locked;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      report(between);
+    };
+    stream_parts(graph, num_parts, seed, locked_report, at<int64_t>(out_part));
   });
 }
 
@@ -331,6 +382,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("subgraph", &subgraph_py);
   m.def("transpose", &transpose_py);
   m.def("to_csr", &to_csr_py);
+  m.def("adjacent_pairs", &adjacent_pairs_py);
+  m.def("symmetric", &symmetric_py);
+  m.def("stream_parts", &stream_parts_py);
+  m.attr("stream_passes") = kMostPasses;
   m.def("gather_rows", &gather_rows_py);
   m.def("scatter_rows", &scatter_rows_py);
   m.def("read_chunks", &read_chunks_py);

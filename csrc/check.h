@@ -69,4 +69,12 @@ void check_rowptr(const char* call, const T* rowptr, int64_t begin, int64_t end,
   }
 }
 
+// Checks that row pointers cover all edges, as those of a batch need not.
+template <class T>
+void check_whole(const char* call, const T* rowptr, int64_t num_rows, int64_t num_edges) {
+  check_value(rowptr[0] == 0 && rowptr[num_rows] == num_edges, call,
+              ": `rowptr` must ascend from 0 to the length of `col` (", num_edges,
+              "), but goes from ", rowptr[0], " to ", rowptr[num_rows]);
+}
+
 }  // namespace torch_gas

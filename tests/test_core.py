@@ -114,6 +114,72 @@ def test_large_graph_with_any_number_of_threads(ids: torch.dtype) -> None:
     assert not torch.isin(subs[0].halo, batch).any()
 
 
+@given(seeds, st.integers(1, 40), st.integers(0, 300), id_types, id_types, st.booleans(), st.booleans(), st.booleans())
+def test_adjacent_pairs_and_symmetric(
+    seed: int,
+    num_nodes: int,
+    num_edges: int,
+    ids: torch.dtype,
+    out: torch.dtype,
+    weighted: bool,
+    csr: bool,
+    apart: bool,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rowptr, src = twins.random_graph(generator, num_nodes, num_edges)
+    dst = torch.arange(num_nodes).repeat_interleave(rowptr.diff())
+    weight = torch.randint(0, 4, (num_edges,), generator=generator).double() / 4 if weighted else None
+    expected = twins.adjacent_pairs(src, dst, num_nodes, weight)
+    src, dst, rowptr = ((strided(x) if apart else x).to(ids) for x in (src, dst, rowptr))
+    pairs, col, sums = _core.adjacent_pairs(src, None if csr else dst, rowptr if csr else None, num_nodes, weight, out)
+    assert col.dtype == out and (sums is not None) == weighted
+    assert_all_same((pairs, col.long(), *([sums] if weighted else [])), expected)
+
+    integers = torch.randint(1, 100, (col.numel(),), generator=generator)
+    assert_all_same(_core.symmetric(pairs, col, integers), twins.symmetric(pairs, col, integers))
+    assert_all_same(_core.symmetric(pairs, col)[:2], twins.symmetric(pairs, col, integers)[:2])
+    assert _core.symmetric(pairs, col)[2] is None
+
+
+def test_pairs_with_any_number_of_threads() -> None:
+    """Sums of fractions as well, whose order matters."""
+    generator = torch.Generator().manual_seed(0)
+    src, dst = torch.randint(0, 3000, (2, 400_000), generator=generator) // 10
+    weight = torch.rand(400_000, generator=generator, dtype=torch.float64)
+    rowptr, col, perm = twins.to_csr(src, dst, 3000)
+    results = []
+    for threads in (1, 2, 3, 16):
+        torch.set_num_threads(threads)
+        results.append(_core.adjacent_pairs(src, dst, None, 3000, weight))
+        assert_all_same(results[-1], results[0])
+        assert_all_same(_core.adjacent_pairs(col, None, rowptr, 3000, weight[perm]), results[0])
+    expected = twins.adjacent_pairs(src, dst, 3000, weight)
+    assert_all_same(results[0][:2], expected[:2])
+    torch.testing.assert_close(results[0][2], expected[2])
+
+
+def test_stream_parts_end_when_the_report_raises() -> None:
+    rowptr, col = twins.random_graph(torch.Generator().manual_seed(0), 200, 2000)
+    shares: list[float] = []
+
+    def report(share: float) -> None:
+        shares.append(share)
+        if len(shares) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _core.stream_parts(rowptr, col, 4, 0, report)
+    assert len(shares) == 3
+    part = _core.stream_parts(rowptr, col, 4, 0, shares.append)
+    assert 6 < len(shares) - 3 <= _core.stream_passes()
+    row = torch.arange(200).repeat_interleave(rowptr.diff())
+    # Each pass sees nodes move while it goes, and the last moves few.
+    assert shares[-1] == pytest.approx(float((part[row] != part[col]).double().mean()), abs=0.06)
+    assert part.bincount(minlength=4).max() <= 52
+    weight = torch.ones(2000, dtype=torch.float64), torch.ones(200, dtype=torch.int64)
+    assert torch.equal(_core.stream_parts(rowptr.int(), col.int(), 4, 0, shares.append, *weight), part)
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -413,6 +479,43 @@ def test_subgraph_refuses(changes: dict[str, Tensor], error: type, message: str)
 def test_subgraph_checks_only_what_it_reads() -> None:
     sub = _core.subgraph(tensor(9, 2, 3, -4), COL, ONE, ONE, scratch_for(ROWPTR))
     assert sub.e_id.tolist() == [2]
+
+
+PAIRS = {"src": torch.tensor([0, 1]), "dst": torch.tensor([1, 2]), "rowptr": None, "num_nodes": 3, "weight": None}
+STREAM = {"rowptr": torch.tensor([0, 1, 2]), "col": torch.tensor([1, 0]), "num_parts": 2, "seed": 0, "report": print}
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "error", "message"),
+    [
+        ("adjacent_pairs", {"dst": None}, ValueError, "one of `dst` and `rowptr` must be given"),
+        ("adjacent_pairs", {"dst": torch.tensor([1])}, ValueError, "`dst` must have 2 elements, but has 1"),
+        ("adjacent_pairs", {"dst": torch.tensor([1, 2]).int()}, TypeError, "`dst` must have the type of `src`"),
+        ("adjacent_pairs", {"dst": torch.tensor([1, 3])}, IndexError, r"every id in `dst` must be in \[0, 3\)"),
+        (
+            "adjacent_pairs",
+            {"src": torch.tensor([-1, 0])},
+            IndexError,
+            r"`src` must be in \[0, 3\), but src\[0\] is -1",
+        ),
+        ("adjacent_pairs", {"dst": None, "rowptr": torch.tensor([0, 2])}, ValueError, "`rowptr` must have 4 elements"),
+        ("adjacent_pairs", {"dst": None, "rowptr": torch.tensor([0, 2, 1, 2])}, ValueError, "`rowptr` must ascend"),
+        ("adjacent_pairs", {"dst": None, "rowptr": torch.tensor([0, 1, 1, 1])}, ValueError, "goes from 0 to 1"),
+        ("adjacent_pairs", {"weight": torch.ones(2)}, TypeError, "`weight` must be one of float64"),
+        ("adjacent_pairs", {"weight": torch.ones(3).double()}, ValueError, "`weight` must have 2 elements"),
+        ("adjacent_pairs", {"dtype": torch.int16}, TypeError, "`dtype` must be one of int32, int64"),
+        ("stream_parts", {"rowptr": torch.tensor([0, 1, 1])}, ValueError, "goes from 0 to 1"),
+        ("stream_parts", {"col": torch.tensor([1, 2])}, IndexError, r"`col` must be in \[0, 2\), but col\[1\] is 2"),
+        ("stream_parts", {"num_parts": 0}, ValueError, r"`num_parts` must lie in 1 \.\. 2\*\*31 - 1, but is 0"),
+        ("stream_parts", {"seed": -1}, ValueError, "`seed` must not be negative"),
+        ("stream_parts", {"edge_weight": torch.ones(3).double()}, ValueError, "`edge_weight` must have 2 elements"),
+        ("stream_parts", {"node_weight": torch.ones(2)}, TypeError, "`node_weight` must be one of int64"),
+    ],
+)
+def test_partitioning_refuses(call: str, changes: dict[str, object], error: type, message: str) -> None:
+    arguments = {**(PAIRS if call == "adjacent_pairs" else STREAM), **changes}
+    with pytest.raises(error, match=message):
+        getattr(_core, call)(**arguments)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

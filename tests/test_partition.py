@@ -1,6 +1,8 @@
 """Partitions: invariants on synthetic and real graphs, weights, seeds, errors and files."""
 
+import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,18 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
 
+from torch_gas.datasets import synthetic
 from torch_gas.partition import (
     Partition,
+    backends,
     edge_cut,
     load_partition,
+    memory,
     metis,
+    parts,
     permute,
     save_partition,
 )
-from torch_gas.partition.backends import MAX_TOTAL_WEIGHT, integer_weights, simple_graph
+from torch_gas.partition.backends import MAX_TOTAL_WEIGHT, Task, integer_weights, simple_graph
 
-BACKENDS = ["metis", "kaminpar", "random"]
+BACKENDS = ["metis", "kaminpar", "stream", "random"]
 
 
 def assert_valid(partition, num_nodes, num_parts):
@@ -59,27 +66,38 @@ def ring():
 @pytest.mark.parametrize("name", ["wing", "nell_graph", "prone_dblp", "astro-ph"])
 def test_real_graphs(name, backend, capsys):
     data = real_graph(name)
+    if backend == "stream":
+        data.edge_index = to_undirected(data.edge_index, num_nodes=data.num_nodes)
     partition = metis(data, 20, backend=backend, seed=0, log=True)
     assert_valid(partition, data.num_nodes, 20)
     cut = edge_cut(data, partition)
-    label = {"metis": "METIS", "kaminpar": "KaMinPar", "random": "random"}[backend]
-    out = capsys.readouterr().out
-    assert out.startswith(f"Computing {label} partitioning with 20 parts... Done! [")
-    assert out.endswith(f"s, {cut:.1%} of edges between parts]\n")
+    begin = {
+        "metis": "Building the graph... Computing METIS partitioning with 20 parts... ",
+        "kaminpar": "Building the graph... Computing KaMinPar partitioning with 20 parts... ",
+        "stream": "Computing streaming partitioning with 20 parts...\n",
+        "random": "Computing random partitioning with 20 parts... ",
+    }[backend]
+    out, bar = capsys.readouterr()
+    end = rf"Done! \[\d+\.\d\ds, {cut:.1%} of edges between parts, at most \d+ MiB more memory\]\n"
+    assert re.fullmatch(re.escape(begin) + end, out)
+    assert ("pass/s" in bar) == (backend == "stream")
     if backend == "random":
         assert cut == pytest.approx(0.95, abs=0.01)
         assert partition.ptr.diff().max() - partition.ptr.diff().min() <= 1
     else:
         assert cut < 0.5
         if name == "wing":
-            assert cut < 0.06
+            assert cut < 0.07
+    if backend == "stream":
+        assert cut < 1.6 * edge_cut(data, metis(data, 20, seed=0, log=False))
+        assert partition.ptr.diff().max() <= 1.05 * data.num_nodes / 20
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seed(ring, backend):
     first, again, other = (metis(ring, 8, backend=backend, seed=seed, num_nodes=128, log=False) for seed in (1, 1, 2))
     assert first.perm.equal(again.perm) and first.ptr.equal(again.ptr)
-    if backend == "random":
+    if backend in ("stream", "random"):
         assert not first.perm.equal(other.perm)
 
 
@@ -101,30 +119,38 @@ def test_random_without_seed_uses_torch_generator(ring):
     assert not second.equal(first)
 
 
-@pytest.mark.parametrize(("backend", "recursive"), [("metis", False), ("metis", True), ("kaminpar", False)])
-def test_finds_the_cliques(ring, backend, recursive):
+@pytest.mark.parametrize(
+    ("backend", "recursive", "most"),
+    [("metis", False, 8), ("metis", True, 8), ("kaminpar", False, 8), ("stream", False, 32)],
+)
+def test_finds_the_cliques(ring, backend, recursive, most):
     partition = metis(ring, 4, recursive, log=False, backend=backend, num_nodes=128)
-    assert edge_cut(ring, partition, num_nodes=128) <= 8 / ring.size(1)
+    assert edge_cut(ring, partition, num_nodes=128) <= most / ring.size(1)
 
 
-def test_formats_give_the_same_parts(ring):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_formats_give_the_same_parts(ring, backend):
     torch_sparse = pytest.importorskip("torch_sparse")
     size = (128, 128)
-    key = (ring[1] * 128 + ring[0]).unique()
+    both = torch.cat([ring, ring.flip(0)], dim=1)
+    key = (both[1] * 128 + both[0]).unique()
     dst, src = key // 128, key % 128
     csr = torch.sparse_coo_tensor(
         torch.stack([dst, src]), torch.ones(key.numel()), size, check_invariants=True
     ).to_sparse_csr()
     adj_t = torch_sparse.SparseTensor(row=dst, col=src, sparse_sizes=size)
-    expected = metis(ring, 8, log=False, num_nodes=128)
+    narrow = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), size)
+    expected = metis(
+        torch.stack([src, dst])[:, torch.randperm(src.numel())], 8, log=False, backend=backend, seed=0, num_nodes=128
+    )
     cut = edge_cut(torch.stack([src, dst]), expected, num_nodes=128)
-    assert 0 < cut < 0.1
-    for adj in (EdgeIndex(torch.stack([src, dst]), sparse_size=size), csr, adj_t):
+    assert 0 < cut < {"random": 1, "stream": 0.3}.get(backend, 0.1)
+    for adj in (EdgeIndex(torch.stack([src, dst]), sparse_size=size), csr, narrow, adj_t):
         for given_as in (
             adj,
             Data(edge_index=adj) if isinstance(adj, EdgeIndex) else Data(adj_t=adj),
         ):
-            partition = metis(given_as, 8, log=False)
+            partition = metis(given_as, 8, log=False, backend=backend, seed=0)
             assert partition.perm.equal(expected.perm) and partition.ptr.equal(expected.ptr)
             assert edge_cut(given_as, partition) == cut
 
@@ -157,7 +183,8 @@ def test_simple_graph_is_the_symmetric_sum(num_nodes, weighted, data):
     node = st.integers(0, num_nodes - 1)
     edges = data.draw(st.lists(st.tuples(node, node, st.integers(0, 9)), max_size=40))
     src, dst, weight = torch.tensor(edges, dtype=torch.int64).reshape(-1, 3).unbind(1)
-    graph = simple_graph(src, dst, weight if weighted else None, None, num_nodes)
+    task = Task(torch.stack([src, dst]), num_nodes, 2, weight if weighted else None, None, None, False)
+    graph = simple_graph(task)
     dense = torch.zeros(num_nodes, num_nodes, dtype=torch.int64)
     dense.index_put_((src, dst), weight if weighted else torch.ones_like(weight), accumulate=True)
     dense = (dense + dense.t()).fill_diagonal_(0)
@@ -183,7 +210,25 @@ def test_edge_weight_decides_the_cut(backend, offset):
     assert edge_cut(cycle, partition, num_nodes=64) > 0
 
 
-@pytest.mark.parametrize("backend", ["metis", "kaminpar"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_edge_weight_decides_the_cut_of_stream(shuffled):
+    """Four communities under one grouping of the nodes or the other, whichever edges are heavy."""
+    node = torch.arange(400)
+    row = node.repeat_interleave(40)
+    draw = torch.randint(0, 100, (row.numel(),), generator=torch.Generator().manual_seed(0))
+    first = torch.arange(row.numel()) % 2 == 0
+    dst = torch.where(first, row // 100 * 100 + draw, row % 4 + draw * 4)
+    edge_index = torch.stack([row, dst])
+    order = torch.randperm(row.numel()) if shuffled else torch.arange(row.numel())
+    for heavy in (first, ~first):
+        weight = torch.where(heavy, 7.5, 0.25)
+        options = {"backend": "stream", "num_nodes": 400, "edge_weight": weight[order], "log": False}
+        partition = metis(edge_index[:, order], 4, **options)
+        assert edge_cut(edge_index[:, heavy], partition, num_nodes=400) < 0.1
+        assert edge_cut(edge_index[:, ~heavy], partition, num_nodes=400) > 0.6
+
+
+@pytest.mark.parametrize("backend", ["metis", "kaminpar", "stream"])
 def test_node_weight_is_balanced(ring, backend):
     weight = torch.zeros(128, dtype=torch.int64)
     weight[torch.arange(128) % 32 < 8] = 1
@@ -192,6 +237,81 @@ def test_node_weight_is_balanced(ring, backend):
     assert max(loads) <= 20
     mask_ptr = metis(ring, 2, log=False, backend=backend, node_weight=weight.bool(), num_nodes=128)
     assert mask_ptr.ptr.equal(ptr) or backend == "kaminpar"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    num_nodes=st.integers(3, 60),
+    num_parts=st.integers(2, 12),
+    seed=st.integers(0, 9),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+def test_stream_keeps_its_bound(num_nodes, num_parts, seed, weighted, data):
+    num_parts = min(num_parts, num_nodes - 1)
+    node = st.integers(0, num_nodes - 1)
+    edges = data.draw(st.lists(st.tuples(node, node), max_size=4 * num_nodes))
+    edge_index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).t()
+    draw = st.lists(st.integers(0, 20), min_size=num_nodes, max_size=num_nodes).filter(any)
+    weight = torch.tensor(data.draw(draw)) if weighted else torch.ones(num_nodes, dtype=torch.int64)
+    given = {"node_weight": weight} if weighted else {}
+    perm, ptr = metis(edge_index, num_parts, log=False, backend="stream", num_nodes=num_nodes, seed=seed, **given)
+    heaviest = max(int(weight[perm[ptr[i] : ptr[i + 1]]].sum()) for i in range(num_parts))
+    average = int(weight.sum()) / num_parts
+    assert heaviest <= max(1.05 * average, average + int(weight.max()) if weighted else math.ceil(average))
+
+
+@pytest.mark.parametrize("by", [0, 1, None])
+def test_stream_reads_either_direction(by):
+    """Of a directed graph whose edges are sorted by source, by destination or not at all."""
+    generator = torch.Generator().manual_seed(0)
+    src = torch.randint(0, 4000, (40_000,), generator=generator)
+    dst = src // 100 * 100 + torch.randint(0, 100, (40_000,), generator=generator)
+    shuffle = torch.randperm(4000, generator=generator)
+    directed = shuffle[torch.stack([src, dst])]
+    directed = directed if by is None else directed[:, directed[by].argsort()]
+    partition = metis(directed, 10, log=False, backend="stream", seed=0, num_nodes=4000)
+    assert edge_cut(directed, partition, num_nodes=4000) < 0.15
+
+
+def test_stream_is_as_good_as_multilevel_where_there_are_communities():
+    data = synthetic(20_000, num_features=1, avg_degree=20)
+    cut = {name: edge_cut(data, metis(data, 20, log=False, backend=name, seed=0)) for name in BACKENDS}
+    assert cut["stream"] < 1.1 * cut["metis"] < 0.5 * cut["random"]
+
+
+def test_the_log_tells_memory(monkeypatch, capsys):
+    for held, peak, told in ((2, 3.5, "1.50 GiB"), (2, 2.125, "128 MiB"), (2, 1, "0 MiB")):
+        monkeypatch.setattr(parts, "held_memory", lambda held=held: held * 2**30)
+        monkeypatch.setattr(parts, "peak_memory", lambda peak=peak: int(peak * 2**30))
+        metis(EDGES, 2, num_nodes=4)
+        assert f"at most {told} more memory]" in capsys.readouterr().out
+
+
+def test_memory_of_the_process():
+    before = memory.held_memory()
+    held = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert memory.peak_memory() >= memory.held_memory() * 0.99
+    if Path("/proc/self/statm").exists():
+        assert memory.held_memory() - before > 0.9 * held.numel()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_binary_format_of_kaminpar(tmp_path, monkeypatch, wide, weighted):
+    monkeypatch.setattr(backends, "ITEMS_AT_ONCE", 3)
+    weights = (torch.tensor([7, 7, 8, 9, 8, 9]), torch.tensor([1, 2, 3, 4])) if weighted else (None, None)
+    graph = backends.SimpleGraph(torch.tensor([0, 1, 4, 5, 6]), torch.tensor([1, 0, 2, 3, 1, 1]), *weights)
+    backends.write_parhip(tmp_path / "graph", graph, wide)
+    width = 8 if wide else 4
+    content = (tmp_path / "graph").read_bytes()
+    flags, num_nodes, num_edges = np.frombuffer(content[:24], "<u8").tolist()
+    assert (num_nodes, num_edges) == (4, 6)
+    assert flags == (0 if weighted else 0b11) | (0 if wide else 0b111100)
+    body = np.frombuffer(content[24:], f"<u{width}").tolist()
+    start = 24 + 5 * width
+    expected = [start + width * i for i in (0, 1, 4, 5, 6)] + [1, 0, 2, 3, 1, 1]
+    assert body == expected + ([1, 2, 3, 4, 7, 7, 8, 9, 8, 9] if weighted else [])
 
 
 def test_integer_weights():
@@ -241,7 +361,7 @@ EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
             2,
             {"backend": "scotch"},
             ValueError,
-            r"one of \['metis', 'kaminpar', 'random'\], but is 'scotch'",
+            r"one of \('metis', 'kaminpar', 'stream', 'random'\), but is 'scotch'",
         ),
         (EDGES, 2, {"backend": "kaminpar", "recursive": True}, ValueError, r"drop recursive=True"),
         (

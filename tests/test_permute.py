@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 
+from torch_gas import adjacency
 from torch_gas.adjacency import coo, is_csr, is_edge_index_object, is_sparse_tensor
-from torch_gas.partition import metis, permute, unpermute
+from torch_gas.partition import metis, permute, reorder, unpermute
+
+
+@pytest.fixture(autouse=True, params=[1 << 20, 3], ids=["at once", "in pieces"])
+def edges_at_once(request, monkeypatch):
+    """Graphs are reordered a few edges at a time."""
+    monkeypatch.setattr(adjacency, "EDGES_AT_ONCE", request.param)
+    monkeypatch.setattr(reorder, "EDGES_AT_ONCE", request.param)
+
 
 FORMATS = ["plain", "unsorted", "col", "row", "csr", "sparse_tensor"]
 

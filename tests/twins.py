@@ -44,6 +44,22 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
     return pointers(dst, num_nodes), src[perm], perm
 
 
+def adjacent_pairs(src: Tensor, dst: Tensor, num_nodes: int, weight: Tensor | None) -> tuple[Tensor, ...]:
+    keep = (src != dst) if weight is None else (src != dst) & (weight > 0)
+    ends = torch.stack([torch.minimum(src, dst), torch.maximum(src, dst)])[:, keep].long()
+    (low, high), pair = ends.unique(dim=1, return_inverse=True)
+    sums = () if weight is None else (weight.new_zeros(low.numel()).index_add_(0, pair, weight[keep]),)
+    return pointers(low, num_nodes), high, *sums
+
+
+def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    num_nodes = rowptr.numel() - 1
+    low = torch.arange(num_nodes).repeat_interleave(rowptr.diff())
+    row, both = torch.cat([low, col.long()]), torch.cat([col.long(), low])
+    order = (row * num_nodes + both).argsort()
+    return pointers(row, num_nodes).to(col.dtype), both[order].to(col.dtype), weight.repeat(2)[order].to(col.dtype)
+
+
 def pointers(ids: Tensor, size: int) -> Tensor:
     counts = torch.bincount(ids.long(), minlength=size)
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(ids.dtype)

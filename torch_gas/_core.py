@@ -17,7 +17,7 @@ has come past them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -224,6 +224,160 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
         rowptr.data_ptr(), col.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return rowptr, col, perm
+
+
+def adjacent_pairs(
+    src: Tensor,
+    dst: Tensor | None,
+    rowptr: Tensor | None,
+    num_nodes: int,
+    weight: Tensor | None = None,
+    dtype: torch.dtype = torch.int64,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The pairs of nodes that edges join, without self-loops and edges of weight 0.
+
+    Equivalent to `torch.stack([torch.minimum(src, dst), torch.maximum(src, dst)]).unique(dim=1)`.
+
+    Args:
+        src: Sources [E], int32 or int64.
+        dst: Destinations [E], same type; or None, with `rowptr`.
+        rowptr: Row pointers [N+1] of edges sorted by destination, same type; or None, with `dst`.
+        num_nodes: Number of nodes N.
+        weight: Non-negative weights [E], float64.
+        dtype: Type of `col`, int32 or int64.
+
+    Returns:
+        `rowptr` [N+1], int64, and `col` [U], ascending in each row and greater than it; with weights, their sums [U],
+        float64. `col` and the sums are views of memory for E elements.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or ids do not fit `dtype`.
+        IndexError: An id lies outside 0 .. N-1.
+
+    Example:
+        >>> import torch
+        >>> src, dst = torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 1])
+        >>> rowptr, col, _ = adjacent_pairs(src, dst, None, num_nodes=3)
+        >>> rowptr.tolist(), col.tolist()
+        ([0, 1, 2, 2], [1, 2])
+    """
+    call = "adjacent_pairs"
+    src = _ids(call, "src", src)
+    _size(call, "num_nodes", num_nodes)
+    if (dst is None) == (rowptr is None):
+        raise ValueError(f"{call}: one of `dst` and `rowptr` must be given, and the other be None")
+    name, ends = ("dst", dst) if dst is not None else ("rowptr", rowptr)
+    assert ends is not None
+    ends = _ids(call, name, ends, like=("src", src))
+    _length(call, name, ends, num_nodes + 1 if dst is None else src.numel())
+    weight = None if weight is None else _numbers(call, "weight", weight, torch.float64, src.numel())
+    if dtype not in _ID_BITS:
+        raise TypeError(f"{call}: `dtype` must be one of {_names(_ID_BITS)}, but is {dtype}")
+    out_rowptr = torch.empty(num_nodes + 1, dtype=torch.int64)
+    col = torch.empty(src.numel(), dtype=dtype)
+    sums = None if weight is None else torch.empty_like(weight)
+    size = _C.adjacent_pairs(
+        _ID_BITS[src.dtype], 0 if dst is not None else ends.data_ptr(), ends.data_ptr() if dst is not None else 0,
+        src.data_ptr(), num_nodes, src.numel(), _address(weight), _ID_BITS[dtype], out_rowptr.data_ptr(),
+        col.data_ptr(), _address(sums), torch.get_num_threads(),
+    )  # fmt: skip
+    return out_rowptr, col[:size], None if sums is None else sums[:size]
+
+
+def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both directions of pairs of nodes, as a CSR matrix whose rows ascend.
+
+    Equivalent to the sum of the matrix and its transpose.
+
+    Args:
+        rowptr: Row pointers [N+1] from `adjacent_pairs`, int64.
+        col: Column ids [U] from there, int32 or int64.
+        weight: A weight for each pair [U], int64.
+
+    Returns:
+        `rowptr` [N+1], `col` [2 U] and, with weights, `weight` [2 U], all of the type of `col`, which must hold them.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, or 2 U does not fit the type of `col`.
+
+    Example:
+        >>> import torch
+        >>> rowptr, col, _ = symmetric(torch.tensor([0, 1, 2, 2]), torch.tensor([1, 2]))
+        >>> rowptr.tolist(), col.tolist()
+        ([0, 1, 3, 4], [1, 0, 2, 1])
+    """
+    call = "symmetric"
+    col = _ids(call, "col", col)
+    rowptr = _numbers(call, "rowptr", rowptr, torch.int64, None)
+    num_nodes = _num_rows(call, rowptr)
+    weight = None if weight is None else _numbers(call, "weight", weight, torch.int64, col.numel())
+    out_rowptr, out_col = col.new_empty(num_nodes + 1), col.new_empty(2 * col.numel())
+    out_weight = None if weight is None else torch.empty_like(out_col)
+    _C.symmetric(
+        _ID_BITS[col.dtype], rowptr.data_ptr(), col.data_ptr(), _address(weight), num_nodes,
+        out_rowptr.data_ptr(), out_col.data_ptr(), _address(out_weight),
+    )  # fmt: skip
+    return out_rowptr, out_col, out_weight
+
+
+def stream_passes() -> int:
+    """How many passes over the edges `stream_parts` makes at most."""
+    return int(_C.stream_passes)
+
+
+def stream_parts(
+    rowptr: Tensor,
+    col: Tensor,
+    num_parts: int,
+    seed: int,
+    report: Callable[[float], object],
+    edge_weight: Tensor | None = None,
+    node_weight: Tensor | None = None,
+) -> Tensor:
+    """Parts by label propagation over the edges as they are stored; takes about 60 bytes a node and no copy of an edge.
+
+    Args:
+        rowptr: Row pointers [N+1] of the graph, int32 or int64.
+        col: Column ids [E], same type.
+        num_parts: Number of parts.
+        seed: Decides the result together with the graph.
+        report: Called after each pass with the share of edges that it saw between clusters or parts.
+        edge_weight: Non-negative weights [E], float64.
+        node_weight: Non-negative weights [N], int64.
+
+    Returns:
+        The part of each node [N], int64. None weighs more than 1.05 times the average, or than the average and the
+        heaviest node where this is more (without node weights: than the average, rounded up).
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or N or `num_parts` is too large.
+        IndexError: A column lies outside 0 .. N-1.
+
+    Example:
+        >>> import torch
+        >>> rowptr, col = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([2, 3, 0, 1])
+        >>> part = stream_parts(rowptr, col, num_parts=2, seed=0, report=lambda share: None)
+        >>> bool(part[0] == part[2]), bool(part[1] == part[3]), bool(part[0] == part[1])
+        (True, True, False)
+    """
+    call = "stream_parts"
+    rowptr, col = _ids(call, "rowptr", rowptr), _ids(call, "col", col, like=("rowptr", rowptr))
+    num_nodes = _num_rows(call, rowptr)
+    _size(call, "num_parts", num_parts)
+    _size(call, "seed", seed)
+    if edge_weight is not None:
+        edge_weight = _numbers(call, "edge_weight", edge_weight, torch.float64, col.numel())
+    if node_weight is not None:
+        node_weight = _numbers(call, "node_weight", node_weight, torch.int64, num_nodes)
+    part = torch.empty(num_nodes, dtype=torch.int64)
+    _C.stream_parts(
+        _ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), _address(edge_weight), _address(node_weight),
+        num_nodes, col.numel(), num_parts, seed, report, part.data_ptr(),
+    )  # fmt: skip
+    return part
 
 
 def gather_rows(
@@ -858,6 +1012,25 @@ def _ids(call: str, name: str, ids: Tensor, like: tuple[str, Tensor] | None = No
         _same_type(call, name, ids, *like)
     _vector(call, name, ids)
     return ids.contiguous()
+
+
+def _numbers(call: str, name: str, value: Tensor, dtype: torch.dtype, length: int | None) -> Tensor:
+    _host(call, name, value)
+    if value.dtype != dtype:
+        _wrong_type(call, name, value, [dtype])
+    _vector(call, name, value)
+    if length is not None:
+        _length(call, name, value, length)
+    return value.contiguous()
+
+
+def _length(call: str, name: str, value: Tensor, length: int) -> None:
+    if value.numel() != length:
+        raise ValueError(f"{call}: `{name}` must have {length} elements, but has {value.numel()}")
+
+
+def _address(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
 
 
 def _ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,23 @@ from torch_geometric.edge_index import SortOrder
 from torch_gas import _core
 
 FORMATS = "edge_index [2, E], EdgeIndex, torch.sparse_csr [N, N] or torch_sparse.SparseTensor [N, N]"
+
+
+EDGES_AT_ONCE = 1 << 20  # whose int64 copies and what is computed of them stay within some MB
+
+
+class Edges(NamedTuple):
+    """The edges of a graph as an adjacency stores them.
+
+    Args:
+        rowptr: where each destination's edges start, [N + 1], or None.
+        dst: destinations, [E], or None where there is ``rowptr``.
+        src: sources, [E].
+    """
+
+    rowptr: Tensor | None
+    dst: Tensor | None
+    src: Tensor
 
 
 class CSR(NamedTuple):
@@ -121,6 +138,45 @@ def coo(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return plain[0].to(torch.int64), plain[1].to(torch.int64), None
 
 
+def num_edges_of(adj: Any) -> int:
+    """E."""
+    if is_sparse_tensor(adj):
+        return int(adj.nnz())
+    return int(adj.col_indices().numel() if is_csr(adj) else adj.size(1))
+
+
+def edge_pieces(adj: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The edges in the order in which ``adj`` stores them, in pieces, so that no copy of all of them is made.
+
+    Yields:
+        The positions of the piece, its sources and its destinations, int64.
+    """
+    stored = stored_edges(adj)
+    for begin in range(0, stored.src.numel(), EDGES_AT_ONCE):
+        piece = slice(begin, min(begin + EDGES_AT_ONCE, stored.src.numel()))
+        src = stored.src[piece].to(torch.int64)
+        if stored.dst is not None:
+            yield piece, src, stored.dst[piece].to(torch.int64)
+            continue
+        assert stored.rowptr is not None
+        ends = torch.tensor([piece.start, piece.stop - 1], device=src.device, dtype=stored.rowptr.dtype)
+        first, last = (torch.searchsorted(stored.rowptr, ends, right=True) - 1).tolist()
+        count = stored.rowptr[first : last + 2].clamp(piece.start, piece.stop).diff()
+        rows = torch.arange(first, last + 1, device=src.device)
+        yield piece, src, torch.repeat_interleave(rows, count, output_size=src.numel())
+
+
+def stored_edges(adj: Any) -> Edges:
+    """The tensors in which ``adj`` holds its edges, without a copy."""
+    if is_sparse_tensor(adj):
+        rowptr, col, _ = adj.csr()
+        return Edges(rowptr, None, col)
+    if is_csr(adj):
+        return Edges(adj.crow_indices(), None, adj.col_indices())
+    plain = adj.as_tensor() if isinstance(adj, EdgeIndex) else adj
+    return Edges(None, plain[1], plain[0])
+
+
 def to_csr(adj: Any, num_nodes: int) -> CSR:
     """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
     if is_sparse_tensor(adj):
@@ -131,11 +187,23 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
     if isinstance(adj, EdgeIndex):
         adj = adj.as_tensor()
     src, dst = adj[0].contiguous(), adj[1].contiguous()
-    if bool((dst[1:] >= dst[:-1]).all()):
-        ids = torch.arange(num_nodes + 1, device=dst.device, dtype=dst.dtype)
-        return CSR(torch.searchsorted(dst, ids, out_int32=dst.dtype == torch.int32), src, None, None)
+    if is_ascending(dst):
+        return CSR(row_pointers(dst, num_nodes), src, None, None)
     rowptr, col, perm = _core.to_csr(src, dst, num_nodes)
     return CSR(rowptr, col, None, perm)
+
+
+def is_ascending(ids: Tensor) -> bool:
+    """Whether no id is smaller than the one before."""
+    starts = range(0, ids.numel(), EDGES_AT_ONCE)
+    pieces = (ids[start : start + EDGES_AT_ONCE + 1] for start in starts)
+    return all(bool((piece[1:] >= piece[:-1]).all()) for piece in pieces)
+
+
+def row_pointers(ids: Tensor, num_nodes: int) -> Tensor:
+    """Where the edges of each node start, [N + 1], in the ascending ids of one of their ends, [E]."""
+    nodes = torch.arange(num_nodes + 1, device=ids.device, dtype=ids.dtype)
+    return torch.searchsorted(ids, nodes, out_int32=ids.dtype == torch.int32)
 
 
 def batch_adjacency(

@@ -195,9 +195,7 @@ template <class T>
 void transpose(const T* rowptr, const T* col, int64_t num_rows, int64_t num_cols, int64_t nnz,
                T* out_colptr, T* out_row, int64_t* out_perm, int threads) {
   check_rowptr("transpose", rowptr, 0, num_rows, nnz, threads);
-  check_value(rowptr[0] == 0 && rowptr[num_rows] == nnz,
-              "transpose: `rowptr` must ascend from 0 to the length of `col` (", nnz,
-              "), but goes from ", rowptr[0], " to ", rowptr[num_rows]);
+  check_whole("transpose", rowptr, num_rows, nnz);
   check_ids("transpose", "col", col, nnz, num_cols, threads);
   counting_sort(
       col, nnz, num_cols, threads, out_colptr, [&](int64_t begin, int64_t end, T* cursor) {

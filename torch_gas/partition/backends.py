@@ -1,4 +1,4 @@
-"""Partitioners: each maps a simple symmetric graph to the part of every node."""
+"""Partitioners: each gives the part of every node."""
 
 from __future__ import annotations
 
@@ -9,13 +9,48 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from torch_gas import _core
+from torch_gas.adjacency import is_ascending, row_pointers, stored_edges
 
 # Partitioners also come as 32-bit builds, which must be able to sum the weights.
 MAX_TOTAL_WEIGHT = 2**31 - 1
+TOO_WIDE = 2**31  # for int32
+ITEMS_AT_ONCE = 1 << 20  # of what is converted on its way to a file
+
+
+class Task(NamedTuple):
+    """What :func:`torch_gas.metis` was asked for, checked.
+
+    Args:
+        adj: the adjacency, on the CPU, in any of the four formats.
+        num_nodes: N.
+        num_parts: from 2 to N - 1.
+        edge_weight: non-negative, in the order in which ``adj`` stores its edges, [E] or None.
+        node_weight: non-negative integers, [N] or None.
+        seed: from 0, or None.
+        log: whether to say what is being done.
+    """
+
+    adj: Any
+    num_nodes: int
+    num_parts: int
+    edge_weight: Tensor | None
+    node_weight: Tensor | None
+    seed: int | None
+    log: bool
+
+    def say(self, what: str, end: str = " ") -> None:
+        if self.log:
+            print(f"{what}...", end=end, flush=True)
+
+    def say_partitioning(self, by: str, end: str = " ") -> None:
+        self.say(f"Computing {by} partitioning with {self.num_parts} parts", end)
 
 
 class SimpleGraph(NamedTuple):
-    """A symmetric graph without self-loops and duplicates, as CSR in int64.
+    """A symmetric graph without self-loops and duplicates, as CSR; all tensors are int32, or all int64.
 
     Args:
         rowptr: where each node's neighbours start, [N + 1].
@@ -30,36 +65,27 @@ class SimpleGraph(NamedTuple):
     node_weight: Tensor | None
 
 
-def simple_graph(
-    src: Tensor,
-    dst: Tensor,
-    edge_weight: Tensor | None,
-    node_weight: Tensor | None,
-    num_nodes: int,
-) -> SimpleGraph:
-    """The graph in the form that partitioners need, without the edges of weight 0."""
-    keep = src != dst
-    if edge_weight is not None:
-        keep &= edge_weight > 0
-        edge_weight = edge_weight[keep].to(torch.float64)
-    src, dst = src[keep], dst[keep]
-    pair, order = (torch.minimum(src, dst) * num_nodes + torch.maximum(src, dst)).sort()
-    if edge_weight is None:
-        pair = torch.unique_consecutive(pair)
-    else:
-        # Summed for each undirected pair, so that both directions get the very same weight.
-        pair, group = torch.unique_consecutive(pair, return_inverse=True)
-        edge_weight = edge_weight.new_zeros(pair.numel()).index_add_(0, group, edge_weight[order])
-        edge_weight = integer_weights(edge_weight).repeat(2)
-    low, high = pair // num_nodes, pair % num_nodes
-    key, order = torch.cat([pair, high * num_nodes + low]).sort()
-    row = key // num_nodes
-    return SimpleGraph(
-        rowptr=torch.searchsorted(row, torch.arange(num_nodes + 1)),
-        col=key - row * num_nodes,
-        edge_weight=None if edge_weight is None else edge_weight[order],
-        node_weight=None if node_weight is None else integer_weights(node_weight.to(torch.float64)),
-    )
+def simple_graph(task: Task, dtype: torch.dtype | None = None) -> SimpleGraph:
+    """The graph in the form that multilevel partitioners need, without the edges of weight 0.
+
+    Beside it and the user's graph, memory holds at most one id an edge meanwhile, and with weights three numbers an edge.
+
+    Args:
+        task: names the graph and its weights.
+        dtype: int32 or int64; by default int32 where it is wide enough.
+    """
+    task.say("Building the graph")
+    rowptr, dst, src = stored_edges(task.adj)
+    weight = None if task.edge_weight is None else task.edge_weight.to(torch.float64)
+    ids = dtype or (torch.int32 if task.num_nodes < TOO_WIDE else torch.int64)
+    pairs, col, weight = _core.adjacent_pairs(src, dst, rowptr, task.num_nodes, weight, ids)
+    if dtype is None and 2 * col.numel() >= TOO_WIDE:
+        col = col.to(torch.int64)
+    edge_weight = None if weight is None else integer_weights(weight)
+    del weight
+    rowptr, col, edge_weight = _core.symmetric(pairs, col, edge_weight)
+    node_weight = None if task.node_weight is None else integer_weights(task.node_weight.to(torch.float64))
+    return SimpleGraph(rowptr, col, edge_weight, None if node_weight is None else node_weight.to(col.dtype))
 
 
 def integer_weights(weight: Tensor) -> Tensor:
@@ -79,29 +105,29 @@ def integer_weights(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, scaled.round().clamp(min=1), scaled).to(torch.int64)
 
 
-def metis_parts(graph: SimpleGraph, num_parts: int, recursive: bool, seed: int | None) -> Tensor:
+def metis_parts(task: Task, recursive: bool) -> Tensor:
     """METIS, multilevel k-way or recursive bisection."""
     try:
         import pymetis
     except ImportError as error:
         raise ImportError("metis(): backend 'metis' needs the package pymetis: `pip install pymetis`") from error
-    dtype = pymetis.zero_copy_dtype()
-
-    def array(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.numpy().astype(dtype, copy=False)
-
+    # Arrays of this type are not copied.
+    dtype = torch.from_numpy(np.empty(0, dtype=pymetis.zero_copy_dtype())).dtype
+    arrays: list[Any] = [None if tensor is None else tensor.numpy() for tensor in simple_graph(task, dtype)]
+    rowptr, col, edge_weight, node_weight = arrays
+    task.say_partitioning("METIS")
     _, parts = pymetis.part_graph(
-        num_parts,
-        pymetis.CSRAdjacency(array(graph.rowptr), array(graph.col)),
-        vweights=array(graph.node_weight),
-        eweights=array(graph.edge_weight),
+        task.num_parts,
+        pymetis.CSRAdjacency(rowptr, col),
+        vweights=node_weight,
+        eweights=edge_weight,
         recursive=recursive,
-        options=pymetis.Options() if seed is None else pymetis.Options(seed=seed),
+        options=pymetis.Options() if task.seed is None else pymetis.Options(seed=task.seed),
     )
     return torch.from_numpy(np.asarray(parts, dtype=np.int64))
 
 
-def kaminpar_parts(graph: SimpleGraph, num_parts: int, seed: int | None) -> Tensor:
+def kaminpar_parts(task: Task) -> Tensor:
     """KaMinPar in its default configuration, multi-threaded unless a seed asks for one result."""
     try:
         import kaminpar
@@ -109,14 +135,16 @@ def kaminpar_parts(graph: SimpleGraph, num_parts: int, seed: int | None) -> Tens
         raise ImportError("metis(): backend 'kaminpar' needs the package kaminpar: `pip install kaminpar`") from error
     with tempfile.TemporaryDirectory(prefix="torch_gas_") as folder:
         path = os.path.join(folder, "graph.parhip")
-        write_parhip(path, graph, wide=vars(kaminpar)["__64bit__"])
-        loaded = kaminpar.load_graph(path, kaminpar.GraphFileFormat.PARHIP)
+        # By way of a file, which is when our graph is gone and KaMinPar's does not exist yet.
+        write_parhip(path, simple_graph(task), wide=vars(kaminpar)["__64bit__"])
+        graph = kaminpar.load_graph(path, kaminpar.GraphFileFormat.PARHIP)
+    task.say_partitioning("KaMinPar")
     # Its generator is global and shared: always seeded, so that no earlier call decides the result.
-    kaminpar.reseed(0 if seed is None else seed)
-    num_threads = torch.get_num_threads() if seed is None else 1
+    kaminpar.reseed(task.seed or 0)
+    num_threads = torch.get_num_threads() if task.seed is None else 1
     partitioner = kaminpar.KaMinPar(num_threads, kaminpar.default_context())
-    parts = partitioner.compute_partition(loaded, k=num_parts, eps=0.03)
-    return torch.tensor(parts, dtype=torch.int64)
+    parts = partitioner.compute_partition(graph, k=task.num_parts, eps=0.03)  # a list: the binding has no arrays
+    return torch.from_numpy(np.fromiter(parts, dtype=np.int64, count=task.num_nodes))
 
 
 def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
@@ -135,15 +163,44 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
             " backend='metis' or a 64-bit build of kaminpar"
         )
     flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
-    body = [graph.rowptr * width + start, graph.col, graph.node_weight, graph.edge_weight]
     with open(path, "wb") as file:
         np.array([flags, num_nodes, num_edges], dtype="<u8").tofile(file)
-        for tensor in body:
-            if tensor is not None:
-                tensor.numpy().astype(f"<u{width}", copy=False).tofile(file)
+        for tensor in (graph.rowptr, graph.col, graph.node_weight, graph.edge_weight):
+            for piece in () if tensor is None else tensor.split(ITEMS_AT_ONCE):
+                items = piece.to(torch.int64) * width + start if tensor is graph.rowptr else piece
+                items.numpy().astype(f"<u{width}", copy=False).tofile(file)
 
 
-def random_parts(num_nodes: int, num_parts: int, seed: int | None) -> Tensor:
+def stream_parts(task: Task) -> Tensor:
+    """Label propagation over the edges as they are stored, where they are stored node by node."""
+    rowptr, col, edge_weight = _node_by_node(task)
+    task.say_partitioning("streaming", end="\n")
+    edge_weight = None if edge_weight is None else edge_weight.to(torch.float64)
+    node_weight = None if task.node_weight is None else task.node_weight.to(torch.int64)
+    with tqdm(total=_core.stream_passes(), unit="pass", leave=False, disable=not task.log) as bar:
+
+        def report(share: float) -> None:
+            bar.set_postfix_str(f"{share:.1%} of edges between parts", refresh=False)
+            bar.update()
+
+        return _core.stream_parts(rowptr, col, task.num_parts, task.seed or 0, report, edge_weight, node_weight)
+
+
+def _node_by_node(task: Task) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row pointers, neighbours and edge weights: the user's own tensors, unless edges are sorted by neither end."""
+    rowptr, dst, src = stored_edges(task.adj)
+    if rowptr is not None:
+        return rowptr, src, task.edge_weight
+    assert dst is not None
+    for ends, others in ((dst, src), (src, dst)):
+        if is_ascending(ends):
+            return row_pointers(ends.contiguous(), task.num_nodes), others, task.edge_weight
+    rowptr, col, edge_weight, _ = simple_graph(task)
+    return rowptr, col, edge_weight
+
+
+def random_parts(task: Task) -> Tensor:
     """Random parts of equal size (up to one node); without a seed, from torch's generator."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.randperm(num_nodes, generator=generator) % num_parts
+    task.say_partitioning("random")
+    generator = None if task.seed is None else torch.Generator().manual_seed(task.seed)
+    return torch.randperm(task.num_nodes, generator=generator) % task.num_parts

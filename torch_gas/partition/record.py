@@ -65,8 +65,11 @@ def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
 
 def check_ids(ids: Tensor, num_nodes: int, where: str) -> None:
     """Raises IndexError, with the value, where an id is none of the graph's."""
-    bad = ids[(ids < 0) | (ids >= num_nodes)]
-    if bad.numel() > 0:
+    if ids.numel() == 0:
+        return
+    low, high = ids.aminmax()
+    if int(low) < 0 or int(high) >= num_nodes:
+        bad = ids[(ids < 0) | (ids >= num_nodes)]
         raise IndexError(
             f"{where} holds the node id {int(bad[0])}, but ids must lie in 0 .. {num_nodes - 1}:"
             " correct it or num_nodes"

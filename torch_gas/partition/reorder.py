@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import time
 from typing import Any, Literal, TypeVar, cast
@@ -15,12 +16,17 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.typing import TensorFrame
 
 from torch_gas.adjacency import (
+    EDGES_AT_ONCE,
     check_adjacency,
     coo,
-    is_csr,
+    edge_pieces,
+    is_ascending,
     is_edge_index_object,
     is_matrix,
     is_sparse_tensor,
+    num_edges_of,
+    stored_edges,
+    to_csr,
 )
 from torch_gas.partition.record import INTEGERS, Partition, check_ids, check_perm, count_nodes
 
@@ -120,8 +126,7 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
     del data.perm
     edge_order = None
     if "edge_perm" in data:
-        num_edges = coo(data[_primary(data)])[0].numel() if _primary(data) else 0
-        edge_order = _inverse(check_perm(data.edge_perm, num_edges, "unpermute(): data.edge_perm, one per edge"))
+        edge_order = _inverse(check_perm(data.edge_perm, _num_edges(data), "unpermute(): data.edge_perm, one per edge"))
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
 
@@ -166,38 +171,44 @@ def from_coo(
         order = order.to(src.device)
         src, dst = src[order], dst[order]
         value = None if value is None else value[order]
+    if is_matrix(like):
+        rowptr = torch.searchsorted(dst, torch.arange(num_nodes + 1, device=dst.device))
+        return _matrix_like(like, rowptr, src, value), order
+    return _edge_index_like(like, torch.stack([src, dst]).to(like.dtype), num_nodes), order
+
+
+def _matrix_like(like: Any, rowptr: Tensor, col: Tensor, value: Tensor | None) -> Any:
+    size = (rowptr.numel() - 1, rowptr.numel() - 1)
     if is_sparse_tensor(like):
         torch_sparse = sys.modules["torch_sparse"]
         storage = torch_sparse.SparseStorage(
-            row=dst,
-            col=src,
+            rowptr=rowptr,
+            col=col,
             value=value,
-            sparse_sizes=(num_nodes, num_nodes),
+            sparse_sizes=size,
             is_sorted=True,
             trust_data=True,
         )
-        return torch_sparse.SparseTensor.from_storage(storage), order
-    if is_csr(like):
-        dtype = like.col_indices().dtype
-        rowptr = torch.searchsorted(dst, torch.arange(num_nodes + 1, device=dst.device))
-        size = (num_nodes, num_nodes, *like.shape[2:])
-        csr = torch.sparse_csr_tensor(
-            rowptr.to(dtype),
-            src.to(dtype),
-            cast(Tensor, value),
-            size=size,
-            check_invariants=False,  # Sorted above; unset, torch warns.
-        )
-        return csr, order
-    edge_index = torch.stack([src, dst]).to(like.dtype)
-    if is_edge_index_object(like):
-        edge_index = EdgeIndex(
-            edge_index,
-            sparse_size=(num_nodes, num_nodes),
-            sort_order=like.sort_order,
-            is_undirected=like.is_undirected,
-        )
-    return edge_index, order
+        return torch_sparse.SparseTensor.from_storage(storage)
+    dtype = like.col_indices().dtype
+    return torch.sparse_csr_tensor(
+        rowptr.to(dtype),
+        col.to(dtype),
+        cast(Tensor, value),
+        size=(*size, *like.shape[2:]),
+        check_invariants=False,  # Sorted by the callers; unset, torch warns.
+    )
+
+
+def _edge_index_like(like: Any, edge_index: Tensor, num_nodes: int) -> Any:
+    if not is_edge_index_object(like):
+        return edge_index
+    return EdgeIndex(
+        edge_index,
+        sparse_size=(num_nodes, num_nodes),
+        sort_order=like.sort_order,
+        is_undirected=like.is_undirected,
+    )
 
 
 def _reorder(
@@ -235,11 +246,44 @@ def _relabel_adjacency(
             f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node,"
             f" but is {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
         )
-    src, dst, value = coo(adj)
-    check_ids(src, num_nodes, f"{where}: data.{key}")
-    check_ids(dst, num_nodes, f"{where}: data.{key}")
+    _, dst, src = stored_edges(adj)
+    for ids in (src, dst):
+        if ids is not None:
+            check_ids(ids, num_nodes, f"{where}: data.{key}")
     new_id = new_id.to(src.device)
+    if order is None and is_matrix(adj):
+        return _permute_matrix(adj, new_id)
+    if order is None and (not is_edge_index_object(adj) or adj.sort_order is None):
+        edge_index = torch.empty(2, src.numel(), dtype=src.dtype, device=src.device)
+        for piece, src, dst in edge_pieces(adj):
+            edge_index[0, piece], edge_index[1, piece] = new_id[src], new_id[dst]
+        return _edge_index_like(adj, edge_index, num_nodes), None
+    src, dst, value = coo(adj)
     return from_coo(adj, new_id[src], new_id[dst], value, num_nodes, order)
+
+
+def _permute_matrix(adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
+    """As :func:`from_coo` of the relabelled edges, a few rows at a time."""
+    rowptr, col, value, _ = to_csr(adj, new_id.numel())
+    index = _inverse(new_id)
+    count = rowptr.diff()[index]
+    end = count.cumsum(0)
+    new_rowptr = torch.cat([end.new_zeros(1), end])
+    new_col, order = torch.empty_like(col), torch.empty(col.numel(), dtype=torch.int64, device=col.device)
+    bounds = torch.arange(0, col.numel() + EDGES_AT_ONCE, EDGES_AT_ONCE, device=col.device)
+    cuts = torch.searchsorted(new_rowptr, bounds).clamp(max=new_id.numel()).unique().tolist()
+    for begin, stop in itertools.pairwise([0, *cuts]):
+        rows = slice(begin, stop)
+        size = count[rows]
+        first, last = int(new_rowptr[begin]), int(new_rowptr[stop])
+        shift = rowptr[:-1][index[rows]] - new_rowptr[begin:stop]
+        edge = torch.repeat_interleave(shift, size) + torch.arange(first, last, device=col.device)
+        local = torch.repeat_interleave(torch.arange(stop - begin, device=col.device), size)
+        key, by_column = (local * new_id.numel() + new_id[col[edge].to(torch.int64)]).sort(stable=True)
+        new_col[first:last] = key % new_id.numel()
+        order[first:last] = edge[by_column]
+    value = None if value is None else value[order]
+    return _matrix_like(adj, new_rowptr, new_col, value), order
 
 
 def _primary(data: Data) -> str | None:
@@ -250,7 +294,7 @@ def _primary(data: Data) -> str | None:
 def _num_edges(data: Data) -> int:
     # Not data.num_edges: beside a sparse matrix, it counts any attribute with "edge" in its name.
     key = _primary(data)
-    return 0 if key is None else coo(data[key])[0].numel()
+    return 0 if key is None else num_edges_of(data[key])
 
 
 def _is_adjacency(data: Data, key: str, value: Any) -> bool:
@@ -330,9 +374,15 @@ def _sort_key(adj: Any, src: Tensor, dst: Tensor, num_nodes: int) -> Tensor | No
 
 def _is_sorted(data: Data) -> bool:
     adj = data[cast(str, _primary(data))]
-    src, dst, _ = coo(adj)
-    key = _sort_key(adj, src, dst, count_nodes(data, "permute()"))
-    return key is None or bool((key.diff() >= 0).all())
+    num_nodes, last = count_nodes(data, "permute()"), -1
+    for _, src, dst in edge_pieces(adj):
+        key = _sort_key(adj, src, dst, num_nodes)
+        if key is None:
+            return True
+        if int(key[0]) < last or not is_ascending(key):
+            return False
+        last = int(key[-1])
+    return True
 
 
 def _inverse(perm: Tensor) -> Tensor:
