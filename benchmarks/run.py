@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SUITES = {"cpu": ("step",), "gpu": ("rows", "step", "memory", "small")}
+SUITES = {"cpu": ("step", "partition"), "gpu": ("rows", "step", "memory", "small")}
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ import pytest
 import torch
 from matplotlib import image
 
+from torch_gas.partition import Partition
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GPU, CPU = BENCHMARKS / "gpu", BENCHMARKS / "cpu"
 NOT_ON_CPU = "not measured on the CPU"
@@ -90,10 +92,14 @@ def load(name: str) -> ModuleType:
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
     names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline", "workload"}
     assert names == {"rows", "step", "memory", "small"} == set(load("run").SUITES["gpu"])
-    assert {path.stem for path in CPU.glob("*.py")} - {"sides"} == {"step"} == set(load("run").SUITES["cpu"])
+    assert (
+        {path.stem for path in CPU.glob("*.py")} - {"sides"} == set(load("run").SUITES["cpu"]) == {"step", "partition"}
+    )
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
     script = (GPU / "run.sh").read_text()
-    assert (CPU / "step.py").read_text().splitlines()[0].endswith("?") and "`benchmarks/cpu/step.py`" in page
+    for name in load("run").SUITES["cpu"]:
+        assert (CPU / f"{name}.py").read_text().splitlines()[0].endswith("?")
+        assert f"`benchmarks/cpu/{name}.py`" in page
     for name in names:
         assert (GPU / f"{name}.py").read_text().splitlines()[0].endswith("?")
         assert f"`{name}.py`" in page and f"benchmarks/gpu/{name}.py" in script
@@ -263,6 +269,40 @@ def test_a_benchmark_that_fails_loses_no_other(
     options = ["--out", str(tmp_path), "--quick", *device, *pygas]
     assert [(Path(call[1]).stem, call[2:]) for call in calls] == [(name, options) for name in runner.SUITES[suite]]
     assert f"{runner.SUITES[suite][0]}: exit status 3" in capsys.readouterr().out
+
+
+def test_partition(run, tmp_path: Path) -> None:
+    (rows,) = run("partition", CPU, ())
+    *_, metis, kaminpar, threads, stream, random = rows
+    assert [row["by"] for row in (metis, kaminpar, stream, random)] == ["METIS", "KaMinPar", "stream", "random"]
+    assert re.fullmatch(r"KaMinPar, \d+ threads", threads["by"])
+    for row in rows:
+        assert row["edges cut, %"] <= 100 and row["S / B"] < 40 and row["largest / average part"] < 1.3
+    assert len(rows) == (5 if "TORCH_GAS_DATA" not in os.environ else 10)
+    picture(tmp_path / "partition.png")
+
+
+def test_halos_of_a_partition() -> None:
+    program = runpy.run_path(str(CPU / "partition.py"))
+    edge_index = torch.tensor([[0, 1, 2, 3, 0, 3, 3], [1, 0, 1, 0, 2, 2, 0]])
+    partition = Partition(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 2, 4]))  # parts {0, 2} and {1, 3}
+    # Between parts: 0 > 1, 1 > 0, 2 > 1, 3 > 0 (twice), 3 > 2; the halos are {1, 3} and {0, 2}.
+    assert program["quality"](edge_index, partition) == (pytest.approx(6 / 7), 1.0)
+
+
+def test_a_partitioner_that_dies_loses_no_other(tmp_path: Path) -> None:
+    program = runpy.run_path(str(CPU / "partition.py"))
+    rows = [
+        {"graph": "community", "by": by, "edges": 10, "seconds": 1.0, "S / B": 2.0, "bytes an edge": 3.0}
+        for by in program["PARTITIONERS"]
+    ]
+    rows[0] = {"graph": "community", "by": "METIS", "edges": 10, "seconds": "failed, exit status -9"}
+    program["save_picture"](program["draw"](rows), tmp_path, "partition")
+    picture(tmp_path / "partition.png")
+    code = "import sys, os; sys.path.insert(0, sys.argv[1]); import partition; "
+    code += "partition.measure = lambda *_: os._exit(3); print(partition.measure_graph('community'))"
+    done = subprocess.run([sys.executable, "-c", code, str(CPU)], capture_output=True, text=True, check=True)
+    assert done.stdout.count("'seconds': 'failed, exit status 3'") == len(rows)
 
 
 def test_pygas_is_of_the_cpu_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from torch_geometric.utils import contains_self_loops, is_undirected
 
 from torch_gas import datasets
 from torch_gas.adjacency import is_csr, is_sparse_tensor
-from torch_gas.datasets import ogb, synthetic
+from torch_gas.datasets import community, ogb, synthetic
 from torch_gas.datasets.sources import SOURCES
 
 get_data = partial(datasets.get_data, layout="edge_index")
@@ -693,6 +693,12 @@ def test_synthetic_is_deterministic_by_seed() -> None:
     for key in first.to_dict():
         assert torch.equal(first[key], second[key])
     assert not torch.equal(first.edge_index, other.edge_index)
+
+
+def test_synthetic_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = synthetic(500, seed=3)
+    monkeypatch.setattr(community, "EDGES_AT_ONCE", 100)
+    assert torch.equal(synthetic(500, seed=3).edge_index, whole.edge_index)
 
 
 def test_synthetic_order_is_not_a_partition() -> None:

@@ -336,7 +336,7 @@ def stream_parts(
     edge_weight: Tensor | None = None,
     node_weight: Tensor | None = None,
 ) -> Tensor:
-    """Parts by label propagation over the edges as they are stored; takes about 60 bytes a node and no copy of an edge.
+    """Parts by label propagation over the edges as they are stored; takes about 90 bytes a node and no copy of an edge.
 
     Args:
         rowptr: Row pointers [N+1] of the graph, int32 or int64.

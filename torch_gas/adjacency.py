@@ -24,7 +24,7 @@ from torch_gas import _core
 FORMATS = "edge_index [2, E], EdgeIndex, torch.sparse_csr [N, N] or torch_sparse.SparseTensor [N, N]"
 
 
-EDGES_AT_ONCE = 1 << 20  # whose int64 copies and what is computed of them stay within some MB
+EDGES_AT_ONCE = 1 << 18  # whose int64 copies and what is computed of them stay within some MB
 
 
 class Edges(NamedTuple):

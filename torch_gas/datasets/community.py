@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas import _core
+
 # Communities have the size of a neighbourhood and not of a class, as in real graphs: were every
 # class one community, partitions of a large graph would cut nearly all edges, and no method on
 # partitions could work.
 NODES_PER_COMMUNITY = 200
 FEATURE_ROWS_AT_ONCE = 65_536
+EDGES_AT_ONCE = 1 << 20
 
 
 def synthetic(
@@ -117,17 +120,24 @@ def _edges(
     def draw(position: Tensor) -> Tensor:
         return torch.searchsorted(weight_sum, position).clamp_(max=num_nodes - 1)
 
-    src = draw(uniform(num_draws).mul_(weight_sum[-1]))
-    inside = uniform(num_draws) < homophily
-    low = torch.where(inside, bound[community[src]], 0.0)
-    high = torch.where(inside, bound[community[src] + 1], weight_sum[-1])
-    dst = draw((high - low).mul_(uniform(num_draws)).add_(low))
-
-    src, dst = new_id[src], new_id[dst]
-    keep = src != dst
-    src, dst = src[keep], dst[keep]
-    # One sort of (destination, source) pairs as single numbers makes the graph coalesced and
-    # sorted.
-    pair = torch.cat([dst * num_nodes + src, src * num_nodes + dst]).sort().values
-    pair = pair[torch.cat([pair.new_ones(1, dtype=torch.bool)[: pair.numel()], pair.diff() != 0])]
-    return torch.stack([pair % num_nodes, pair.div_(num_nodes, rounding_mode="floor")])
+    # A piece at a time, and ids no wider than needed: a graph of 100M edges is made beside little else.
+    ids = torch.int32 if max(num_nodes, 2 * num_draws) < 2**31 else torch.int64
+    src, dst = torch.empty(2, num_draws, dtype=ids).unbind()
+    inside = torch.empty(num_draws, dtype=torch.bool)
+    for start in src.split(EDGES_AT_ONCE):
+        start.copy_(draw(uniform(start.numel()).mul_(weight_sum[-1])))
+    for here in inside.split(EDGES_AT_ONCE):
+        torch.lt(uniform(here.numel()), homophily, out=here)
+    for start, here, end in zip(*(ends.split(EDGES_AT_ONCE) for ends in (src, inside, dst)), strict=True):
+        home = community[start]
+        low = torch.where(here, bound[home], 0.0)
+        high = torch.where(here, bound[home + 1], weight_sum[-1])
+        end.copy_(new_id[draw((high - low).mul_(uniform(end.numel())).add_(low))])
+        start.copy_(new_id[start])
+    rowptr, col, _ = _core.adjacent_pairs(src, dst, None, num_nodes, dtype=ids)
+    del src, dst, inside, start, here, end
+    rowptr, col, _ = _core.symmetric(rowptr, col)
+    edge_index = torch.empty(2, col.numel(), dtype=torch.int64)
+    edge_index[0] = col
+    edge_index[1] = torch.repeat_interleave(rowptr.diff(), output_size=col.numel())
+    return edge_index

@@ -47,7 +47,7 @@ def metis(
     order. Parts may be empty.
 
     The backend ``"stream"`` makes no copy of edges that are sorted by either end, as those of a
-    sparse matrix are: it reads them up to 25 times, and takes about 60 bytes a node. So of a
+    sparse matrix are: it reads them up to 25 times, and takes about 100 bytes a node. So of a
     directed graph it sees one direction only, and cuts more edges. No part is larger than 1.05
     times the average, rounded up; with node weights, the heaviest node may come on top of the
     average.
