@@ -365,3 +365,12 @@ def test_permute_refuses_a_matrix_of_another_size():
 def test_unpermute_refuses(value, perm, error, message):
     with pytest.raises(error, match=message):
         unpermute(value, perm)
+
+
+def test_order_is_looked_at_across_pieces():
+    """Edges of one node out of order, so that unpermute() needs to know where they were."""
+    edge_index = EdgeIndex(torch.tensor([[1, 2, 3, 0], [0, 0, 0, 0]]), sparse_size=(4, 4), sort_order="col")
+    data = Data(edge_index=edge_index, num_nodes=4)
+    out = permute(data, torch.tensor([0, 2, 1, 3]), log=False)
+    assert "edge_perm" in out
+    assert_same(unpermute(out), data)
