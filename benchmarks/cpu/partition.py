@@ -90,6 +90,11 @@ def load(name: str) -> tuple[Tensor, int]:
     return data.edge_index, data.num_nodes
 
 
+def save(name: str, path: Path) -> None:
+    edge_index, num_nodes = load(name)
+    np.savez(path, edge_index=edge_index.numpy(), num_nodes=num_nodes)
+
+
 def measure(sender: Connection, edge_index: Tensor, num_nodes: int, backend: str, threads: int) -> None:
     """Sends a row of the table, without the names; runs in a process of its own, which is born with the graph."""
     torch.set_num_threads(threads)
@@ -128,8 +133,15 @@ def quality(edge_index: Tensor, partition: Partition) -> tuple[float, float]:
 def measure_graph(name: str) -> list[dict[str, Any]]:
     """Rows of all partitioners. Their processes are forked, so that their memory begins with the graph alone."""
     torch.set_num_threads(1)  # so that no thread is lost in a fork
-    edge_index, num_nodes = load(name)
     fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        # Made elsewhere: memory that making it had taken and freed would be used again, and not be seen.
+        path = Path(folder, "graph.npz")
+        maker = fork.Process(target=save, args=(name, path))
+        maker.start()
+        maker.join()
+        with np.load(path) as file:
+            edge_index, num_nodes = torch.from_numpy(file["edge_index"]), int(file["num_nodes"])
     rows = []
     for by, (backend, threads) in PARTITIONERS.items():
         receiver, sender = fork.Pipe(duplex=False)
