@@ -12,6 +12,7 @@ import torch
 from sides import Side
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.nn import GCN as PlainGCN
 
 from torch_gas import SubgraphLoader, gcn_norm, metis, permute
 from torch_gas.datasets import synthetic
@@ -90,3 +91,14 @@ def full_batch(data: Data, size: Size) -> Side:
     model = make_model(size._replace(num_nodes=1))
     model.push_and_pull = lambda history, x, *_: x
     return Side(model, [data], lambda graph: (model.forward(graph.x, graph.adj_t), graph.y))
+
+
+def pyg_full_batch(data: Data, size: Size) -> Side:
+    """Training of PyG's GCN on the whole graph, over a list of edges."""
+    rowptr, col, weight = data.adj_t.crow_indices(), data.adj_t.col_indices(), data.adj_t.values()
+    edge_index = torch.stack([col.long(), torch.repeat_interleave(rowptr.diff()).long()])
+    data = Data(x=data.x, y=data.y, edge_index=edge_index, edge_weight=weight)
+    torch.manual_seed(0)
+    model = PlainGCN(size.features, size.channels, size.num_layers, size.classes, size.dropout, normalize=False)
+    model.push_and_pull = None  # which Side times, and which this model has not
+    return Side(model, [data], lambda graph: (model(graph.x, graph.edge_index, edge_weight=graph.edge_weight), graph.y))
