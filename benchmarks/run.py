@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SUITES = {"cpu": ("step", "partition"), "gpu": ("rows", "step", "memory", "small")}
+SUITES = {
+    "cpu": ("step", "partition", "loader", "scaling", "products", "accuracy", "inference"),
+    "gpu": ("rows", "step", "memory", "small"),
+}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from graphs import FORMATS, adjacency, random_graph, to_format
 from nets import Net
 from torch import Tensor
 
-from torch_gas import _core, wiring
+from torch_gas import _core, sparse, wiring
 from torch_gas.sparse import Edges, aggregate, attention
 from torch_gas.wiring.fused import fused
 
@@ -241,3 +241,18 @@ def test_edges_outside_of_the_rows_are_errors(end: int, bad: int) -> None:
     conv = nn.GraphConv(8, 8)
     with fused(conv), pytest.raises(IndexError, match="of the adjacency"):
         conv(DATA.x, edge_index)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_edges_are_kept_as_long_as_their_adjacency(form: str) -> None:
+    before = len(sparse._kept)
+    data = to_format(random_graph(N, 200), form)
+    adj = adjacency(data)
+    rows = torch.rand(N, 3, requires_grad=True)
+    for _ in range(2):
+        edges = sparse.edges_of(adj, N, N)
+        assert edges is not None
+        aggregate(rows, edges, sparse.weight_of(adj)).sum().backward()
+    assert len(sparse._kept) == before + 1
+    del data, adj, edges
+    assert len(sparse._kept) == before

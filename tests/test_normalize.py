@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.nn import GATConv, GCNConv
 
+from torch_gas import matrix
 from torch_gas.adjacency import coo
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import permute
@@ -123,6 +124,39 @@ def test_gcn_norm_is_the_formula(kind, graph, loops, fill):
     if kind == "EdgeIndex":
         out.edge_index.validate()
         assert out.edge_index.sort_order == "col"
+
+
+@pytest.mark.parametrize("kind", ["csr", "sparse_tensor"])
+@pytest.mark.parametrize("edges_at_once", [0, 1, 3])
+@settings(deadline=None, max_examples=40)
+@given(graph=weighted_graphs(), loops=st.booleans())
+def test_rows_at_a_time_give_the_same(kind, edges_at_once, graph, loops):
+    data = build(kind, *graph)
+    whole = [gcn_norm(data, add_self_loops=loops), add_self_loops(data)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "EDGES_AT_ONCE", edges_at_once)
+        parts = [gcn_norm(data, add_self_loops=loops), add_self_loops(data)]
+    for a, b in zip(whole, parts, strict=True):
+        for one, other in zip(coo(a.adj_t), coo(b.adj_t), strict=True):
+            assert one is other is None or one.equal(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_matrices_keep_the_type_of_ids_and_ascending_columns(dtype):
+    src, dst = torch.tensor([2, 0, 2, 1]), torch.tensor([0, 1, 1, 2])
+    rowptr = torch.tensor([0, 1, 3, 4], dtype=dtype)
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    plain = Data(edge_index=torch.stack([src, dst]), edge_weight=weight, num_nodes=3)
+    for call in (gcn_norm, add_self_loops):
+        adj = torch.sparse_csr_tensor(rowptr, src.to(dtype), weight, (3, 3), check_invariants=True)
+        out = call(Data(adj_t=adj, num_nodes=3)).adj_t
+        assert out.crow_indices().dtype == out.col_indices().dtype == dtype
+        assert out.crow_indices().tolist() == [0, 2, 5, 7] and out.col_indices().tolist() == [0, 2, 0, 1, 2, 1, 2]
+        grads = [
+            torch.autograd.grad(weights.square().sum(), weight)[0]
+            for weights in (out.values(), call(plain).edge_weight)
+        ]
+        torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

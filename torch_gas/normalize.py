@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn.conv import gcn_conv
 from torch_geometric.utils import add_remaining_self_loops, degree
 
+from torch_gas import matrix
 from torch_gas.adjacency import (
     check_adjacency,
     coo,
@@ -23,6 +24,7 @@ from torch_gas.adjacency import (
     is_matrix,
     is_sparse_tensor,
     num_destinations,
+    to_csr,
 )
 from torch_gas.partition.record import check_ids, count_nodes
 from torch_gas.partition.reorder import edge_attrs, from_coo
@@ -54,25 +56,24 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
         >>> gcn_norm(data).edge_weight
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    key, adj, edge_index, weight, num_nodes = _weighted_edges(data, "gcn_norm()", add_self_loops)
-    if weight is not None and weight.dim() != 1:
-        raise ValueError(
-            f"gcn_norm(): edge weights must have shape [{edge_index.size(1)}], but have"
-            f" {list(weight.shape)}: reduce them to one number per edge"
-        )
-    x = data.get("x")
-    dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
-    if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
-        weight = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
-    elif not weight.is_floating_point():
-        weight = weight.to(dtype)
-    edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, improved, add_self_loops)
-    if not bool(torch.isfinite(weight).all()):
+    key, adj, num_nodes = _check(data, "gcn_norm()", add_self_loops)
+    if is_matrix(adj):
+        csr = to_csr(adj, num_nodes)
+        csr = csr._replace(value=_numbers(csr.value, csr.col, data))
+        fill = None if not add_self_loops else 2.0 if improved else 1.0
+        out, csr = copy.copy(data), matrix.normalised(csr, fill)
+        out[key], weight = matrix.from_csr(adj, csr), csr.value
+    else:
+        edge_index, weight = _edges(data, adj)
+        weight = _numbers(weight, edge_index[0], data)
+        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, improved, add_self_loops)
+        out = _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
+    if not bool(torch.isfinite(cast(Tensor, weight)).all()):
         raise ValueError(
             "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
             " every node: correct the weights, or normalise signed ones yourself"
         )
-    return _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
+    return out
 
 
 def add_self_loops(data: Data) -> Data:
@@ -94,7 +95,12 @@ def add_self_loops(data: Data) -> Data:
         tensor([[0, 0, 1, 2],
                 [1, 0, 1, 2]])
     """
-    key, adj, edge_index, weight, num_nodes = _weighted_edges(data, "add_self_loops()", True)
+    key, adj, num_nodes = _check(data, "add_self_loops()", True)
+    if is_matrix(adj):
+        out = copy.copy(data)
+        out[key] = matrix.from_csr(adj, matrix.with_self_loops(to_csr(adj, num_nodes), 1.0))
+        return out
+    edge_index, weight = _edges(data, adj)
     edge_index, weight = add_remaining_self_loops(edge_index, weight, 1.0, num_nodes)
     return _with_edges(data, key, adj, edge_index, weight, num_nodes, True)
 
@@ -129,24 +135,24 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     return cast(Tensor, degree(dst, num_nodes, dtype=torch.int64))
 
 
-def _weighted_edges(data: Data, where: str, grows: bool) -> tuple[str, Any, Tensor, Tensor | None, int]:
-    """Name and value of the adjacency, its edges [2, E] and weights, and N."""
+def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
+    """Name and value of the adjacency, and N."""
     num_nodes = count_nodes(data, where)
     key, adj = find_adjacency(data)
-    src, dst, weight = coo(adj)
-    check_ids(src, num_nodes, f"{where}: data.{key}")
-    check_ids(dst, num_nodes, f"{where}: data.{key}")
-    if data.get("edge_weight") is not None:
-        if is_matrix(adj):
+    weight = data.get("edge_weight")
+    if is_matrix(adj):
+        check_ids(to_csr(adj, num_nodes).col, num_nodes, f"{where}: data.{key}")
+        if weight is not None:
             raise ValueError(
                 f"{where}: data.{key} is a matrix, whose values are the weights, but data has"
                 " edge_weight as well:"
                 f" put them into data.{key} or `del data.edge_weight`"
             )
-        weight = data.edge_weight
-        if weight.size(0) != src.numel():
+    else:
+        check_ids(adj, num_nodes, f"{where}: data.{key}")
+        if weight is not None and weight.size(0) != adj.size(1):
             raise ValueError(
-                f"{where}: data.edge_weight must hold one weight per edge, {src.numel()}, but has"
+                f"{where}: data.edge_weight must hold one weight per edge, {adj.size(1)}, but has"
                 " shape"
                 f" {list(weight.shape)}: correct it or `del data.edge_weight`"
             )
@@ -160,27 +166,36 @@ def _weighted_edges(data: Data, where: str, grows: bool) -> tuple[str, Any, Tens
             " remove the attributes; edge_perm comes from permute(), which is to be called"
             " afterwards"
         )
-    return key, adj, torch.stack([src, dst]), weight, num_nodes
+    return key, adj, num_nodes
+
+
+def _edges(data: Data, adj: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Edges [2, E] in int64 and their weights, of an adjacency that is a list of edges."""
+    src, dst, _ = coo(adj)
+    return torch.stack([src, dst]), data.get("edge_weight")
+
+
+def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
+    """One floating-point weight for each of ``ids``: ones of the features' type where there are none."""
+    x = data.get("x")
+    dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
+    if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
+        return torch.ones(ids.numel(), dtype=dtype, device=ids.device)
+    if weight.dim() != 1:
+        raise ValueError(
+            f"gcn_norm(): edge weights must have shape [{ids.numel()}], but have"
+            f" {list(weight.shape)}: reduce them to one number per edge"
+        )
+    return weight if weight.is_floating_point() else weight.to(dtype)
 
 
 def _with_edges(
-    data: Data,
-    key: str,
-    like: Any,
-    edge_index: Tensor,
-    weight: Tensor | None,
-    num_nodes: int,
-    changed: bool,
+    data: Data, key: str, like: Tensor, edge_index: Tensor, weight: Tensor | None, num_nodes: int, changed: bool
 ) -> Data:
+    """``data`` with another list of edges, in the format of ``like``."""
     out = copy.copy(data)
-    src, dst = edge_index
-    if is_matrix(like):
-        # Edges that did not change stay where they are, so that edge attributes still fit.
-        order = None if changed else torch.arange(src.numel())
-        out[key], _ = from_coo(like, src, dst, weight, num_nodes, order)
-        return out
     if changed:
-        out[key], order = from_coo(like, src, dst, None, num_nodes)
+        out[key], order = from_coo(like, edge_index[0], edge_index[1], None, num_nodes)
         weight = weight if weight is None or order is None else weight[order]
     if weight is not None:
         out.edge_weight = weight

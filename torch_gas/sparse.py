@@ -38,8 +38,9 @@ class Edges:
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
         if is_edge_index(adj):
             check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
-        rowptr, col, self.value, perm = to_csr(adj, num_dst if is_matrix(adj) else max(num_dst, num_src))
-        rowptr = rowptr[: num_dst + 1]
+        rowptr, col, _, perm = to_csr(adj, num_dst if is_matrix(adj) else max(num_dst, num_src))
+        # Detached: views would keep the adjacency alive, by which they are kept.
+        rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
         order = None if perm is None else perm.to(col.dtype)
         self.num_dst = num_dst
@@ -69,13 +70,13 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
     """The edges of ``adj``, computed once; None where they are no matrix of numbers."""
     if is_sparse_tensor(adj):
         holder, held = adj.storage, [adj.storage._row, adj.storage._rowptr, adj.storage._col]
-        weight = adj.storage._value
     elif is_csr(adj):
-        holder, held, weight = adj, [adj.crow_indices(), adj.col_indices()], adj.values()
+        holder, held = adj, [adj.crow_indices(), adj.col_indices()]
     elif is_edge_index(adj) and not torch.is_inference(adj):
-        holder, held, weight = adj, [adj], None
+        holder, held = adj, [adj]
     else:
         return None
+    weight = weight_of(adj)
     if weight is not None and not is_weight(weight):
         return None
     key = (num_dst, num_src, *[None if tensor is None else version(tensor) for tensor in (*held, weight)])
@@ -84,6 +85,13 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
         edges = Edges(adj, num_dst, num_src)
         _kept[holder] = (key, edges)
     return cast(Edges, edges)
+
+
+def weight_of(adj: Any) -> Tensor | None:
+    """The values of a matrix; None where it has none, and for a list of edges."""
+    if is_sparse_tensor(adj):
+        return cast("Tensor | None", adj.storage._value)
+    return adj.values() if is_csr(adj) else None
 
 
 def is_weight(value: Any) -> bool:

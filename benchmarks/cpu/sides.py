@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ from torch.nn import Module, ModuleList
 from torch.utils.data import RandomSampler
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
+from torch_geometric.loader import NeighborLoader
 
 from torch_gas import ScalableGNN, SubgraphLoader, add_self_loops, gcn_norm, in_degree, metis, models, permute
 from torch_gas.datasets import synthetic
@@ -35,6 +38,9 @@ FORMATS = ("csr", "EdgeIndex", "edge_index") + (() if SparseTensor is None else 
 MODELS = ("GCN", "SAGE", "GAT", "APPNP", "GCNII", "GIN", "PNA")
 WEIGHTED = ("GCN", "APPNP", "GCNII")
 PYGAS, PLAIN, CLUSTER, FULL = "PyGAS", "plain PyG", "Cluster-GCN", "full batch"
+SAMPLING = "NeighborLoader"
+HAS_SAMPLER = any(importlib.util.find_spec(name) for name in ("pyg_lib", "torch_sparse"))
+NUM_SAMPLED = 10
 PHASES = ("loader", "forward", "push and pull", "backward", "optimiser")
 
 
@@ -149,7 +155,8 @@ class Sides:
         torch.manual_seed(0)
         if side == PYGAS:
             return self._pygas()
-        data = in_format(self.data, {PLAIN: "edge_index", CLUSTER: "csr", FULL: "csr"}.get(side, side))
+        layouts = {PLAIN: "edge_index", SAMPLING: "edge_index", CLUSTER: "csr", FULL: "csr"}
+        data = in_format(self.data, layouts.get(side, side))
         model = self._model(models)
         if side in FORMATS:
             loader = self._loader(data)
@@ -161,17 +168,25 @@ class Sides:
             args, kwargs = model.inputs(graph)
             return model.forward(*args, **kwargs), graph.y
 
-        if side == PLAIN:
+        if side in (PLAIN, SAMPLING):
 
-            def run_plain(batch: Any) -> tuple[Tensor, Tensor]:
-                out, y = run(batch.data)
+            def run_rows(batch: Any) -> tuple[Tensor, Tensor]:
+                out, y = run(batch if side == SAMPLING else batch.data)
                 return out[: batch.batch_size], y[: batch.batch_size]
 
-            return Side(model, self._loader(data), run_plain)
+            return Side(model, self._sampled(data) if side == SAMPLING else self._loader(data), run_rows)
         return Side(model, [data] if side == FULL else WithoutHalo(self._loader(data)), run)
 
     def _loader(self, data: Data) -> SubgraphLoader:
         return SubgraphLoader(data, self.ptr, self.setting.parts_a_batch, shuffle=True, seed=0)
+
+    def _sampled(self, data: Data) -> NeighborLoader:
+        """As many nodes in a batch as ours has, ten neighbours of each, ten of each of these, and so on."""
+        size = self.setting.num_nodes * self.setting.parts_a_batch // self.setting.num_parts
+        neighbors = [NUM_SAMPLED] * self.setting.num_layers
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using '.*' without a 'pyg-lib' installation", UserWarning)
+            return NeighborLoader(data, neighbors, batch_size=size, shuffle=True)
 
     def _model(self, library: Any) -> Any:
         """The model of ours or, by the same arguments, that of PyGAS."""
@@ -210,8 +225,8 @@ class Sides:
 class WithoutHalo:
     """Batches as Cluster-GCN has them: the edges inside of the batch."""
 
-    def __init__(self, loader: SubgraphLoader) -> None:
-        self.loader = loader
+    def __init__(self, loader: SubgraphLoader, masks: Sequence[str] = ()) -> None:
+        self.loader, self.masks = loader, masks
 
     def __iter__(self) -> Iterator[Data]:
         for batch, batch_size, *_ in self.loader:
@@ -220,7 +235,8 @@ class WithoutHalo:
             rowptr = torch.cat([rowptr.new_zeros(1), inside.cumsum(0)])[rowptr]
             size = (batch_size, batch_size)
             adj_t = torch.sparse_csr_tensor(rowptr, col[inside], value[inside], size, check_invariants=False)
-            yield Data(x=batch.x[:batch_size], y=batch.y[:batch_size], adj_t=adj_t)
+            masks = {name: batch[name][:batch_size] for name in self.masks}
+            yield Data(x=batch.x[:batch_size], y=batch.y[:batch_size], adj_t=adj_t, **masks)
 
 
 # -- PyGAS -------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What does a training epoch cost on the CPU, and what share of it is arithmetic?
 
 Epochs of our models over each adjacency format, of PyGAS (the library that came with the paper, where --pygas names a local
-build), of PyG's layers alone over the same batches, of Cluster-GCN and of full-batch training. All take turns in one process.
+build), of PyG's layers alone over the same batches and over sampled neighbours, of Cluster-GCN and of full-batch training. All
+take turns in one process.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from sides import (
     CLUSTER,
     FORMATS,
     FULL,
+    HAS_SAMPLER,
     MODELS,
     PHASES,
     PLAIN,
     PYGAS,
+    SAMPLING,
     Graphs,
     Setting,
     Sides,
@@ -64,6 +67,7 @@ class Bench:
         self.setting, self.pygas = setting, pygas
         self.graphs: Graphs = make_graphs(setting)
         self.beside = (OURS, PYGAS) if pygas is not None else (OURS,)
+        self.sampling = (SAMPLING,) if HAS_SAMPLER else ()
         loader = SubgraphLoader(self.graphs.unweighted, self.graphs.ptr, setting.parts_a_batch, shuffle=True, seed=0)
         self.halo = sum(batch.halo_size for batch in loader)  # rows that an epoch pulls from a history
 
@@ -150,7 +154,7 @@ def main() -> None:
     by_side, beside, splits = [], [], []
     for name in MODELS:
         for dropout in (0.5, 0.0):
-            others = () if dropout else (*FORMATS[1:], PLAIN, CLUSTER, FULL)
+            others = () if dropout else (*FORMATS[1:], PLAIN, *bench.sampling, CLUSTER, FULL)
             laps = bench.measure(name, dropout, (*bench.beside, *others))
             if not dropout:
                 by_side.append({"model": name, **{f"{side}, s": _total(lap) for side, lap in laps.items()}})
@@ -165,8 +169,8 @@ def main() -> None:
         f"hidden channels, {setting.num_layers} layers, {setting.num_classes} classes; {setting.num_parts} parts by METIS, "
         f"{setting.parts_a_batch} at random in a batch, S / B = {bench.halo / setting.num_nodes:.2f}; Adam. Medians of up to "
         f"{MOST_ROUNDS} epochs after a step that does not count, all sides in turn. {PLAIN}: the same layers over an edge_index "
-        f"on all rows of a batch, without histories. {CLUSTER}: the edges inside of a batch only. {FULL}: one step an epoch, "
-        "over CSR."
+        f"on all rows of a batch, without histories. {SAMPLING}: as many nodes in a batch, ten sampled "
+        f"neighbours a node and layer. {CLUSTER}: the edges inside of a batch only. {FULL}: one step an epoch, over CSR."
     )
     tables = [table("Epoch by side, without dropout", by_side, note)]
     if beside:

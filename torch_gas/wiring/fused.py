@@ -20,7 +20,7 @@ from torch_geometric.nn import GATConv, Linear, MessagePassing
 from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.compiled import is_compiled
 from torch_gas.halo import linear
-from torch_gas.sparse import Edges, aggregate, attention, edges_of, is_weight
+from torch_gas.sparse import Edges, aggregate, attention, edges_of, is_weight, weight_of
 from torch_gas.wiring.batch import WIRING, override
 
 
@@ -126,7 +126,7 @@ class _Propagate(_Fused):
         if edges is None or (weighted and not is_weight(edge_weight)):
             return None
         # As in PyG, layers without weights ignore those of a SparseTensor and use those of a torch matrix.
-        own = edges.value if is_csr(adj) or self.takes_weight else None
+        own = weight_of(adj) if is_csr(adj) or self.takes_weight else None
         return aggregate(rows, edges, edge_weight if weighted else own, self.conv.aggr == "mean")
 
 
