@@ -86,7 +86,7 @@ def main() -> None:
     save_picture(draw(rows), args.out, "scaling")
     note = (
         f"{smallest.features} features and {smallest.channels} hidden channels, {smallest.num_layers} layers, Adam; batches of "
-        f"{smallest.parts_a_batch} parts of about {smallest.nodes_a_part:,} nodes, by {BACKENDS[args.backend]}. Median epoch, "
+        f"{smallest.parts_a_batch} parts of about {smallest.nodes_a_part:,} nodes, by {args.backend}. Median epoch, "
         "after one that does not count. Batches' MB: the most physical memory that training takes beyond what the process "
         "held between two epochs: two batches made ahead, activations, gradients. Histories and graph, with features: as stored."
     )
