@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch_geometric.nn import GCN2Conv, MessagePassing
+from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
 from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
 from torch_gas.compiled import untraced
@@ -117,6 +117,7 @@ def whole(model: Module) -> Iterator[None]:
 
 
 WIRING = "_wiring_of_batch"
+_OF_PROPAGATE = (GCNConv.forward, GCN2Conv.forward, LGConv.forward)  # have as many rows as its result
 
 
 def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
@@ -146,8 +147,8 @@ class _Layer:
         self.batch = batch
         self.names = _parameters(forward)
         self.takes_pair = batch.closed and takes_pair(forward)
-        # x_0, to the rows that come out of `propagate`; its own normalisation adds loops to all rows.
-        self.cuts_itself = batch.closed and isinstance(conv, GCN2Conv) and not conv.normalize
+        # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
+        self.cuts_itself = batch.closed and forward in _OF_PROPAGATE and not conv.normalize
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         self.adds_loops = bool(getattr(conv, "add_self_loops", False))
         self.is_square = getattr(conv, "combine_root", None) == "self_loop"
