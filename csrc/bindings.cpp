@@ -9,7 +9,8 @@
 // clang-format off
 //   call               reads                                 writes
 //   Subgraph           rowptr [N+1], col [E], start, count [P]  -
-//     .write           rowptr, col                           rowptr [B+1], col, e_id [E_B], n_id [B+S]
+//     .write           rowptr, col                           rowptr [B+1], col, row or 0, e_id [E_B],
+//                                                            n_id [B+S]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   adjacent_pairs     src [E], dst [E] or rowptr [N+1],     rowptr [N+1], col, weight [E]
@@ -110,13 +111,14 @@ py::tuple subgraph_sizes_py(const AnySubgraph& subgraph) {
       subgraph);
 }
 
-void subgraph_write_py(const AnySubgraph& subgraph, Address rowptr, Address col, Address e_id,
-                       Address n_id, bool ascending, int threads) {
+void subgraph_write_py(const AnySubgraph& subgraph, Address rowptr, Address col, Address row,
+                       Address e_id, Address n_id, bool ascending, int threads) {
   Unlocked unlocked;
   std::visit(
       [&](const auto& each) {
         using T = typename std::decay_t<decltype(each)>::Id;
-        each.write(at<T>(rowptr), at<T>(col), at<T>(e_id), at<int64_t>(n_id), ascending, threads);
+        each.write(at<T>(rowptr), at<T>(col), at<T>(row), at<T>(e_id), at<int64_t>(n_id), ascending,
+                   threads);
       },
       subgraph);
 }

@@ -56,12 +56,14 @@ class Subgraph(NamedTuple):
         e_id: Positions [E_B] of the edges in the column array of the graph, of the id type of the graph.
         n_id: Global ids [B+S] of the nodes of the batch and of the in-neighbours outside of it, the halo, which
             ascends; int64.
+        edge_index: `col` and the local ids of the destinations, [2, E_B]; None unless asked for.
     """
 
     rowptr: Tensor
     col: Tensor
     e_id: Tensor
     n_id: Tensor
+    edge_index: Tensor | None = None
 
     @property
     def halo(self) -> Tensor:
@@ -97,7 +99,9 @@ def has_cuda() -> bool:
     return bool(_C.has_cuda)
 
 
-def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, *, ascending: bool = False) -> Subgraph:
+def subgraph(
+    rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, *, ascending: bool = False, coo: bool = False
+) -> Subgraph:
     """Extracts a batch with all edges into it (Section 2 of https://arxiv.org/abs/2106.05609).
 
     Equivalent to masking the edges whose destination lies in one of the ranges and renumbering
@@ -109,6 +113,7 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, *, ascen
         start: First node of each part of the batch [P], int64, in the order wanted.
         count: Number of nodes of each part [P], int64.
         ascending: Whether the entries of each row are sorted by local column id; else they are in the order of `col`.
+        coo: Whether to make `edge_index`, of which `col` is then the first row.
 
     Returns:
         The subgraph, the same for any number of threads.
@@ -134,13 +139,19 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, *, ascen
         start.data_ptr(), count.data_ptr(), start.numel(), threads,
     )  # fmt: skip
     num_rows, num_edges, halo_size = found.sizes
+    edge_index = _new((2, num_edges), col.dtype) if coo else None
     sub = Subgraph(
         _new(num_rows + 1, col.dtype),
-        _new(num_edges, col.dtype),
+        _new(num_edges, col.dtype) if edge_index is None else edge_index[0],
         _new(num_edges, col.dtype),
         _new(num_rows + halo_size, torch.int64),
+        edge_index,
     )
-    found.write(*(part.data_ptr() for part in sub), ascending, threads)
+    row = None if edge_index is None else edge_index[1]
+    found.write(
+        sub.rowptr.data_ptr(), sub.col.data_ptr(), _address(row), sub.e_id.data_ptr(), sub.n_id.data_ptr(),
+        ascending, threads,
+    )  # fmt: skip
     return sub
 
 
@@ -518,6 +529,45 @@ def read_chunks(
     rows = _output(call, table, num_moved, dtype, out, device)
     _place(call, table, "out", rows.device, staging)
     _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
+    return rows
+
+
+def is_table(value: object) -> bool:
+    """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
+    if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    moved = value.dtype in _FLOAT_TYPES or value.dtype in _COPIED_TYPES
+    return moved and value.dim() > 0 and value.is_contiguous() and not value.requires_grad
+
+
+def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
+    """Reads the rows of a batch and of its halo.
+
+    Equivalent to `torch.cat([read_chunks(table, offset, count), gather_rows(table, halo)])`.
+
+    Args:
+        table: Contiguous table [N, C] on the host, as in `gather_rows`.
+        offset: First row of each part of the batch [P], int64.
+        count: Number of rows of each part [P], int64.
+        halo: Ids of the further rows [S], int32 or int64.
+
+    Returns:
+        The rows [B+S, C].
+
+    Raises:
+        TypeError, ValueError, IndexError: As in `read_chunks` and `gather_rows`.
+
+    Example:
+        >>> import torch
+        >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
+        tensor([3., 4., 0.])
+    """
+    _table("batch_rows", table)
+    _index("batch_rows", halo)
+    batch_size = int(count.clamp(0, table.shape[0]).sum())
+    rows = _new((batch_size + halo.numel(), *table.shape[1:]), table.dtype)
+    read_chunks(table, offset, count, out=rows[:batch_size])
+    gather_rows(table, halo, out=rows[batch_size:])
     return rows
 
 
@@ -955,7 +1005,7 @@ def _output(
     """Returns the tensor to write rows to."""
     if out is None:
         _convertible(call, table, "dtype", dtype or table.dtype)
-        return torch.empty((num_rows, *table.shape[1:]), dtype=dtype or table.dtype, device=device)
+        return _new((num_rows, *table.shape[1:]), dtype or table.dtype, device)
     _tensor(call, "out", out)
     _convertible(call, table, "out", out.dtype)
     _contiguous(call, "out", out)

@@ -172,21 +172,23 @@ void Subgraph<T>::relabel(int64_t source, int64_t length, T* out) const {
 }
 
 template <class T>
-void Subgraph<T>::write(T* out_rowptr, T* out_col, T* out_e_id, int64_t* out_n_id, bool ascending,
-                        int threads) const {
-  // Inside a range, row pointers move by one constant.
-  parallel_for(rows_.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
-    int64_t p =
-        std::upper_bound(rows_.first.begin(), rows_.first.end(), begin) - rows_.first.begin() - 1;
-    rows_.for_each_run(begin, end, [&](int64_t node, int64_t local, int64_t length) {
-      while (local >= rows_.first[p + 1]) ++p;
-      const int64_t shift = edges_.first[p] - edges_.start[p];
-      for (int64_t i = 0; i < length; ++i) {
-        out_rowptr[local + i] = static_cast<T>(rowptr_[node + i] + shift);
-        out_n_id[local + i] = node + i;
+void Subgraph<T>::write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int64_t* out_n_id,
+                        bool ascending, int threads) const {
+  for (int64_t p = 0; p < rows_.size(); ++p) {
+    // Inside a range, ids and row pointers move by one constant.
+    const int64_t start = rows_.start[p], shift = edges_.first[p] - edges_.start[p];
+    parallel_for(rows_.count(p), kGrain / 16, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t local = rows_.first[p] + i, first = rowptr_[start + i] + shift;
+        out_rowptr[local] = static_cast<T>(first);
+        out_n_id[local] = start + i;
+        if (out_row != nullptr) {
+          std::fill(out_row + first, out_row + rowptr_[start + i + 1] + shift,
+                    static_cast<T>(local));
+        }
       }
     });
-  });
+  }
   out_rowptr[rows_.total()] = static_cast<T>(edges_.total());
   parallel_for(static_cast<int64_t>(blocks_.size()), kGrain, threads,
                [&](int64_t begin, int64_t end) {

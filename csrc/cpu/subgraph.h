@@ -37,7 +37,7 @@ class Subgraph {
   //   halo out_e_id [E_B]                        positions of the edges in `col` out_n_id [B+S] the
   //   nodes of the batch, then those of the halo, ascending
   // Entries of a row are in the order of `col`, or, if `ascending`, sorted by local id, stable.
-  void write(T* out_rowptr, T* out_col, T* out_e_id, int64_t* out_n_id, bool ascending,
+  void write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int64_t* out_n_id, bool ascending,
              int threads) const;
 
  private:
