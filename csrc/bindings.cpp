@@ -8,8 +8,9 @@
 //
 // clang-format off
 //   call               reads                                 writes
-//   subgraph_size      rowptr [N+1], start, count [P]        -
-//   subgraph           the same, col [E]                     lookup [N], rowptr [B+1], col, e_id [E_B]
+//   Subgraph           rowptr [N+1], col [E], start, count [P]  -
+//     .write           rowptr, col                           rowptr [B+1], col, row or 0, e_id [E_B],
+//                                                            n_id [B+S]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   adjacent_pairs     src [E], dst [E] or rowptr [N+1],     rowptr [N+1], col, weight [E]
@@ -34,16 +35,20 @@
 //   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
 //
-// Ids (and row pointers) are 32 or 64 bits wide, all of one call alike; offset, count, e_id,
-// perm, part and row pointers of pairs are always 64 bits wide. adjacent_pairs may read ids of one
-// width and write the other. Edge weights are read in double precision.
+// Ids, row pointers and positions of edges (e_id, perm) are 32 or 64 bits wide, all of one call
+// alike; offset, count, n_id, part and row pointers of pairs are always 64 bits wide.
+// adjacent_pairs and transpose may read ids of one width and write the other. Edge weights are read
+// in double precision.
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "cpu/dropout.h"
 #include "cpu/memory.h"
+#include "cpu/order.h"
 #include "cpu/product.h"
 #include "cpu/rows.h"
 #include "cpu/stream.h"
@@ -83,39 +88,52 @@ Rows rows_at(Address data, DType dtype, int64_t num_rows) {
   return {at<char>(data), dtype, num_rows};
 }
 
-py::tuple subgraph_size_py(int bits, Address rowptr, int64_t num_nodes, int64_t num_edges,
-                           Address start, Address count, int64_t num_parts, int threads) {
-  const BatchRanges batch = dispatch_ids(bits, [&](auto id) {
-    Unlocked unlocked;
-    return batch_ranges(at<decltype(id)>(rowptr), num_nodes, num_edges, at<int64_t>(start),
-                        at<int64_t>(count), num_parts, threads);
+// A subgraph between the two calls: the second writes to memory of a size that the first finds.
+using AnySubgraph = std::variant<Subgraph<int32_t>, Subgraph<int64_t>>;
+
+std::unique_ptr<AnySubgraph> subgraph_py(int bits, Address rowptr, Address col, int64_t num_nodes,
+                                         int64_t num_edges, Address start, Address count,
+                                         int64_t num_parts, int threads) {
+  Unlocked unlocked;
+  return dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    return std::make_unique<AnySubgraph>(std::in_place_type<Subgraph<T>>, at<T>(rowptr), at<T>(col),
+                                         num_nodes, num_edges, at<int64_t>(start),
+                                         at<int64_t>(count), num_parts, threads);
   });
-  return py::make_tuple(batch.rows.total(), batch.edges.total());
 }
 
-// Returns the halo as the bytes of an int64 array: its size is known only afterwards.
-py::bytearray subgraph_py(int bits, Address rowptr, Address col, int64_t num_nodes,
-                          int64_t num_edges, Address start, Address count, int64_t num_parts,
-                          Address lookup, Address out_rowptr, Address out_col, Address out_e_id,
-                          int threads) {
-  const std::vector<int64_t> halo = dispatch_ids(bits, [&](auto id) {
-    using T = decltype(id);
-    Unlocked unlocked;
-    const BatchRanges batch = batch_ranges(at<T>(rowptr), num_nodes, num_edges, at<int64_t>(start),
-                                           at<int64_t>(count), num_parts, threads);
-    return subgraph(at<T>(rowptr), at<T>(col), num_nodes, batch, at<T>(lookup), at<T>(out_rowptr),
-                    at<T>(out_col), at<int64_t>(out_e_id), threads);
-  });
-  return py::bytearray(reinterpret_cast<const char*>(halo.data()), halo.size() * sizeof(int64_t));
+py::tuple subgraph_sizes_py(const AnySubgraph& subgraph) {
+  return std::visit(
+      [](const auto& each) {
+        return py::make_tuple(each.num_rows(), each.num_edges(), each.halo_size());
+      },
+      subgraph);
+}
+
+void subgraph_write_py(const AnySubgraph& subgraph, Address rowptr, Address col, Address row,
+                       Address e_id, Address n_id, bool ascending, int threads) {
+  Unlocked unlocked;
+  std::visit(
+      [&](const auto& each) {
+        using T = typename std::decay_t<decltype(each)>::Id;
+        each.write(at<T>(rowptr), at<T>(col), at<T>(row), at<T>(e_id), at<int64_t>(n_id), ascending,
+                   threads);
+      },
+      subgraph);
 }
 
 void transpose_py(int bits, Address rowptr, Address col, int64_t num_rows, int64_t num_cols,
-                  int64_t nnz, Address out_colptr, Address out_row, Address out_perm, int threads) {
+                  int64_t nnz, int out_bits, Address out_colptr, Address out_row, Address out_perm,
+                  int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
-    using T = decltype(id);
-    transpose(at<T>(rowptr), at<T>(col), num_rows, num_cols, nnz, at<T>(out_colptr), at<T>(out_row),
-              at<int64_t>(out_perm), threads);
+    dispatch_ids(out_bits, [&](auto out_id) {
+      using T = decltype(id);
+      using Out = decltype(out_id);
+      transpose(at<T>(rowptr), at<T>(col), num_rows, num_cols, nnz, at<Out>(out_colptr),
+                at<Out>(out_row), at<Out>(out_perm), threads);
+    });
   });
 }
 
@@ -125,7 +143,7 @@ void to_csr_py(int bits, Address src, Address dst, int64_t num_nodes, int64_t nu
   dispatch_ids(bits, [&](auto id) {
     using T = decltype(id);
     to_csr(at<T>(src), at<T>(dst), num_nodes, num_edges, at<T>(out_rowptr), at<T>(out_col),
-           at<int64_t>(out_perm), threads);
+           at<T>(out_perm), threads);
   });
 }
 
@@ -378,8 +396,10 @@ PYBIND11_MODULE(_C, m) {
       .value("bf16", DType::bf16)
       .value("bytes", DType::bytes);
 
-  m.def("subgraph_size", &subgraph_size_py);
-  m.def("subgraph", &subgraph_py);
+  py::class_<AnySubgraph>(m, "Subgraph")
+      .def(py::init(&subgraph_py))
+      .def_property_readonly("sizes", &subgraph_sizes_py)
+      .def("write", &subgraph_write_py);
   m.def("transpose", &transpose_py);
   m.def("to_csr", &to_csr_py);
   m.def("adjacent_pairs", &adjacent_pairs_py);

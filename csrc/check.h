@@ -33,6 +33,16 @@ inline bool in_range(int64_t id, int64_t bound) {
   return static_cast<uint64_t>(id) < static_cast<uint64_t>(bound);
 }
 
+// Refuses the id at the position that a loop over ids has reported, if any.
+template <class T>
+void check_reported(const FirstBad& bad, const char* call, const char* name, const T* ids,
+                    int64_t bound) {
+  if (!bad.found()) return;
+  const int64_t i = bad.position();
+  check_index(false, call, ": every id in `", name, "` must be in [0, ", bound, "), but ", name,
+              "[", i, "] is ", ids[i]);
+}
+
 template <class T>
 void check_ids(const char* call, const char* name, const T* ids, int64_t size, int64_t bound,
                int threads) {
@@ -42,11 +52,7 @@ void check_ids(const char* call, const char* name, const T* ids, int64_t size, i
       if (!in_range(ids[i], bound)) return bad.report(i);
     }
   });
-  if (bad.found()) {
-    const int64_t i = bad.position();
-    check_index(false, call, ": every id in `", name, "` must be in [0, ", bound, "), but ", name,
-                "[", i, "] is ", ids[i]);
-  }
+  check_reported(bad, call, name, ids, bound);
 }
 
 // Checks rows [begin, end) of row pointers into `num_edges` entries.

@@ -11,6 +11,18 @@
 
 namespace torch_gas {
 
+// The pieces of a loop over `size` items that each need memory of their own: as many as there are
+// threads, but none of fewer than `least` items.
+struct Pieces {
+  int64_t size, count;
+
+  Pieces(int64_t size, int64_t least, int threads)
+      : size(size), count(std::clamp<int64_t>(size / least, 1, std::max(threads, 1))) {}
+  int64_t begin(int64_t piece) const {
+    return size / count * piece + std::min(piece, size % count);
+  }
+};
+
 struct Ranges {
   std::vector<int64_t> start;  // [P] first item of each range
   std::vector<int64_t> first;  // [P+1] its position when all ranges are laid end to end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import subprocess
@@ -32,10 +33,6 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def scratch_for(rowptr: Tensor) -> Tensor:
-    return torch.full((rowptr.numel() - 1,), 123, dtype=rowptr.dtype)
-
-
 def strided(x: Tensor) -> Tensor:
     """The same values, one element apart in memory."""
     wide = x.new_zeros(*x.shape, 2)
@@ -43,9 +40,11 @@ def strided(x: Tensor) -> Tensor:
     return wide[..., 0]
 
 
-def assert_all_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+def assert_all_same(actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...]) -> None:
     for a, b in zip(actual, expected, strict=True):
-        twins.same_bits(a, b)
+        assert (a is None) == (b is None)
+        if a is not None:
+            twins.same_bits(a, b)
 
 
 # --- graphs ---------------------------------------------------------------------------------------
@@ -59,8 +58,11 @@ def test_subgraph(
     rowptr, col = rowptr.to(ids), col.to(ids)
     start, count = data.draw(twins.part_ranges(num_nodes))
     arguments = [strided(x) if apart else x for x in (rowptr, col, start, count)]
-    sub = _core.subgraph(*arguments, scratch_for(rowptr))
-    assert_all_same(sub, twins.subgraph(rowptr, col, start, count))
+    for ascending in (False, True):
+        for coo in (False, True):
+            sub = _core.subgraph(*arguments, ascending=ascending, coo=coo)
+            assert_all_same(sub, twins.subgraph(rowptr, col, start, count, ascending, coo))
+            assert torch.equal(sub.halo, sub.n_id[int(count.sum()) :])
 
 
 @given(seeds, st.integers(0, 40), st.integers(0, 40), st.integers(0, 300), id_types, st.booleans())
@@ -71,8 +73,9 @@ def test_transpose(seed: int, num_rows: int, num_cols: int, nnz: int, ids: torch
     rowptr = twins.pointers(row, num_rows).to(ids)
     col = torch.randint(0, max(num_cols, 1), (nnz,), generator=generator).to(ids)
     arguments = [strided(x) if apart else x for x in (rowptr, col)]
-    actual = _core.transpose(*arguments, num_cols)
-    assert_all_same(actual, twins.transpose(rowptr, col, num_cols))
+    for dtype in (None, *twins.IDS):
+        actual = _core.transpose(*arguments, num_cols, dtype)
+        assert_all_same(actual, twins.transpose(rowptr, col, num_cols, dtype))
 
 
 @given(seeds, st.integers(0, 40), st.integers(0, 300), id_types, st.booleans())
@@ -99,19 +102,28 @@ def test_large_graph_with_any_number_of_threads(ids: torch.dtype) -> None:
     by_source = twins.transpose(csr[0], csr[1], num_nodes)
     few = dst % 1000
     by_few = twins.to_csr(src % 1000, few, 1000)
-    subs = []
+    subs: list[_core.Subgraph] = []
+    ascending: list[_core.Subgraph] = []
     for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
         assert_all_same(_core.to_csr(src, dst, num_nodes), csr)
         assert_all_same(_core.to_csr(src % 1000, few, 1000), by_few)
         assert_all_same(_core.transpose(csr[0], csr[1], num_nodes), by_source)
-        subs.append(_core.subgraph(csr[0], csr[1], start, count, scratch_for(csr[0])))
+        subs.append(_core.subgraph(csr[0], csr[1], start, count, coo=True))
         assert_all_same(subs[-1], subs[0])
+        ascending.append(_core.subgraph(csr[0], csr[1], start, count, ascending=True))
+        assert_all_same(ascending[-1], ascending[0])
     batch = twins.chunk_index(start, count)
     local = torch.cat([batch, subs[0].halo])
     assert torch.equal(local[subs[0].col.long()], csr[1][subs[0].e_id].long())
     assert subs[0].halo.numel() == subs[0].halo.unique().numel() > 10_000
     assert not torch.isin(subs[0].halo, batch).any()
+
+    rowptr, col, e_id, n_id, edge_index = subs[0]
+    row = torch.arange(batch.numel()).repeat_interleave(rowptr.long().diff())
+    assert edge_index is not None and torch.equal(edge_index, torch.stack([col, row.to(ids)]))
+    order = (row * n_id.numel() + col).sort(stable=True).indices
+    assert_all_same(ascending[0], (rowptr, col[order], e_id[order], n_id, None))
 
 
 @given(seeds, st.integers(1, 40), st.integers(0, 300), id_types, id_types, st.booleans(), st.booleans(), st.booleans())
@@ -299,6 +311,48 @@ def test_many_rows_with_any_number_of_threads(types: tuple[torch.dtype, torch.dt
         twins.same_bits(copy, table)
 
 
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("width", [32, 33, 700])
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_that_are_written_around_the_caches(
+    types: tuple[torch.dtype, torch.dtype], width: int, first: int
+) -> None:
+    """Both tables hold more than what is written otherwise; rows start at lines of the cache and elsewhere."""
+    num_rows = 4_000_000 // width
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(first + num_rows * width, generator=generator).to(types[0])[first:].view(num_rows, width)
+    index = torch.randperm(num_rows, generator=generator)
+    offset, count = torch.tensor([num_rows // 2, 0]), torch.tensor([num_rows - num_rows // 2, num_rows // 2])
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        twins.same_bits(_core.gather_rows(table, index, types[1]), table[index].to(types[1]))
+        rows = _core.read_chunks(table, offset, count, types[1])
+        twins.same_bits(rows, table.roll(num_rows - num_rows // 2, 0).to(types[1]))
+        copy = torch.zeros(first + num_rows * width, dtype=types[0])[first:].view(num_rows, width)
+        _core.scatter_rows(copy, index, rows)
+        twins.same_bits(copy[index], rows.to(types[0]))
+        copy.zero_()
+        _core.write_chunks(copy, offset, count, rows)
+        twins.same_bits(copy, table.to(types[1]).to(types[0]))
+
+
+@given(seeds, st.sampled_from(twins.FLOATS + twins.COPIED), widths, st.integers(1, 60), st.data())
+def test_batch_rows(seed: int, dtype: torch.dtype, width: tuple[int, ...], num_rows: int, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    table = twins.random_table(generator, num_rows, width, dtype)
+    offset, count = data.draw(twins.part_ranges(num_rows))
+    halo = torch.randint(0, num_rows, (data.draw(st.integers(0, 20)),), generator=generator)
+    n_id = torch.cat([twins.chunk_index(offset, count), halo])
+    twins.same_bits(_core.batch_rows(table, offset, count, halo), table[n_id])
+
+
+def test_is_table() -> None:
+    table = torch.zeros(4, 2)
+    assert all(_core.is_table(x) for x in (table, table.bfloat16(), table.bool(), torch.zeros(3)))
+    others = (None, [1.0], torch.tensor(1.0), table.T, table.cfloat(), table.to("meta"), table.to_sparse())
+    assert not any(_core.is_table(x) for x in (*others, torch.nn.Parameter(table), table.clone().requires_grad_()))
+
+
 def test_autograd_notices_a_write() -> None:
     table = torch.ones(3, 2)
     weight = torch.ones(3, 2, requires_grad=True)
@@ -332,9 +386,10 @@ def mapping_flags(address: int) -> set[str]:
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs huge pages of Linux")
 def test_advise_huge_pages() -> None:
-    table = torch.arange(2.0**23).view(-1, 2)
-    expected = table.clone()
-    assert "hg" not in mapping_flags(expected[2**21].data_ptr())
+    table = torch.frombuffer(mmap.mmap(-1, 2**25), dtype=torch.float32).view(-1, 2)
+    expected = torch.arange(2.0**23).view(-1, 2)
+    table.copy_(expected)
+    assert "hg" not in mapping_flags(table[2**21].data_ptr())
     assert _core.advise_huge_pages(table[1:]) is True
     assert "hg" in mapping_flags(table[2**21].data_ptr())
     assert torch.equal(table, expected)
@@ -348,7 +403,7 @@ def test_no_huge_pages_below_less_than_one_page() -> None:
 
 
 def test_concurrent_callers() -> None:
-    """More callers than threads, each with a scratch of its own, all splitting their loops."""
+    """More callers than threads, all splitting their loops."""
     generator = torch.Generator().manual_seed(0)
     num_nodes = 20_000
     src = torch.randint(0, num_nodes, (200_000,), generator=generator)
@@ -357,14 +412,13 @@ def test_concurrent_callers() -> None:
     starts = [torch.tensor([n, 10_000 + n]) for n in range(0, 4000, 500)]
     count = torch.tensor([5000, 5000])
     torch.set_num_threads(1)
-    expected = [_core.subgraph(rowptr, col, s, count, scratch_for(rowptr)) for s in starts]
+    expected = [_core.subgraph(rowptr, col, s, count, coo=True) for s in starts]
     wrong: list[int] = []
 
     def caller(which: int) -> None:
         torch.set_num_threads(3)
-        scratch = scratch_for(rowptr)
         for _ in range(20):
-            sub = _core.subgraph(rowptr, col, starts[which], count, scratch)
+            sub = _core.subgraph(rowptr, col, starts[which], count, coo=True)
             if not all(torch.equal(a, b) for a, b in zip(sub, expected[which], strict=True)):
                 wrong.append(which)
 
@@ -454,30 +508,16 @@ ONE, TWO = tensor(1), tensor(2)
             ValueError,
             r"ranges 0 and 1 do \(`start` 1 and 0, `count` 2 and 2\)",
         ),
-        ({"scratch": torch.empty(3)}, TypeError, "`scratch` must have the type of `rowptr`"),
-        ({"scratch": tensor(0, 0)}, ValueError, r"each of the 3 nodes, but has shape \[2\]"),
-        ({"scratch": torch.zeros(6).long()[::2]}, ValueError, "`scratch` must be contiguous"),
     ],
 )
 def test_subgraph_refuses(changes: dict[str, Tensor], error: type, message: str) -> None:
-    scratch = torch.full((3,), -7)
-    arguments = {
-        "rowptr": ROWPTR,
-        "col": COL,
-        "start": ONE,
-        "count": ONE,
-        "scratch": scratch,
-        **changes,
-    }
+    arguments = {"rowptr": ROWPTR, "col": COL, "start": ONE, "count": ONE, **changes}
     with pytest.raises(error, match=f"^subgraph: .*{message}"):
         _core.subgraph(**arguments)
-    assert scratch.tolist() == [-7] * 3
-    sub = _core.subgraph(ROWPTR, COL, ONE, ONE, scratch)  # the scratch is still good
-    assert_all_same(sub, twins.subgraph(ROWPTR, COL, ONE, ONE))
 
 
 def test_subgraph_checks_only_what_it_reads() -> None:
-    sub = _core.subgraph(tensor(9, 2, 3, -4), COL, ONE, ONE, scratch_for(ROWPTR))
+    sub = _core.subgraph(tensor(9, 2, 3, -4), COL, ONE, ONE)
     assert sub.e_id.tolist() == [2]
 
 
@@ -524,7 +564,7 @@ def test_errors_name_the_first_bad_id(threads: int) -> None:
     col = torch.zeros(100_000, dtype=torch.int64)
     col[[30_000, 70_000, 99_999]] = tensor(5, 6, 7)
     with pytest.raises(IndexError, match=r"col\[30000\] is 5"):
-        _core.subgraph(tensor(0, 100_000), col, tensor(0), ONE, tensor(0))
+        _core.subgraph(tensor(0, 100_000), col, tensor(0), ONE)
     with pytest.raises(IndexError, match=r"index\[30000\] is 5"):
         _core.gather_rows(torch.zeros(5), col)
     repeated = torch.arange(100_000)
@@ -556,6 +596,11 @@ def test_errors_name_the_first_bad_id(threads: int) -> None:
 def test_transpose_refuses(rowptr: Tensor, col: Tensor, num_cols: int, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^transpose: .*{message}"):
         _core.transpose(rowptr, col, num_cols)
+
+
+def test_transpose_refuses_types() -> None:
+    with pytest.raises(TypeError, match=r"^transpose: `dtype` must be one of int32, int64, but is torch\.int16"):
+        _core.transpose(tensor(0, 1), tensor(0), 1, torch.int16)
 
 
 @pytest.mark.parametrize(

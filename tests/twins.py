@@ -18,30 +18,34 @@ IDS = [torch.int32, torch.int64]
 TYPE_PAIRS = [(a, b) for a in FLOATS for b in FLOATS] + [(a, a) for a in COPIED]
 
 
-def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-    rowptr, src = rowptr.long(), col.long()
+def subgraph(
+    rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, ascending: bool = False, coo: bool = False
+) -> tuple[Tensor | None, ...]:
+    ids, rowptr, src = col.dtype, rowptr.long(), col.long()
     num_nodes = rowptr.numel() - 1
     dst = torch.arange(num_nodes).repeat_interleave(rowptr.diff())
-    runs = [torch.arange(s, s + c) for s, c in zip(start.tolist(), count.tolist(), strict=True)]
-    batch = torch.cat([torch.empty(0, dtype=torch.int64), *runs])
+    batch = chunk_index(start, count)
     e_id = torch.cat([torch.empty(0, dtype=torch.int64), *[(dst == v).nonzero().flatten() for v in batch]])
     sources = src[e_id].unique()
-    halo = sources[~torch.isin(sources, batch)]
+    n_id = torch.cat([batch, sources[~torch.isin(sources, batch)]])
     local = torch.full((num_nodes,), -1)
-    local[torch.cat([batch, halo])] = torch.arange(batch.numel() + halo.numel())
+    local[n_id] = torch.arange(n_id.numel())
+    if ascending:
+        e_id = e_id[(local[dst[e_id]] * num_nodes + local[src[e_id]]).sort(stable=True).indices]
     out_rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), rowptr.diff()[batch].cumsum(0)])
-    return out_rowptr.to(col.dtype), local[src[e_id]].to(col.dtype), e_id, halo
+    edge_index = torch.stack([local[src[e_id]], local[dst[e_id]]]).to(ids)
+    return out_rowptr.to(ids), edge_index[0], e_id.to(ids), n_id, edge_index if coo else None
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     row = torch.arange(rowptr.numel() - 1).repeat_interleave(rowptr.long().diff())
     perm = col.sort(stable=True).indices
-    return pointers(col, num_cols), row[perm].to(col.dtype), perm
+    return tuple(ids.to(dtype or col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
 
 
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
     perm = dst.sort(stable=True).indices
-    return pointers(dst, num_nodes), src[perm], perm
+    return pointers(dst, num_nodes), src[perm], perm.to(dst.dtype)
 
 
 def adjacent_pairs(src: Tensor, dst: Tensor, num_nodes: int, weight: Tensor | None) -> tuple[Tensor, ...]:

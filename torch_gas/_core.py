@@ -40,6 +40,7 @@ _FLOAT_TYPES = {
 }
 _COPIED_TYPES = (torch.int64, torch.int32, torch.uint8, torch.bool)
 _PRODUCT_TYPES = (torch.float32, torch.float64)
+_LARGE = 2**22  # bytes: two huge pages of most systems
 _ID_BITS = {torch.int32: 32, torch.int64: 64}
 
 
@@ -52,14 +53,22 @@ class Subgraph(NamedTuple):
     Attributes:
         rowptr: Row pointers [B+1], of the id type of the graph.
         col: Local column ids [E_B] in 0 .. B+S-1, of the id type of the graph.
-        e_id: Positions [E_B] of the edges in the column array of the graph, int64.
-        halo: Global ids [S] of the in-neighbours outside the batch, ascending, int64.
+        e_id: Positions [E_B] of the edges in the column array of the graph, of the id type of the graph.
+        n_id: Global ids [B+S] of the nodes of the batch and of the in-neighbours outside of it, the halo, which
+            ascends; int64.
+        edge_index: `col` and the local ids of the destinations, [2, E_B]; None unless asked for.
     """
 
     rowptr: Tensor
     col: Tensor
     e_id: Tensor
-    halo: Tensor
+    n_id: Tensor
+    edge_index: Tensor | None = None
+
+    @property
+    def halo(self) -> Tensor:
+        """Global ids [S] of the halo."""
+        return self.n_id[self.rowptr.numel() - 1 :]
 
 
 class Staging(NamedTuple):
@@ -90,7 +99,9 @@ def has_cuda() -> bool:
     return bool(_C.has_cuda)
 
 
-def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch: Tensor) -> Subgraph:
+def subgraph(
+    rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, *, ascending: bool = False, coo: bool = False
+) -> Subgraph:
     """Extracts a batch with all edges into it (Section 2 of https://arxiv.org/abs/2106.05609).
 
     Equivalent to masking the edges whose destination lies in one of the ranges and renumbering
@@ -101,8 +112,8 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch:
         col: Column ids [E], sources. Same type as `rowptr`.
         start: First node of each part of the batch [P], int64, in the order wanted.
         count: Number of nodes of each part [P], int64.
-        scratch: Workspace [N] of the type of `rowptr`. What it holds is of no meaning before and
-            after the call; concurrent calls need one each.
+        ascending: Whether the entries of each row are sorted by local column id; else they are in the order of `col`.
+        coo: Whether to make `edge_index`, of which `col` is then the first row.
 
     Returns:
         The subgraph, the same for any number of threads.
@@ -115,41 +126,38 @@ def subgraph(rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, scratch:
     Example:
         >>> import torch
         >>> rowptr, col = torch.tensor([0, 2, 3, 4]), torch.tensor([1, 2, 0, 0])
-        >>> one, scratch = torch.tensor([1]), torch.empty(3, dtype=torch.int64)
-        >>> sub = subgraph(rowptr, col, start=one, count=one, scratch=scratch)
-        >>> sub.col.tolist(), sub.e_id.tolist(), sub.halo.tolist()
-        ([1], [2], [0])
+        >>> sub = subgraph(rowptr, col, start=torch.tensor([1]), count=torch.tensor([1]))
+        >>> sub.col.tolist(), sub.e_id.tolist(), sub.n_id.tolist()
+        ([1], [2], [1, 0])
     """
     call = "subgraph"
     rowptr, col = _ids(call, "rowptr", rowptr), _ids(call, "col", col, like=("rowptr", rowptr))
     start, count = _ranges(call, "start", start, count)
-    num_nodes = _num_rows(call, rowptr)
-    _host(call, "scratch", scratch)
-    _same_type(call, "scratch", scratch, "rowptr", rowptr)
-    _contiguous(call, "scratch", scratch)
-    if scratch.shape != (num_nodes,):
-        raise ValueError(
-            f"{call}: `scratch` must have one element for each of the {num_nodes} nodes, but has "
-            f"shape {list(scratch.shape)}"
-        )
-    graph = (_ID_BITS[rowptr.dtype], rowptr.data_ptr())
-    parts = (start.data_ptr(), count.data_ptr(), start.numel())
-    sizes = (num_nodes, col.numel())
     threads = torch.get_num_threads()
-    num_rows, num_edges = _C.subgraph_size(*graph, *sizes, *parts, threads)
-    out_rowptr = rowptr.new_empty(num_rows + 1)
-    out_col = col.new_empty(num_edges)
-    e_id = torch.empty(num_edges, dtype=torch.int64)
-    halo = _C.subgraph(
-        *graph, col.data_ptr(), *sizes, *parts, scratch.data_ptr(),
-        out_rowptr.data_ptr(), out_col.data_ptr(), e_id.data_ptr(), threads,
+    found = _C.Subgraph(
+        _ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), _num_rows(call, rowptr), col.numel(),
+        start.data_ptr(), count.data_ptr(), start.numel(), threads,
     )  # fmt: skip
-    # torch.frombuffer refuses empty buffers.
-    halo_ids = torch.frombuffer(halo, dtype=torch.int64) if halo else e_id.new_empty(0)
-    return Subgraph(out_rowptr, out_col, e_id, halo_ids)
+    num_rows, num_edges, halo_size = found.sizes
+    edge_index = _new((2, num_edges), col.dtype) if coo else None
+    sub = Subgraph(
+        _new(num_rows + 1, col.dtype),
+        _new(num_edges, col.dtype) if edge_index is None else edge_index[0],
+        _new(num_edges, col.dtype),
+        _new(num_rows + halo_size, torch.int64),
+        edge_index,
+    )
+    row = None if edge_index is None else edge_index[1]
+    found.write(
+        sub.rowptr.data_ptr(), sub.col.data_ptr(), _address(row), sub.e_id.data_ptr(), sub.n_id.data_ptr(),
+        ascending, threads,
+    )  # fmt: skip
+    return sub
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+def transpose(
+    rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Transposes a CSR matrix [R, num_cols].
 
     Equivalent to a stable sort of the entries by column.
@@ -158,14 +166,15 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
         rowptr: Row pointers [R+1], int32 or int64.
         col: Column ids [nnz], same type.
         num_cols: Number of columns.
+        dtype: Type of the result, int32 or int64; that of `rowptr` by default.
 
     Returns:
-        `colptr` [num_cols+1] and `row` [nnz] of the type of `rowptr`, and `perm` [nnz], int64: the
-        position in `col` of each entry of the transpose.
+        `colptr` [num_cols+1], `row` [nnz] and `perm` [nnz], the position in `col` of each entry of the transpose, all of
+        type `dtype`.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
-        ValueError: A shape is wrong or `rowptr` is no row pointer.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or R or nnz does not fit `dtype`.
         IndexError: A column lies outside 0 .. num_cols-1.
 
     Example:
@@ -177,11 +186,13 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
     rowptr, col = _ids(call, "rowptr", rowptr), _ids(call, "col", col, like=("rowptr", rowptr))
     num_rows = _num_rows(call, rowptr)
     _size(call, "num_cols", num_cols)
-    colptr, row = rowptr.new_empty(num_cols + 1), col.new_empty(col.numel())
-    perm = torch.empty(col.numel(), dtype=torch.int64)
+    dtype = dtype or col.dtype
+    if dtype not in _ID_BITS:
+        raise TypeError(f"{call}: `dtype` must be one of {_names(_ID_BITS)}, but is {dtype}")
+    colptr, row, perm = (_new(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
     _C.transpose(
         _ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), num_rows, num_cols, col.numel(),
-        colptr.data_ptr(), row.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
+        _ID_BITS[dtype], colptr.data_ptr(), row.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return colptr, row, perm
 
@@ -197,8 +208,7 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
         num_nodes: Number of nodes N.
 
     Returns:
-        `rowptr` [N+1] and `col` [E] of the type of `dst`, and `perm` [E], int64: the position in
-        `src` of each entry of `col`.
+        `rowptr` [N+1], `col` [E] and `perm` [E], the position in `src` of each entry of `col`, all of the type of `dst`.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
@@ -217,8 +227,7 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
             f"{call}: `src` and `dst` must be equally long, but have {src.numel()} and {dst.numel()} elements"
         )
     _size(call, "num_nodes", num_nodes)
-    rowptr, col = dst.new_empty(num_nodes + 1), src.new_empty(src.numel())
-    perm = torch.empty(src.numel(), dtype=torch.int64)
+    rowptr, col, perm = (_new(size, src.dtype) for size in (num_nodes + 1, src.numel(), src.numel()))
     _C.to_csr(
         _ID_BITS[src.dtype], src.data_ptr(), dst.data_ptr(), num_nodes, src.numel(),
         rowptr.data_ptr(), col.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
@@ -520,6 +529,45 @@ def read_chunks(
     rows = _output(call, table, num_moved, dtype, out, device)
     _place(call, table, "out", rows.device, staging)
     _move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
+    return rows
+
+
+def is_table(value: object) -> bool:
+    """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
+    if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    moved = value.dtype in _FLOAT_TYPES or value.dtype in _COPIED_TYPES
+    return moved and value.dim() > 0 and value.is_contiguous() and not value.requires_grad
+
+
+def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
+    """Reads the rows of a batch and of its halo.
+
+    Equivalent to `torch.cat([read_chunks(table, offset, count), gather_rows(table, halo)])`.
+
+    Args:
+        table: Contiguous table [N, C] on the host, as in `gather_rows`.
+        offset: First row of each part of the batch [P], int64.
+        count: Number of rows of each part [P], int64.
+        halo: Ids of the further rows [S], int32 or int64.
+
+    Returns:
+        The rows [B+S, C].
+
+    Raises:
+        TypeError, ValueError, IndexError: As in `read_chunks` and `gather_rows`.
+
+    Example:
+        >>> import torch
+        >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
+        tensor([3., 4., 0.])
+    """
+    _table("batch_rows", table)
+    _index("batch_rows", halo)
+    batch_size = int(count.clamp(0, table.shape[0]).sum())
+    rows = _new((batch_size + halo.numel(), *table.shape[1:]), table.dtype)
+    read_chunks(table, offset, count, out=rows[:batch_size])
+    gather_rows(table, halo, out=rows[batch_size:])
     return rows
 
 
@@ -844,6 +892,14 @@ def entry_softmax_backward(
     return grad_left, grad_entry
 
 
+def _new(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised tensor. Pages that a large one takes from the system are huge, because it clears them faster."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.device.type == "cpu" and tensor.nbytes >= _LARGE:
+        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
 def _move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = table.shape[1:].numel()
@@ -949,7 +1005,7 @@ def _output(
     """Returns the tensor to write rows to."""
     if out is None:
         _convertible(call, table, "dtype", dtype or table.dtype)
-        return torch.empty((num_rows, *table.shape[1:]), dtype=dtype or table.dtype, device=device)
+        return _new((num_rows, *table.shape[1:]), dtype or table.dtype, device)
     _tensor(call, "out", out)
     _convertible(call, table, "out", out.dtype)
     _contiguous(call, "out", out)

@@ -214,35 +214,31 @@ def batch_adjacency(
     Args:
         like: the whole graph's adjacency, which gives the format.
         value: values of its edges in the order of :func:`to_csr`, [E], or None.
-        sub: the batch, with B rows, or B + S where edges go into the halo as well.
+        sub: the batch, with B rows, or B + S where edges go into the halo as well. For a matrix, columns ascend in each row.
         num_dst: rows of the result if it is a matrix, B or, maybe with S empty rows at the end, B + S.
         num_rows: B + S.
 
     Returns:
         The adjacency [num_dst, B + S], and the positions [E_B] of its edges in the order of :func:`to_csr`.
     """
-    rowptr, col, e_id, _ = sub
-    pad = rowptr[-1:].expand(num_dst + 1 - rowptr.numel())
-    rowptr = torch.cat([rowptr, pad])
+    pad = sub.rowptr[-1:].expand(num_dst + 1 - sub.rowptr.numel())
+    rowptr, col, e_id = torch.cat([sub.rowptr, pad]), sub.col, sub.e_id
     if not is_matrix(like):
-        dst = torch.repeat_interleave(rowptr.diff(), output_size=col.numel()).to(col.dtype)
-        edge_index = torch.stack([col, dst])
+        edge_index = sub.edge_index
+        if edge_index is None:
+            dst = torch.repeat_interleave(rowptr.diff(), output_size=col.numel()).to(col.dtype)
+            edge_index = torch.stack([col, dst])
         if isinstance(like, EdgeIndex):
-            return EdgeIndex(edge_index, sparse_size=(num_rows, num_dst), sort_order="col").fill_cache_(), e_id
+            return _batch_edge_index(edge_index, rowptr, num_dst, num_rows), e_id
         return edge_index, e_id
 
-    # A matrix has ascending columns in each row, which relabelling does not keep: transposing twice sorts them.
-    colptr, row, to_csc = _core.transpose(rowptr, col, num_rows)
-    rowptr, col, to_sorted = _core.transpose(colptr, row, num_dst)
-    e_id = e_id[to_csc[to_sorted]]
     value = None if value is None else value.index_select(0, e_id)
     if is_csr(like):
         assert value is not None
         size = (num_dst, num_rows, *like.shape[2:])
         return torch.sparse_csr_tensor(rowptr, col, value, size=size, check_invariants=False), e_id
     torch_sparse = sys.modules["torch_sparse"]
-    csr2csc = torch.empty_like(to_sorted)
-    csr2csc[to_sorted] = torch.arange(to_sorted.numel())
+    colptr, _, csr2csc = _core.transpose(rowptr, col, num_rows)
     storage = torch_sparse.SparseStorage(
         rowptr=rowptr,
         col=col,
@@ -254,6 +250,15 @@ def batch_adjacency(
         trust_data=True,
     )
     return torch_sparse.SparseTensor.from_storage(storage), e_id
+
+
+def _batch_edge_index(edge_index: Tensor, colptr: Tensor, num_dst: int, num_rows: int) -> EdgeIndex:
+    """An ``EdgeIndex`` sorted by destination, with what ``fill_cache_`` would find by a sort."""
+    adj = EdgeIndex(edge_index, sparse_size=(num_rows, num_dst), sort_order="col")
+    rowptr, dst, perm = _core.transpose(colptr, edge_index[0], num_rows)
+    src = torch.repeat_interleave(rowptr.diff(), output_size=dst.numel()).to(dst.dtype)
+    adj._indptr, adj._T_indptr, adj._T_index, adj._T_perm = colptr, rowptr, (src, dst), perm
+    return adj
 
 
 def num_destinations(adj: Any) -> int | None:

@@ -87,24 +87,24 @@ class _Builder:
         keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118
         self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
         self.signature = _signature(data)
-        self._scratch = threading.local()
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
     def __call__(self, parts: Sequence[int]) -> SubData:
         sub, offset, count = self._subgraph(parts)
-        batch_size = int(count.sum())
-        chunks = [torch.arange(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
-        n_id = torch.cat([*chunks, sub.halo])
-
+        n_id, batch_size = sub.n_id, int(count.sum())
         num_dst = batch_size if self.bipartite and self.csc is None else n_id.numel()
         adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst, n_id.numel())
 
         batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
         for key in self.node_keys:
-            batch[key] = select(self.data[key], n_id, self.data.__cat_dim__(key, self.data[key]))
+            value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
+            if dim == 0 and _core.is_table(value):
+                batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
+            else:
+                batch[key] = select(value, n_id, dim)
         if self.csr.perm is not None:
-            e_id = self.csr.perm[e_id]
+            e_id = self.csr.perm.index_select(0, e_id)
         for key in self.edge_keys:
             batch[key] = select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
@@ -112,21 +112,23 @@ class _Builder:
 
     def halo_size(self, parts: Sequence[int]) -> int:
         """S of the batch of some parts."""
-        return self._subgraph(parts)[0].halo.numel()
+        sub, _, count = self._subgraph(parts)
+        return sub.n_id.numel() - int(count.sum())
 
     def _subgraph(self, parts: Sequence[int]) -> tuple[_core.Subgraph, Tensor, Tensor]:
         """The batch of some parts, and their ranges."""
         index = torch.tensor(parts, dtype=torch.int64)
         offset = self.ptr[index]
         count = self.ptr[index + 1] - offset
-        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, self._thread_scratch())
+        matrix = is_matrix(self.adj)
+        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, ascending=matrix, coo=not matrix)
         return sub if self.csc is None else self._with_outgoing(sub, offset, count), offset, count
 
     def _with_outgoing(self, sub: _core.Subgraph, offset: Tensor, count: Tensor) -> _core.Subgraph:
         """``sub`` with the edges from the batch to nodes outside of it, which then belong to the halo."""
         assert self.csc is not None
         colptr, row, perm = self.csc
-        out = _core.subgraph(colptr, row, offset, count, self._thread_scratch())
+        out = _core.subgraph(colptr, row, offset, count)
         batch_size = out.rowptr.numel() - 1
         leaves = out.col >= batch_size
         src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[leaves]
@@ -139,21 +141,11 @@ class _Builder:
             torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
             torch.cat([rows[sub.col.long()], src[order]]),
             torch.cat([sub.e_id, perm[out.e_id[leaves]][order]]),
-            halo,
+            torch.cat([sub.n_id[:batch_size], halo]),
         )
 
-    def _thread_scratch(self) -> Tensor:
-        scratch = getattr(self._scratch, "tensor", None)
-        if scratch is None:
-            scratch = torch.empty(self.num_nodes, dtype=self.csr.col.dtype)
-            self._scratch.tensor = scratch
-        return scratch
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scratch": None}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _scratch=threading.local())
+        self.__dict__.update(state)
         self.signature = _signature(self.data)  # which tells tensors apart by identity
 
     def check_unchanged(self) -> None:

@@ -42,9 +42,8 @@ class Edges:
         # Detached: views would keep the adjacency alive, by which they are kept.
         rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
-        order = None if perm is None else perm.to(col.dtype)
         self.num_dst = num_dst
-        self.by_destination = _core.Sparse(rowptr, col, num_src, order)
+        self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
         self._by_source: _core.Sparse | None = None
 
     @property
@@ -53,7 +52,6 @@ class Edges:
         if self._by_source is None:
             rowptr, col, num_src, order, _ = self.by_destination
             colptr, row, perm = _core.transpose(rowptr, col, num_src)
-            perm = perm.to(col.dtype)
             self._by_source = _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
         return self._by_source
 

@@ -2,52 +2,160 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 #include <vector>
+
+#include "../simd.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define TORCH_GAS_AVX2 __attribute__((target("avx2")))
+#include <immintrin.h>
+#endif
 
 namespace torch_gas {
 namespace {
 
+constexpr int64_t kLine = 64;  // bytes that caches move together
+
+// Bytes from which on rows are written around the caches: they would not stay there anyway, and
+// memory that is overwritten need not be read first.
+constexpr int64_t kStreamed = int64_t{4} << 20;
+
+// Copies whole lines to the start of a line. Only AVX2's stores do so around the caches: narrower
+// ones are joined to lines on the way, and lines that are not full in time cost more than they
+// save.
+using Stream = void (*)(char* to, const char* from, int64_t bytes);
+
+void stream_plain(char* to, const char* from, int64_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+
+#ifdef TORCH_GAS_AVX2
+TORCH_GAS_AVX2 void stream_avx2(char* to, const char* from, int64_t bytes) {
+  for (const char* end = from + bytes; from != end; from += kLine, to += kLine) {
+    const auto* x = reinterpret_cast<const __m256i*>(from);
+    auto* y = reinterpret_cast<__m256i*>(to);
+    const __m256i a = _mm256_loadu_si256(x), b = _mm256_loadu_si256(x + 1);
+    _mm256_stream_si256(y, a);
+    _mm256_stream_si256(y + 1, b);
+  }
+}
+#endif
+
+Stream fastest_stream() {
+#ifdef TORCH_GAS_AVX2
+  if (__builtin_cpu_supports("avx2")) return stream_avx2;
+#endif
+  return stream_plain;
+}
+
+// Makes streamed rows visible to other threads.
+void finish_stream() {
+#ifdef TORCH_GAS_AVX2
+  _mm_sfence();
+#endif
+}
+
+template <class From, class To>
+struct ConvertRow {
+  TORCH_GAS_LOOP static void run(char* dst, const char* src, int64_t n) {
+    const From* x = reinterpret_cast<const From*>(src);
+    To* y = reinterpret_cast<To*>(dst);
+    for (int64_t i = 0; i < n; ++i) y[i] = convert<From, To>(x[i]);
+  }
+};
+
+using Convert = void (*)(char* dst, const char* src, int64_t n);
+
+// Converts around the caches, by way of a block that stays in the first of them.
+void convert_streamed(Convert convert, Stream stream, char* dst, int64_t to_size, const char* src,
+                      int64_t from_size, int64_t n) {
+  constexpr int64_t kBlock = 512;
+  alignas(kLine) char block[kBlock * sizeof(double)];
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t count = std::min(kBlock, n - i);
+    convert(block, src + i * from_size, count);
+    stream(dst + i * to_size, block, count * to_size);
+  }
+}
+
 // Calls loop(copy) with copy(to, from, n), which moves n elements from one type to the other.
 template <class Loop>
-void with_copy(DType from, DType to, const Loop& loop) {
+void with_copy(DType from, DType to, bool streamed, const Loop& loop) {
+  const int64_t from_size = element_size(from), to_size = element_size(to);
+  const Stream stream = fastest_stream();
   if (from == to) {
-    const int64_t size = element_size(from);
-    loop([size](char* dst, const char* src, int64_t n) { std::memcpy(dst, src, n * size); });
-    return;
+    if (streamed) {
+      return loop([=](char* dst, const char* src, int64_t n) { stream(dst, src, n * to_size); });
+    }
+    return loop([=](char* dst, const char* src, int64_t n) { std::memcpy(dst, src, n * to_size); });
   }
   dispatch_float(from, [&](auto from_value) {
     dispatch_float(to, [&](auto to_value) {
-      using From = decltype(from_value);
-      using To = decltype(to_value);
-      loop([](char* dst, const char* src, int64_t n) {
-        const From* x = reinterpret_cast<const From*>(src);
-        To* y = reinterpret_cast<To*>(dst);
-        for (int64_t i = 0; i < n; ++i) y[i] = convert<From, To>(x[i]);
+      const Convert convert = run_loop<ConvertRow<decltype(from_value), decltype(to_value)>>;
+      if (!streamed) return loop(convert);
+      loop([=](char* dst, const char* src, int64_t n) {
+        convert_streamed(convert, stream, dst, to_size, src, from_size, n);
       });
     });
   });
+}
+
+// Whether `bytes` of rows are to be written around the caches, from `to` on.
+bool is_streamed(const char* to, int64_t row_bytes, int64_t bytes) {
+  return bytes >= kStreamed && reinterpret_cast<uintptr_t>(to) % kLine == 0 &&
+         row_bytes % kLine == 0;
 }
 
 int64_t rows_grain(int64_t num_cols) {
   return std::max<int64_t>(1, kGrain / (num_cols + 1));
 }
 
-// Rows are far apart in the table: ask for one while another is being moved.
-constexpr int64_t kPrefetchDistance = 8;
+// Rows are far apart in the table: all lines of a row are asked for while those before are moved.
+// They are asked into the second-level cache, because the first has room for few requests at a
+// time.
+constexpr int64_t kAhead = 8192;  // bytes
+
+int64_t rows_ahead(int64_t row_bytes) {
+  return std::max<int64_t>(1, kAhead / std::max<int64_t>(1, row_bytes));
+}
+
+void prefetch(const char* row, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += kLine) __builtin_prefetch(row + line, 0, 2);
+}
+
+// Each piece of the ids marks its own in a bitmap; then pieces are compared.
+template <class I>
+bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
+  const int64_t num_words = (num_rows + 63) / 64;
+  const Pieces pieces(size, std::max(num_words, kGrain), threads);
+  std::vector<uint64_t> seen(pieces.count * num_words);
+  std::atomic<bool> repeated{false};
+  parallel_for(pieces.count, 1, threads, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) {
+      uint64_t* const words = seen.data() + piece * num_words;
+      uint64_t again = 0;
+      for (int64_t i = pieces.begin(piece); i < pieces.begin(piece + 1); ++i) {
+        const uint64_t bit = uint64_t{1} << (index[i] & 63);
+        again |= words[index[i] >> 6] & bit;
+        words[index[i] >> 6] |= bit;
+      }
+      if (again != 0) repeated = true;
+    }
+  });
+  for (int64_t piece = 1; piece < pieces.count; ++piece) {
+    uint64_t again = 0;
+    for (int64_t w = 0; w < num_words; ++w) {
+      again |= seen[w] & seen[piece * num_words + w];
+      seen[w] |= seen[piece * num_words + w];
+    }
+    if (again != 0) repeated = true;
+  }
+  return !repeated;
+}
 
 template <class I>
 void check_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
-  const int64_t num_words = (num_rows + 63) / 64;
-  std::unique_ptr<std::atomic<uint64_t>[]> seen(new std::atomic<uint64_t>[num_words]());
-  std::atomic<bool> repeated{false};
-  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const uint64_t bit = uint64_t{1} << (index[i] & 63);
-      if (seen[index[i] >> 6].fetch_or(bit, std::memory_order_relaxed) & bit) repeated = true;
-    }
-  });
-  if (!repeated) return;
+  if (are_distinct(index, size, num_rows, threads)) return;
   std::vector<int64_t> first(num_rows, -1);
   for (int64_t i = 0; i < size; ++i) {
     check_value(first[index[i]] < 0, "scatter_rows: ids in `index` must be distinct, but index[",
@@ -69,7 +177,7 @@ Ranges checked_ranges(const char* call, const Table& table, const int64_t* offse
 // from position `first` on.
 template <class F>
 void for_each_run(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
-                  int threads, const F& move) {
+                  bool streamed, int threads, const F& move) {
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
@@ -78,6 +186,7 @@ void for_each_run(const Table& table, const Ranges& chunks, int64_t first, const
           move(table.data + row * table_stride, rows.data + (position - first) * rows_stride,
                length * table.num_cols);
         });
+    if (streamed) finish_stream();
   });
 }
 
@@ -99,15 +208,18 @@ template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  with_copy(table.dtype, rows.dtype, [&](auto copy) {
+  const int64_t ahead = rows_ahead(table_stride);
+  const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows * rows_stride);
+  with_copy(table.dtype, rows.dtype, streamed, [&](auto copy) {
     parallel_for(
         rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
-            if (i + kPrefetchDistance < end) {
-              __builtin_prefetch(table.data + index[i + kPrefetchDistance] * table_stride);
+            if (i + ahead < end) {
+              prefetch(table.data + index[i + ahead] * table_stride, table_stride);
             }
             copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, table.num_cols);
           }
+          if (streamed) finish_stream();
         });
   });
 }
@@ -124,28 +236,38 @@ void scatter_rows(const Table& table, const I* index, const Rows& rows, int thre
   check_distinct(index, rows.num_rows, table.num_rows, threads);
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
-  with_copy(rows.dtype, table.dtype, [&](auto copy) {
+  const int64_t ahead = rows_ahead(table_stride);
+  const bool streamed = is_streamed(table.data, table_stride, rows.num_rows * table_stride);
+  with_copy(rows.dtype, table.dtype, streamed, [&](auto copy) {
     parallel_for(
         rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
+            if (!streamed && i + ahead < end) {
+              prefetch(table.data + index[i + ahead] * table_stride, table_stride);
+            }
             copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, table.num_cols);
           }
+          if (streamed) finish_stream();
         });
   });
 }
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads) {
-  with_copy(table.dtype, rows.dtype, [&](auto copy) {
-    for_each_run(table, chunks, first, rows, threads,
+  const int64_t row_bytes = table.num_cols * element_size(rows.dtype);
+  const bool streamed = is_streamed(rows.data, row_bytes, rows.num_rows * row_bytes);
+  with_copy(table.dtype, rows.dtype, streamed, [&](auto copy) {
+    for_each_run(table, chunks, first, rows, streamed, threads,
                  [&](char* there, char* here, int64_t n) { copy(here, there, n); });
   });
 }
 
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads) {
-  with_copy(rows.dtype, table.dtype, [&](auto copy) {
-    for_each_run(table, chunks, first, rows, threads,
+  const int64_t row_bytes = table.num_cols * element_size(table.dtype);
+  const bool streamed = is_streamed(table.data, row_bytes, rows.num_rows * row_bytes);
+  with_copy(rows.dtype, table.dtype, streamed, [&](auto copy) {
+    for_each_run(table, chunks, first, rows, streamed, threads,
                  [&](char* there, char* here, int64_t n) { copy(there, here, n); });
   });
 }

@@ -1,129 +1,83 @@
 #include "subgraph.h"
 
 #include <algorithm>
-#include <atomic>
-#include <limits>
-#include <memory>
 #include <numeric>
+#include <tuple>
+#include <utility>
+
+#include "../simd.h"
 
 namespace torch_gas {
 namespace {
 
-// A set of nodes, as a bitmap. Only a `shared` one may be added to by several threads at once.
-class NodeSet {
- public:
-  NodeSet(int64_t num_nodes, bool shared)
-      : shared_(shared),
-        num_words_((num_nodes + 63) / 64),
-        words_(new std::atomic<uint64_t>[num_words_]()) {}
+constexpr int kBlockBits = 6;  // 64 nodes
+constexpr int64_t kMostOfBatch = int64_t{1} << 32;
 
-  int64_t num_words() const { return num_words_; }
-  uint64_t word(int64_t w) const { return words_[w].load(std::memory_order_relaxed); }
+// What `shift` says of a block that several ranges meet in.
+constexpr uint32_t kMixed = uint32_t{1} << 31;
 
-  void add(int64_t node) {
-    const uint64_t bit = uint64_t{1} << (node & 63);
-    std::atomic<uint64_t>& word = words_[node >> 6];
-    const uint64_t before = word.load(std::memory_order_relaxed);
-    if (!shared_) {
-      // A third of the time of an atomic update behind a branch that cannot be predicted.
-      word.store(before | bit, std::memory_order_relaxed);
-    } else if (!(before & bit)) {
-      word.fetch_or(bit, std::memory_order_relaxed);  // rare: most sources have been seen before
-    }
-  }
-
-  void remove_range(int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t stop = std::min(end, (begin | 63) + 1);
-      const uint64_t low = ~uint64_t{0} << (begin & 63);
-      const uint64_t high = ~uint64_t{0} >> (63 - ((stop - 1) & 63));
-      words_[begin >> 6].fetch_and(~(low & high), std::memory_order_relaxed);
-      begin = stop;
-    }
-  }
-
- private:
-  bool shared_;
-  int64_t num_words_;
-  std::unique_ptr<std::atomic<uint64_t>[]> words_;
-};
-
-// The members of `set`, ascending; lookup[member] becomes `base` plus its rank.
-template <class T>
-std::vector<int64_t> ranked_members(const NodeSet& set, int64_t base, T* lookup, int threads) {
-  constexpr int64_t kBlock = 2048;  // words
-  const int64_t num_blocks = (set.num_words() + kBlock - 1) / kBlock;
-  std::vector<int64_t> first(num_blocks + 1, 0);
-  const auto block_end = [&](int64_t b) { return std::min((b + 1) * kBlock, set.num_words()); };
-  parallel_for(num_blocks, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      int64_t size = 0;
-      for (int64_t w = b * kBlock; w < block_end(b); ++w) size += __builtin_popcountll(set.word(w));
-      first[b + 1] = size;
-    }
-  });
-  std::partial_sum(first.begin(), first.end(), first.begin());
-  std::vector<int64_t> members(first.back());
-  parallel_for(num_blocks, 1, threads, [&](int64_t begin, int64_t end) {
-    int64_t rank = first[begin];
-    for (int64_t w = begin * kBlock; w < block_end(end - 1); ++w) {
-      for (uint64_t bits = set.word(w); bits != 0; bits &= bits - 1) {
-        const int64_t node = w * 64 + __builtin_ctzll(bits);
-        members[rank] = node;
-        lookup[node] = static_cast<T>(base + rank);
-        ++rank;
-      }
-    }
-  });
-  return members;
+// The bits of a block up to that of `node`, which becomes the highest.
+inline uint64_t up_to(uint64_t bits, int64_t node) {
+  return bits << (~node & 63);
 }
 
-// Stable counting sort of items 0 .. size-1 by key. Writes ptr [num_keys+1], then calls
-// emit(begin, end, cursor) on chunks of items; item i goes to position cursor[key[i]]++.
-//
-// Every chunk has a histogram of its own; chunk c starts, for each key, after the items of the
-// chunks before it. So the result is the stable order for any number of chunks.
-template <class T, class Emit>
-void counting_sort(const T* key, int64_t size, int64_t num_keys, int threads, T* ptr,
-                   const Emit& emit) {
-  const int64_t worthwhile = size / std::max(num_keys, kGrain);
-  const int64_t num_chunks = std::max<int64_t>(1, std::min<int64_t>(threads, worthwhile));
-  const auto chunk_begin = [&](int64_t c) {
-    return size / num_chunks * c + std::min(c, size % num_chunks);
-  };
-  std::vector<T> cursor(num_chunks * num_keys, 0);
-  parallel_for(num_chunks, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      T* histogram = cursor.data() + c * num_keys;
-      for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) ++histogram[key[i]];
+inline uint32_t popcount(uint64_t bits) {
+  return static_cast<uint32_t>(__builtin_popcountll(bits));
+}
+
+// Rewrites ids of the graph as local ones, up to the first in a block of several ranges, and says
+// how many these are. Without branches on the data: which source is in the halo is random.
+template <class T>
+struct Relabel {
+  TORCH_GAS_LOOP static void run(const NodeBlock* blocks, const T* col, int64_t length, T* out,
+                                 int64_t* done) {
+    int64_t i = 0;
+    for (; i < length; ++i) {
+      const NodeBlock& block = blocks[col[i] >> kBlockBits];
+      if (block.shift == kMixed) break;
+      const uint64_t bits = up_to(block.halo, col[i]);
+      const uint32_t in_batch = static_cast<uint32_t>(col[i]) + block.shift;
+      const uint32_t in_halo = block.first + popcount(bits) - 1;
+      const auto select = static_cast<uint32_t>(static_cast<int64_t>(bits) >> 63);
+      out[i] = static_cast<T>((in_halo & select) | (in_batch & ~select));
     }
-  });
-  T position = 0;
-  for (int64_t k = 0; k < num_keys; ++k) {
-    ptr[k] = position;
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      const T items = cursor[c * num_keys + k];
-      cursor[c * num_keys + k] = position;
-      position += items;
-    }
+    *done = i;
   }
-  ptr[num_keys] = position;
-  parallel_for(num_chunks, 1, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      emit(chunk_begin(c), chunk_begin(c + 1), cursor.data() + c * num_keys);
+};
+
+// Sorts the entries of a row by column, stable. Few are put where as many are smaller, without
+// branches on the data.
+template <class T>
+void sort_entries(T* col, T* e_id, int64_t size) {
+  constexpr int64_t kFew = 16;
+  if (std::is_sorted(col, col + size)) return;
+  if (size <= kFew) {
+    T old_col[kFew], old_e_id[kFew];
+    std::copy_n(col, size, old_col);
+    std::copy_n(e_id, size, old_e_id);
+    for (int64_t i = 0; i < size; ++i) {
+      int64_t smaller = 0;
+      for (int64_t k = 0; k < i; ++k) smaller += old_col[k] <= old_col[i];
+      for (int64_t k = i + 1; k < size; ++k) smaller += old_col[k] < old_col[i];
+      col[smaller] = old_col[i];
+      e_id[smaller] = old_e_id[i];
     }
-  });
+    return;
+  }
+  std::vector<std::pair<T, T>> entries(size);
+  for (int64_t i = 0; i < size; ++i) entries[i] = {col[i], e_id[i]};
+  std::sort(entries.begin(), entries.end());
+  for (int64_t i = 0; i < size; ++i) std::tie(col[i], e_id[i]) = entries[i];
 }
 
 }  // namespace
 
 template <class T>
-BatchRanges batch_ranges(const T* rowptr, int64_t num_nodes, int64_t num_edges,
-                         const int64_t* start, const int64_t* count, int64_t num_ranges,
-                         int threads) {
-  BatchRanges batch;
-  batch.rows = make_ranges("subgraph", "start", start, count, num_ranges, num_nodes);
-  check_disjoint("subgraph", "start", batch.rows);
+Subgraph<T>::Subgraph(const T* rowptr, const T* col, int64_t num_nodes, int64_t num_edges,
+                      const int64_t* start, const int64_t* count, int64_t num_ranges, int threads)
+    : rowptr_(rowptr), col_(col) {
+  rows_ = make_ranges("subgraph", "start", start, count, num_ranges, num_nodes);
+  check_disjoint("subgraph", "start", rows_);
   std::vector<int64_t> edge_start, edge_count;
   for (int64_t p = 0; p < num_ranges; ++p) {
     const int64_t begin = start[p], end = start[p] + count[p];
@@ -132,110 +86,165 @@ BatchRanges batch_ranges(const T* rowptr, int64_t num_nodes, int64_t num_edges,
     edge_start.push_back(count[p] > 0 ? rowptr[begin] : 0);
     edge_count.push_back(count[p] > 0 ? rowptr[end] - rowptr[begin] : 0);
   }
-  batch.edges = make_ranges("subgraph", "rowptr", edge_start.data(), edge_count.data(), num_ranges,
-                            num_edges);
-  return batch;
+  edges_ = make_ranges("subgraph", "rowptr", edge_start.data(), edge_count.data(), num_ranges,
+                       num_edges);
+  check_value(std::max(rows_.total(), edges_.total()) < kMostOfBatch,
+              "subgraph: a batch must have fewer than 2^32 nodes and edges, but has ",
+              rows_.total(), " and ", edges_.total(), "; put fewer parts in it");
+  find_halo(num_nodes, threads);
 }
 
+// Each piece of the edges marks their sources in a bitmap of its own.
 template <class T>
-std::vector<int64_t> subgraph(const T* rowptr, const T* col, int64_t num_nodes,
-                              const BatchRanges& batch, T* lookup, T* out_rowptr, T* out_col,
-                              int64_t* out_e_id, int threads) {
-  const Ranges &rows = batch.rows, &edges = batch.edges;
-
-  NodeSet halo(num_nodes, threads > 1 && edges.total() > kGrain);
+void Subgraph<T>::find_halo(int64_t num_nodes, int threads) {
+  const int64_t num_blocks = (num_nodes + 63) >> kBlockBits;
+  const Pieces pieces(edges_.total(), std::max(num_blocks, kGrain), threads);
+  std::vector<uint64_t> sources(pieces.count * num_blocks);
   FirstBad bad;  // position in `col`
-  parallel_for(edges.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
-    edges.for_each_run(begin, end, [&](int64_t source, int64_t, int64_t length) {
-      for (int64_t e = source; e < source + length; ++e) {
-        if (!in_range(col[e], num_nodes)) return bad.report(e);
-        halo.add(col[e]);
-      }
-    });
+  parallel_for(pieces.count, 1, threads, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) {
+      uint64_t* words = sources.data() + piece * num_blocks;
+      edges_.for_each_run(pieces.begin(piece), pieces.begin(piece + 1),
+                          [&](int64_t source, int64_t, int64_t length) {
+                            for (int64_t e = source; e < source + length; ++e) {
+                              if (!in_range(col_[e], num_nodes)) return bad.report(e);
+                              words[col_[e] >> kBlockBits] |= uint64_t{1} << (col_[e] & 63);
+                            }
+                          });
+    }
   });
-  if (bad.found()) {
-    const int64_t e = bad.position();
-    check_index(false, "subgraph: every id in `col` must be in [0, ", num_nodes, "), but col[", e,
-                "] is ", col[e]);
+  check_reported(bad, "subgraph", "col", col_, num_nodes);
+  blocks_.resize(num_blocks);
+  for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    for (int64_t b = 0; b < num_blocks; ++b) blocks_[b].halo |= sources[piece * num_blocks + b];
   }
-  for (int64_t p = 0; p < rows.size(); ++p) {
-    halo.remove_range(rows.start[p], rows.start[p] + rows.count(p));
+  add_ranges();
+  int64_t local = rows_.total();
+  for (NodeBlock& block : blocks_) {
+    block.first = static_cast<uint32_t>(local);
+    local += popcount(block.halo);
   }
+  halo_size_ = local - rows_.total();
+}
 
-  std::vector<int64_t> halo_ids = ranked_members(halo, rows.total(), lookup, threads);
-  parallel_for(rows.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
-    rows.for_each_run(begin, end, [&](int64_t node, int64_t local, int64_t length) {
-      std::iota(lookup + node, lookup + node + length, static_cast<T>(local));
-    });
-  });
+// The nodes of the batch do not belong to the halo.
+template <class T>
+void Subgraph<T>::add_ranges() {
+  for (int64_t p = 0; p < rows_.size(); ++p) {
+    if (rows_.count(p) > 0) order_.push_back(p);
+  }
+  std::sort(order_.begin(), order_.end(),
+            [&](int64_t p, int64_t q) { return rows_.start[p] < rows_.start[q]; });
+  int64_t last = -1;  // block of the range before
+  for (const int64_t p : order_) {
+    const int64_t start = rows_.start[p], end = start + rows_.count(p);
+    for (int64_t begin = start; begin < end;) {
+      const int64_t stop = std::min(end, (begin | 63) + 1), b = begin >> kBlockBits;
+      const uint64_t low = ~uint64_t{0} << (begin & 63);
+      const uint64_t high = ~uint64_t{0} >> (63 - ((stop - 1) & 63));
+      blocks_[b].halo &= ~(low & high);
+      blocks_[b].shift = b == last ? kMixed : static_cast<uint32_t>(rows_.first[p] - start);
+      begin = stop;
+      last = b;
+    }
+  }
+}
 
-  // Inside a range, row pointers move by one constant.
-  for (int64_t p = 0; p < rows.size(); ++p) {
-    const T* from = rowptr + rows.start[p];
-    const int64_t shift = edges.first[p] - edges.start[p];
-    parallel_for(rows.count(p), kGrain, threads, [&](int64_t begin, int64_t end) {
+template <class T>
+uint32_t Subgraph<T>::local_id(T node) const {
+  const NodeBlock& block = blocks_[node >> kBlockBits];
+  const uint64_t bits = up_to(block.halo, node);
+  if (bits >> 63) return block.first + popcount(bits) - 1;
+  const auto after = std::upper_bound(order_.begin(), order_.end(), node,
+                                      [&](T id, int64_t p) { return id < rows_.start[p]; });
+  const int64_t p = *std::prev(after);
+  return static_cast<uint32_t>(rows_.first[p] + (node - rows_.start[p]));
+}
+
+template <class T>
+void Subgraph<T>::relabel(int64_t source, int64_t length, T* out) const {
+  const T* col = col_ + source;
+  for (int64_t i = 0, done = 0; i < length; ++i) {
+    run_loop<Relabel<T>>(blocks_.data(), col + i, length - i, out + i, &done);
+    i += done;
+    if (i < length) out[i] = static_cast<T>(local_id(col[i]));
+  }
+}
+
+template <class T>
+void Subgraph<T>::write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int64_t* out_n_id,
+                        bool ascending, int threads) const {
+  for (int64_t p = 0; p < rows_.size(); ++p) {
+    // Inside a range, ids and row pointers move by one constant.
+    const int64_t start = rows_.start[p], shift = edges_.first[p] - edges_.start[p];
+    parallel_for(rows_.count(p), kGrain / 16, threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        out_rowptr[rows.first[p] + i] = static_cast<T>(from[i] + shift);
+        const int64_t local = rows_.first[p] + i, first = rowptr_[start + i] + shift;
+        out_rowptr[local] = static_cast<T>(first);
+        out_n_id[local] = start + i;
+        if (out_row != nullptr) {
+          std::fill(out_row + first, out_row + rowptr_[start + i + 1] + shift,
+                    static_cast<T>(local));
+        }
       }
     });
   }
-  out_rowptr[rows.total()] = static_cast<T>(edges.total());
-  parallel_for(edges.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
-    edges.for_each_run(begin, end, [&](int64_t source, int64_t position, int64_t length) {
-      for (int64_t i = 0; i < length; ++i) {
-        out_col[position + i] = lookup[col[source + i]];
-        out_e_id[position + i] = source + i;
-      }
+  out_rowptr[rows_.total()] = static_cast<T>(edges_.total());
+  parallel_for(static_cast<int64_t>(blocks_.size()), kGrain, threads,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t b = begin; b < end; ++b) {
+                   int64_t* out = out_n_id + blocks_[b].first;
+                   for (uint64_t bits = blocks_[b].halo; bits != 0; bits &= bits - 1) {
+                     *out++ = b * 64 + __builtin_ctzll(bits);
+                   }
+                 }
+               });
+  if (ascending) return write_ascending(out_col, out_e_id, threads);
+  parallel_for(edges_.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
+    edges_.for_each_run(begin, end, [&](int64_t source, int64_t position, int64_t length) {
+      relabel(source, length, out_col + position);
+      std::iota(out_e_id + position, out_e_id + position + length, static_cast<T>(source));
     });
   });
-  return halo_ids;
 }
 
+// Columns that ascend in a row of the graph are, after relabelling, two ascending sequences, those
+// of the batch (if its ranges ascend) and those of the halo: taken apart, they need no sort.
 template <class T>
-void transpose(const T* rowptr, const T* col, int64_t num_rows, int64_t num_cols, int64_t nnz,
-               T* out_colptr, T* out_row, int64_t* out_perm, int threads) {
-  check_rowptr("transpose", rowptr, 0, num_rows, nnz, threads);
-  check_whole("transpose", rowptr, num_rows, nnz);
-  check_ids("transpose", "col", col, nnz, num_cols, threads);
-  counting_sort(
-      col, nnz, num_cols, threads, out_colptr, [&](int64_t begin, int64_t end, T* cursor) {
-        int64_t row = std::upper_bound(rowptr, rowptr + num_rows + 1, begin) - rowptr - 1;
-        for (int64_t e = begin; e < end; ++row) {
-          for (const int64_t stop = std::min<int64_t>(end, rowptr[row + 1]); e < stop; ++e) {
-            const T position = cursor[col[e]]++;
-            out_row[position] = static_cast<T>(row);
-            out_perm[position] = e;
-          }
+void Subgraph<T>::write_ascending(T* out_col, T* out_e_id, int threads) const {
+  const T num_rows = static_cast<T>(rows_.total());
+  for (int64_t p = 0; p < rows_.size(); ++p) {
+    const T* rowptr = rowptr_ + rows_.start[p];
+    const int64_t shift = edges_.first[p] - edges_.start[p];
+    parallel_for(rows_.count(p), kGrain / 16, threads, [&](int64_t begin, int64_t end) {
+      std::vector<T> halo_col, halo_e_id;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t source = rowptr[i], length = rowptr[i + 1] - source;
+        if (length > static_cast<int64_t>(halo_col.size())) {
+          halo_col.resize(length);
+          halo_e_id.resize(length);
         }
-      });
+        T* col = out_col + source + shift;
+        T* e_id = out_e_id + source + shift;
+        relabel(source, length, col);
+        int64_t inside = 0, outside = 0;
+        for (int64_t k = 0; k < length; ++k) {
+          const T id = col[k], e = static_cast<T>(source + k);
+          col[inside] = halo_col[outside] = id;
+          e_id[inside] = halo_e_id[outside] = e;
+          inside += id < num_rows;
+          outside += id >= num_rows;
+        }
+        std::copy_n(halo_col.data(), outside, col + inside);
+        std::copy_n(halo_e_id.data(), outside, e_id + inside);
+        sort_entries(col, e_id, inside);
+        sort_entries(col + inside, e_id + inside, outside);
+      }
+    });
+  }
 }
 
-template <class T>
-void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,
-            T* out_col, int64_t* out_perm, int threads) {
-  check_value(num_edges <= std::numeric_limits<T>::max(), "to_csr: ", num_edges,
-              " edges do not fit 32-bit row pointers; pass int64 `src` and `dst`");
-  check_ids("to_csr", "src", src, num_edges, num_nodes, threads);
-  check_ids("to_csr", "dst", dst, num_edges, num_nodes, threads);
-  counting_sort(dst, num_edges, num_nodes, threads, out_rowptr,
-                [&](int64_t begin, int64_t end, T* cursor) {
-                  for (int64_t e = begin; e < end; ++e) {
-                    const T position = cursor[dst[e]]++;
-                    out_col[position] = src[e];
-                    out_perm[position] = e;
-                  }
-                });
-}
-
-#define TORCH_GAS_INSTANTIATE(T)                                                                  \
-  template BatchRanges batch_ranges(const T*, int64_t, int64_t, const int64_t*, const int64_t*,   \
-                                    int64_t, int);                                                \
-  template std::vector<int64_t> subgraph(const T*, const T*, int64_t, const BatchRanges&, T*, T*, \
-                                         T*, int64_t*, int);                                      \
-  template void transpose(const T*, const T*, int64_t, int64_t, int64_t, T*, T*, int64_t*, int);  \
-  template void to_csr(const T*, const T*, int64_t, int64_t, T*, T*, int64_t*, int);
-TORCH_GAS_INSTANTIATE(int32_t)
-TORCH_GAS_INSTANTIATE(int64_t)
-#undef TORCH_GAS_INSTANTIATE
+template class Subgraph<int32_t>;
+template class Subgraph<int64_t>;
 
 }  // namespace torch_gas

@@ -1,5 +1,6 @@
-// Subgraphs and orders of a graph in CSR form, whose rows are destinations and columns sources.
-// `T` is int32_t or int64_t. Nothing is written before every argument has been checked.
+// The one-hop subgraph of a union of parts of a graph in CSR form, whose rows are destinations and
+// columns sources. `T` is int32_t or int64_t. Nothing is written before every argument has been
+// checked.
 #pragma once
 
 #include <cstdint>
@@ -9,37 +10,49 @@
 
 namespace torch_gas {
 
-// The rows and the edges of a batch, as ranges of the rows and of the edges of the graph.
-struct BatchRanges {
-  Ranges rows;   // B rows
-  Ranges edges;  // E_B edges
+// The local ids of 64 consecutive nodes: adding `shift` gives those of the batch; those of the halo
+// follow each other from `first` on.
+struct NodeBlock {
+  uint64_t halo = 0;   // bit i: whether node i of the block is in the halo
+  uint32_t first = 0;  // numbers are those of a batch: below 2^32, modulo which `shift` counts
+  uint32_t shift = 0;
 };
 
-// Checks the ranges and the row pointers that they touch.
 template <class T>
-BatchRanges batch_ranges(const T* rowptr, int64_t num_nodes, int64_t num_edges,
-                         const int64_t* start, const int64_t* count, int64_t num_ranges,
-                         int threads);
+class Subgraph {
+ public:
+  using Id = T;
 
-// Writes the one-hop subgraph of the batch and returns its halo, ascending.
-//   rowptr [N+1], col [E]                 read
-//   lookup [N]                            workspace: any content before, arbitrary content after
-//   out_rowptr [B+1], out_col [E_B]       local ids: the rows of the batch in order, then the halo
-//   out_e_id [E_B]                        positions of the edges in `col`
-template <class T>
-std::vector<int64_t> subgraph(const T* rowptr, const T* col, int64_t num_nodes,
-                              const BatchRanges& batch, T* lookup, T* out_rowptr, T* out_col,
-                              int64_t* out_e_id, int threads);
+  // Checks the ranges and what they touch of rowptr [N+1] and col [E], and finds the halo. Both
+  // arrays must stay as they are until `write` is done.
+  Subgraph(const T* rowptr, const T* col, int64_t num_nodes, int64_t num_edges,
+           const int64_t* start, const int64_t* count, int64_t num_ranges, int threads);
 
-// The transpose of a CSR matrix [R, num_cols]: colptr [num_cols+1], row [nnz], perm [nnz] with
-// row-major order inside each column; perm holds positions in `col`.
-template <class T>
-void transpose(const T* rowptr, const T* col, int64_t num_rows, int64_t num_cols, int64_t nnz,
-               T* out_colptr, T* out_row, int64_t* out_perm, int threads);
+  int64_t num_rows() const { return rows_.total(); }    // B
+  int64_t num_edges() const { return edges_.total(); }  // E_B
+  int64_t halo_size() const { return halo_size_; }      // S
 
-// Edges sorted by destination, stable: rowptr [num_nodes+1], col [E], perm [E].
-template <class T>
-void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,
-            T* out_col, int64_t* out_perm, int threads);
+  // Writes the subgraph.
+  //   out_rowptr [B+1], out_col [E_B]       local ids: the rows of the batch in order, then the
+  //   halo out_e_id [E_B]                        positions of the edges in `col` out_n_id [B+S] the
+  //   nodes of the batch, then those of the halo, ascending
+  // Entries of a row are in the order of `col`, or, if `ascending`, sorted by local id, stable.
+  void write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int64_t* out_n_id, bool ascending,
+             int threads) const;
+
+ private:
+  void find_halo(int64_t num_nodes, int threads);
+  void add_ranges();
+  uint32_t local_id(T node) const;
+  void relabel(int64_t source, int64_t length, T* out) const;
+  void write_ascending(T* out_col, T* out_e_id, int threads) const;
+
+  const T* rowptr_;
+  const T* col_;
+  Ranges rows_, edges_;
+  int64_t halo_size_ = 0;
+  std::vector<int64_t> order_;  // the ranges with rows, ascending
+  std::vector<NodeBlock> blocks_;
+};
 
 }  // namespace torch_gas
