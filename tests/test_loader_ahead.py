@@ -11,8 +11,10 @@ from graphs import FORMATS, random_graph, to_format
 from torch.utils.data import SequentialSampler
 from torch_geometric.data import Data
 
-from torch_gas import SubData, SubgraphLoader, loader
-from torch_gas.adjacency import all_tensors, map_tensors
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, loader
+from torch_gas.adjacency import all_tensors, find_adjacency, map_tensors
+from torch_gas.models import SAGE
+from torch_gas.sparse import kept_edges
 from torch_gas.transfer import batches
 
 N = 70
@@ -187,3 +189,26 @@ def test_the_courier(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "host waits" not in compute
     courier.send(data)
     assert compute.count("host waits") == 1
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_edges_are_put_in_the_order_of_sources_ahead(fmt: str, prefetch: int) -> None:
+    """Once a backward pass has needed it, and as long as one does."""
+    data = to_format(copy.copy(DATA), fmt)
+    model = SAGE(N, data.num_features, 4, 3, num_layers=2)
+
+    def ready(train: bool) -> list[bool]:
+        found = []
+        for batch in SubgraphLoader(data, PTR, 1, prefetch=prefetch) if train else EvalSubgraphLoader(data, PTR):
+            edges = kept_edges(find_adjacency(batch.data)[1])
+            found.append(edges is not None and edges._by_source is not None)
+            with torch.set_grad_enabled(train):
+                out = model(batch)
+            if train:
+                out.sum().backward()
+        return found
+
+    trained = ready(True)
+    assert not trained[0] and (fmt == "EdgeIndex" or trained[-1]), trained
+    assert not any(ready(False))

@@ -29,11 +29,13 @@ from torch_gas.adjacency import (
     find_adjacency,
     is_matrix,
     is_sparse_tensor,
+    num_destinations,
     num_nodes_of,
     to_csr,
 )
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
+from torch_gas.sparse import edges_of, kept_edges
 from torch_gas.transfer import Courier, Event
 
 
@@ -291,6 +293,7 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError(
                 f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
             )
+        self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._largest_halo: int | None = None
         self._cache = _Cache(cache_size if batch_size == 1 or not shuffle else 0)
@@ -339,6 +342,8 @@ class SubgraphLoader(DataLoader[SubData]):
                 if isinstance(batch.data[key], Tensor):
                     batch.data[key].of_batch = True  # and that its rows are not taken for those of a graph
             yield batch
+            edges = kept_edges(batch.data[self.builder.key])
+            self._transposes = edges is not None and edges.is_used_by_source
 
     def _batches(self) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
@@ -419,6 +424,11 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _build(self, parts: tuple[int, ...]) -> SubData:
         batch = self.builder(parts)
+        if self._transposes:
+            adj = batch.data[self.builder.key]
+            edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
+            if edges is not None:
+                edges.transpose()
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
             batch.data.pin_memory()
         return batch

@@ -44,11 +44,17 @@ class Edges:
         check_ids(col, num_src, "the sources of the adjacency")
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
+        self.is_used_by_source = False
         self._by_source: _core.Sparse | None = None
 
     @property
     def by_source(self) -> _core.Sparse:
         """The transpose of ``by_destination``."""
+        self.is_used_by_source = True
+        return self.transpose()
+
+    def transpose(self) -> _core.Sparse:
+        """Computes ``by_source``, if nobody has."""
         if self._by_source is None:
             rowptr, col, num_src, order, _ = self.by_destination
             colptr, row, perm = _core.transpose(rowptr, col, num_src)
@@ -83,6 +89,11 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
         edges = Edges(adj, num_dst, num_src)
         _kept[holder] = (key, edges)
     return cast(Edges, edges)
+
+
+def kept_edges(adj: Any) -> Edges | None:
+    """What :func:`edges_of` computed last for ``adj``, if anything."""
+    return cast("Edges | None", _kept.get(adj.storage if is_sparse_tensor(adj) else adj, (None, None))[1])
 
 
 def weight_of(adj: Any) -> Tensor | None:
