@@ -7,6 +7,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,32 @@ def test_step_on_the_cpu(run, tmp_path: Path, pygas: Path) -> None:
         seconds = row["epoch, s"] * shares[2] / 100
         assert row["exchange, GB/s"] * seconds == pytest.approx(row["MB exchanged"] / 1e3)
     picture(tmp_path / "step.png")
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_kernels(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool) -> None:
+    if not compiler:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    elif not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("needs a C++ compiler")
+    moved, pages, dropped, graphs = run("kernels", CPU, ())
+    types = ("float32", "bfloat16")
+    assert [(row["table"], row["bytes a row"]) for row in moved] == [(t, size) for t in types for size in (64, 256)]
+    for row in moved:
+        for call in ("gather_rows", "read_chunks", "scatter_rows", "write_chunks"):
+            assert row[f"{call} / copy"] == pytest.approx(row[f"{call}, GB/s"] / row["copy, GB/s"])
+    assert [row["bytes a row"] for row in pages] == [64, 256] and [row["type"] for row in dropped] == [*types]
+    assert [(row["graph"], row["ids"]) for row in graphs] == [
+        (graph, ids) for graph in ("communities", "random") for ids in ("int64", "int32")
+    ]
+    for row in graphs:
+        assert row["both, ns an edge"] == pytest.approx(row["subgraph, ns an edge"] + row["transpose, ns an edge"])
+        expected = (
+            row["hash map, ns an edge"] / row["subgraph, ns an edge"] if compiler else "not measured: no C++ compiler"
+        )
+        assert row["hash map / subgraph"] == (pytest.approx(expected) if compiler else expected)
+    assert graphs[2]["edges of the batch"] == 5000
+    picture(tmp_path / "kernels.png")
 
 
 def test_loader(run, tmp_path: Path) -> None:
@@ -540,13 +567,3 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
     assert list(summary) == ["build", "CUDA tests", "rows", "step", "memory", "small", "memcheck", "racecheck"]
     assert summary["rows"].startswith("exit status 3") and summary["memory"].startswith("not done after")
     assert f"step.py --out {out}" in done.stdout and "tests/test_cuda.py" in done.stdout
-
-
-def test_huge_pages() -> None:
-    program = BENCHMARKS / "huge_pages.py"
-    command = [sys.executable, str(program), "--gigabytes", "0.004", "--rows", "50", "--repeats", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        assert "this system has no huge pages to give" in done.stderr
-        pytest.skip("this system has no huge pages")
-    assert re.findall(r"rows of +(\d+) B: \d+\.\d\d times", done.stdout) == ["64", "128", "256", "512", "1024"]
