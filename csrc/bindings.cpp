@@ -8,8 +8,9 @@
 //
 // clang-format off
 //   call               reads                                 writes
-//   Subgraph           rowptr [N+1], col [E], start, count [P]  -
-//     .write           rowptr, col                           rowptr [B+1], col, row or 0, e_id [E_B],
+//   Subgraph           rowptr [N+1], col [E],                -
+//                      start, count [P]
+//     .write           rowptr [N+1], col [E]                 rowptr [B+1], col, row or 0, e_id [E_B],
 //                                                            n_id [B+S]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]

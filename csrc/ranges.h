@@ -31,10 +31,15 @@ struct Ranges {
   int64_t total() const { return first.back(); }
   int64_t count(int64_t p) const { return first[p + 1] - first[p]; }
 
+  // The range that a position lies in.
+  int64_t range_of(int64_t position) const {
+    return std::upper_bound(first.begin(), first.end(), position) - first.begin() - 1;
+  }
+
   // Calls f(source, position, length) on the runs that make up positions [begin, end).
   template <class F>
   void for_each_run(int64_t begin, int64_t end, const F& f) const {
-    auto p = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    int64_t p = range_of(begin);
     while (begin < end) {
       const int64_t stop = std::min(end, first[p + 1]);
       if (begin < stop) f(start[p] + (begin - first[p]), begin, stop - begin);

@@ -10,6 +10,8 @@
 namespace torch_gas {
 namespace {
 
+constexpr int64_t kGrainRows = kGrain / 16;  // of which some edges each are written
+
 constexpr int kBlockBits = 6;  // 64 nodes
 constexpr int64_t kMostOfBatch = int64_t{1} << 32;
 
@@ -162,6 +164,12 @@ uint32_t Subgraph<T>::local_id(T node) const {
 }
 
 template <class T>
+int64_t Subgraph<T>::shift_of_edges(int64_t local) const {
+  const int64_t p = rows_.range_of(local);
+  return edges_.first[p] - edges_.start[p];
+}
+
+template <class T>
 void Subgraph<T>::relabel(int64_t source, int64_t length, T* out) const {
   const T* col = col_ + source;
   for (int64_t i = 0, done = 0; i < length; ++i) {
@@ -174,21 +182,19 @@ void Subgraph<T>::relabel(int64_t source, int64_t length, T* out) const {
 template <class T>
 void Subgraph<T>::write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int64_t* out_n_id,
                         bool ascending, int threads) const {
-  for (int64_t p = 0; p < rows_.size(); ++p) {
-    // Inside a range, ids and row pointers move by one constant.
-    const int64_t start = rows_.start[p], shift = edges_.first[p] - edges_.start[p];
-    parallel_for(rows_.count(p), kGrain / 16, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t local = rows_.first[p] + i, first = rowptr_[start + i] + shift;
-        out_rowptr[local] = static_cast<T>(first);
-        out_n_id[local] = start + i;
+  parallel_for(rows_.total(), kGrainRows, threads, [&](int64_t begin, int64_t end) {
+    rows_.for_each_run(begin, end, [&](int64_t node, int64_t local, int64_t length) {
+      const int64_t shift = shift_of_edges(local);
+      for (int64_t i = 0; i < length; ++i) {
+        const int64_t first = rowptr_[node + i] + shift, last = rowptr_[node + i + 1] + shift;
+        out_rowptr[local + i] = static_cast<T>(first);
+        out_n_id[local + i] = node + i;
         if (out_row != nullptr) {
-          std::fill(out_row + first, out_row + rowptr_[start + i + 1] + shift,
-                    static_cast<T>(local));
+          std::fill(out_row + first, out_row + last, static_cast<T>(local + i));
         }
       }
     });
-  }
+  });
   out_rowptr[rows_.total()] = static_cast<T>(edges_.total());
   parallel_for(static_cast<int64_t>(blocks_.size()), kGrain, threads,
                [&](int64_t begin, int64_t end) {
@@ -213,19 +219,18 @@ void Subgraph<T>::write(T* out_rowptr, T* out_col, T* out_row, T* out_e_id, int6
 template <class T>
 void Subgraph<T>::write_ascending(T* out_col, T* out_e_id, int threads) const {
   const T num_rows = static_cast<T>(rows_.total());
-  for (int64_t p = 0; p < rows_.size(); ++p) {
-    const T* rowptr = rowptr_ + rows_.start[p];
-    const int64_t shift = edges_.first[p] - edges_.start[p];
-    parallel_for(rows_.count(p), kGrain / 16, threads, [&](int64_t begin, int64_t end) {
-      std::vector<T> halo_col, halo_e_id;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t source = rowptr[i], length = rowptr[i + 1] - source;
+  parallel_for(rows_.total(), kGrainRows, threads, [&](int64_t begin, int64_t end) {
+    std::vector<T> halo_col, halo_e_id;
+    rows_.for_each_run(begin, end, [&](int64_t node, int64_t local, int64_t rows) {
+      const int64_t shift = shift_of_edges(local);
+      for (int64_t i = node; i < node + rows; ++i) {
+        const int64_t source = rowptr_[i], length = rowptr_[i + 1] - source;
         if (length > static_cast<int64_t>(halo_col.size())) {
           halo_col.resize(length);
           halo_e_id.resize(length);
         }
-        T* col = out_col + source + shift;
-        T* e_id = out_e_id + source + shift;
+        T* const col = out_col + source + shift;
+        T* const e_id = out_e_id + source + shift;
         relabel(source, length, col);
         int64_t inside = 0, outside = 0;
         for (int64_t k = 0; k < length; ++k) {
@@ -241,7 +246,7 @@ void Subgraph<T>::write_ascending(T* out_col, T* out_e_id, int threads) const {
         sort_entries(col + inside, e_id + inside, outside);
       }
     });
-  }
+  });
 }
 
 template class Subgraph<int32_t>;

@@ -44,6 +44,8 @@ class Subgraph {
   void find_halo(int64_t num_nodes, int threads);
   void add_ranges();
   uint32_t local_id(T node) const;
+  // What takes row pointers and positions of edges of the graph to those of the batch, near a row.
+  int64_t shift_of_edges(int64_t local) const;
   void relabel(int64_t source, int64_t length, T* out) const;
   void write_ascending(T* out_col, T* out_e_id, int threads) const;
 
