@@ -17,6 +17,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas import loader as loader_module
 from torch_gas.adjacency import coo
 
 N, E = 70, 500
@@ -284,6 +285,17 @@ def test_seed_makes_the_order() -> None:
     assert epochs[0][0] != epochs[0][1] != epochs[0][2]
     with pytest.raises(ValueError, match="seed or generator, not both"):
         SubgraphLoader(data, ptr, seed=0, generator=torch.Generator())
+
+
+def test_batches_are_made_ahead_where_a_core_is_left_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    default, fixed = SubgraphLoader(graph(), PTR, 1), SubgraphLoader(graph(), PTR, 1, prefetch=3)
+    for threads, prefetch in ((1, 2), (3, 2), (4, 0), (5, 0)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(loader_module, "_num_cores", lambda: 4)
+        assert (default.prefetch, fixed.prefetch) == (prefetch, 3)
+        default.device = torch.device("cuda")
+        assert default.prefetch == 2  # the step runs elsewhere
+        default.device = torch.device("cpu")
 
 
 @pytest.mark.parametrize("prefetch", [2, 4, 20])

@@ -7,6 +7,7 @@ in-neighbours outside of it: rows B .. B+S-1 of every node tensor.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import weakref
 from collections import deque
@@ -240,7 +241,8 @@ class SubgraphLoader(DataLoader[SubData]):
         log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
         shuffle: whether parts are grouped anew at random in each epoch.
         seed: makes the order reproducible whatever the global random state is.
-        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. With
+        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. By default 2 where the
+            thread has a core to itself or batches go to a GPU, and 0 where torch's threads have all cores. With
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
         device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
             memory. By default all of a batch does, and ``batch.to(device)`` moves it.
@@ -273,19 +275,19 @@ class SubgraphLoader(DataLoader[SubData]):
         neighbors: str = "in",
         shuffle: bool = False,
         seed: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         cache_size: int = 2**30,
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
         if batch_size is None:
             raise ValueError("SubgraphLoader: batch_size must be a number of parts, at least 1, but is None")
-        if prefetch < 0 or cache_size < 0:
+        if (prefetch is not None and prefetch < 0) or cache_size < 0:
             raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = _Builder(data, _check_ptr(ptr, data), bipartite, neighbors)
-        self.prefetch = prefetch
+        self._prefetch = prefetch
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
@@ -322,6 +324,13 @@ class SubgraphLoader(DataLoader[SubData]):
         """N."""
         return self.builder.num_nodes
 
+    @property
+    def prefetch(self) -> int:
+        """How many batches are made ahead."""
+        if self._prefetch is not None:
+            return self._prefetch
+        return 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
+
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
         self.builder.check_unchanged()
         contents = _contents(self.data)
@@ -351,7 +360,8 @@ class SubgraphLoader(DataLoader[SubData]):
             self._courier = Courier(self.device)
         tasks = self._tasks()
         ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
-        if self.prefetch == 0 or (self.num_workers > 0 and self._courier is None):
+        prefetch = self.prefetch
+        if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
             return
@@ -365,7 +375,7 @@ class SubgraphLoader(DataLoader[SubData]):
         try:
             for task in tasks:
                 ahead.append(pool.submit(self._send, task))
-                if len(ahead) > self.prefetch:
+                if len(ahead) > prefetch:
                     yield *ahead.popleft().result(), ahead
             while ahead:
                 yield *ahead.popleft().result(), ahead
@@ -457,6 +467,11 @@ class EvalSubgraphLoader(SubgraphLoader):
         ptr = _check_ptr(ptr, data)
         merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
         super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_data(data: Data) -> int:

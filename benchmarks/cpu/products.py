@@ -21,7 +21,7 @@ from sides import Side
 from torch_gas import SubgraphLoader
 from torch_gas.partition.parts import BACKENDS
 
-PRODUCTS = Size(2_400_000, 64.5, 100, 256, 47, nodes_a_part=2400, parts_a_batch=10, dropout=0.5)
+PRODUCTS = Size(2_400_000, 64.5, 100, 256, 47, nodes_a_part=2400, parts_a_batch=25, dropout=0.5)
 TINY = Size(4000, 12.0, 16, 16, 4, nodes_a_part=100, parts_a_batch=4, dropout=0.5)
 LIMIT = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -153,7 +153,7 @@ def main() -> None:
     args = parse(parser)
     record = machine()
     size = TINY if args.quick else PRODUCTS._replace(num_nodes=int(args.share * PRODUCTS.num_nodes))
-    small = size._replace(num_nodes=1000) if args.quick else size._replace(num_nodes=50_000, nodes_a_part=1250)
+    small = size._replace(num_nodes=1000) if args.quick else size._replace(num_nodes=50_000, nodes_a_part=1250, parts_a_batch=10)
     call = (small, size, args.backend, args.histories)
     rows, stages = train(*call, None) if args.quick else apart(train, *call, LIMIT)
     print(*rows, sep="\n", flush=True)
@@ -162,7 +162,7 @@ def main() -> None:
     sizes = (
         f"{size.features} features, {size.channels} channels, {size.classes} classes, {size.num_layers} layers, dropout "
         f"{size.dropout}; parts of about {size.nodes_a_part:,} nodes ({small.nodes_a_part:,} of the small graph) by "
-        f"{args.backend}, {size.parts_a_batch} in a batch; histories in {args.histories}. "
+        f"{args.backend}, {size.parts_a_batch} ({small.parts_a_batch}) in a batch; histories in {args.histories}. "
     )
     memory = (
         "Physical memory of the process at its highest since its start, the interpreter and its libraries among it, while "
