@@ -136,7 +136,7 @@ def draw(by_side: list[dict[str, Any]], splits: list[dict[str, Any]]) -> Any:
     right.set(ylabel="seconds an epoch", title="Our epochs over CSR, by phase")
     right.set_xticks(range(len(ours)), [f"{row['model']}, {row['dropout']}" for row in ours], rotation=90)
     right.set_xlabel("model, dropout")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(sides), frameon=False, columnspacing=1)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, frameon=False, columnspacing=1)
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3, axis="y")
