@@ -125,4 +125,9 @@ def test_linear_layers_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = Net(40, num_layers=2), random_graph(40, 200)
     batch = next(iter(SubgraphLoader(data, torch.tensor([0, 10, 40]), 1)))
     model(batch)
+    number = len(seen)
+    model.convs[-1].lin_l.forward = lambda x: x @ model.convs[-1].lin_l.weight.t()  # somebody's own
+    model(batch)
+    assert len(seen) == 2 * number - 1
+    del model.convs[-1].lin_l.forward
     assert seen and all("forward" not in vars(module) for module in model.modules())

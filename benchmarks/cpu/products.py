@@ -153,7 +153,11 @@ def main() -> None:
     args = parse(parser)
     record = machine()
     size = TINY if args.quick else PRODUCTS._replace(num_nodes=int(args.share * PRODUCTS.num_nodes))
-    small = size._replace(num_nodes=1000) if args.quick else size._replace(num_nodes=50_000, nodes_a_part=1250, parts_a_batch=10)
+    small = (
+        size._replace(num_nodes=1000)
+        if args.quick
+        else size._replace(num_nodes=50_000, nodes_a_part=1250, parts_a_batch=10)
+    )
     call = (small, size, args.backend, args.histories)
     rows, stages = train(*call, None) if args.quick else apart(train, *call, LIMIT)
     print(*rows, sep="\n", flush=True)

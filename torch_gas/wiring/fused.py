@@ -35,7 +35,7 @@ def fused(model: Module) -> Iterator[None]:
             if not isinstance(module, MessagePassing) or is_compiled(module):
                 continue
             for lin in module.children():
-                if type(lin) in (Linear, torch.nn.Linear):
+                if type(lin) in (Linear, torch.nn.Linear) and "forward" not in vars(lin):
                     override(lin, "forward", partial(_linear, lin), stack)
             layer: Any = type(module)
             if _is_product(layer):
