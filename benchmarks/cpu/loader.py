@@ -10,8 +10,10 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
+import torch
 from bench import arguments, machine, parse, save
 from matplotlib import pyplot as plt
 from shared import save_picture, table
@@ -70,9 +72,14 @@ def _drain(batches: Iterable[Any]) -> float:
 
 
 def in_training(graphs: Graphs, setting: Setting, quick: bool) -> list[dict[str, Any]]:
-    """Epochs of models over CSR and what of them is spent waiting for the loader, all ways in turn."""
+    """Epochs of models over CSR and what of them is spent waiting for the loader, all ways in turn.
+
+    Torch has all threads, or one less, which leaves a core to the thread that makes batches.
+    """
     rows = []
-    for name, rounds in MODELS.items():
+    most = torch.get_num_threads()
+    for threads, (name, rounds) in product(sorted({most, max(most - 1, 1)}, reverse=True), MODELS.items()):
+        torch.set_num_threads(threads)
         sides = Sides(setting, graphs, name, 0.0, None)
         running: dict[str, Side] = {}
         for way, loader in loaders(graphs, setting, "csr", sides.data is graphs.weighted).items():
@@ -87,17 +94,19 @@ def in_training(graphs: Graphs, setting: Setting, quick: bool) -> list[dict[str,
             epoch = statistics.median(sum(lap.values()) for lap in each)
             wait = statistics.median(lap["loader"] for lap in each)
             share = statistics.median(100 * lap["loader"] / sum(lap.values()) for lap in each)
-            row = {"model": name, "batches are made": way, "epoch, s": epoch}
+            row = {"model": name, "threads": threads, "batches are made": way, "epoch, s": epoch}
             rows.append(row | {"waiting, ms": 1e3 * wait, "waiting, %": share})
+    torch.set_num_threads(most)
     return rows
 
 
 def draw(speed: list[dict[str, Any]], waits: list[dict[str, Any]]) -> Any:
     """Edges a second by format, and the share of an epoch that is spent waiting."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained", width_ratios=(1, 1))
     _bars(left, [way for way in WAYS if way != "kept"], speed, "format", "million edges/s")
     left.set(ylabel="million edges a second", title="The loader alone")
-    _bars(right, list(WAYS), waits, "model", "waiting, %")
+    labelled = [{**row, "model": f"{row['model']},\nthreads: {row['threads']}"} for row in waits]
+    _bars(right, list(WAYS), labelled, "model", "waiting, %")
     right.set(ylabel="% of an epoch", title="Waiting for batches while training, CSR")
     right.legend(title="batches are made", frameon=False)
     for axes in (left, right):
@@ -131,7 +140,7 @@ def main() -> None:
         "of the first epoch come again, as they do without shuffling while they fit cache_size."
     )
     of_training = (
-        "Over CSR, without dropout. The first batch of an epoch has nothing to hide behind: with four batches an epoch, a "
+        "Over CSR, without dropout. Threads: torch's. The first batch of an epoch has nothing to hide behind: with four batches an epoch, a "
         "quarter of the loader's time remains."
     )
     tables = [
