@@ -140,8 +140,8 @@ def main() -> None:
         "of the first epoch come again, as they do without shuffling while they fit cache_size."
     )
     of_training = (
-        "Over CSR, without dropout. Threads: torch's. The first batch of an epoch has nothing to hide behind: with four batches an epoch, a "
-        "quarter of the loader's time remains."
+        "Over CSR, without dropout. Threads: torch's. The first batch of an epoch has nothing to hide behind: with four "
+        "batches an epoch, a quarter of the loader's time remains."
     )
     tables = [
         table("The loader alone", speed, of_loader),
