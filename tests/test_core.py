@@ -318,22 +318,22 @@ def test_rows_that_are_written_around_the_caches(
     types: tuple[torch.dtype, torch.dtype], width: int, first: int
 ) -> None:
     """Both tables hold more than what is written otherwise; rows start at lines of the cache and elsewhere."""
-    num_rows = 4_000_000 // width
+    num_rows = 2_200_000 // width
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(first + num_rows * width, generator=generator).to(types[0])[first:].view(num_rows, width)
     index = torch.randperm(num_rows, generator=generator)
     offset, count = torch.tensor([num_rows // 2, 0]), torch.tensor([num_rows - num_rows // 2, num_rows // 2])
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        twins.same_bits(_core.gather_rows(table, index, types[1]), table[index].to(types[1]))
+        assert torch.equal(_core.gather_rows(table, index, types[1]), table[index].to(types[1]))
         rows = _core.read_chunks(table, offset, count, types[1])
-        twins.same_bits(rows, table.roll(num_rows - num_rows // 2, 0).to(types[1]))
+        assert torch.equal(rows, table.roll(num_rows - num_rows // 2, 0).to(types[1]))
         copy = torch.zeros(first + num_rows * width, dtype=types[0])[first:].view(num_rows, width)
         _core.scatter_rows(copy, index, rows)
-        twins.same_bits(copy[index], rows.to(types[0]))
+        assert torch.equal(copy[index], rows.to(types[0]))
         copy.zero_()
         _core.write_chunks(copy, offset, count, rows)
-        twins.same_bits(copy, table.to(types[1]).to(types[0]))
+        assert torch.equal(copy, table.to(types[1]).to(types[0]))
 
 
 @given(seeds, st.sampled_from(twins.FLOATS + twins.COPIED), widths, st.integers(1, 60), st.data())
