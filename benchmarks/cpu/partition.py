@@ -21,7 +21,7 @@ from typing import Any
 
 import kaminpar  # noqa: F401  (imported before the memory is looked at)
 import numpy as np
-import pymetis  # noqa: F401
+import pymetis  # noqa: F401  (likewise)
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
