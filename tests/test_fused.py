@@ -223,6 +223,9 @@ def test_gradients_of_heads() -> None:
 
     assert torch.autograd.gradcheck(run, (rows, dst, src))
     assert torch.autograd.gradgradcheck(run, (rows, dst, src))
+    inputs = (rows, dst, src)
+    plain, differentiable = (torch.autograd.grad(run(*inputs).sum(), inputs, create_graph=c) for c in (False, True))
+    torch.testing.assert_close(differentiable, plain)  # two ways to the same gradients
 
 
 def test_compiled_layers_are_left_alone() -> None:
