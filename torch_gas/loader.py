@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
@@ -34,6 +33,7 @@ from torch_gas.adjacency import (
     num_nodes_of,
     to_csr,
 )
+from torch_gas.features import take
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
 from torch_gas.sparse import edges_of, kept_edges
@@ -105,11 +105,11 @@ class _Builder:
             if dim == 0 and _core.is_table(value):
                 batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
             else:
-                batch[key] = select(value, n_id, dim)
+                batch[key] = take(value, n_id, dim)
         if self.csr.perm is not None:
             e_id = self.csr.perm.index_select(0, e_id)
         for key in self.edge_keys:
-            batch[key] = select(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
+            batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
         return SubData(batch, batch_size, n_id, offset, count)
 
@@ -535,16 +535,6 @@ def _contents(data: Data) -> list[tuple[Any, int]]:
 def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
     value = data[key]
     return data.is_node_attr(key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)
-
-
-def select(value: Any, index: Tensor, dim: int) -> Any:
-    if isinstance(value, Tensor):
-        return value.index_select(dim, index)
-    if isinstance(value, np.ndarray):
-        return value.take(index.numpy(), axis=dim)
-    if isinstance(value, (list, tuple)):
-        return type(value)(value[i] for i in index.tolist())
-    return value[index]
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
+from torch_gas.adjacency import is_csr
 from torch_gas.compiled import is_called_compiled, is_compiled, untraced
 from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
@@ -107,6 +108,10 @@ def scale(
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
     if data is not None and not isinstance(data, Data):
         raise TypeError(f"scale(): data must be a torch_geometric.data.Data, but is {type(data)}")
+    if data is not None and is_csr(data.x):
+        raise ValueError(
+            "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
+        )
     if data is not None and data.x is None and "num_nodes" not in data:
         raise ValueError("scale(): data has neither x nor num_nodes; set one of them")
     if data is not None and num_nodes not in (None, data.num_nodes):

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas import _core
 from torch_gas.adjacency import coo, is_csr, is_edge_index, is_matrix, is_sparse_tensor, to_csr
+from torch_gas.features import pattern
 from torch_gas.halo import batch_rows, join
 from torch_gas.partition.record import check_ids
 from torch_gas.transfer import version
@@ -199,7 +200,15 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
         edges: the edges.
         weight: a number for each edge, [E], or for each edge and head, [E, H], that its row is multiplied by.
         mean: whether sums are divided by the number of edges.
+
+    Raises:
+        TypeError: if ``rows`` are a sparse matrix.
     """
+    if is_csr(rows):
+        raise TypeError(
+            "this layer sums up its input over edges before any linear layer, which takes dense features: "
+            "data.x = data.x.to_dense()"
+        )
     dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
     weight = None if weight is None else weight.to(dtype)
     x = rows.to(dtype)
@@ -210,6 +219,20 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
         else _Product.apply(near, weight, edges, False, x.detach())
     )
     return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of a sparse matrix on the CPU, whose gradient sorts no entries but the first time.
+
+    Args:
+        x: features as a ``torch.sparse_csr`` matrix, [N, C_in].
+        weight: [C_out, C_in].
+        bias: [C_out], or None.
+    """
+    edges = edges_of(pattern(x), x.size(0), x.size(1))
+    assert edges is not None
+    out = aggregate(weight.t().contiguous(), edges, x.values())
+    return out if bias is None else out + bias
 
 
 def attention(dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.adjacency import is_csr
+from torch_gas.features import with_values
 from torch_gas.halo import batch_rows, join
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -21,6 +23,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     vector instructions draw them side by side. The seed comes from torch's default generator of the CPU:
     :func:`torch.manual_seed` makes masks reproducible, for any number of threads; they are other ones than torch's. No mask is
     kept: the backward pass draws it again. The result is contiguous.
+
+    Of a sparse matrix (``torch.sparse_csr``), the stored entries are dropped; all others are zero, whether dropped or not.
 
     Anything else goes to torch's own function: other devices and types, subclasses of tensors, code that is compiled or traced,
     and transforms of :mod:`torch.func`.
@@ -47,6 +51,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
     if not training or p == 0:
         return x
+    if is_csr(x):
+        return with_values(x, dropout(x.values(), p, training))
     if torch.compiler.is_compiling() or not _has_plain_memory(x):
         return F.dropout(x, p)
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))

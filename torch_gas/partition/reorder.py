@@ -28,6 +28,7 @@ from torch_gas.adjacency import (
     stored_edges,
     to_csr,
 )
+from torch_gas.features import take
 from torch_gas.partition.record import INTEGERS, Partition, check_ids, check_perm, count_nodes
 
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
@@ -229,9 +230,9 @@ def _reorder(
         if _holds_ids(data, key, value, num_nodes):
             value = _relabel(value, new_id, f"{where}: data.{key}")
         if level == "node":
-            value = _take(value, index, data.__cat_dim__(key, value))
+            value = take(value, index, data.__cat_dim__(key, value))
         elif level == "edge" and edge_order is not None:
-            value = _take(value, edge_order, data.__cat_dim__(key, value))
+            value = take(value, edge_order, data.__cat_dim__(key, value))
         out[key] = value
     return out, edge_order
 
@@ -350,16 +351,6 @@ def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return new.numpy().astype(value.dtype)
     return type(value)(new.tolist())
-
-
-def _take(value: Any, index: Tensor, dim: int) -> Any:
-    if isinstance(value, Tensor):
-        return value.index_select(dim, index.to(value.device))
-    if isinstance(value, np.ndarray):
-        return np.take(value, index.cpu().numpy(), axis=dim)
-    if isinstance(value, (list, tuple)):
-        return type(value)(value[i] for i in index.tolist())
-    return value[index]
 
 
 def _sort_key(adj: Any, src: Tensor, dst: Tensor, num_nodes: int) -> Tensor | None:

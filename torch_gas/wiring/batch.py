@@ -20,6 +20,7 @@ from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
 from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
 from torch_gas.compiled import untraced
+from torch_gas.features import first_rows
 from torch_gas.halo import batch_rows
 
 
@@ -172,12 +173,12 @@ class _Layer:
         x_0 = given.get("x_0")
         if isinstance(x_0, Tensor) and x_0.size(0) == batch_size:  # cut by the caller, as PyGAS models do
             return None
-        values = list(given.values())
+        values = [value for value in given.values() if value is not x]
         square = self.is_square or (self.adds_loops and any([is_matrix(value) for value in values]))
         square = square or (self.is_fused and any([is_edge_index_object(value) for value in values]))
         if self.takes_pair and not square:
             targets = batch_rows(x)
-            given_pair = (x, x[:batch_size] if targets is None else targets)
+            given_pair = (x, first_rows(x, batch_size) if targets is None else targets)
             if "x" in kwargs:
                 kwargs = kwargs | {"x": given_pair}
             else:
@@ -187,8 +188,11 @@ class _Layer:
             num_dst = batch_size
         else:
             num_dst = num_rows
-        args = tuple([self.batch.resize(value, num_dst, num_rows) for value in args])
-        return args, {key: self.batch.resize(value, num_dst, num_rows) for key, value in kwargs.items()}
+
+        def resize(value: Any) -> Any:  # all adjacencies, and no features that are a matrix
+            return value if value is x else self.batch.resize(value, num_dst, num_rows)
+
+        return tuple([resize(value) for value in args]), {key: resize(value) for key, value in kwargs.items()}
 
     def cut(self, out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
+from torch_gas import sparse
 from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.compiled import is_compiled
 from torch_gas.halo import linear
@@ -28,15 +29,14 @@ from torch_gas.wiring.batch import WIRING, override
 def fused(model: Module) -> Iterator[None]:
     """While entered, layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can.
 
-    Linear layers inside of convolutions compute no gradients of halo rows that come from histories.
+    Linear layers compute no gradients of halo rows that come from histories, and multiply sparse features as such.
     """
     with ExitStack() as stack:
         for module in model.modules():
+            if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
+                override(module, "forward", partial(_linear, module), stack)
             if not isinstance(module, MessagePassing) or is_compiled(module):
                 continue
-            for lin in module.children():
-                if type(lin) in (Linear, torch.nn.Linear) and "forward" not in vars(lin):
-                    override(lin, "forward", partial(_linear, lin), stack)
             layer: Any = type(module)
             if _is_product(layer):
                 override(module, "propagate", _Propagate(module), stack)
@@ -76,7 +76,9 @@ _PARTS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_up
 
 
 def _linear(lin: Any, x: Tensor) -> Tensor:
-    """``forward`` of a linear layer inside of a convolution."""
+    """``forward`` of a linear layer."""
+    if is_csr(x) and x.device.type == "cpu":
+        return sparse.linear(x, lin.weight, lin.bias)
     return linear(x, lin.weight, lin.bias)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import coo, find_adjacency, resize
-from torch_gas.loader import SubData, SubgraphLoader, select
+from torch_gas.features import take
+from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.partition.reorder import edge_attrs, from_coo
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
@@ -43,12 +44,12 @@ def small_graph(data: Data) -> Data:
             continue
         dim = data.__cat_dim__(name, held)
         if name in per_edge:
-            small[name] = select(held, edges, dim)
+            small[name] = take(held, edges, dim)
         elif data.is_node_attr(name):
-            small[name] = select(held, nodes, dim)
+            small[name] = take(held, nodes, dim)
     small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)
     for name in per_edge if moved is not None else ():
-        small[name] = select(small[name], cast(Tensor, moved), data.__cat_dim__(name, small[name]))
+        small[name] = take(small[name], cast(Tensor, moved), data.__cat_dim__(name, small[name]))
     small.num_nodes = NUM_NODES
     for name in ("perm", "edge_perm"):
         if name in small:
@@ -72,7 +73,7 @@ def widen(batch: SubData, small: Data) -> SubData:
     key, adj = find_adjacency(data)
     for name, held in small.to_dict().items():
         if name != key and small.is_node_attr(name):
-            data[name] = select(held, n_id, small.__cat_dim__(name, held))
+            data[name] = take(held, n_id, small.__cat_dim__(name, held))
     data[key] = resize(adj, n_id.numel(), n_id.numel())
     data.num_nodes = n_id.numel()
     return batch._replace(data=data, n_id=n_id)

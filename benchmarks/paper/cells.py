@@ -1,0 +1,65 @@
+"""Results of single runs ("cells" of a table), kept in a file, so that a command that was stopped goes on where it was.
+
+A cell is a line of JSON, added when it is finished: what was run, by which recipe, and what came out. Several commands may add to
+one file at the same time. A cell whose recipe has changed since is run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from command import host, today
+
+
+class Cells:
+    """The finished cells of a table.
+
+    Args:
+        path: the file, which is made when the first cell is finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            cell = json.loads(line)
+            self._found[_name(cell["of"])] = cell
+
+    def get(self, of: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any] | None:
+        """The result of the cell, if it was run by this recipe."""
+        cell = self._found.get(_name(of))
+        return cell["result"] if cell is not None and cell["recipe"] == _digest(recipe) else None
+
+    def run(self, of: dict[str, Any], recipe: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of the cell, computed now unless it is there already."""
+        result = self.get(of, recipe)
+        if result is None:
+            result = compute()
+            machine = {"date": today(), **host()}
+            cell = {"of": of, "recipe": _digest(recipe), "result": result, "machine": machine}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps(cell, allow_nan=False) + "\n"
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, line.encode())  # in one piece, beside those of other commands
+            finally:
+                os.close(file)
+            self._found[_name(of)] = cell
+        return result
+
+    def machine(self) -> dict[str, str]:
+        """The machine and versions of the last cell."""
+        return list(self._found.values())[-1]["machine"]
+
+
+def _name(of: dict[str, Any]) -> str:
+    return json.dumps(of, sort_keys=True)
+
+
+def _digest(recipe: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,187 @@
+"""How the paper trains: a graph in parts, a shipped model, and epochs with exact evaluation that refreshes the histories."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas import SubgraphLoader, add_self_loops, compute_micro_f1, gcn_norm, get_data, metis, models, permute
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+HISTORIES, FULL_BATCH = "histories", "full batch"
+NORMALISED = ("GCN", "APPNP", "GCN2")  # by the degrees of the whole graph, once
+SPARSE = 0.1  # features of which fewer are not zero are stored as a sparse matrix
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained on a data set; recipes/*.toml say what each entry is."""
+
+    model: dict[str, Any]
+    parts: int
+    batch_size: int
+    lr: float
+    epochs: int
+    weight_decay: float = 0.0
+    last_weight_decay: float = 0.0
+    max_norm: float | None = None
+    published: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides on results."""
+        return {key: value for key, value in asdict(self).items() if key != "published"}
+
+
+def load_recipes(path: Path) -> dict[str, dict[str, Recipe]]:
+    """Recipes by model and data set."""
+    tables = tomllib.loads(path.read_text())
+    return {model: {data: Recipe(**entry) for data, entry in found.items()} for model, found in tables.items()}
+
+
+class Task(NamedTuple):
+    """A graph in the order of its parts, ready for a model."""
+
+    graph: Data
+    ptr: Tensor
+    in_channels: int
+    out_channels: int
+
+
+def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "metis") -> Task:
+    """The graph as ``model`` needs it, in ``parts`` parts by METIS, or of nodes at random."""
+    data, in_channels, out_channels = get_data(root, dataset, layout="csr")
+    if model in NORMALISED:
+        data = gcn_norm(data)
+    elif model == "GAT":
+        data = add_self_loops(data)
+    if partition == "metis":
+        perm, ptr = metis(data, parts, log=False)
+    else:
+        perm = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(0))
+        ptr = torch.linspace(0, data.num_nodes, parts + 1).long()
+    if float((data.x != 0).float().mean()) < SPARSE:
+        data.x = data.x.to_sparse_csr()
+    return Task(permute(data, perm, log=False), ptr, in_channels, out_channels)
+
+
+def make_model(name: str, task: Task, recipe: Recipe, device: str) -> models.base.Model:
+    """A shipped model of that name; its histories are on the same device, as these graphs are small."""
+    shape = {"in_channels": task.in_channels, "out_channels": task.out_channels, **recipe.model}
+    return getattr(models, name)(task.graph.num_nodes, **shape, device=device).to(device)
+
+
+class Epoch(NamedTuple):
+    """After an epoch: scores in [0, 1] on the whole graph, and seconds of training and of evaluation so far."""
+
+    train: float
+    val: float
+    test: float
+    training_seconds: float
+    evaluation_seconds: float
+
+
+def train(
+    model: models.base.Model,
+    task: Task,
+    recipe: Recipe,
+    method: str,
+    seed: int,
+    device: str,
+    every_epoch: Callable[[], None] = lambda: None,
+    refresh: bool = True,
+) -> list[Epoch]:
+    """Trains ``model``, whose parameters are drawn by ``seed``, and tells of each epoch.
+
+    Evaluation is exact, on the whole graph, and writes its embeddings to the histories unless ``refresh`` is false.
+    """
+    graph = copy.copy(task.graph).to(device)
+    train_mask, val_mask, test_mask = split_of(graph, seed)
+    batches: Any = [(graph,)]
+    if method == HISTORIES:
+        batches = SubgraphLoader(task.graph, task.ptr, recipe.batch_size, shuffle=True, seed=seed, device=device)
+    torch.manual_seed(seed)
+    model.reset_parameters()
+    optimizer = torch.optim.Adam(model.parameter_groups(recipe.weight_decay, recipe.last_weight_decay), lr=recipe.lr)
+
+    @torch.no_grad()
+    def evaluate() -> Tensor:
+        kept = [] if refresh else [history.pull() for history in model.histories]
+        out = model.eval()(graph.x, graph.adj_t)
+        for history, rows in zip(model.histories, kept, strict=False):
+            history.emb.copy_(rows)
+        return out
+
+    seconds = {"training": 0.0, "evaluation": 0.0}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds[name] += time.perf_counter() - start
+        return result
+
+    def step_through() -> None:
+        model.train()
+        for batch, *ids in batches:
+            step(model, optimizer, batch, ids, split_of(batch, seed)[0], recipe.max_norm)
+
+    timed("evaluation", evaluate)  # fills the histories
+    epochs = []
+    for _ in range(recipe.epochs):
+        timed("training", step_through)
+        out = timed("evaluation", evaluate)
+        scores = (compute_micro_f1(out, graph.y, mask) for mask in (train_mask, val_mask, test_mask))
+        epochs.append(Epoch(*scores, seconds["training"], seconds["evaluation"]))
+        every_epoch()
+    return epochs
+
+
+def step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: Data,
+    ids: list[Any],
+    train_mask: Tensor,
+    max_norm: float | None = None,
+) -> None:
+    """A step of the optimiser on a batch; one without training nodes only pushes its embeddings."""
+    out = model(batch.x, batch.adj_t, *ids)
+    mask, y = train_mask[: out.size(0)], batch.y[: out.size(0)]
+    if not mask.any():
+        return
+    loss = F.cross_entropy(out[mask], y[mask])
+    optimizer.zero_grad()
+    loss.backward()
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+
+
+def split_of(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test mask [N] of a run, of which each may come as [N, splits]."""
+    masks = (data.train_mask, data.val_mask, data.test_mask)
+    train, val, test = (mask[:, seed % mask.size(1)] if mask.dim() == 2 else mask for mask in masks)
+    return train, val, test
+
+
+def best(epochs: list[Epoch]) -> tuple[int, Epoch]:
+    """The first epoch with the best validation score, counted from 1."""
+    index = max(range(len(epochs)), key=lambda i: (epochs[i].val, -i))
+    return index + 1, epochs[index]

@@ -1,0 +1,118 @@
+"""The commands of the paper's tables run on tiny recipes: they finish, go on where they were, and write tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import image
+
+PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
+FOLDERS = (PAPER.parent, PAPER)
+TINY = """
+[GCN."synthetic:300"]
+published = { full_batch = [80.0, 1.0], histories = [81.0, 2.0] }
+model = { hidden_channels = 8, num_layers = 2, dropout = 0.5 }
+parts = 6
+batch_size = 3
+lr = 0.01
+weight_decay = 5e-4
+max_norm = 1.0
+epochs = 3
+
+[GAT."synthetic:300"]
+model = { hidden_channels = 4, hidden_heads = 2, out_heads = 1, num_layers = 2 }
+parts = 6
+batch_size = 3
+lr = 0.01
+epochs = 2
+"""
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets commands import what they share; other folders have modules of the same names."""
+    monkeypatch.syspath_prepend(str(PAPER))  # which leads to what all benchmarks share
+    names = {path.stem for folder in FOLDERS for path in folder.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    yield
+    for name in names & sys.modules.keys():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a command in this process with results in ``tmp_path``, and gives its section of them."""
+
+    def run(name: str, *options: str, recipes: str = TINY) -> dict[str, Any]:
+        (tmp_path / "recipes.toml").write_text(recipes)
+        given = ("--recipes", str(tmp_path / "recipes.toml"), "--out", str(tmp_path), "--device", "cpu", *options)
+        monkeypatch.setattr(sys, "argv", [name, *given])
+        with torch.random.fork_rng(devices=[]):
+            runpy.run_path(str(PAPER / f"{name}.py"), run_name="__main__")
+        section: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())[name]
+        assert section["question"].endswith((".", "?", ")"))
+        assert image.imread(tmp_path / f"{name}.png").std() > 0
+        return section
+
+    return run
+
+
+def test_small_writes_every_cell_once(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    section = run("small", "--seeds", "2")
+    gcn, gat = section["tables"][0]["rows"]
+    assert (gcn["model"], gcn["data set"], gcn["seeds"]) == ("GCN", "synthetic:300", 2)
+    assert gcn["histories in the paper, %"] == "81.00 ± 2.00" and gat["histories in the paper, %"] == "-"
+    cells = tmp_path / "cells" / "small.jsonl"
+    finished = cells.read_text()
+    assert len(finished.splitlines()) == 2 * 2 * 2
+
+    assert run("small", "--seeds", "2")["tables"] == section["tables"]
+    assert cells.read_text() == finished
+
+    run("small", "--seeds", "3", "--models", "GAT")
+    assert len(cells.read_text().splitlines()) == 2 * 2 * 2 + 2
+
+
+def test_small_runs_a_cell_again_when_its_recipe_changed(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run("small", "--seeds", "1", "--models", "GCN")
+    before = (tmp_path / "cells" / "small.jsonl").read_text().splitlines()
+    run("small", "--seeds", "1", "--models", "GCN", recipes=TINY.replace("lr = 0.01", "lr = 0.02"))
+    after = (tmp_path / "cells" / "small.jsonl").read_text().splitlines()
+    assert after[:2] == before and len(after) == 4
+
+
+def test_small_leaves_out_data_that_is_not_there(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    both = TINY + TINY.replace("synthetic:300", "Cora").replace("[GAT", "[APPNP").split("[APPNP")[0]
+    section = run("small", "--seeds", "1", "--models", "GCN", "--root", str(tmp_path / "none"), recipes=both)
+    assert [row["data set"] for row in section["tables"][0]["rows"]] == ["synthetic:300"]
+    assert "Cora is left out" in capsys.readouterr().out
+
+
+def test_models_without_a_recipe_are_refused(run: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(SystemExit, match=r"no recipe for PNA; recipes\.toml has GCN, GAT"):
+        run("small", "--models", "PNA")
+
+
+def test_every_recipe_of_the_paper_is_complete() -> None:
+    from training import RECIPES, load_recipes
+
+    recipes = load_recipes(RECIPES / "small.toml")
+    assert list(recipes) == ["GCN", "GAT", "APPNP", "GCN2"]
+    assert [len(found) for found in recipes.values()] == [8, 6, 8, 8]
+    for found in recipes.values():
+        for recipe in found.values():
+            assert 0 < recipe.batch_size < recipe.parts and recipe.published.keys() == {"full_batch", "histories"}
