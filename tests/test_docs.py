@@ -37,6 +37,15 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(compile(block, "choosing.md", "exec"), {"loader": loader})
 
 
+def test_code_about_staleness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in python_blocks(ROOT / "docs" / "staleness.md"):
+        exec(compile(block, "staleness.md", "exec"), namespace)
+    out = namespace["out"]
+    assert isinstance(out, torch.Tensor) and out.shape == (namespace["batch"].data.num_nodes, namespace["out_channels"])
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)

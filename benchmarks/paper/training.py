@@ -114,7 +114,10 @@ def train(
     train_mask, val_mask, test_mask = split_of(graph, seed)
     batches: Any = [(graph,)]
     if method == HISTORIES:
-        batches = SubgraphLoader(task.graph, task.ptr, recipe.batch_size, shuffle=True, seed=seed, device=device)
+        options = (
+            {"prefetch": 0} if device == "cpu" else {"device": device}
+        )  # batches are too small to share with a thread
+        batches = SubgraphLoader(task.graph, task.ptr, recipe.batch_size, shuffle=True, seed=seed, **options)
     torch.manual_seed(seed)
     model.reset_parameters()
     optimizer = torch.optim.Adam(model.parameter_groups(recipe.weight_decay, recipe.last_weight_decay), lr=recipe.lr)
