@@ -92,7 +92,7 @@ class Exact(Refresh):
 
     Over the loader it takes L sweeps, each of which computes one layer, in the memory of one batch. Where :meth:`Policy.bind`
     got the whole graph, it takes one pass over that, in the memory of full-batch evaluation: less work where it fits, because
-    batches are not made and halos not read L times.
+    what lies between two convolutions is not computed L times.
     """
 
     exact: ClassVar[bool] = True
