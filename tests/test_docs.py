@@ -42,8 +42,7 @@ def test_code_about_staleness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     namespace: dict[str, object] = {}
     for block in python_blocks(ROOT / "docs" / "staleness.md"):
         exec(compile(block, "staleness.md", "exec"), namespace)
-    out = namespace["out"]
-    assert isinstance(out, torch.Tensor) and out.shape == (namespace["batch"].data.num_nodes, namespace["out_channels"])
+    assert namespace["refresher"].cost.refreshes == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,6 +1,6 @@
 """Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
 
-from torch_gas import models
+from torch_gas import models, refresh, regularization
 from torch_gas.datasets import get_data
 from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
@@ -33,6 +33,8 @@ __all__ = [
     "metis",
     "models",
     "permute",
+    "refresh",
+    "regularization",
     "save_partition",
     "scale",
     "unpermute",

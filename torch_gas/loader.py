@@ -332,13 +332,32 @@ class SubgraphLoader(DataLoader[SubData]):
         return 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
 
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
+        return self._serve(self._tasks)
+
+    def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
+        """Batches of the given parts, in their order, instead of those of an epoch.
+
+        Args:
+            batches: the parts of each batch, by their position in :attr:`ptr`.
+
+        Raises:
+            IndexError: if a part is negative or not below the number of parts.
+        """
+        num_parts = self.ptr.numel() - 1
+        for part in (part for parts in batches for part in parts):
+            if not 0 <= part < num_parts:
+                raise IndexError(f"SubgraphLoader.only: part {part} must be in 0 .. {num_parts - 1}")
+        return self._serve(lambda: iter([partial(self._make, tuple(parts)) for parts in batches]))
+
+    def _serve(self, tasks: Callable[[], Iterator[Callable[[], SubData]]]) -> Iterator[SubData]:
+        """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
         contents = _contents(self.data)
         if not all(a is b and v == w for (a, v), (b, w) in zip(contents, self._contents, strict=True)):
             self._contents = contents
             self._cache.clear()
             self._iterator = None  # workers that persist hold the data as it was
-        for batch, arrived, ahead in self._batches():
+        for batch, arrived, ahead in self._batches(tasks()):
             if arrived is not None:
                 assert self._courier is not None
                 self._courier.receive(batch.data, arrived)
@@ -354,11 +373,12 @@ class SubgraphLoader(DataLoader[SubData]):
             edges = kept_edges(batch.data[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
-    def _batches(self) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    def _batches(
+        self, tasks: Iterator[Callable[[], SubData]]
+    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
-        tasks = self._tasks()
         ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
         prefetch = self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):

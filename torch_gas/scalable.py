@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
 from torch_gas.wiring.fused import fused
+
+if TYPE_CHECKING:
+    from torch_gas.regularization import LocalPerturbation
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
@@ -131,6 +134,8 @@ class ScalableGNN(torch.nn.Module):
         self._call: Call | None = None
         self._replay: Replay | None = None
         self._written = torch.zeros(())  # see compiled.py
+        self._regularizer: LocalPerturbation | None = None
+        self._penalty: Tensor | None = None  # of the last call
 
     @property
     def _name(self) -> str:
@@ -215,7 +220,8 @@ class ScalableGNN(torch.nn.Module):
         call = stack.enter_context(self._calling(num_rows, adj, *ids))
         if not is_called_compiled() and not is_compiled(self):
             stack.enter_context(fused(self))
-        stack.enter_context(self._wired(call))
+        wiring = stack.enter_context(self._wired(call))
+        stack.enter_context(self._regularized(call, wiring))
 
     @contextmanager
     def _calling(self, num_rows: int | None, adj: Any, *ids: Any) -> Iterator[Call]:
@@ -239,6 +245,23 @@ class ScalableGNN(torch.nn.Module):
             return whole(self)
         convs = set(outermost_convs(self))
         return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
+
+    def _regularized(self, call: Call, wiring: Any) -> AbstractContextManager[Any]:
+        """What computes the penalty of ``call``."""
+        return nullcontext() if self._regularizer is None else self._regularizer.watch(self, call, wiring)
+
+    def regularization(self) -> Tensor:
+        """The penalty of the last call, a scalar to be added to the loss; 0 where it was not in training.
+
+        Raises:
+            RuntimeError: if no :class:`torch_gas.regularization.LocalPerturbation` is attached to the model.
+        """
+        if self._regularizer is None:
+            raise RuntimeError(
+                f"{self._name} has no regularisation; attach one: torch_gas.regularization.LocalPerturbation().attach(model), or "
+                "scale(model, data, regularization=...)"
+            )
+        return torch.zeros((), device=self.device) if self._penalty is None else self._penalty
 
     @untraced
     def _check_no_target(self, device: Any, path: Any) -> None:
@@ -408,7 +431,7 @@ class ScalableGNN(torch.nn.Module):
         return 0 if self._pool is None else self._pool.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None, "_coming": None}
+        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None, "_coming": None, "_penalty": None}
 
 
 class Coming(NamedTuple):
@@ -447,6 +470,7 @@ class Call:
         self.model = model
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
+        self.forbidden: str | None = None  # why no history may be used now
         self.pool: AsyncIOPool | None = None  # where histories are in host memory and the model on a GPU
         self.coming: Coming | None = None
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
@@ -523,6 +547,8 @@ class Call:
 
     def use(self, history: History) -> None:
         """Notes that ``history`` is used; it must belong to the model and be used once."""
+        if self.forbidden is not None:
+            raise ValueError(self.forbidden)
         if not any(history is own for own in self.model.histories):
             raise ValueError("push_and_pull: history must be one of self.histories")
         if history in self.used:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ from torch_gas.wiring.fused import fused
 from torch_gas.wiring.places import Kind, Places, wired
 from torch_gas.wiring.probe import Found, find
 
+if TYPE_CHECKING:
+    from torch_gas.regularization import LocalPerturbation
+
 _PREFIX = "model."
 
 
@@ -60,6 +63,7 @@ def scale(
     tier: str | None = None,
     huge_pages: bool = True,
     check_finite: bool | None = None,
+    regularization: LocalPerturbation | None = None,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
 
@@ -76,6 +80,8 @@ def scale(
             default the attributes of its parameters' names.
         pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite: as in
             :class:`ScalableGNN`.
+        regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
+            :class:`torch_gas.regularization.LocalPerturbation`.
 
     Returns:
         A model that is called with a batch of a loader, with a whole graph, or with ``loader=``, as any
@@ -138,6 +144,8 @@ def scale(
     if data is not None:
         scaled._perm = data.get("perm")
         scaled._try_out(data, scaled._arguments, data)
+    if regularization is not None:
+        regularization.attach(scaled)
     return scaled
 
 
@@ -323,7 +331,11 @@ class ScaledGNN(ScalableGNN):
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
-            with nullcontext() if call.n_id is None else fused(self.model), self._wired(call):
+            with (
+                nullcontext() if call.n_id is None else fused(self.model),
+                self._wired(call) as wiring,
+                self._regularized(call, wiring),
+            ):
                 out = Module.__call__(self, *args, **kwargs)
             return out if call.n_id is None else self._cut(out, call)
 

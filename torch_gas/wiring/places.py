@@ -88,11 +88,11 @@ ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
 @contextmanager
 def wired(
     model: Module, handler: Handler, batch_size: int, num_rows: int, closed: bool, kinds: frozenset[Kind] = ALL
-) -> Iterator[None]:
+) -> Iterator[Places]:
     """While entered, the layers of ``model`` are called as a batch needs it, and ``handler`` is asked at its places."""
     places = Places(model, handler, num_rows, kinds)
     with Batch(places.convs, [model], batch_size, num_rows, closed), places:
-        yield
+        yield places
 
 
 class Places(TorchFunctionMode):
@@ -132,6 +132,15 @@ class Places(TorchFunctionMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """While entered, layers meet the places of their next calls, which later meet them as if for the first time."""
+        calls, met, scope = self._calls.copy(), self._met.copy(), self.scope
+        try:
+            yield
+        finally:
+            self._calls, self._met, self.scope = calls, met, scope
 
     def _override(self, module: Module, name: str, function: Any) -> None:
         own = vars(module).get(name)
