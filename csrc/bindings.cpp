@@ -1,7 +1,7 @@
 // Everything `torch_gas._C` offers, in one table.
 //
 // Tensors arrive as addresses (`tensor.data_ptr()`) and sizes, streams as handles, so that this
-// module links no libtorch. `torch_gas/_core.py` is the only caller: it has checked types, shapes
+// module links no libtorch. `torch_gas/_core/` is the only caller: it has checked types, shapes
 // and devices and keeps the tensors alive; values (ids, ranges, row pointers) are checked here,
 // before anything is written. Every call that loops releases the GIL. Letters: N nodes, E edges,
 // P parts, B rows and E_B edges of a batch, M rows moved, C columns.
