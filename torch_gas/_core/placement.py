@@ -87,9 +87,10 @@ def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging |
     else:
         table_type, rows_type = FLOAT_TYPES[table.dtype], FLOAT_TYPES[rows.dtype]
     arguments = (
-        table.data_ptr(), table_type, table.shape[0], width, *where, rows.data_ptr(), rows_type,
-        rows.shape[0],
-    )  # fmt: skip
+        _C.Table(table.data_ptr(), table_type, table.shape[0], width),
+        *where,
+        _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]),
+    )
     if staging is not None:
         row_bytes = rows.shape[1:].numel() * rows.element_size()
         if staging.buffer.nbytes < 2 * row_bytes:
@@ -97,14 +98,14 @@ def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging |
                 f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
                 f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
             )
-        stream = torch.cuda.current_stream(rows.device)
-        getattr(_C, f"staged_{call}")(
-            *arguments, rows.device.index, stream.cuda_stream, staging.buffer.data_ptr(), staging.buffer.nbytes,
-            staging.stream.cuda_stream, torch.get_num_threads(),
-        )  # fmt: skip
+        through = _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)
+        getattr(_C, f"staged_{call}")(*arguments, _current_stream(rows.device), through, torch.get_num_threads())
     elif rows.is_cuda:
-        stream = torch.cuda.current_stream(rows.device)
-        getattr(_C, f"cuda_{call}")(*arguments, rows.device.index, stream.cuda_stream, not table.is_cuda)
+        getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
     else:
         getattr(_C, call)(*arguments, torch.get_num_threads())
     mark_written(table if call in ("scatter_rows", "write_chunks") else rows)
+
+
+def _current_stream(device: torch.device) -> object:
+    return _C.Stream(device.index, torch.cuda.current_stream(device).cuda_stream)

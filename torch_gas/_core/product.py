@@ -77,7 +77,8 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tenso
         weight = _entries(call, "weight", weight, matrix, heads, rows)
     out = rows.new_empty((num_rows, *rows.shape[1:]))
     _C.product(
-        *_typed(checked, rows), address(weight), rows.data_ptr(), out.data_ptr(), heads, width, torch.get_num_threads(),
+        _argument(checked, rows), address(weight), rows.data_ptr(), out.data_ptr(), heads, width,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -116,8 +117,9 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
         )
     out = left.new_empty((matrix.col.numel(), *left.shape[1:-1]))
     _C.entry_dots(
-        *_typed(checked, left), left.data_ptr(), right.data_ptr(), out.data_ptr(), heads, width, torch.get_num_threads()
-    )
+        _argument(checked, left), left.data_ptr(), right.data_ptr(), out.data_ptr(), heads, width,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -148,7 +150,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
     checked, left, right = _scores(call, matrix, left, right)
     out = left.new_empty((matrix.col.numel(), left.shape[1]))
     _C.entry_softmax(
-        *_typed(checked, left), left.data_ptr(), right.data_ptr(), slope, out.data_ptr(), left.shape[1],
+        _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, out.data_ptr(), left.shape[1],
         torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -185,7 +187,7 @@ def entry_softmax_backward(
     grad = _entries(call, "grad", grad, matrix, heads, left)
     grad_left, grad_entry = torch.empty_like(left), torch.empty_like(softmax)
     _C.entry_softmax_backward(
-        *_typed(checked, left), left.data_ptr(), right.data_ptr(), slope, softmax.data_ptr(), grad.data_ptr(),
+        _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, softmax.data_ptr(), grad.data_ptr(),
         grad_left.data_ptr(), grad_entry.data_ptr(), heads, torch.get_num_threads(),
     )  # fmt: skip
     return grad_left, grad_entry
@@ -210,11 +212,12 @@ def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[S
     return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), checks.num_rows(call, rowptr)
 
 
-def _typed(matrix: Sparse, elements: Tensor) -> tuple[object, ...]:
-    """Types, addresses and sizes of a checked matrix."""
-    sizes = (matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
-    types = (ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype])
-    return (*types, matrix.rowptr.data_ptr(), matrix.col.data_ptr(), address(matrix.order), *sizes)
+def _argument(matrix: Sparse, elements: Tensor) -> object:
+    """A checked matrix as the core takes it, with the type of what it is multiplied with."""
+    return _C.Sparse(
+        ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype], matrix.rowptr.data_ptr(), matrix.col.data_ptr(),
+        address(matrix.order), matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size,
+    )  # fmt: skip
 
 
 def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, int, int]:
