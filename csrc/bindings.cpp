@@ -164,12 +164,12 @@ int64_t adjacent_pairs_py(int bits, Address rowptr, Address dst, Address src, in
 }
 
 void symmetric_py(int bits, Address rowptr, Address col, Address weight, int64_t num_nodes,
-                  Address out_rowptr, Address out_col, Address out_weight) {
+                  int64_t num_pairs, Address out_rowptr, Address out_col, Address out_weight) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
     using T = decltype(id);
-    symmetric(at<int64_t>(rowptr), at<T>(col), at<int64_t>(weight), num_nodes, at<T>(out_rowptr),
-              at<T>(out_col), at<T>(out_weight));
+    symmetric(at<int64_t>(rowptr), at<T>(col), at<int64_t>(weight), num_nodes, num_pairs,
+              at<T>(out_rowptr), at<T>(out_col), at<T>(out_weight));
   });
 }
 

@@ -7,7 +7,7 @@ import torch
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
-from twins import id_types
+from twins import id_types, int64
 
 from torch_gas import _core
 
@@ -86,3 +86,22 @@ def test_pairs_with_any_number_of_threads() -> None:
 def test_adjacent_pairs_refuses(changes: dict[str, object], error: type, message: str) -> None:
     with pytest.raises(error, match=f"^adjacent_pairs: .*{message}"):
         _core.adjacent_pairs(**{**PAIRS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"rowptr": int64(0, 2, 1, 2)}, ValueError, r"`rowptr` must ascend .* rowptr\[1\] is 2 and rowptr\[2\] is 1"),
+        ({"rowptr": int64(0, 1, 1, 1)}, ValueError, r"`rowptr` must ascend .* \(2\), but goes from 0 to 1"),
+        ({"rowptr": int64(0, 1, 2, 2**40)}, ValueError, r"`rowptr` must ascend .* rowptr\[3\] is 1099511627776"),
+        ({"rowptr": int64()}, ValueError, "`rowptr` must have one element more"),
+        ({"rowptr": int64(0, 1, 2, 2).int()}, TypeError, "`rowptr` must be one of int64"),
+        ({"col": int64(1, 3)}, IndexError, r"`col` must be in \[0, 3\), but col\[1\] is 3"),
+        ({"col": int64(-1, 2)}, IndexError, r"`col` must be in \[0, 3\), but col\[0\] is -1"),
+        ({"weight": int64(1)}, ValueError, "`weight` must have 2 elements, but has 1"),
+    ],
+)
+def test_symmetric_refuses(changes: dict[str, object], error: type, message: str) -> None:
+    arguments = {"rowptr": int64(0, 1, 2, 2), "col": int64(1, 2), **changes}
+    with pytest.raises(error, match=f"^symmetric: .*{message}"):
+        _core.symmetric(**arguments)

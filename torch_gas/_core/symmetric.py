@@ -85,7 +85,8 @@ def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tupl
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
-        ValueError: A shape is wrong, or 2 U does not fit the type of `col`.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or 2 U does not fit the type of `col`.
+        IndexError: A column lies outside 0 .. N-1.
 
     Example:
         >>> import torch
@@ -101,7 +102,7 @@ def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tupl
     out_rowptr, out_col = col.new_empty(num_nodes + 1), col.new_empty(2 * col.numel())
     out_weight = None if weight is None else torch.empty_like(out_col)
     _C.symmetric(
-        ID_BITS[col.dtype], rowptr.data_ptr(), col.data_ptr(), address(weight), num_nodes,
+        ID_BITS[col.dtype], rowptr.data_ptr(), col.data_ptr(), address(weight), num_nodes, col.numel(),
         out_rowptr.data_ptr(), out_col.data_ptr(), address(out_weight),
     )  # fmt: skip
     return out_rowptr, out_col, out_weight
