@@ -1,9 +1,10 @@
 // Everything `torch_gas._C` offers, in one table.
 //
 // Tensors arrive as addresses (`tensor.data_ptr()`) and sizes, streams as handles, so that this
-// module links no libtorch. `torch_gas/_core.py` is the only caller: it has checked types, shapes
+// module links no libtorch. `torch_gas/_core/` is the only caller: it has checked types, shapes
 // and devices and keeps the tensors alive; values (ids, ranges, row pointers) are checked here,
-// before anything is written. Every call that loops releases the GIL. Letters: N nodes, E edges,
+// before anything is written. What several calls take is passed as one argument: `Table`, `Rows`,
+// `Sparse`, `Stream`, `Staging`. Every call that loops releases the GIL. Letters: N nodes, E edges,
 // P parts, B rows and E_B edges of a batch, M rows moved, C columns.
 //
 // clang-format off
@@ -163,12 +164,12 @@ int64_t adjacent_pairs_py(int bits, Address rowptr, Address dst, Address src, in
 }
 
 void symmetric_py(int bits, Address rowptr, Address col, Address weight, int64_t num_nodes,
-                  Address out_rowptr, Address out_col, Address out_weight) {
+                  int64_t num_pairs, Address out_rowptr, Address out_col, Address out_weight) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
     using T = decltype(id);
-    symmetric(at<int64_t>(rowptr), at<T>(col), at<int64_t>(weight), num_nodes, at<T>(out_rowptr),
-              at<T>(out_col), at<T>(out_weight));
+    symmetric(at<int64_t>(rowptr), at<T>(col), at<int64_t>(weight), num_nodes, num_pairs,
+              at<T>(out_rowptr), at<T>(out_col), at<T>(out_weight));
   });
 }
 
@@ -191,38 +192,26 @@ void stream_parts_py(int bits, Address rowptr, Address col, Address edge_weight,
   });
 }
 
-void gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols, int bits,
-                    Address index, Address rows, DType rows_type, int64_t num_moved, int threads) {
+void gather_rows_py(const Table& table, int bits, Address index, const Rows& rows, int threads) {
   Unlocked unlocked;
-  dispatch_ids(bits, [&](auto id) {
-    gather_rows(table_at(table, table_type, num_rows, num_cols), at<decltype(id)>(index),
-                rows_at(rows, rows_type, num_moved), threads);
-  });
+  dispatch_ids(bits, [&](auto id) { gather_rows(table, at<decltype(id)>(index), rows, threads); });
 }
 
-void scatter_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols, int bits,
-                     Address index, Address rows, DType rows_type, int64_t num_moved, int threads) {
+void scatter_rows_py(const Table& table, int bits, Address index, const Rows& rows, int threads) {
   Unlocked unlocked;
-  dispatch_ids(bits, [&](auto id) {
-    scatter_rows(table_at(table, table_type, num_rows, num_cols), at<decltype(id)>(index),
-                 rows_at(rows, rows_type, num_moved), threads);
-  });
+  dispatch_ids(bits, [&](auto id) { scatter_rows(table, at<decltype(id)>(index), rows, threads); });
 }
 
-void read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                    Address offset, Address count, int64_t num_parts, Address rows, DType rows_type,
-                    int64_t num_moved, int threads) {
+void read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                    const Rows& rows, int threads) {
   Unlocked unlocked;
-  read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-              at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved), threads);
+  read_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, threads);
 }
 
-void write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                     Address offset, Address count, int64_t num_parts, Address rows,
-                     DType rows_type, int64_t num_moved, int threads) {
+void write_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                     const Rows& rows, int threads) {
   Unlocked unlocked;
-  write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-               at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved), threads);
+  write_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, threads);
 }
 
 void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uint64_t seed,
@@ -231,69 +220,62 @@ void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uin
   dropout(at<char>(x), at<char>(out), dtype, size, p, seed, threads);
 }
 
-// Calls f(matrix, T{}) with the matrix [num_rows, num_cols] and a value of the element type.
+// A sparse matrix and the type of what it is multiplied with, as they arrive.
+struct SparseArgument {
+  int bits;
+  DType dtype;
+  Address rowptr, col, order;
+  int64_t num_rows, num_cols, nnz, num_numbers;
+};
+
+// Calls f(matrix, T{}) with the matrix and a value of the element type.
 template <class F>
-void dispatch_sparse(int bits, DType dtype, Address rowptr, Address col, Address order,
-                     int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
-                     const F& f) {
-  check_value(dtype == DType::f32 || dtype == DType::f64, "elements must be float32 or float64");
+void dispatch_sparse(const SparseArgument& from, const F& f) {
+  check_value(from.dtype == DType::f32 || from.dtype == DType::f64,
+              "elements must be float32 or float64");
   Unlocked unlocked;
-  dispatch_ids(bits, [&](auto id) {
+  dispatch_ids(from.bits, [&](auto id) {
     using I = decltype(id);
-    const Sparse<I> matrix{at<I>(rowptr), at<I>(col), at<I>(order), num_rows,
-                           num_cols,      nnz,        num_numbers};
-    dtype == DType::f32 ? f(matrix, float{}) : f(matrix, double{});
+    const Sparse<I> matrix{at<I>(from.rowptr), at<I>(from.col), at<I>(from.order), from.num_rows,
+                           from.num_cols,      from.nnz,        from.num_numbers};
+    from.dtype == DType::f32 ? f(matrix, float{}) : f(matrix, double{});
   });
 }
 
-void product_py(int bits, DType dtype, Address rowptr, Address col, Address order, int64_t num_rows,
-                int64_t num_cols, int64_t nnz, int64_t num_numbers, Address weight, Address rows,
-                Address out, int64_t heads, int64_t width, int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
-                  [&](const auto& matrix, auto zero) {
-                    using T = decltype(zero);
-                    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads,
-                            width, threads);
-                  });
+void product_py(const SparseArgument& from, Address weight, Address rows, Address out,
+                int64_t heads, int64_t width, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, threads);
+  });
 }
 
-void entry_dots_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                   int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
-                   Address left, Address right, Address out, int64_t heads, int64_t width,
-                   int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
-                  [&](const auto& matrix, auto zero) {
-                    using T = decltype(zero);
-                    entry_dots(matrix, at<const T>(left), at<const T>(right), at<T>(out), heads,
-                               width, threads);
-                  });
+void entry_dots_py(const SparseArgument& from, Address left, Address right, Address out,
+                   int64_t heads, int64_t width, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    entry_dots(matrix, at<const T>(left), at<const T>(right), at<T>(out), heads, width, threads);
+  });
 }
 
-void entry_softmax_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                      int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
-                      Address left, Address right, double slope, Address out, int64_t heads,
-                      int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
-                  [&](const auto& matrix, auto zero) {
-                    using T = decltype(zero);
-                    entry_softmax(matrix, at<const T>(left), at<const T>(right),
-                                  static_cast<T>(slope), at<T>(out), heads, threads);
-                  });
+void entry_softmax_py(const SparseArgument& from, Address left, Address right, double slope,
+                      Address out, int64_t heads, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    entry_softmax(matrix, at<const T>(left), at<const T>(right), static_cast<T>(slope), at<T>(out),
+                  heads, threads);
+  });
 }
 
-void entry_softmax_backward_py(int bits, DType dtype, Address rowptr, Address col, Address order,
-                               int64_t num_rows, int64_t num_cols, int64_t nnz, int64_t num_numbers,
-                               Address left, Address right, double slope, Address softmax,
-                               Address grad, Address grad_left, Address grad_entry, int64_t heads,
-                               int threads) {
-  dispatch_sparse(bits, dtype, rowptr, col, order, num_rows, num_cols, nnz, num_numbers,
-                  [&](const auto& matrix, auto zero) {
-                    using T = decltype(zero);
-                    entry_softmax_backward(matrix, at<const T>(left), at<const T>(right),
-                                           static_cast<T>(slope), at<const T>(softmax),
-                                           at<const T>(grad), at<T>(grad_left), at<T>(grad_entry),
-                                           heads, threads);
-                  });
+void entry_softmax_backward_py(const SparseArgument& from, Address left, Address right,
+                               double slope, Address softmax, Address grad, Address grad_left,
+                               Address grad_entry, int64_t heads, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    entry_softmax_backward(matrix, at<const T>(left), at<const T>(right), static_cast<T>(slope),
+                           at<const T>(softmax), at<const T>(grad), at<T>(grad_left),
+                           at<T>(grad_entry), heads, threads);
+  });
 }
 
 #ifdef TORCH_GAS_WITH_CUDA
@@ -309,77 +291,62 @@ std::unique_ptr<HostRegistration> register_py(py::object owner, Address address,
       new HostRegistration{std::move(owner), {at<void>(address), bytes, device}});
 }
 
-void cuda_gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                         int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
-                         int device, Address stream, bool host_table) {
-  Unlocked unlocked;
-  cuda::gather_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
-                    rows_at(rows, rows_type, num_moved), {device, at<void>(stream)}, host_table);
+cuda::Stream stream_at(int device, Address stream) {
+  return {device, at<void>(stream)};
 }
 
-void cuda_scatter_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                          int bits, Address index, Address rows, DType rows_type, int64_t num_moved,
-                          int device, Address stream, bool host_table) {
-  Unlocked unlocked;
-  cuda::scatter_rows(table_at(table, table_type, num_rows, num_cols), {at<void>(index), bits},
-                     rows_at(rows, rows_type, num_moved), {device, at<void>(stream)}, host_table);
+cuda::Staging staging_at(Address buffer, int64_t bytes, Address stream) {
+  return {at<char>(buffer), bytes, at<void>(stream)};
 }
 
-void cuda_read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                         Address offset, Address count, int64_t num_parts, Address rows,
-                         DType rows_type, int64_t num_moved, int device, Address stream,
-                         bool host_table) {
+void cuda_gather_rows_py(const Table& table, int bits, Address index, const Rows& rows,
+                         const cuda::Stream& stream, bool host_table) {
   Unlocked unlocked;
-  cuda::read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-                    at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                    {device, at<void>(stream)}, host_table);
+  cuda::gather_rows(table, {at<void>(index), bits}, rows, stream, host_table);
 }
 
-void cuda_write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                          Address offset, Address count, int64_t num_parts, Address rows,
-                          DType rows_type, int64_t num_moved, int device, Address stream,
-                          bool host_table) {
+void cuda_scatter_rows_py(const Table& table, int bits, Address index, const Rows& rows,
+                          const cuda::Stream& stream, bool host_table) {
   Unlocked unlocked;
-  cuda::write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-                     at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                     {device, at<void>(stream)}, host_table);
+  cuda::scatter_rows(table, {at<void>(index), bits}, rows, stream, host_table);
 }
 
-void staged_gather_rows_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                           int bits, Address index, Address rows, DType rows_type,
-                           int64_t num_moved, int device, Address stream, Address buffer,
-                           int64_t buffer_bytes, Address buffer_stream, int threads) {
+void cuda_read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                         const Rows& rows, const cuda::Stream& stream, bool host_table) {
+  Unlocked unlocked;
+  cuda::read_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, stream,
+                    host_table);
+}
+
+void cuda_write_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                          const Rows& rows, const cuda::Stream& stream, bool host_table) {
+  Unlocked unlocked;
+  cuda::write_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, stream,
+                     host_table);
+}
+
+void staged_gather_rows_py(const Table& table, int bits, Address index, const Rows& rows,
+                           const cuda::Stream& stream, const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
-    cuda::staged_gather_rows(table_at(table, table_type, num_rows, num_cols),
-                             at<decltype(id)>(index), rows_at(rows, rows_type, num_moved),
-                             {device, at<void>(stream)},
-                             {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
+    cuda::staged_gather_rows(table, at<decltype(id)>(index), rows, stream, staging, threads);
   });
 }
 
-void staged_read_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                           Address offset, Address count, int64_t num_parts, Address rows,
-                           DType rows_type, int64_t num_moved, int device, Address stream,
-                           Address buffer, int64_t buffer_bytes, Address buffer_stream,
-                           int threads) {
+void staged_read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                           const Rows& rows, const cuda::Stream& stream,
+                           const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
-  cuda::staged_read_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-                           at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                           {device, at<void>(stream)},
-                           {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
+  cuda::staged_read_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, stream,
+                           staging, threads);
 }
 
-void staged_write_chunks_py(Address table, DType table_type, int64_t num_rows, int64_t num_cols,
-                            Address offset, Address count, int64_t num_parts, Address rows,
-                            DType rows_type, int64_t num_moved, int device, Address stream,
-                            Address buffer, int64_t buffer_bytes, Address buffer_stream,
-                            int threads) {
+void staged_write_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+                            const Rows& rows, const cuda::Stream& stream,
+                            const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
-  cuda::staged_write_chunks(table_at(table, table_type, num_rows, num_cols), at<int64_t>(offset),
-                            at<int64_t>(count), num_parts, rows_at(rows, rows_type, num_moved),
-                            {device, at<void>(stream)},
-                            {at<char>(buffer), buffer_bytes, at<void>(buffer_stream)}, threads);
+  cuda::staged_write_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, stream,
+                            staging, threads);
 }
 #endif
 
@@ -397,6 +364,10 @@ PYBIND11_MODULE(_C, m) {
       .value("bf16", DType::bf16)
       .value("bytes", DType::bytes);
 
+  py::class_<Table>(m, "Table").def(py::init(&table_at));
+  py::class_<Rows>(m, "Rows").def(py::init(&rows_at));
+  py::class_<SparseArgument>(m, "Sparse")
+      .def(py::init<int, DType, Address, Address, Address, int64_t, int64_t, int64_t, int64_t>());
   py::class_<AnySubgraph>(m, "Subgraph")
       .def(py::init(&subgraph_py))
       .def_property_readonly("sizes", &subgraph_sizes_py)
@@ -419,6 +390,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA
   m.attr("has_cuda") = true;
+  py::class_<cuda::Stream>(m, "Stream").def(py::init(&stream_at));
+  py::class_<cuda::Staging>(m, "Staging").def(py::init(&staging_at));
   m.def("cuda_gather_rows", &cuda_gather_rows_py);
   m.def("cuda_scatter_rows", &cuda_scatter_rows_py);
   m.def("cuda_read_chunks", &cuda_read_chunks_py);

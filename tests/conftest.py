@@ -1,8 +1,9 @@
-"""What all tests share: where tests that need a GPU run."""
+"""What all tests share: where tests that need a GPU run, and that none leaves the number of threads changed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,13 @@ from hypothesis import settings
 # A time limit per example only measures how busy the machine is.
 settings.register_profile("torch_gas", deadline=None)
 settings.load_profile("torch_gas")
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_configure(config: pytest.Config) -> None:

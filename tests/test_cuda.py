@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_gas import _core
+from torch_gas._core import build
 
 pytestmark = pytest.mark.cuda
 
@@ -419,7 +420,7 @@ def test_refusals() -> None:
 
 
 def test_a_core_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_core, "has_cuda", lambda: False)
+    monkeypatch.setattr(build, "has_cuda", lambda: False)
     with pytest.raises(RuntimeError, match=r"built without CUDA; .*TORCH_GAS_CUDA=1 pip install"):
         _core.gather_rows(torch.zeros(4, 2).cuda(), torch.tensor([0]).cuda())
 

@@ -6,7 +6,6 @@ Seeds are fixed, so that no test of statistics can fail by chance; limits are th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,13 +24,6 @@ from torch_gas.models.dropout import dropout
 
 FLOATS = pytest.mark.parametrize("dtype", twins.FLOATS)
 seeds = st.integers(0, 2**64 - 1)
-
-
-@pytest.fixture(autouse=True)
-def restore_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import torch_gas
-from torch_gas import _core
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +22,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_core_links_no_libtorch() -> None:
-    binary = Path(_core._C.__file__)
+    binary = Path(torch_gas._C.__file__)
     if binary.read_bytes()[:4] != b"\x7fELF":
         pytest.skip(f"reads ELF files only, and {binary.name} is none")
     if shutil.which("readelf") is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,6 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import Sparse
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def sparse(num_rows: int, num_cols: int, nnz: int, ids: torch.dtype, has_order: bool, seed: int = 0) -> Sparse:

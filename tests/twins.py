@@ -17,6 +17,9 @@ IDS = [torch.int32, torch.int64]
 # Every pair of types that rows may have in a table and outside it.
 TYPE_PAIRS = [(a, b) for a in FLOATS for b in FLOATS] + [(a, a) for a in COPIED]
 
+seeds = st.integers(0, 2**32 - 1)
+id_types = st.sampled_from(IDS)
+
 
 def subgraph(
     rowptr: Tensor, col: Tensor, start: Tensor, count: Tensor, ascending: bool = False, coo: bool = False
@@ -114,6 +117,17 @@ def chunk_index(offset: Tensor, count: Tensor) -> Tensor:
     return torch.cat([torch.empty(0, dtype=torch.int64), *runs])
 
 
+def int64(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same values, one element apart in memory."""
+    wide = x.new_zeros(*x.shape, 2)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
 def random_graph(generator: torch.Generator, num_nodes: int, num_edges: int) -> tuple[Tensor, ...]:
     """Row pointers and columns of a graph in which some nodes have no edges."""
     if num_nodes == 0:
@@ -151,3 +165,10 @@ def same_bits(actual: Tensor, expected: Tensor) -> None:
     if actual.is_floating_point():
         number = ~actual.isnan()
         assert torch.equal(actual[number].signbit(), expected[number].signbit())
+
+
+def all_same_bits(actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            same_bits(a, b)

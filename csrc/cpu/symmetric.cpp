@@ -114,8 +114,10 @@ int64_t adjacent_pairs(const Edges<T>& edges, const double* weight, int64_t num_
 
 template <class Id>
 void symmetric(const int64_t* rowptr, const Id* col, const int64_t* weight, int64_t num_nodes,
-               Id* out_rowptr, Id* out_col, Id* out_weight) {
-  const int64_t num_pairs = rowptr[num_nodes];
+               int64_t num_pairs, Id* out_rowptr, Id* out_col, Id* out_weight) {
+  check_rowptr("symmetric", rowptr, 0, num_nodes, num_pairs, 1);
+  check_whole("symmetric", rowptr, num_nodes, num_pairs);
+  check_ids("symmetric", "col", col, num_pairs, num_nodes, 1);
   check_value(2 * num_pairs <= std::numeric_limits<Id>::max(), "symmetric: ", 2 * num_pairs,
               " edges do not fit 32-bit row pointers; use 64-bit ids");
   // While rows are filled, end[r] is where the next entry of row r goes.
@@ -147,9 +149,9 @@ TORCH_GAS_INSTANTIATE(int32_t, int64_t)
 TORCH_GAS_INSTANTIATE(int64_t, int32_t)
 TORCH_GAS_INSTANTIATE(int64_t, int64_t)
 #undef TORCH_GAS_INSTANTIATE
-template void symmetric(const int64_t*, const int32_t*, const int64_t*, int64_t, int32_t*, int32_t*,
-                        int32_t*);
-template void symmetric(const int64_t*, const int64_t*, const int64_t*, int64_t, int64_t*, int64_t*,
-                        int64_t*);
+template void symmetric(const int64_t*, const int32_t*, const int64_t*, int64_t, int64_t, int32_t*,
+                        int32_t*, int32_t*);
+template void symmetric(const int64_t*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
+                        int64_t*, int64_t*);
 
 }  // namespace torch_gas

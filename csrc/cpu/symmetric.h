@@ -33,6 +33,6 @@ int64_t adjacent_pairs(const Edges<T>& edges, const double* weight, int64_t num_
 //   out_rowptr [N+1], out_col, out_weight [2 U]
 template <class Id>
 void symmetric(const int64_t* rowptr, const Id* col, const int64_t* weight, int64_t num_nodes,
-               Id* out_rowptr, Id* out_col, Id* out_weight);
+               int64_t num_pairs, Id* out_rowptr, Id* out_col, Id* out_weight);
 
 }  // namespace torch_gas

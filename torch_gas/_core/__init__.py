@@ -1,0 +1,55 @@
+"""The compiled core: the only caller of `torch_gas._C`.
+
+Every function checks its tensors by argument name and passes addresses on. `_C` checks values (ids,
+ranges, row pointers) before it writes anything, releases the GIL and uses `torch.get_num_threads()`
+threads; results do not depend on their number. Letters as in docs/design.md; `M` is the number of
+rows moved.
+
+The four calls that move rows work in three placements: everything on the host; everything on one
+CUDA device; or the table in pinned host memory and the rows on a CUDA device. On a device they run
+on its current stream and return at once. There ids are checked by the kernel, where a bad one is a
+device-side assertion, as it is in torch.
+
+A table in pageable host memory reaches a CUDA device by way of a pinned buffer, `staging`. These calls return at once,
+too, and work as if they ran on the current stream of the device. The table and the buffer must live until that stream
+has come past them.
+"""
+
+from torch_gas._core.build import has_cuda
+from torch_gas._core.dropout import dropout
+from torch_gas._core.memory import Registration, advise_huge_pages, register
+from torch_gas._core.order import to_csr, transpose
+from torch_gas._core.placement import Staging
+from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
+from torch_gas._core.rows import batch_rows, gather_rows, is_table, read_chunks, scatter_rows, write_chunks
+from torch_gas._core.stream import stream_parts, stream_passes
+from torch_gas._core.subgraph import Subgraph, subgraph
+from torch_gas._core.symmetric import adjacent_pairs, symmetric
+
+__all__ = [
+    "Registration",
+    "Sparse",
+    "Staging",
+    "Subgraph",
+    "adjacent_pairs",
+    "advise_huge_pages",
+    "batch_rows",
+    "dropout",
+    "entry_dots",
+    "entry_softmax",
+    "entry_softmax_backward",
+    "gather_rows",
+    "has_cuda",
+    "is_table",
+    "product",
+    "read_chunks",
+    "register",
+    "scatter_rows",
+    "stream_parts",
+    "stream_passes",
+    "subgraph",
+    "symmetric",
+    "to_csr",
+    "transpose",
+    "write_chunks",
+]

@@ -1,0 +1,127 @@
+"""What a call of the core asks of its arguments: errors name the call and the argument, and say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor
+
+from torch_gas._core.build import _C
+
+ID_BITS = {torch.int32: 32, torch.int64: 64}
+FLOAT_TYPES = {
+    torch.float32: _C.DType.f32,
+    torch.float64: _C.DType.f64,
+    torch.float16: _C.DType.f16,
+    torch.bfloat16: _C.DType.bf16,
+}
+
+
+def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous row pointers and columns."""
+    rowptr = ids(call, "rowptr", rowptr)
+    return rowptr, ids(call, "col", col, like=("rowptr", rowptr))
+
+
+def num_rows(call: str, rowptr: Tensor) -> int:
+    """How many rows there are row pointers for."""
+    if rowptr.numel() == 0:
+        raise ValueError(f"{call}: `rowptr` must have one element more than there are rows, but is empty")
+    return rowptr.numel() - 1
+
+
+def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = None) -> Tensor:
+    """Contiguous ids on the host, of the type of others."""
+    host(call, name, value)
+    element_type(call, name, value, ID_BITS)
+    if like is not None:
+        same_type(call, name, value, *like)
+    vector(call, name, value)
+    return value.contiguous()
+
+
+def id_type(call: str, dtype: torch.dtype) -> None:
+    if dtype not in ID_BITS:
+        raise TypeError(f"{call}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
+
+
+def numbers(call: str, name: str, value: Tensor, dtype: torch.dtype, size: int | None = None) -> Tensor:
+    """Contiguous numbers of one type on the host."""
+    host(call, name, value)
+    element_type(call, name, value, [dtype])
+    vector(call, name, value)
+    if size is not None:
+        length(call, name, value, size)
+    return value.contiguous()
+
+
+def ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous first elements and lengths of ranges."""
+    start, count = numbers(call, name, start, torch.int64), numbers(call, "count", count, torch.int64)
+    same_length(call, name, start, "count", count)
+    return start, count
+
+
+def length(call: str, name: str, value: Tensor, size: int) -> None:
+    if value.numel() != size:
+        raise ValueError(f"{call}: `{name}` must have {size} elements, but has {value.numel()}")
+
+
+def same_length(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.numel() != other.numel():
+        raise ValueError(
+            f"{call}: `{name}` and `{other_name}` must be equally long, but have {value.numel()} and "
+            f"{other.numel()} elements"
+        )
+
+
+def size(call: str, name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{call}: `{name}` must be an int, but is {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{call}: `{name}` must not be negative, but is {value}")
+
+
+def tensor(call: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{call}: `{name}` must be a torch.Tensor, but is {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}")
+
+
+def host(call: str, name: str, value: Tensor) -> None:
+    tensor(call, name, value)
+    if value.device.type != "cpu":
+        raise ValueError(f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`")
+
+
+def vector(call: str, name: str, value: Tensor) -> None:
+    if value.dim() != 1:
+        raise ValueError(f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}")
+
+
+def contiguous(call: str, name: str, value: Tensor) -> None:
+    if not value.is_contiguous():
+        raise ValueError(
+            f"{call}: `{name}` must be contiguous, but has shape {list(value.shape)} and strides "
+            f"{list(value.stride())}; pass a tensor made with `{name}.contiguous()`"
+        )
+
+
+def element_type(call: str, name: str, value: Tensor, valid: Collection[torch.dtype]) -> None:
+    if value.dtype not in valid:
+        raise TypeError(f"{call}: `{name}` must be one of {names(valid)}, but is {value.dtype}")
+
+
+def same_type(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{call}: `{name}` must have the type of `{other_name}` ({other.dtype}), but is "
+            f"{value.dtype}; pass `{name}.to({other.dtype})`"
+        )
+
+
+def names(types: Iterable[torch.dtype]) -> str:
+    """Types as users write them, for an error."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)

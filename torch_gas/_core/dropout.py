@@ -1,0 +1,61 @@
+"""Dropout whose mask depends on a seed and the shape only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gas._core import checks
+from torch_gas._core.build import _C
+from torch_gas._core.checks import FLOAT_TYPES
+from torch_gas._core.memory import mark_written
+
+
+def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Tensor:
+    """Multiplies each element by 0 or 1 / (1 - p), at random.
+
+    Equivalent to `x * keep / (1 - p)`, where the mask depends on `seed` and the shape of `x` only: element i of `x.flatten()`
+    is kept if word i % 4 of Philox4x32-10 (https://doi.org/10.1145/2063384.2063405), for the key `seed` and the counter i // 4,
+    is at least p * 2**32. As in torch, NaN and infinity times 0 are NaN, and with p = 1 everything is multiplied by 0.
+
+    Args:
+        x: Contiguous tensor of any shape on the host, float32, float64, float16 or bfloat16.
+        p: Probability that an element is multiplied by 0, rounded to a multiple of 2**-32.
+        seed: Number of 64 bits.
+        out: Contiguous tensor of the type and shape of `x` to write to instead of a new one; it may be `x`.
+
+    Returns:
+        The result, of the type and shape of `x`; the same for any number of threads and on every machine.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: `x` or `out` is not on the host or not contiguous, shapes differ, memory overlaps partly, or `p` or `seed` is
+            out of range.
+
+    Example:
+        >>> import torch
+        >>> dropout(torch.ones(6), p=0.5, seed=0)
+        tensor([0., 2., 2., 2., 2., 0.])
+    """
+    call = "dropout"
+    checks.host(call, "x", x)
+    checks.element_type(call, "x", x, FLOAT_TYPES)
+    checks.contiguous(call, "x", x)
+    if not isinstance(p, (int, float)):
+        raise TypeError(f"{call}: `p` must be a number, but is {type(p).__name__}")
+    checks.size(call, "seed", seed)
+    if seed >= 2**64:
+        raise ValueError(f"{call}: `seed` must be less than 2**64, but is {seed}")
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    else:
+        checks.host(call, "out", out)
+        checks.same_type(call, "out", out, "x", x)
+        checks.contiguous(call, "out", out)
+        if out.shape != x.shape:
+            raise ValueError(f"{call}: `out` must have the shape of `x`, {list(x.shape)}, but has {list(out.shape)}")
+        if 0 < abs(out.data_ptr() - x.data_ptr()) < x.nbytes:
+            raise ValueError(f"{call}: `out` must be `x` or not overlap with it; leave it out, or pass other memory")
+    _C.dropout(x.data_ptr(), out.data_ptr(), FLOAT_TYPES[x.dtype], x.numel(), float(p), seed, torch.get_num_threads())
+    mark_written(out)
+    return out

@@ -1,0 +1,93 @@
+"""Memory of tensors: new, in huge pages, page-locked, and as the core sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gas._core import checks
+from torch_gas._core.build import _C, require_cuda
+
+_LARGE = 2**22  # bytes: two huge pages of most systems
+
+
+class Registration:
+    """Keeps the memory of a tensor page-locked, and the memory itself, while it lives; see `register`."""
+
+    def __init__(self, tensor: Tensor, device: int) -> None:
+        # The storage, because a tensor can be given another one.
+        self._memory = _C.HostRegistration(tensor.untyped_storage(), tensor.data_ptr(), tensor.nbytes, device)
+
+
+def register(tensor: Tensor, device: torch.device | str) -> Registration:
+    """Page-locks the memory of a tensor in place, so that CUDA devices read and write it themselves.
+
+    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has.
+
+    Args:
+        tensor: Contiguous tensor of any shape and type on the host, of at least one byte.
+        device: The CUDA device that is asked for it; it holds for all of them.
+
+    Returns:
+        What keeps the memory page-locked while it lives. When it goes, the device first finishes all its work.
+
+    Raises:
+        TypeError: `tensor` is no tensor.
+        ValueError: The tensor is not on the host, not contiguous or empty, or `device` is no CUDA device.
+        RuntimeError: The memory cannot be page-locked or is already, or the core was built without CUDA.
+    """
+    call = "register"
+    checks.host(call, "tensor", tensor)
+    checks.contiguous(call, "tensor", tensor)
+    if tensor.nbytes == 0:
+        raise ValueError(f"{call}: `tensor` must have elements, but has shape {list(tensor.shape)}")
+    device = torch.device(device)
+    if device.type != "cuda":
+        raise ValueError(f'{call}: `device` must be a CUDA device, but is {device}; pass "cuda"')
+    require_cuda(call, "device", device)
+    return Registration(tensor, torch.cuda.current_device() if device.index is None else device.index)
+
+
+def advise_huge_pages(tensor: Tensor) -> bool:
+    """Asks the operating system for huge pages below a tensor, which make reading rows at random places faster.
+
+    Only memory that nobody has touched yet is sure to follow, such as that of a large `torch.empty`; `torch.zeros` touches it.
+
+    Args:
+        tensor: Contiguous tensor of any shape and type on the host.
+
+    Returns:
+        Whether the kernel took the advice: False where it knows no such pages, and for less than one page.
+
+    Raises:
+        TypeError: `tensor` is no tensor.
+        ValueError: The tensor is not on the host or not contiguous.
+
+    Example:
+        >>> import torch
+        >>> advise_huge_pages(torch.empty(0))
+        False
+    """
+    call = "advise_huge_pages"
+    checks.host(call, "tensor", tensor)
+    checks.contiguous(call, "tensor", tensor)
+    return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
+
+
+def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised tensor. Pages that a large one takes from the system are huge, because it clears them faster."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.device.type == "cpu" and tensor.nbytes >= _LARGE:
+        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def mark_written(tensor: Tensor) -> None:
+    """Tells autograd, which may keep the tensor for a backward pass, that it has changed."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+def address(value: Tensor | None) -> int:
+    """What the core takes for a tensor; 0 stands for none."""
+    return 0 if value is None else value.data_ptr()

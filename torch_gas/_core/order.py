@@ -1,0 +1,87 @@
+"""Orders of edges: by destination, and by source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gas._core import checks
+from torch_gas._core.build import _C
+from torch_gas._core.checks import ID_BITS
+from torch_gas._core.memory import empty
+
+
+def transpose(
+    rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Transposes a CSR matrix [R, num_cols].
+
+    Equivalent to a stable sort of the entries by column.
+
+    Args:
+        rowptr: Row pointers [R+1], int32 or int64.
+        col: Column ids [nnz], same type.
+        num_cols: Number of columns.
+        dtype: Type of the result, int32 or int64; that of `rowptr` by default.
+
+    Returns:
+        `colptr` [num_cols+1], `row` [nnz] and `perm` [nnz], the position in `col` of each entry of the transpose, all of
+        type `dtype`.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or R or nnz does not fit `dtype`.
+        IndexError: A column lies outside 0 .. num_cols-1.
+
+    Example:
+        >>> import torch
+        >>> [t.tolist() for t in transpose(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 0]), 3)]
+        [[0, 2, 2, 3], [0, 1, 0], [0, 2, 1]]
+    """
+    call = "transpose"
+    rowptr, col = checks.csr(call, rowptr, col)
+    num_rows = checks.num_rows(call, rowptr)
+    checks.size(call, "num_cols", num_cols)
+    dtype = dtype or col.dtype
+    checks.id_type(call, dtype)
+    colptr, row, perm = (empty(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
+    _C.transpose(
+        ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), num_rows, num_cols, col.numel(),
+        ID_BITS[dtype], colptr.data_ptr(), row.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return colptr, row, perm
+
+
+def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts edges by destination, keeping the order of those with the same one.
+
+    Equivalent to a stable sort of `dst`.
+
+    Args:
+        src: Sources [E], int32 or int64.
+        dst: Destinations [E], same type.
+        num_nodes: Number of nodes N.
+
+    Returns:
+        `rowptr` [N+1], `col` [E] and `perm` [E], the position in `src` of each entry of `col`, all of the type of `dst`.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, or E does not fit the type of `dst`.
+        IndexError: An id lies outside 0 .. N-1.
+
+    Example:
+        >>> import torch
+        >>> [t.tolist() for t in to_csr(torch.tensor([0, 1, 2]), torch.tensor([2, 0, 2]), 3)]
+        [[0, 1, 1, 3], [1, 0, 2], [1, 0, 2]]
+    """
+    call = "to_csr"
+    src, dst = checks.ids(call, "src", src), checks.ids(call, "dst", dst, like=("src", src))
+    checks.same_length(call, "src", src, "dst", dst)
+    checks.size(call, "num_nodes", num_nodes)
+    rowptr, col, perm = (empty(size, src.dtype) for size in (num_nodes + 1, src.numel(), src.numel()))
+    _C.to_csr(
+        ID_BITS[src.dtype], src.data_ptr(), dst.data_ptr(), num_nodes, src.numel(),
+        rowptr.data_ptr(), col.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return rowptr, col, perm

@@ -1,0 +1,111 @@
+"""Where a table and its rows may lie, and the call that moves them between there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_gas._core import checks
+from torch_gas._core.build import _C, require_cuda
+from torch_gas._core.checks import FLOAT_TYPES
+from torch_gas._core.memory import mark_written
+
+
+class Staging(NamedTuple):
+    """What pulls and pushes of pageable tables go through.
+
+    Calls that share it run one after the other, from whatever streams they are made.
+
+    Attributes:
+        buffer: Pinned memory [bytes], uint8, used in two halves; a half must hold a row. Some MB keep the bus busy.
+        stream: Fills or empties a half by functions on the host, while the other half is on the bus. Nothing else
+            should run on it.
+    """
+
+    buffer: Tensor
+    stream: torch.cuda.Stream
+
+
+def check_staging(call: str, table: Tensor, staging: Staging) -> None:
+    """Refuses what no rows of the table can go through."""
+    if not isinstance(staging, Staging):
+        raise TypeError(f"{call}: `staging` must be a Staging, but is {type(staging).__name__}")
+    if table.device.type != "cpu":
+        raise ValueError(f"{call}: `staging` is for tables on the host, but `table` is on {table.device}; leave it out")
+    buffer = staging.buffer
+    checks.host(call, "staging.buffer", buffer)
+    checks.vector(call, "staging.buffer", buffer)
+    checks.contiguous(call, "staging.buffer", buffer)
+    checks.element_type(call, "staging.buffer", buffer, [torch.uint8])
+    if buffer.data_ptr() % 8 != 0:
+        raise ValueError(f"{call}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory")
+    if not isinstance(staging.stream, torch.cuda.Stream):
+        raise TypeError(f"{call}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}")
+    if not buffer.is_pinned():
+        raise ValueError(
+            f"{call}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "
+            "pin_memory=True)`"
+        )
+
+
+def check_placement(call: str, table: Tensor, name: str, device: torch.device, staging: Staging | None = None) -> None:
+    """Refuses placements in which rows on `device` cannot reach the table."""
+    if staging is not None:
+        if device != staging.stream.device:
+            raise ValueError(
+                f"{call}: `{name}` must be on the device of `staging.stream`, but they are on {device} and "
+                f"{staging.stream.device}; move `{name}`"
+            )
+        require_cuda(call, name, device)
+        return
+    pinned = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
+    if table.device != device and not pinned:
+        fix = f"move `{name}` to {table.device}"
+        if device.type == "cuda" and table.device.type == "cpu":
+            fix = "pin the table with `pin_memory()`" + (" or pass `staging`" if call != "scatter_rows" else "")
+        raise ValueError(
+            f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in "
+            f"pinned host memory, but `table` is on {table.device} and `{name}` on {device}; {fix}"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{call}: rows move in host memory and on CUDA devices, but `{name}` is on {device}; "
+            "keep the table on the host"
+        )
+    if device.type == "cuda":
+        require_cuda(call, name, device)
+
+
+def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
+    """Calls the core function on the host or on the current stream of the device of `rows`."""
+    width = table.shape[1:].numel()
+    if table.dtype == rows.dtype:
+        width *= table.element_size()
+        table_type = rows_type = _C.DType.bytes
+    else:
+        table_type, rows_type = FLOAT_TYPES[table.dtype], FLOAT_TYPES[rows.dtype]
+    arguments = (
+        _C.Table(table.data_ptr(), table_type, table.shape[0], width),
+        *where,
+        _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]),
+    )
+    if staging is not None:
+        row_bytes = rows.shape[1:].numel() * rows.element_size()
+        if staging.buffer.nbytes < 2 * row_bytes:
+            raise ValueError(
+                f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
+                f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
+            )
+        through = _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)
+        getattr(_C, f"staged_{call}")(*arguments, _current_stream(rows.device), through, torch.get_num_threads())
+    elif rows.is_cuda:
+        getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
+    else:
+        getattr(_C, call)(*arguments, torch.get_num_threads())
+    mark_written(table if call in ("scatter_rows", "write_chunks") else rows)
+
+
+def _current_stream(device: torch.device) -> object:
+    return _C.Stream(device.index, torch.cuda.current_stream(device).cuda_stream)

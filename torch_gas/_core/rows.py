@@ -1,0 +1,295 @@
+"""Rows between a table and a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gas._core import checks
+from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
+from torch_gas._core.memory import empty
+from torch_gas._core.placement import Staging, check_placement, check_staging, move
+
+_TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def gather_rows(
+    table: Tensor,
+    index: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+    staging: Staging | None = None,
+) -> Tensor:
+    """Reads rows of a table, converted to `dtype`.
+
+    Equivalent to `table[index].to(dtype)`; ids may repeat but not be negative.
+
+    Args:
+        table: Contiguous table [N, C], or [N] or [N, ...]: float32, float64, float16 and bfloat16,
+            which convert into each other, or int64, int32, uint8 and bool, which are only copied.
+        index: Ids of the rows [M], int32 or int64. The rows are returned on its device.
+        dtype: Type of the result; that of `out` or of the table by default.
+        out: Contiguous tensor [M, C] to write to instead of a new one.
+        staging: Brings rows of a table in host memory to the device of its stream; `index` is on the host then.
+
+    Returns:
+        The rows [M, C].
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, or the table or `out` is not contiguous.
+        IndexError: An id lies outside 0 .. N-1.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> gather_rows(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0]), torch.float16)
+        tensor([[3.],
+                [1.]], dtype=torch.float16)
+    """
+    call = "gather_rows"
+    _table(call, table)
+    index = _index(call, index)
+    device = index.device
+    if staging is not None:
+        check_staging(call, table, staging)
+        checks.host(call, "index", index)
+        device = staging.stream.device
+    rows = _output(call, table, index.numel(), dtype, out, device)
+    if staging is None and rows.device != device:
+        raise ValueError(
+            f"{call}: `index` and `out` must be on one device, but are on {device} and {rows.device}; move `index`"
+        )
+    check_placement(call, table, "index" if staging is None else "out", rows.device, staging)
+    move(call, table, rows, ID_BITS[index.dtype], index.data_ptr(), staging=staging)
+    return rows
+
+
+def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    """Writes rows of a table, converted to its type.
+
+    Equivalent to `table[index] = rows`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        index: Distinct ids of the rows [M], int32 or int64. On a CUDA device it is for the caller
+            to see that they are.
+        rows: The rows [M, C], on the device of `index`.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, the table is not contiguous, or an id repeats.
+        IndexError: An id lies outside 0 .. N-1.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.zeros(3, 1)
+        >>> scatter_rows(table, torch.tensor([2, 0]), torch.tensor([[3.0], [1.0]]))
+        >>> table.flatten().tolist()
+        [1.0, 0.0, 3.0]
+    """
+    call = "scatter_rows"
+    _table(call, table)
+    index = _index(call, index)
+    rows = _input_rows(call, table, index.numel(), rows)
+    if rows.device != index.device:
+        raise ValueError(
+            f"{call}: `index` and `rows` must be on one device, but are on {index.device} and "
+            f"{rows.device}; move `index`"
+        )
+    check_placement(call, table, "rows", rows.device)
+    move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
+
+
+def read_chunks(
+    table: Tensor,
+    offset: Tensor,
+    count: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+    staging: Staging | None = None,
+) -> Tensor:
+    """Reads the rows of several ranges of a table, one after the other, converted to `dtype`.
+
+    Equivalent to `torch.cat([table[o : o + c] for o, c in zip(offset, count)]).to(dtype)`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        offset: First row of each range [P], int64, on the host.
+        count: Number of rows of each range [P], int64, on the host.
+        dtype: Type of the result; that of `out` or of the table by default.
+        out: Contiguous tensor [M, C] to write to instead of a new one on the device of the table;
+            `M` is the sum of `count`. With a table in pinned host memory, `out` may be on a CUDA
+            device.
+        staging: Brings rows of a table in host memory to the device of its stream, on which `out` must be.
+
+    Returns:
+        The rows [M, C].
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, or the table or `out` is not contiguous.
+        IndexError: A range lies outside the table.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.arange(5.0).view(5, 1)
+        >>> read_chunks(table, torch.tensor([3, 0]), torch.tensor([2, 1])).flatten().tolist()
+        [3.0, 4.0, 0.0]
+    """
+    call = "read_chunks"
+    _table(call, table)
+    offset, count = checks.ranges(call, "offset", offset, count)
+    # Counts that are out of range must reach the check of the core, and no allocation.
+    num_moved = int(count.clamp(0, table.shape[0]).sum())
+    device = table.device
+    if staging is not None:
+        check_staging(call, table, staging)
+        device = staging.stream.device
+    rows = _output(call, table, num_moved, dtype, out, device)
+    check_placement(call, table, "out", rows.device, staging)
+    move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
+    return rows
+
+
+def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor, *, staging: Staging | None = None) -> None:
+    """Writes rows to several ranges of a table, one after the other, converted to its type.
+
+    Equivalent to `table[o : o + c] = part` for the parts of `rows.split(count)`.
+
+    Args:
+        table: Contiguous table [N, C], as in `gather_rows`.
+        offset: First row of each range [P], int64, on the host. Ranges must not overlap.
+        count: Number of rows of each range [P], int64, on the host.
+        rows: The rows [M, C]; `M` is the sum of `count`. With a table in pinned host memory they
+            may be on a CUDA device.
+        staging: Brings rows from the device of its stream to a table in host memory.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type, or types do not convert.
+        ValueError: A shape or a placement is wrong, the table is not contiguous, ranges overlap, or
+            `count` does not sum to the number of rows.
+        IndexError: A range lies outside the table.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table, rows = torch.zeros(4, 1), torch.tensor([[9.0], [7.0], [8.0]])
+        >>> write_chunks(table, torch.tensor([3, 0]), torch.tensor([1, 2]), rows)
+        >>> table.flatten().tolist()
+        [7.0, 8.0, 0.0, 9.0]
+    """
+    call = "write_chunks"
+    _table(call, table)
+    offset, count = checks.ranges(call, "offset", offset, count)
+    rows = _input_rows(call, table, None, rows)
+    if staging is not None:
+        check_staging(call, table, staging)
+    check_placement(call, table, "rows", rows.device, staging)
+    move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
+
+
+def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
+    """Reads the rows of a batch and of its halo.
+
+    Equivalent to `torch.cat([read_chunks(table, offset, count), gather_rows(table, halo)])`.
+
+    Args:
+        table: Contiguous table [N, C] on the host, as in `gather_rows`.
+        offset: First row of each part of the batch [P], int64.
+        count: Number of rows of each part [P], int64.
+        halo: Ids of the further rows [S], int32 or int64.
+
+    Returns:
+        The rows [B+S, C].
+
+    Raises:
+        TypeError, ValueError, IndexError: As in `read_chunks` and `gather_rows`.
+
+    Example:
+        >>> import torch
+        >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
+        tensor([3., 4., 0.])
+    """
+    _table("batch_rows", table)
+    _index("batch_rows", halo)
+    batch_size = int(count.clamp(0, table.shape[0]).sum())
+    rows = empty((batch_size + halo.numel(), *table.shape[1:]), table.dtype)
+    read_chunks(table, offset, count, out=rows[:batch_size])
+    gather_rows(table, halo, out=rows[batch_size:])
+    return rows
+
+
+def is_table(value: object) -> bool:
+    """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
+    if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.dtype in _TABLE_TYPES and value.dim() > 0 and value.is_contiguous() and not value.requires_grad
+
+
+def _table(call: str, table: Tensor) -> None:
+    checks.tensor(call, "table", table)
+    checks.element_type(call, "table", table, _TABLE_TYPES)
+    if table.dim() == 0:
+        raise ValueError(f"{call}: `table` must have rows, but is a single number")
+    checks.contiguous(call, "table", table)
+
+
+def _index(call: str, index: Tensor) -> Tensor:
+    checks.tensor(call, "index", index)
+    checks.element_type(call, "index", index, ID_BITS)
+    checks.vector(call, "index", index)
+    return index.contiguous()
+
+
+def _output(
+    call: str,
+    table: Tensor,
+    num_rows: int,
+    dtype: torch.dtype | None,
+    out: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Returns the tensor to write rows to."""
+    if out is None:
+        _convertible(call, table, "dtype", dtype or table.dtype)
+        return empty((num_rows, *table.shape[1:]), dtype or table.dtype, device)
+    checks.tensor(call, "out", out)
+    _convertible(call, table, "out", out.dtype)
+    checks.contiguous(call, "out", out)
+    _rows_shape(call, "out", out, table, num_rows)
+    if dtype is not None and dtype != out.dtype:
+        raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
+    return out
+
+
+def _input_rows(call: str, table: Tensor, num_rows: int | None, rows: Tensor) -> Tensor:
+    checks.tensor(call, "rows", rows)
+    _convertible(call, table, "rows", rows.dtype)
+    _rows_shape(call, "rows", rows, table, num_rows)
+    return rows.contiguous()
+
+
+def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int | None) -> None:
+    if num_rows is None and rows.dim() > 0:
+        num_rows = rows.shape[0]
+    if rows.dim() != table.dim() or rows.shape != (num_rows, *table.shape[1:]):
+        wanted = ["M" if num_rows is None else num_rows, *table.shape[1:]]
+        raise ValueError(
+            f"{call}: `{name}` must have one row of the table's shape for each row moved, "
+            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
+            "broadcast"
+        )
+
+
+def _convertible(call: str, table: Tensor, name: str, dtype: torch.dtype) -> None:
+    if dtype != table.dtype and not (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+        raise TypeError(
+            f"{call}: `{name}` must have the type of the table, or both must be one of "
+            f"{checks.names(FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
+            "one of them with `.to()`"
+        )
