@@ -93,7 +93,7 @@ class ScalableGNN(torch.nn.Module):
 
     histories: Sequence[History]
     skips_by_nan = True  # how inference skips convolutions whose result is known; see torch_gas.inference
-    _observer: Observer | None = None
+    _observer: Callable[[], Observer | None] | None = None  # a weak reference
 
     def __init__(
         self,
@@ -578,9 +578,10 @@ class Call:
         if self.n_id is not None and model.training and torch.is_grad_enabled():
             for history in model.histories:
                 history.tick()
+            observer = None if model._observer is None else model._observer()
             batch_size = self.n_id.numel() if self.batch_size is None else self.batch_size
-            if model._observer is not None and model._observer.step(batch_size, self.n_id.numel() - batch_size):
-                self._observer = model._observer
+            if observer is not None and observer.step(batch_size, self.n_id.numel() - batch_size):
+                self._observer = observer
         if self.n_id is not None and self.batch_size is not None and self.offset is not None and model._replay is None:
             pool = model.pool  # which serves all tables, and histories where they are in host memory
             self.pool = pool if any(not history.table.is_cuda for history in model.histories) else None

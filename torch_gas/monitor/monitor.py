@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -20,8 +21,7 @@ from torch_gas.scalable import ScalableGNN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHECK_EVERY = 100  # observed steps, after which limits are looked at
-EVERY_ON_GPU = 16
+CHECK_EVERY = 32  # steps that were looked at, after which limits are
 
 
 class Limits(NamedTuple):
@@ -46,11 +46,11 @@ class Monitor:
     bit by bit as it would, and no device is waited for. A model that is pickled or copied leaves its monitor behind.
 
     Args:
-        model: the model; one monitor at a time can watch it. Training begins to be counted at once, until :meth:`detach` or
-            the end of a ``with`` block.
+        model: the model; one monitor at a time can watch it. Training is counted from now on, until :meth:`detach`, the end of a
+            ``with`` block, or the end of the monitor itself: keep a reference to it.
         sample: the most rows of batch and halo that are looked at in each exchange.
-        every: one step in so many is looked at, chosen at random. By default each one, and one in 16 where the model is on a GPU.
-        limits: beyond which the monitor warns, once; None to never warn.
+        every: one step in so many is looked at, chosen at random; 1 for each.
+        limits: beyond which the monitor warns, once for each of them; None to never warn.
 
     Raises:
         TypeError: if ``model`` is no :class:`~torch_gas.ScalableGNN`.
@@ -65,7 +65,7 @@ class Monitor:
         >>> data = permute(data, perm, log=False)
         >>> model = GCN(data.num_nodes, data.num_features, 16, 10, num_layers=3)
         >>> loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True)
-        >>> with Monitor(model) as monitor:
+        >>> with Monitor(model, every=1) as monitor:
         ...     for batch in loader:
         ...         loss = model(batch).square().mean()
         >>> monitor.steps
@@ -83,7 +83,7 @@ class Monitor:
         model: Module,
         *,
         sample: int = 256,
-        every: int | None = None,
+        every: int = 8,
         limits: Limits | None = Limits(),  # noqa: B008  # a tuple, which nobody can change
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
@@ -92,13 +92,11 @@ class Monitor:
                 f"Monitor takes a model with histories (a ScalableGNN or what scale() returned), but got {type(model).__name__}"
             )
         for name, value in (("sample", sample), ("every", every)):
-            if value is not None and value < 1:
+            if value < 1:
                 raise ValueError(f"Monitor: {name} must be at least 1, but is {value}")
-        if every is None:
-            every = EVERY_ON_GPU if model.device.type == "cuda" else 1
         self.model, self.limits = model, limits
         self._sample, self._every = sample, every
-        self._has_warned = False
+        self._warned: set[str] = set()
         self._writer: Any = None
         self.reset()
         self.attach()
@@ -107,14 +105,18 @@ class Monitor:
 
     def attach(self) -> None:
         """Goes on counting after :meth:`detach`."""
-        if self.model._observer not in (None, self):
+        if self._attached() not in (None, self):
             raise ValueError("Monitor: the model has a monitor already; call its detach() first")
-        self.model._observer = self
+        self.model._observer = weakref.ref(self)
 
     def detach(self) -> None:
         """Stops counting; what was counted stays."""
-        if self.model._observer is self:
+        if self._attached() is self:
             self.model._observer = None
+
+    def _attached(self) -> Any:
+        """The monitor that watches the model."""
+        return None if self.model._observer is None else self.model._observer()
 
     def __enter__(self) -> Monitor:
         self.attach()
@@ -131,7 +133,7 @@ class Monitor:
     def step(self, batch_size: int, halo_size: int) -> bool:
         """Called by the model when a training step begins."""
         counts = self._counter.counts
-        if self.limits is not None and not self._has_warned and counts.observed - self._checked.observed >= CHECK_EVERY:
+        if self.limits is not None and counts.observed - self._checked.observed >= CHECK_EVERY:
             self._warn()
             self._checked = counts.copy()
         return self._counter.step(batch_size, halo_size)
@@ -166,40 +168,39 @@ class Monitor:
 
     def advice(self) -> list[str]:
         """What is beyond the limits, and what to do about it."""
-        return self._advice(Counts())
+        return list(self._advice(Counts()).values())
 
-    def _advice(self, earlier: Counts) -> list[str]:
+    def _advice(self, earlier: Counts) -> dict[str, str]:
         limits, counts, layers = self.limits or Limits(), self._counter.counts, self._statistics(earlier)
         steps = counts.steps - earlier.steps
         if steps == 0 or not layers:
-            return []
+            return {}
         sweep = self.model.num_nodes * steps / max(counts.batch_rows - earlier.batch_rows, 1)
         never, age = max(layers, key=lambda layer: layer.never), max(layers, key=lambda layer: layer.age())
         drift = max(layers, key=lambda layer: 0.0 if math.isnan(layer.drift) else layer.drift)
-        found = []
+        found = {}
         if never.never > limits.never:
-            found.append(
+            found["never"] = (
                 f"{100 * never.never:.0f} % of the rows pulled from history {never.layer} had never been written: fill the "
                 "histories by an exact pass before training, and let batches of each epoch hold all nodes"
             )
         if age.age() > limits.age * sweep:
-            found.append(
+            found["age"] = (
                 f"rows pulled from history {age.layer} are {age.age()} steps old in the median, though {sweep:.0f} steps see "
                 "all nodes: let batches of each epoch hold all nodes, or refresh the histories"
             )
         if drift.drift > limits.drift:
-            found.append(
+            found["drift"] = (
                 f"rows of history {drift.layer} change by {100 * drift.drift:.0f} % of their norm from one push to the next: "
                 "refresh the histories, put more parts into a batch, lower the learning rate, or regularise"
             )
         return found
 
     def _warn(self) -> None:
-        advice = self._advice(self._checked)
-        if advice:
-            self._has_warned = True
-            text = "; ".join(advice)
-            warnings.warn(f"Monitor of {self.model._name}, step {self.steps}: {text}", UserWarning, stacklevel=2)
+        for limit, text in self._advice(self._checked).items():
+            if limit not in self._warned:
+                self._warned.add(limit)
+                warnings.warn(f"Monitor of {self.model._name}, step {self.steps}: {text}", UserWarning, stacklevel=2)
 
     # -- what is measured ----------------------------------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class Monitor:
         the host.
 
         Args:
-            loader: batches of the model's graph, in the composition that they are to be measured with.
+            loader: batches of the model's graph; those of its next epoch are measured.
             whole: whether the exact rows come from one pass over the whole graph, which is faster for deep models but takes the
                 memory of full-batch inference, and not from layer-wise inference over ``loader``.
 

@@ -60,7 +60,8 @@ class Twin:
             )
         if isinstance(model, ScaledGNN):
             model.found  # noqa: B018  # an error as long as it has no histories
-        self.stale, self.loader, self.dtype = list(model.histories), loader, dtype
+        self.stale, self.loader = list(model.histories), loader
+        self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
         own = {id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old._dtype) for old in self.stale}
         self.model = copy.deepcopy(model, own).eval()
         if dtype is not None:
@@ -77,13 +78,13 @@ class Twin:
         Args:
             whole: whether to run on the whole graph at once, and not layer by layer in the memory of one batch.
         """
-        with torch.no_grad():
-            out = self.on_graph()[1] if whole else self.model(loader=self.loader)
+        with undisturbed(self.loader, self.model.device), torch.no_grad():
+            out = self.on_graph()[1] if whole else self.model(loader=self.batches)
         return rows_of(out, self.model.num_nodes)
 
     def on_graph(self) -> tuple[Data, Any]:
         """The whole graph, where the model is, and what ``forward`` returns for it."""
-        data = self._here(self.loader.data)
+        data = self.batches.convert(self.loader.data)
         if isinstance(self.model, ScaledGNN):
             return data, self.model(data)
         args, kwargs = self.model.inputs(data)
@@ -95,8 +96,7 @@ class Twin:
         Args:
             apart: whether each layer is a function of its own, whose gradients end at the rows that it read.
         """
-        for batch in self.loader:
-            batch = batch._replace(data=self._here(batch.data))
+        for batch in self.batches:
             rows: dict[int, Tensor] = {}
             read: dict[int, Tensor] = {}
             with self._reading(rows, read, apart):
@@ -125,9 +125,20 @@ class Twin:
         finally:
             del vars(self.model)["push_and_pull"]
 
-    def _here(self, data: Data) -> Data:
-        """``data`` on the device of the model, in the type that it computes in."""
-        data = copy.copy(data).to(self.model.device)
+
+class Batches:
+    """The batches of a loader on the device of a model, in the type that it computes in."""
+
+    def __init__(self, loader: SubgraphLoader, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.loader, self.device, self.dtype = loader, device, dtype
+        self.num_nodes = loader.num_nodes
+
+    def __iter__(self) -> Iterator[SubData]:
+        return (batch._replace(data=self.convert(batch.data)) for batch in self.loader)
+
+    def convert(self, data: Data) -> Data:
+        """A copy of ``data`` there, in that type."""
+        data = copy.copy(data).to(self.device)
         if self.dtype is not None:
             for key, value in data.to_dict().items():
                 data[key] = map_tensors(value, lambda held: held.to(self.dtype) if held.is_floating_point() else held)
