@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import sys
 import warnings
 from collections import Counter
@@ -95,7 +96,7 @@ def test_sample_is_bounded_and_stands_for_all() -> None:
     exact, sampled = make(), make()
     monitors = [Monitor(exact, **EVERYTHING), Monitor(sampled, sample=5, every=1, limits=None)]
     for model in (exact, sampled):
-        train(model, loader_of(data), epochs=100, lr=0.01)
+        train(model, loader_of(data), epochs=60, lr=0.01)
     assert_same(tables(exact), tables(sampled))
     for all_rows, some in zip(*(monitor.statistics() for monitor in monitors), strict=True):
         assert 0 < some.pulled <= 5 * monitors[1].steps < all_rows.pulled
@@ -108,9 +109,9 @@ def test_sample_is_bounded_and_stands_for_all() -> None:
 def test_some_steps_stand_for_all() -> None:
     data, model = random_graph(N, 300), make()
     monitor = Monitor(model, sample=10**6, every=4, limits=None)
-    train(model, loader_of(data), epochs=200)
+    train(model, loader_of(data), epochs=80)
     observed = monitor._counter.counts.observed
-    assert monitor.steps == 400 and 60 < observed < 140
+    assert monitor.steps == 160 and 20 < observed < 60
     assert monitor.statistics()[0].pulled < N * observed
 
 
@@ -224,6 +225,7 @@ def test_scaled_models() -> None:
         assert error.history == pytest.approx(relative, rel=1e-4)
     monitor.detach()
     assert_errors_vanish(model, data)
+    assert all(layer.estimated and layer.worst < 2 for layer in Monitor(model).bound(loader_of(data)))
     untried = scale(PlainGCN(8, 16, num_layers=3, out_channels=3, normalize=False), num_nodes=N)
     with pytest.raises(RuntimeError, match="has not been called on a batch yet"):
         Monitor(untried).errors(loader_of(data))
@@ -464,7 +466,7 @@ def test_lipschitz_constants() -> None:
     first, norm, last = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
     vary(norm)
     scaled = torch.diag(norm.weight / (norm.running_var + norm.eps).sqrt()) @ first.weight
-    largest = [float(torch.linalg.matrix_norm(matrix, 2)) for matrix in (scaled, last.weight)]
+    largest = [float(torch.linalg.matrix_norm(matrix.detach(), 2)) for matrix in (scaled, last.weight)]
     network = torch.nn.Sequential(first, norm, torch.nn.ReLU(), torch.nn.Identity(), last)
     assert lipschitz(network) == pytest.approx(largest[0] * largest[1], rel=1e-5)
     assert lipschitz([]) == 1
@@ -519,6 +521,19 @@ def test_figure_shows_what_was_measured(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "monitor.png")
 
 
+def test_page_of_docs_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = (Path(__file__).parent.parent / "docs" / "monitor.md").read_text()
+    model = random_model("GCN2", 3, False, 0.5)
+    optimizer = torch.optim.Adam(model.parameters())
+    names = {"model": model, "optimizer": optimizer, "loader": loader_of(random_graph(N, 300)), "loss": summed}
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "monitor.md", "exec"), names)
+    assert len(names["figure"].axes) == 4  # type: ignore[attr-defined]
+
+
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(make())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -565,7 +580,7 @@ def test_warns_once_with_the_remedy() -> None:
     monitor = Monitor(model, every=1, limits=strict)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(model, loader_of(data), epochs=100)
+        train(model, loader_of(data), epochs=50)
     messages = [str(entry.message) for entry in caught]
     assert len(messages) == 3 and all(entry.category is UserWarning for entry in caught)
     assert "had never been written: fill the histories" in messages[0]
@@ -578,7 +593,7 @@ def test_training_as_usual_gives_no_warning() -> None:
     data, model = random_graph(N, 300), make()
     refresh(model, data)
     monitor = Monitor(model, every=1)
-    train(model, loader_of(data), epochs=100, lr=0.01)
+    train(model, loader_of(data), epochs=40, lr=0.01)
     assert monitor.advice() == []
 
 

@@ -28,12 +28,13 @@ class Limits(NamedTuple):
     """Beyond which a monitor warns.
 
     Args:
-        drift: change of a history's rows from one push to the next, relative to their norm.
+        drift: change of a history's rows from one push to the next, relative to their norm. Rows of equal norm that have
+            nothing to do with each other differ by 1.41.
         age: median age of pulled rows, in passes over all nodes.
         never: share of pulled rows that had never been written.
     """
 
-    drift: float = 1.0
+    drift: float = 1.4
     age: float = 2.0
     never: float = 0.25
 
@@ -274,7 +275,8 @@ class Monitor:
         head = f"Monitor of {self.model._name}: {self.steps:,} training steps, halo ratio S / B {self.halo_ratio:.2f}"
         return "\n".join([head, report.statistics_table(self.statistics()), *(f"! {line}" for line in self.advice())])
 
-    __str__ = table
+    def __str__(self) -> str:
+        return self.table()
 
     def figure(self, errors: list[LayerError] | None = None, bound: list[LayerBound] | None = None) -> Figure:
         """What was counted, and what :meth:`errors` and :meth:`bound` returned, as a figure of matplotlib's.

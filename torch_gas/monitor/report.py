@@ -96,8 +96,10 @@ def figure(
         raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
     plots: list[Any] = [(_plot_ages, statistics), (_plot_drift, statistics)]
     plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
-    drawn = Figure(figsize=(4.2 * len(plots), 3.4), layout="constrained")
-    for axes, (plot, values) in zip(drawn.subplots(1, len(plots)), plots, strict=True):
+    columns = 3 if len(plots) == 3 else 2
+    rows = len(plots) // columns
+    drawn = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained")
+    for axes, (plot, values) in zip(drawn.subplots(rows, columns).flat, plots, strict=True):
         plot(axes, values)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
