@@ -27,6 +27,7 @@ from torch_geometric.nn import GATConv, SAGEConv
 from torch_gas import EvalSubgraphLoader, Monitor, SubData, SubgraphLoader, gcn_norm, scale
 from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, SAGE
 from torch_gas.monitor import Limits, bound_table, errors_table, gains, lipschitz
+from torch_gas.monitor.counts import Counter as Sampler
 from torch_gas.monitor.jacobian import jacobian_norm
 
 N = 60
@@ -104,6 +105,17 @@ def test_sample_is_bounded_and_stands_for_all() -> None:
         shares = [layer.ages[:5] / layer.ages.sum() for layer in (some, all_rows)]
         torch.testing.assert_close(*shares, atol=0.05, rtol=0)
         assert some.drift == pytest.approx(all_rows.drift, rel=0.2)
+
+
+@pytest.mark.parametrize("number", [0, 3, 5, 6, 23])
+def test_each_row_is_sampled_as_often_as_any_other(number: int) -> None:
+    counter, times, draws = Sampler(sample=5, every=1), torch.zeros(number), 600
+    for _ in range(draws):
+        chosen = counter._choose(number)
+        assert times[chosen].numel() <= 5
+        times[chosen] += 1
+    share = 1 / math.ceil(max(number, 1) / 5)
+    torch.testing.assert_close(times / draws, torch.full((number,), share), atol=0.07, rtol=0)
 
 
 def test_some_steps_stand_for_all() -> None:
@@ -366,7 +378,7 @@ def vary(model: torch.nn.Module) -> None:
     num_layers=st.integers(2, 5),
     switch=st.booleans(),
     seed=st.integers(0, 1000),
-    fmt=st.sampled_from(["edge_index", "csr"]),
+    fmt=st.sampled_from(["edge_index", "EdgeIndex", "csr"]),
     noise=st.sampled_from([0.0, 1e-3, 1.0]),
 )
 @settings(max_examples=25)
@@ -474,6 +486,19 @@ def test_lipschitz_constants() -> None:
         lipschitz([torch.nn.Embedding(3, 3)])
 
 
+@pytest.mark.parametrize("name", ["GCN", "SAGE", "GIN", "GCN2"])
+def test_batch_norm_multiplies_constants(name: str) -> None:
+    model = random_model(name, 3, True, 0.0)
+    before = gains(model)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.weight.data.mul_(10)
+    after = gains(model)
+    assert before is not None and after is not None
+    factors = [b.update / a.update for a, b in zip(before, after, strict=True)]
+    assert factors == pytest.approx([10, 10, 1 if name == "SAGE" else 10])
+
+
 def test_constants_of_own_models_can_be_registered() -> None:
     class Own(Net):
         pass
@@ -482,6 +507,31 @@ def test_constants_of_own_models_can_be_registered() -> None:
     gains.register(Own, lambda model: gains(SAGE(N, 8, 6, 3, num_layers=3)))
     found = gains(Own(N))
     assert found is not None and all(gain.mean for gain in found)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_on_a_gpu(device: str | None) -> None:
+    data, found = random_graph(N, 300), []
+    for where in ("cpu", "cuda"):
+        model = make(device=device if where == "cuda" else None).to(where)
+        monitor, optimizer = Monitor(model, **EVERYTHING), torch.optim.SGD(model.parameters(), lr=0.05)
+        for batch in [*loader_of(data), *loader_of(data)]:
+            optimizer.zero_grad()
+            out = model(batch.to(where))
+            F.cross_entropy(out, batch.data.y[: batch.batch_size].to(where)).backward()
+            optimizer.step()
+        loader = loader_of(data)
+        errors, bound = monitor.errors(loader), monitor.bound(loader)
+        found.append((monitor.statistics(), errors, bound, monitor.gradient_error(loader, summed)))
+    for left, right in zip(*(layers for layers, *_ in found), strict=True):
+        assert torch.equal(left.ages, right.ages) and left.never == right.never
+        assert left.drift == pytest.approx(right.drift, rel=1e-3)
+    for left, right in zip(*(errors for _, errors, *_ in found), strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+    for left, right in zip(*(bound for *_, bound, _ in found), strict=True):
+        assert left.measured == pytest.approx(right.measured, rel=0.05, abs=1e-5)
+    assert found[0][3].relative == pytest.approx(found[1][3].relative, rel=1e-2)
 
 
 # -- reports ---------------------------------------------------------------------------------------
