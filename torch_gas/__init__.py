@@ -4,6 +4,7 @@ from torch_gas import models, refresh, regularization
 from torch_gas.datasets import get_data
 from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas.monitor import Monitor
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
 from torch_gas.scalable import ScalableGNN
@@ -17,6 +18,7 @@ __all__ = [
     "AsyncIOPool",
     "EvalSubgraphLoader",
     "History",
+    "Monitor",
     "Partition",
     "ScalableGNN",
     "ScaledGNN",

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from torch_gas.regularization import LocalPerturbation
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
+
+
+class Observer(Protocol):
+    """Who is told of the training steps that a model makes on batches; see :mod:`torch_gas.monitor`."""
+
+    def step(self, batch_size: int, halo_size: int) -> bool:
+        """Told B and S when a step begins. Returns whether to be told of its exchanges."""
+
+    def exchange(self, history: History, rows: Tensor, n_id: Tensor) -> None:
+        """Told the rows [B, C] that are about to be pushed, and the ids of batch and halo, [B + S]."""
 
 
 class ScalableGNN(torch.nn.Module):
@@ -83,6 +93,7 @@ class ScalableGNN(torch.nn.Module):
 
     histories: Sequence[History]
     skips_by_nan = True  # how inference skips convolutions whose result is known; see torch_gas.inference
+    _observer: Callable[[], Observer | None] | None = None  # a weak reference
 
     def __init__(
         self,
@@ -431,7 +442,8 @@ class ScalableGNN(torch.nn.Module):
         return 0 if self._pool is None else self._pool.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_call": None, "_replay": None, "_coming": None, "_penalty": None}
+        passing = ("_pool", "_call", "_replay", "_coming", "_penalty", "_observer")
+        return {**self.__dict__, **dict.fromkeys(passing)}
 
 
 class Coming(NamedTuple):
@@ -475,6 +487,7 @@ class Call:
         self.coming: Coming | None = None
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo_there: Tensor | None = None
+        self._observer: Observer | None = None
         self.on_own_graph = num_rows == model.num_nodes
         self.neighbors = getattr(n_id, "neighbors", "in")
         if adj is not None:
@@ -565,6 +578,10 @@ class Call:
         if self.n_id is not None and model.training and torch.is_grad_enabled():
             for history in model.histories:
                 history.tick()
+            observer = None if model._observer is None else model._observer()
+            batch_size = self.n_id.numel() if self.batch_size is None else self.batch_size
+            if observer is not None and observer.step(batch_size, self.n_id.numel() - batch_size):
+                self._observer = observer
         if self.n_id is not None and self.batch_size is not None and self.offset is not None and model._replay is None:
             pool = model.pool  # which serves all tables, and histories where they are in host memory
             self.pool = pool if any(not history.table.is_cuda for history in model.histories) else None
@@ -592,6 +609,8 @@ class Call:
     ) -> Tensor:
         """Pushes ``rows`` and returns them together with the halo's rows, [B + S, C]."""
         batch_size = rows.size(0)
+        if self._observer is not None:
+            self._observer.exchange(history, rows, n_id)
         if self.pool is None or offset is None or count is None:
             history.push(rows, n_id[:batch_size], offset, count)
             if n_id.numel() == batch_size:

@@ -1,0 +1,137 @@
+"""What is counted while a model trains: a bounded sample of the rows of each exchange, added up and not kept."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_gas.history import History
+from torch_gas.transfer import send_ids
+
+AGES = 1024  # ages are counted one by one up to here, and together from here on
+
+
+class LayerStatistics(NamedTuple):
+    r"""What the exchanges with one history tell.
+
+    Args:
+        layer: number of the layer whose rows the history holds, from 1.
+        pulled: number of pulled rows that were looked at.
+        ages: how many of them had each age, in optimiser steps, [1024]; the last entry counts older ones as well.
+        never: share of them that had never been written.
+        drift: :math:`\|h - \bar h\| / \|\bar h\|` of all rows :math:`h` that were to replace :math:`\bar h`; nan where none were.
+    """
+
+    layer: int
+    pulled: int
+    ages: Tensor
+    never: float
+    drift: float
+
+    def age(self, share: float = 0.5) -> int:
+        """The age that ``share`` of the pulled rows do not exceed, of those that had been written; 0 where there are none."""
+        total = self.ages.cumsum(0)
+        return int(torch.searchsorted(total, math.ceil(share * int(total[-1]))))
+
+
+@dataclass
+class Sums:
+    """What is added up for one history.
+
+    Args:
+        ages: [1 + AGES]; the first entry counts rows that were never written.
+        squares: squared norms, of the differences between new and old rows and of the old ones, [2].
+    """
+
+    ages: Tensor
+    squares: Tensor
+
+    def copy(self) -> Sums:
+        """Sums of their own with the same values."""
+        return Sums(self.ages.clone(), self.squares.clone())
+
+    def statistics(self, layer: int, earlier: Sums | None) -> LayerStatistics:
+        """What was counted since ``earlier``."""
+        ages, squares = self.ages.cpu(), self.squares.cpu()
+        if earlier is not None:
+            ages, squares = ages - earlier.ages.cpu(), squares - earlier.squares.cpu()
+        pulled = int(ages.sum())
+        change, size = squares.sqrt().tolist()
+        never = int(ages[0]) / pulled if pulled > 0 else 0.0
+        return LayerStatistics(layer, pulled, ages[1:], never, change / size if size > 0 else math.nan)
+
+
+@dataclass
+class Counts:
+    """Everything that was counted."""
+
+    steps: int = 0
+    observed: int = 0
+    batch_rows: int = 0
+    halo_rows: int = 0
+    sums: dict[History, Sums] = field(default_factory=dict)
+
+    def copy(self) -> Counts:
+        """Counts of their own with the same values."""
+        sums = {history: own.copy() for history, own in self.sums.items()}
+        return Counts(self.steps, self.observed, self.batch_rows, self.halo_rows, sums)
+
+
+class Counter:
+    """The observer of a model: counts its steps, and what a sample of the rows of each exchange tells.
+
+    It asks no device for a result, so that the host never waits for one.
+
+    Args:
+        sample: the most rows of batch and halo that are looked at in each exchange.
+        every: one step out of so many is looked at, chosen at random.
+    """
+
+    def __init__(self, sample: int, every: int) -> None:
+        self.sample, self.every = sample, every
+        self.counts = Counts()
+        self._random = random.Random(0)  # its own, so that those of the user go on as they would
+
+    def step(self, batch_size: int, halo_size: int) -> bool:
+        """Counts a step; whether its exchanges are looked at."""
+        self.counts.steps += 1
+        self.counts.batch_rows += batch_size
+        self.counts.halo_rows += halo_size
+        observes = self.every == 1 or self._random.randrange(self.every) == 0
+        self.counts.observed += observes
+        return observes
+
+    @torch.no_grad()
+    def exchange(self, history: History, rows: Tensor, n_id: Tensor) -> None:
+        """Counts the ages of halo rows, and how far batch rows are from those that they replace."""
+        batch_size, where = rows.size(0), history.pushed_at.device
+        sums = self._sums(history, rows.device)
+        halo = self._choose(n_id.numel() - batch_size)
+        ids = send_ids(n_id[batch_size:][halo], where)
+        pushed_at = history.pushed_at[ids]
+        ages = (int(history.clock) - pushed_at).clamp_(0, AGES - 1).add_(1).masked_fill_(pushed_at < 0, 0)
+        sums.ages.index_add_(0, ages, torch.ones_like(ages))
+
+        batch = self._choose(batch_size)
+        ids, new = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch].float()
+        old = history.pull(ids, torch.float32)
+        written = send_ids((history.pushed_at[ids] >= 0).float(), rows.device)
+        sums.squares += torch.stack([(new - old).square_().sum(1), old.square_().sum(1)]) @ written
+
+    def _choose(self, number: int) -> slice:
+        """At most ``sample`` rows out of ``number``, evenly spread, each with the same probability."""
+        stride = max(-(-number // self.sample), 1)
+        return slice(self._random.randrange(stride), None, stride)
+
+    def _sums(self, history: History, device: torch.device) -> Sums:
+        sums = self.counts.sums.get(history)
+        if sums is None:
+            ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
+            squares = torch.zeros(2, dtype=torch.float64, device=device)
+            sums = self.counts.sums[history] = Sums(ages, squares)
+        return sums
