@@ -6,6 +6,7 @@ from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
+from torch_gas.planner import Plan, plan
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN, scale
 from torch_gas.transfer import AsyncIOPool
@@ -18,6 +19,7 @@ __all__ = [
     "EvalSubgraphLoader",
     "History",
     "Partition",
+    "Plan",
     "ScalableGNN",
     "ScaledGNN",
     "SubData",
@@ -33,6 +35,7 @@ __all__ = [
     "metis",
     "models",
     "permute",
+    "plan",
     "save_partition",
     "scale",
     "unpermute",
