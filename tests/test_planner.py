@@ -29,6 +29,7 @@ from torch_gas import (
     plan,
     scale,
 )
+from torch_gas.adjacency import all_tensors
 from torch_gas.datasets import synthetic
 from torch_gas.models import GAT, GCN, GCN2, PNA
 from torch_gas.planner.batches import sample
@@ -60,9 +61,9 @@ MODELS: dict[str, tuple[Callable[[Data], Data], Callable[[Data], ScalableGNN]]] 
         lambda data: PNA(
             NUM_NODES,
             NUM_FEATURES,
-            32,
+            16,
             NUM_CLASSES,
-            3,
+            2,
             ["mean", "max"],
             ["identity", "amplification"],
             in_degree(data.edge_index, NUM_NODES),
@@ -80,33 +81,29 @@ def epoch(data: Data, ptr: Tensor, batch_size: int, make: Callable[[Data], Scala
     optimizer = torch.optim.Adam(model.parameters())
     held = 3 * sum(parameter.nbytes for parameter in model.parameters())
     loader = SubgraphLoader(data, ptr, batch_size, shuffle=True, seed=0, prefetch=0, cache_size=0)
-    rows = halo = steps = peak = 0
     for _ in range(2):  # the optimiser has no state in the first
-        batches, peak, steps, rows, halo = iter(loader), 0, 0, 0, 0
-        while (made := metered(lambda: next(batches, None), CPU)).result is not None:  # noqa: B023
-            batch = made.result
+        rows = halo = steps = peak = 0
+        for batch in loader:
 
             def step() -> None:
                 out = model(batch)  # noqa: B023
-                loss = torch.nn.functional.cross_entropy(out, batch.data.y[: out.size(0)])  # noqa: B023
-                optimizer.zero_grad()
-                loss.backward()
+                torch.nn.functional.cross_entropy(out, batch.data.y[: out.size(0)]).backward()  # noqa: B023
                 optimizer.step()
 
             optimizer.zero_grad()
-            peak = max(peak, made.held + metered(step, CPU).peak)
+            inputs = sum(tensor.nbytes for tensor in all_tensors(batch.data.to_dict()))
+            peak = max(peak, inputs + metered(step, CPU).peak)
             steps, rows, halo = steps + 1, rows + batch.batch_size, halo + batch.halo_size
     return {"peak": held + peak, "steps": steps, "rows": rows / steps, "halo": halo / steps}
 
 
-@pytest.mark.parametrize("limit", ["16 MiB", "5 MiB"])
 @pytest.mark.parametrize("name", MODELS)
-def test_predictions_are_what_training_takes(graph: Data, name: str, limit: str) -> None:
+def test_predictions_are_what_training_takes(graph: Data, name: str) -> None:
     prepare, make = MODELS[name]
     data = prepare(graph)
     model = make(data)
-    chosen = plan(data, model, device_memory=limit, prefetch=0)
-    assert chosen.fits and chosen.peak_memory <= 0.9 * chosen.device_memory
+    chosen = plan(data, model, device_memory="5 MiB", prefetch=0)
+    assert chosen.fits and chosen.steps > 1 and chosen.peak_memory <= 0.9 * chosen.device_memory
 
     perm, ptr = metis(data, chosen.num_parts, log=False)
     took = epoch(permute(data, perm, log=False), ptr, chosen.batch_size, make)
@@ -308,8 +305,8 @@ def test_batches_are_those_of_a_loader(graph: Data) -> None:
     permuted = SubgraphLoader(permute(graph, perm, log=False), ptr)
     made = [(batch.batch_size, batch.halo_size, batch.data.num_edges) for batch in permuted]
     ours = sample(SubgraphLoader(graph, torch.tensor([0, NUM_NODES])), 1, ptr, perm)
-    assert sorted(ours) == sorted(2 * made)
-    assert sample(permuted, 12, ptr) == 2 * [(NUM_NODES, 0, graph.num_edges)]
+    assert sorted(ours[:12]) == sorted(ours[12:24]) == sorted(made)
+    assert set(sample(permuted, 12, ptr)) == {(NUM_NODES, 0, graph.num_edges)}
 
 
 def test_meter() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_gas.loader import SubgraphLoader
 from torch_gas.planner.memory import Size
 
-EPOCHS, MOST_SAMPLES = 2, 32  # of batches that are looked at
+EPOCHS, MOST_SAMPLES = 8, 32  # of batches that are looked at
 
 
 def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> list[Size]:
-    """Sizes of the batches of two epochs over random parts, or of the first 32.
+    """Sizes of the batches of eight epochs over random parts, or of the first 32.
 
     Args:
         loader: of the graph.

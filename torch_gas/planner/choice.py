@@ -89,7 +89,7 @@ def plan(
         True
     """
     _check(data, model, ptr, backend, parts_a_batch, optimizer_states, margin)
-    resident, states = _resident(model), optimizer_states * _bytes(model.parameters())
+    resident, states = _resident(model), optimizer_states * _bytes(p for p in model.parameters() if p.requires_grad)
     if device_memory is None:
         memory = free_memory(model.device) + resident
     else:
