@@ -100,8 +100,7 @@ def make(name: str, data: Data, setting: Setting) -> ScalableGNN:
         return GAT(*sizes, hidden // 8, 8, classes, 1, num_layers, dropout=0.5)
     if name == "PNA":
         deg = in_degree(data.edge_index, data.num_nodes)
-        scalers = ["identity", "amplification", "attenuation"]
-        return PNA(*sizes, hidden, classes, num_layers, ["mean", "max"], scalers, deg, batch_norm=True)
+        return PNA(*sizes, hidden, classes, num_layers, ["mean", "max"], ["identity"], deg, batch_norm=True)
     if name == "GCNII":
         return GCN2(*sizes, hidden, classes, setting.deep_layers, 0.1, 0.5, dropout=0.5)
     return GCN(*sizes, hidden, classes, num_layers, dropout=0.5, batch_norm=True)
