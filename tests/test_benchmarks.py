@@ -390,6 +390,21 @@ def test_a_benchmark_that_fails_loses_no_other(
     assert f"{runner.SUITES[suite][0]}: exit status 3" in capsys.readouterr().out
 
 
+def test_plan(run, tmp_path: Path) -> None:
+    """Memory is counted, so figures of a quick run are near as well; halos and traffic follow from the same parts."""
+    (rows,) = run("plan", CPU, ())
+    limits = ("none", "1/2", "1/8")
+    assert [(row["model"], row["limit"]) for row in rows] == [
+        (model, limit) for model in ("GCN", "GAT", "PNA", "GCNII") for limit in limits
+    ]
+    for row in rows:
+        assert row["peak, MB"] == pytest.approx(row["planned peak, MB"], rel=0.5)
+        assert float(row["S / B"]) == pytest.approx(float(row["planned S / B"]), rel=0.1)
+        assert row["exchange, MB"] == pytest.approx(row["planned exchange, MB"], rel=0.1)
+        assert (row["steps"] == 1) == (row["limit"] == "none")
+    picture(tmp_path / "plan.png")
+
+
 def test_partition(run, tmp_path: Path) -> None:
     (rows,) = run("partition", CPU, ())
     *_, metis, kaminpar, threads, stream, random = rows

@@ -7,6 +7,7 @@ from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.monitor import Monitor
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
+from torch_gas.planner import Plan, plan
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN, scale
 from torch_gas.transfer import AsyncIOPool
@@ -20,6 +21,7 @@ __all__ = [
     "History",
     "Monitor",
     "Partition",
+    "Plan",
     "ScalableGNN",
     "ScaledGNN",
     "SubData",
@@ -35,6 +37,7 @@ __all__ = [
     "metis",
     "models",
     "permute",
+    "plan",
     "refresh",
     "regularization",
     "save_partition",

@@ -93,7 +93,11 @@ class _Builder:
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
     def __call__(self, parts: Sequence[int]) -> SubData:
-        sub, offset, count = self._subgraph(parts)
+        return self.batch(*self._ranges(parts))
+
+    def batch(self, offset: Tensor, count: Tensor) -> SubData:
+        """The batch of the nodes in some ranges."""
+        sub = self.subgraph(offset, count)
         n_id, batch_size = sub.n_id, int(count.sum())
         num_dst = batch_size if self.bipartite and self.csc is None else n_id.numel()
         adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst, n_id.numel())
@@ -115,17 +119,19 @@ class _Builder:
 
     def halo_size(self, parts: Sequence[int]) -> int:
         """S of the batch of some parts."""
-        sub, _, count = self._subgraph(parts)
-        return sub.n_id.numel() - int(count.sum())
+        offset, count = self._ranges(parts)
+        return self.subgraph(offset, count).n_id.numel() - int(count.sum())
 
-    def _subgraph(self, parts: Sequence[int]) -> tuple[_core.Subgraph, Tensor, Tensor]:
-        """The batch of some parts, and their ranges."""
+    def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Start and length of some parts."""
         index = torch.tensor(parts, dtype=torch.int64)
-        offset = self.ptr[index]
-        count = self.ptr[index + 1] - offset
+        return self.ptr[index], self.ptr[index + 1] - self.ptr[index]
+
+    def subgraph(self, offset: Tensor, count: Tensor) -> _core.Subgraph:
+        """Edges and ids of the batch of the nodes in some ranges."""
         matrix = is_matrix(self.adj)
         sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, ascending=matrix, coo=not matrix)
-        return sub if self.csc is None else self._with_outgoing(sub, offset, count), offset, count
+        return sub if self.csc is None else self._with_outgoing(sub, offset, count)
 
     def _with_outgoing(self, sub: _core.Subgraph, offset: Tensor, count: Tensor) -> _core.Subgraph:
         """``sub`` with the edges from the batch to nodes outside of it, which then belong to the halo."""

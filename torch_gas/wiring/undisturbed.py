@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +23,21 @@ _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
     """Leaves buffers, modes, other attributes and random numbers as they were."""
-    held = {key: value.clone() for key, value in model.named_buffers() if not is_lazy(value)}
+    with restored(model, dict(model.named_buffers())), torch.no_grad():
+        torch.manual_seed(0)
+        model.eval()
+        yield
+
+
+@contextmanager
+def restored(model: Module, buffers: Iterable[str]) -> Iterator[None]:
+    """Puts back the buffers of these names, modes, other attributes and random numbers."""
+    names = set(buffers)
+    held = {key: value.clone() for key, value in model.named_buffers() if key in names and not is_lazy(value)}
     attributes = [(vars(module), _plain(module)) for module in model.modules()]
     devices = {value.device for value in _tensors(model) if value.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=list(devices)):
         try:
-            model.eval()
             yield
         finally:
             for key, value in model.named_buffers():

@@ -1,0 +1,45 @@
+"""Batches of parts of a graph that need not be permuted: a part is then many ranges of one node each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gas.loader import SubgraphLoader
+from torch_gas.planner.memory import Size
+
+EPOCHS, MOST_SAMPLES = 8, 32  # of batches that are looked at
+
+
+def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """``offset`` and ``count`` of the batch of any nodes, [B] each."""
+    return ids, torch.ones_like(ids)
+
+
+def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> list[Size]:
+    """Sizes of the batches of eight epochs over random parts, or of the first 32.
+
+    Args:
+        loader: of the graph.
+        batch_size: parts in a batch.
+        ptr: start of each part and N, [num_parts + 1].
+        perm: id of the node at each position, [N]; None for a graph in the order of its parts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = (ptr.diff() > 0).nonzero().view(-1)
+    orders = (parts[torch.randperm(parts.numel(), generator=generator)] for _ in range(EPOCHS))
+    batches = [batch for order in orders for batch in order.split(batch_size)]
+    sizes = []
+    for batch in batches[:MOST_SAMPLES]:
+        ranges = ptr[batch], ptr[batch + 1] - ptr[batch]
+        if perm is not None:
+            pieces = zip(*map(Tensor.tolist, ranges), strict=True)
+            ranges = ranges_of(torch.cat([perm[start : start + count] for start, count in pieces]))
+        sizes.append(size_of(loader, *ranges))
+    return sizes
+
+
+def size_of(loader: SubgraphLoader, offset: Tensor, count: Tensor) -> Size:
+    """Size of the batch of these ranges."""
+    sub, batch_size = loader.builder.subgraph(offset, count), int(count.sum())
+    return Size(batch_size, sub.n_id.numel() - batch_size, sub.col.numel())

@@ -1,0 +1,64 @@
+"""Counts the bytes of tensors that a call allocates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_CPU = torch.profiler.ProfilerActivity.CPU
+_LOG_LEVEL = "KINETO_LOG_LEVEL"
+
+
+class Metered(NamedTuple, Generic[T]):
+    """What a call returned, and the bytes that it allocated.
+
+    Args:
+        result: what it returned.
+        peak: the most bytes that were allocated at a time, beyond those from before the call.
+        held: those that are left, such as the result's.
+    """
+
+    result: T
+    peak: int
+    held: int
+
+
+def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
+    """Calls ``function`` and counts what it allocates on ``device``.
+
+    CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
+    summed up.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = function()
+        torch.cuda.synchronize(device)
+        peak, held = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        return Metered(result, peak - before, held - before)
+    with _quiet(), torch.profiler.profile(activities=[_CPU], profile_memory=True) as profiler:
+        result = function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    total = torch.tensor([0, *changes]).cumsum(0)
+    return Metered(result, int(total.max()), int(total[-1]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler announces each start and stop on stderr, unless told not to when it first runs in a process."""
+    if _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = "6"
+    try:
+        yield
+    finally:
+        del os.environ[_LOG_LEVEL]

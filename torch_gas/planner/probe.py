@@ -1,0 +1,144 @@
+"""Measures a few training steps of a model on small batches, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from torch_gas.adjacency import num_edges_of
+from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.planner.batches import ranges_of
+from torch_gas.planner.memory import Size, StepMemory, fit
+from torch_gas.planner.meter import metered
+from torch_gas.scalable import ScalableGNN
+from torch_gas.wiring.arguments import square
+from torch_gas.wiring.undisturbed import restored
+
+Loss = Callable[[Any, SubData], Tensor]
+
+FIRST_SIZE, LEAST_SIZES, FITTED_SIZES = 64, 3, 4  # nodes of the first batch; sizes of batches
+ENOUGH_BYTES = 2**28  # of a step, which then tells of larger ones
+
+
+def default_loss(out: Any, batch: SubData) -> Tensor:
+    """Cross entropy of [B, C] with class ids in ``data.y``; without them, the sum of all squares."""
+    y = batch.data.get("y")
+    is_class = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and y.dtype != torch.bool
+    if is_class and isinstance(out, Tensor) and out.dim() == 2:
+        return F.cross_entropy(out, y[: out.size(0)].long().clamp(0, out.size(1) - 1))
+    squares = [leaf.square().sum() for leaf in pytree.tree_leaves(out) if getattr(leaf, "requires_grad", False)]
+    if not squares:
+        raise ValueError(
+            "plan(): the model returns nothing that has a gradient; pass the training loss: loss=lambda out, batch: ..."
+        )
+    return torch.stack(squares).sum()
+
+
+def measure(model: ScalableGNN, loader: SubgraphLoader, loss: Loss | None = None) -> StepMemory:
+    """The memory of training steps beyond what the model holds between them, with their batch and those made ahead.
+
+    Batches of random nodes, of twice as many each time, are trained on twice: as they are, and with the halo's rows counted
+    among the batch's, so that rows and edges can be told apart.
+
+    Args:
+        model: the model, on the device that it is to train on.
+        loader: of the graph.
+        loss: see :func:`torch_gas.plan`.
+    """
+    num_nodes, device = loader.num_nodes, model.device
+    order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0))
+    sizes: list[Size] = []
+    peaks: list[int] = []
+    first = max(1, min(FIRST_SIZE, num_nodes // 8))
+    with _trained(model):
+        batch = _batch(loader, order[:first], device, has_halo=True)
+        with _put_back(model, batch.n_id):
+            _step(model, batch, loss)  # makes what is made once
+        number, last = first, num_nodes // 2
+        while True:
+            for has_halo in (True, False):
+                made = metered(partial(_batch, loader, order[:number], device, has_halo), device)
+                batch, num_edges = made.result, num_edges_of(made.result.data[loader.builder.key])
+                with _put_back(model, batch.n_id):
+                    step = metered(partial(_step, model, batch, loss), device)
+                sizes.append(Size(batch.batch_size, batch.halo_size, num_edges))
+                peaks.append(step.peak + (1 + loader.prefetch) * made.held)
+            number *= 2
+            if number > last or (max(peaks) > ENOUGH_BYTES and len(sizes) >= 2 * LEAST_SIZES):
+                break
+    return fit(sizes[-2 * FITTED_SIZES :], peaks[-2 * FITTED_SIZES :])
+
+
+def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: bool) -> SubData:
+    """The batch of some nodes; without a halo, its rows count as those of nodes without edges into them."""
+    batch = loader.builder.batch(*ranges_of(ids)).to(device)
+    n_id: Any = batch.n_id
+    n_id.neighbors = loader.builder.neighbors
+    if has_halo:
+        return batch
+    key, data = loader.builder.key, copy.copy(batch.data)
+    data[key] = square(data[key], n_id.numel())
+    return SubData(data, n_id.numel(), n_id, *ranges_of(n_id))
+
+
+def _step(model: ScalableGNN, batch: SubData, loss: Loss | None) -> None:
+    """A training step up to its gradients."""
+    with torch.enable_grad():
+        (loss or default_loss)(model(batch), batch).backward()
+
+
+@contextmanager
+def _trained(model: ScalableGNN) -> Iterator[None]:
+    """While entered, the model is in training mode and without gradients; all but its histories is put back."""
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        raise ValueError("plan(): the model has parameters without a shape yet; call it on a batch first")
+    small = [key for key, _ in model.named_buffers() if not key.startswith(("histories.", "tables."))]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    with restored(model, small):
+        try:
+            model.train()
+            _drop_grads(model)
+            yield
+        finally:
+            for parameter, grad in grads:
+                parameter.grad = grad
+
+
+@contextmanager
+def _put_back(model: ScalableGNN, n_id: Tensor) -> Iterator[None]:
+    """Puts back the rows ``n_id`` of all histories, and drops gradients and the buffers of transfers."""
+    held = []
+    for history in model.histories:
+        ids = n_id.to(history.table.device)
+        held.append((history, ids, history.emb[ids], history.pushed_at[ids], history.clock.clone()))
+    _drop_pool(model)
+    try:
+        yield
+    finally:
+        for history, ids, rows, pushed_at, clock in held:
+            history.emb[ids] = rows
+            history.pushed_at[ids] = pushed_at
+            history.clock.copy_(clock)
+        _drop_pool(model)
+        _drop_grads(model)
+
+
+def _drop_pool(model: ScalableGNN) -> None:
+    for history in model._stores:
+        history.settle()
+        history.transfers = None
+    model._pool = model._coming = None
+
+
+def _drop_grads(model: ScalableGNN) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None

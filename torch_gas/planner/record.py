@@ -1,0 +1,114 @@
+"""What plan() returns: predictions of what training takes, and the one that was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch_gas.planner.memory import StepMemory
+from torch_gas.planner.units import in_units
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What training will take with a number of parts, of which some random ones make a batch.
+
+    Args:
+        num_parts: parts of the graph, for :func:`torch_gas.metis`.
+        batch_size: parts in a batch, for :class:`torch_gas.SubgraphLoader`.
+        steps: batches an epoch, and so optimiser steps.
+        batch_nodes: B, on average.
+        halo_ratio: S / B, of all batches together.
+        peak_memory: device memory at the peak of a step, in bytes, of the largest batch that was looked at.
+        pushed_bytes: rows that a step writes to histories, in bytes, on average.
+        pulled_bytes: rows that a step reads from them, in bytes, on average.
+        fits: whether ``peak_memory`` leaves the margin free.
+    """
+
+    num_parts: int
+    batch_size: int
+    steps: int
+    batch_nodes: float
+    halo_ratio: float
+    peak_memory: int
+    pushed_bytes: float
+    pulled_bytes: float
+    fits: bool
+
+    @property
+    def is_full_batch(self) -> bool:
+        """Whether one batch is the whole graph."""
+        return self.steps == 1
+
+
+@dataclass(frozen=True)
+class Plan(Prediction):
+    """The prediction that :func:`torch_gas.plan` chose, which is printed with all that it considered.
+
+    Args:
+        device_memory: what the device has for training, in bytes.
+        margin: the share of it that is left free.
+        history_bytes: all histories and tables of the model with the ages of their rows, in bytes, wherever they live.
+        step_memory: how ``peak_memory`` follows from the size of a batch.
+        candidates: all predictions in the order in which they were made, the one that was chosen last.
+    """
+
+    device_memory: int
+    margin: float
+    history_bytes: int
+    step_memory: StepMemory
+    candidates: tuple[Prediction, ...] = field(repr=False)
+
+    @property
+    def reason(self) -> str:
+        """Why this one was chosen."""
+        limit = f"{in_units((1 - self.margin) * self.device_memory)}, {1 - self.margin:.0%} of {in_units(self.device_memory)}"
+        if self.is_full_batch:
+            return (
+                f"The whole graph fits in {limit}: train on it as one batch, whose rows are never stale. Histories are not "
+                "needed then."
+            )
+        return (
+            f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories. The "
+            f"{self.batch_size} parts of a batch are drawn anew in each epoch, so that neighbours meet."
+            if self.batch_size > 1
+            else f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories."
+        )
+
+    def __str__(self) -> str:
+        terms = [f"{in_units(term)} {of}" for term, of in zip(self.step_memory, _TERMS, strict=True)]
+        return "\n".join(
+            [
+                f"metis(data, num_parts={self.num_parts}), SubgraphLoader(data, ptr, batch_size={self.batch_size}, shuffle=True)",
+                "",
+                *_table([_HEAD, *(_row(each) for each in self.candidates)]),
+                "",
+                self.reason,
+                f"Peak memory of a step: {', '.join(terms)}.",
+                f"Histories: {in_units(self.history_bytes)}, of which a step writes {in_units(self.pushed_bytes)} and reads "
+                f"{in_units(self.pulled_bytes)}.",
+            ]
+        )
+
+
+_TERMS = ("in any case", "a row of the batch", "a row of the halo", "an edge")
+_HEAD = ("parts", "in a batch", "steps", "nodes", "S / B", "peak memory", "written", "read", "")
+
+
+def _row(each: Prediction) -> tuple[str, ...]:
+    return (
+        f"{each.num_parts:,}",
+        f"{each.batch_size:,}",
+        f"{each.steps:,}",
+        f"{each.batch_nodes:,.0f}",
+        f"{each.halo_ratio:.2f}",
+        in_units(each.peak_memory),
+        in_units(each.pushed_bytes),
+        in_units(each.pulled_bytes),
+        "chosen" if each.fits else "does not fit",
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of columns that are aligned at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
