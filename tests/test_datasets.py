@@ -580,7 +580,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         get_data(tmp_path, "synthetic:100", layout="coo")
     with pytest.raises(ValueError, match="split must be one of train, val, test, but is 'valid'"):
         get_data(tmp_path, "PPI", split="valid")
-    with pytest.raises(ValueError, match="split='val' is for PPI and CLUSTER; cora is one graph"):
+    with pytest.raises(ValueError, match="split='val' is for PPI, CLUSTER and synthetic-cluster; cora is one graph"):
         get_data(tmp_path, "cora", split="val")
 
 
