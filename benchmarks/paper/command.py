@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared import RESULTS, host, save_section, today
 
-__all__ = ["RECIPES", "arguments", "host", "pairs", "parse", "save", "today", "wanted"]
+__all__ = ["RECIPES", "TITLES", "arguments", "host", "pairs", "parse", "save", "spread", "today", "wanted"]
 
 RECIPES = Path(__file__).parent / "recipes"
+TITLES = {"GCN2": "GCNII"}  # what the paper calls models
 
 
 def arguments(question: str, recipes: str, seeds: int) -> argparse.ArgumentParser:
@@ -66,6 +68,11 @@ def wanted(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> list
 def pairs(recipes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """All models and data sets with a recipe."""
     return [(name, data) for name, found in recipes.items() for data in found]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, if there are several values."""
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def save(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from cells import Cells
-from command import arguments, pairs, parse, save, wanted
+from command import TITLES, arguments, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
 from torch import Tensor
@@ -23,7 +23,6 @@ METIS, RANDOM = "METIS parts", "random parts"
 METHODS = (FULL_BATCH, METIS, RANDOM)
 PARTITIONS = {FULL_BATCH: "metis", METIS: "metis", RANDOM: "random"}
 COLORS = dict(zip(METHODS, ("tab:gray", "tab:blue", "tab:orange"), strict=True))
-TITLES = {"GCN2": "GCNII"}
 GOAL = 0.99  # of the best validation accuracy that the full batch reaches with the same seed
 
 Found: TypeAlias = "dict[tuple[str, str], dict[str, list[dict[str, Any]]]]"  # runs by model and data set, and by method
@@ -64,8 +63,8 @@ def rows_of(found: Found, recipes: dict[str, dict[str, Recipe]]) -> list[dict[st
                     "data set": dataset,
                     "method": method,
                     "seeds": len(epochs),
-                    "best validation, %": _spread([100 * max(run["val"]) for run in runs[method]]),
-                    "test, %": _spread([100 * run["test"] for run in runs[method]]),
+                    "best validation, %": spread([100 * max(run["val"]) for run in runs[method]]),
+                    "test, %": spread([100 * run["test"] for run in runs[method]]),
                     f"epochs to {GOAL:.0%} of full batch": "not all reach it" if median is None else f"{median:g}",
                     "runs that reach it": f"{len(reached)} of {len(epochs)}",
                     "steps an epoch": steps,
@@ -73,10 +72,6 @@ def rows_of(found: Found, recipes: dict[str, dict[str, Recipe]]) -> list[dict[st
                 }
             )
     return rows
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def draw(found: Found, recipes: dict[str, dict[str, Recipe]]) -> Any:
@@ -138,20 +133,24 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
     """Table and figure of all runs that are there."""
     found: Found = {}
     for name, dataset in pairs(recipes):
-        settings = recipes[name][dataset].settings
-        runs = [[cells.get(_cell(name, dataset, m, seed), settings) for m in METHODS] for seed in range(20)]
-        complete = [each for each in runs if None not in each]
-        if complete:
-            found[name, dataset] = dict(zip(METHODS, map(list, zip(*complete, strict=True)), strict=True))
+        runs = cells.complete(METHODS, partial(_cell, name, dataset), recipes[name][dataset].settings)
+        if runs:
+            found[name, dataset] = runs
     if not found:
         raise SystemExit(f"no run is there: --root names no folder with {', '.join(args.datasets or ['a data set'])}")
     save_picture(draw(found, recipes), args.out, "convergence")
     note = (
-        "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Exact evaluation after each epoch "
-        "refreshes the histories. Epochs and steps are medians over seeds until validation accuracy first is "
+        "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Exact evaluation after each "
+        "epoch refreshes the histories. Epochs and steps are medians over seeds until validation accuracy first is "
         f"{GOAL:.0%} of the best that the full batch reaches with the same seed; random parts are the same in all runs."
     )
-    save(args, "convergence", __doc__, cells.machine(), [table("Epochs to full-batch accuracy", rows_of(found, recipes), note)])
+    save(
+        args,
+        "convergence",
+        __doc__,
+        cells.machine(),
+        [table("Epochs to full-batch accuracy", rows_of(found, recipes), note)],
+    )
 
 
 def _cell(name: str, dataset: str, method: str, seed: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -12,7 +14,7 @@ INSIDE, BETWEEN = 0.55, 0.25  # probability that two nodes of a graph are joined
 
 
 def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
-    r"""Graphs like those of CLUSTER (Dwivedi et al., https://arxiv.org/abs/2003.00982, Section 5.2), drawn anew and joined into one.
+    r"""Graphs like those of CLUSTER (Dwivedi et al., https://arxiv.org/abs/2003.00982), drawn anew and joined into one.
 
     Each graph has six communities of 5 to 34 nodes. Two nodes are joined with probability 0.55 in the same community and 0.25
     otherwise. One node of each community tells its class; all others are to be told which community they are in. The
@@ -23,8 +25,8 @@ def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
         seed: the same seed gives the same graphs. The global random state is left alone.
 
     Returns:
-        ``Data`` with ``x`` [N, 7], which is 1 in column c + 1 where a node tells its class c, and in column 0 where it tells nothing;
-        ``y`` [N]; and an undirected ``edge_index`` [2, E] sorted by destination, without self-loops.
+        ``Data`` with ``x`` [N, 7], which is 1 in column c + 1 where a node tells its class c, and in column 0 where it tells
+        nothing; ``y`` [N]; and an undirected ``edge_index`` [2, E] sorted by destination, without self-loops.
 
     Raises:
         ValueError: if ``num_graphs`` is below 1.
@@ -48,7 +50,7 @@ def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
     x[told] = torch.eye(COMMUNITIES + 1)[1:].repeat(num_graphs, 1)
 
     ends = first[::COMMUNITIES].tolist()
-    edges = [_edges(y[start:end], generator) + start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    edges = [_edges(y[start:end], generator) + start for start, end in pairwise(ends)]
     return Data(x=x, y=y, edge_index=torch.cat(edges, dim=1))
 
 
