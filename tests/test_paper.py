@@ -53,10 +53,11 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a command in this process with results in ``tmp_path``, and gives its section of them."""
 
-    def run(name: str, *options: str, recipes: str = TINY) -> dict[str, Any]:
-        (tmp_path / "recipes.toml").write_text(recipes)
-        given = ("--recipes", str(tmp_path / "recipes.toml"), "--out", str(tmp_path), "--device", "cpu", *options)
-        monkeypatch.setattr(sys, "argv", [name, *given])
+    def run(name: str, *options: str, recipes: str | None = TINY) -> dict[str, Any]:
+        if recipes is not None:
+            (tmp_path / "recipes.toml").write_text(recipes)
+            options = ("--recipes", str(tmp_path / "recipes.toml"), "--device", "cpu", *options)
+        monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), *options])
         with torch.random.fork_rng(devices=[]):
             runpy.run_path(str(PAPER / f"{name}.py"), run_name="__main__")
         section: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())[name]
@@ -143,9 +144,11 @@ noise = 0.2
 
 def test_ablation_compares_all_variants(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     accuracy, bounds = run("ablation", "--seeds", "1", recipes=ABLATION)["tables"]
-    assert [row["data set"] for row in accuracy["rows"]] == ["synthetic:300"] * 9 + ["synthetic-cluster:4"] * 9
-    assert [row["variant"] for row in accuracy["rows"][:3]] == ["full batch", "random parts", "random parts"]
-    gcn2 = accuracy["rows"][1:9]
+    assert [row["data set"] for row in accuracy["rows"]] == ["synthetic:300"] * 10 + ["synthetic-cluster:4"] * 10
+    assert [row["refreshed after each epoch"] for row in accuracy["rows"][:10]] == ["-", *["no"] * 4, "-", *["yes"] * 4]
+    parts = ["random parts", "random parts, regularised", "METIS parts", "METIS parts, regularised"]
+    assert [row["variant"] for row in accuracy["rows"][:5]] == ["full batch", *parts]
+    gcn2 = [row for row in accuracy["rows"][:10] if row["variant"] != "full batch"]
     assert len({row["error of outputs, %"] for row in gcn2}) > 1 and all(
         float(row["error of histories, %"]) > 0 for row in gcn2
     )
@@ -164,6 +167,19 @@ def test_ablation_compares_all_variants(run: Callable[..., dict[str, Any]], tmp_
     assert len(set(map(str, tests.values()))) == 4  # the penalty and refreshes change what is trained
 
 
+def test_sets_of_graphs_are_joined_with_a_mask_for_each_split() -> None:
+    from training import prepare
+
+    from torch_gas import get_data
+
+    graph = prepare("", "GIN", "synthetic-cluster:10", 4).graph
+    sizes = [get_data("", "synthetic-cluster:10", split=split)[0].num_nodes for split in ("train", "val", "test")]
+    masks = torch.stack([graph.train_mask, graph.val_mask, graph.test_mask])
+    assert masks.sum(1).tolist() == sizes and (masks.sum(0) == 1).all()
+    destination = torch.arange(graph.num_nodes).repeat_interleave(graph.adj_t.crow_indices().diff())
+    assert torch.equal(masks[:, graph.adj_t.col_indices()], masks[:, destination])
+
+
 def test_an_error_above_its_bound_ends_the_run(
     run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +191,18 @@ def test_an_error_above_its_bound_ends_the_run(
     )
     with pytest.raises(AssertionError, match=r"epoch 1: an error is 1\.01 times its bound"):
         run("ablation", "--seeds", "1", "--models", "GCN2", recipes=ABLATION)
+
+
+def test_access_sweeps_connections_for_each_model(run: Callable[..., dict[str, Any]]) -> None:
+    section = run("access", "--quick", recipes=None)
+    (table,) = section["tables"]
+    assert section["quick"] and "made before; Adam" in table["note"]
+    assert [row["inter / intra"] for row in table["rows"]] == [0.25, 0.5, 1.0, 2.0, 3.0] * 4
+    for row in table["rows"]:
+        assert 0.8 * row["inter / intra"] <= row["S / B"] <= row["inter / intra"]
+        assert min(row["with histories, ms"], row["without, ms"], row["a plain copy of it, ms"]) > 0
+    gcn = table["rows"][2]
+    assert gcn["pushed and pulled, MB"] == pytest.approx((1 + gcn["S / B"]) * 60 * 3 * 16 * 4 / 1e6)
 
 
 def test_models_without_a_recipe_are_refused(run: Callable[..., dict[str, Any]]) -> None:

@@ -52,14 +52,19 @@ class Variant(NamedTuple):
 
 
 FULL = Variant()
-WITH_HISTORIES = [Variant(*each) for each in itertools.product(("random", "metis"), (False, True), (False, True))]
+REFRESHED = {False: "histories are never refreshed", True: "histories are refreshed after each epoch"}
+WITH_HISTORIES = {
+    refresh: [Variant(*each, refresh) for each in itertools.product(("random", "metis"), (False, True))]
+    for refresh in REFRESHED
+}
 COLORS = {
     ("random", False): "tab:red",
     ("random", True): "tab:orange",
     ("metis", False): "tab:blue",
     ("metis", True): "tab:green",
 }
-REFRESHED = {False: "histories are never refreshed", True: "histories are refreshed after each epoch"}
+Key: TypeAlias = "tuple[str, str, bool]"  # model, data set, and whether histories are refreshed
+Found: TypeAlias = "dict[Key, dict[Variant, list[dict[str, Any]]]]"  # runs by variant
 
 Found: TypeAlias = (
     "dict[tuple[str, str], dict[Variant, list[dict[str, Any]]]]"  # runs by model and data set, and by variant
@@ -115,7 +120,7 @@ def run(name: str, task: Task, recipe: Regularised, variant: Variant, seed: int,
 def accuracy_rows(found: Found) -> list[dict[str, Any]]:
     """A row for each model and variant."""
     rows = []
-    for (name, dataset), runs in found.items():
+    for (name, dataset, refresh), runs in found.items():
         full = statistics.fmean(100 * run["test"] for run in runs[FULL])
         for variant, each in runs.items():
             tests = [100 * run["test"] for run in each]
@@ -125,7 +130,7 @@ def accuracy_rows(found: Found) -> list[dict[str, Any]]:
                     "model": TITLES.get(name, name),
                     "data set": dataset,
                     "variant": variant.title,
-                    "refreshed after each epoch": "-" if not has else "yes" if variant.refresh else "no",
+                    "refreshed after each epoch": "-" if not has else "yes" if refresh else "no",
                     "seeds": len(each),
                     "test, %": spread(tests),
                     "minus full batch": f"{statistics.fmean(tests) - full:+.2f}" if has else "-",
@@ -139,17 +144,16 @@ def accuracy_rows(found: Found) -> list[dict[str, Any]]:
 def bound_rows(found: Found) -> list[dict[str, Any]]:
     """A row for each model and variant with histories: the outputs of batches."""
     rows = []
-    for (name, dataset), runs in found.items():
-        for variant, each in runs.items():
-            if not variant.partition:
-                continue
+    for (name, dataset, refresh), runs in found.items():
+        for variant in WITH_HISTORIES[refresh]:
+            each = runs[variant]
             measured, bound, theorem = (statistics.median(run["bounds"][-1][i] for run in each) for i in range(3))
             rows.append(
                 {
                     "model": TITLES.get(name, name),
                     "data set": dataset,
                     "variant": variant.title,
-                    "refreshed after each epoch": "yes" if variant.refresh else "no",
+                    "refreshed after each epoch": "yes" if refresh else "no",
                     "runs": len(each),
                     "error": f"{measured:.2e}",
                     "bound, node by node": f"{bound:.2e}",
@@ -166,13 +170,10 @@ def _percent(values: Any) -> str:
 
 def draw(found: Found) -> Any:
     """For each model and way of refreshing: test accuracy, errors over epochs, and the bound over layers."""
-    panels = [(key, refresh) for key in found for refresh in REFRESHED]
-    figure, grid = plt.subplots(len(panels), 3, figsize=(13.5, 3.4 * len(panels)), layout="constrained", squeeze=False)
-    for line, ((name, dataset), refresh) in zip(grid, panels, strict=True):
-        runs = found[name, dataset]
-        shown = [variant for variant in WITH_HISTORIES if variant.refresh == refresh and variant in runs]
-        _draw_accuracy(line[0], runs, shown)
-        for variant in shown:
+    figure, grid = plt.subplots(len(found), 3, figsize=(13.5, 3.4 * len(found)), layout="constrained", squeeze=False)
+    for line, ((name, dataset, refresh), runs) in zip(grid, found.items(), strict=True):
+        _draw_accuracy(line[0], runs, WITH_HISTORIES[refresh])
+        for variant in WITH_HISTORIES[refresh]:
             color = COLORS[variant.partition, variant.regularised]
             curves = list(zip(*(run["curve"] for run in runs[variant]), strict=True))
             mean = [statistics.fmean(point[2] for point in points) for points in curves]
@@ -219,7 +220,11 @@ def main() -> None:
     tasks: dict[tuple[str, str, str], Task] = {}
     missing = set()
     # A seed at a time, so that a command that is stopped has told something of all variants.
-    todo = list(itertools.product(wanted(args, recipes), range(args.seeds), (FULL, *WITH_HISTORIES)))
+    todo = list(
+        itertools.product(
+            wanted(args, recipes), range(args.seeds), (*WITH_HISTORIES[False], FULL, *WITH_HISTORIES[True])
+        )
+    )
     for (name, dataset), seed, variant in (progress := tqdm(todo)):
         progress.set_description(f"{name} on {dataset}")
         recipe, of = recipes[name][dataset], _cell(name, dataset, variant, seed)
@@ -241,10 +246,11 @@ def main() -> None:
 def report(args: Any, recipes: dict[str, dict[str, Regularised]], cells: Cells) -> None:
     """Tables and figure of all runs that are there."""
     found: Found = {}
-    for name, dataset in pairs(recipes):
-        runs = cells.complete((FULL, *WITH_HISTORIES), partial(_cell, name, dataset), recipes[name][dataset].settings)
+    for (name, dataset), refresh in itertools.product(pairs(recipes), REFRESHED):
+        variants = (FULL, *WITH_HISTORIES[refresh])
+        runs = cells.complete(variants, partial(_cell, name, dataset), recipes[name][dataset].settings)
         if runs:
-            found[name, dataset] = runs
+            found[name, dataset, refresh] = runs
     if not found:
         raise SystemExit(
             f"no seed is complete: --root names no folder with {', '.join(args.datasets or ['a data set'])}"
