@@ -96,7 +96,7 @@ def draw(found: Found, recipes: dict[str, dict[str, Recipe]]) -> Any:
     for method, color in COLORS.items():
         grid[0][0].plot([], [], color=color, label=method)
     grid[0][0].plot([], [], ":", color="black", linewidth=0.8, label=f"{GOAL:.0%} of the full batch's best mean")
-    figure.legend(frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4 if len(found) > 1 else 2)
     return figure
 
 
