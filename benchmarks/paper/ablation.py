@@ -258,9 +258,9 @@ def report(args: Any, recipes: dict[str, dict[str, Regularised]], cells: Cells) 
     save_picture(draw(found), args.out, "ablation")
     accuracy_note = (
         "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Full batch takes as many steps "
-        "of the optimiser. Errors are relative norms in the last epoch that they are measured in, before its refresh; that of "
-        "histories is the mean over layers, that of outputs is of what batches compute with them. Random parts are the same in "
-        "all runs."
+        "of the optimiser. Errors are relative norms in the last epoch that they are measured in, before its refresh, against "
+        "the exact rows in evaluation mode; that of histories is the mean over layers and holds the dropout of the steps that "
+        "wrote them, that of outputs is of what batches compute with them. Random parts are the same in all runs."
     )
     bound_note = (
         "Of the outputs of batches: root mean square over nodes, medians over runs, in the last measurement. The first bound "
