@@ -94,7 +94,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
-    names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline", "workload"}
+    names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline"}
     assert names == {"rows", "step", "memory", "small"} == set(load("run").SUITES["gpu"])
     names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "large", "sides"}
     assert names_on_cpu == set(load("run").SUITES["cpu"])

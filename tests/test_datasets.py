@@ -30,7 +30,7 @@ from torch_geometric.utils import contains_self_loops, is_undirected
 
 from torch_gas import datasets
 from torch_gas.adjacency import is_csr, is_sparse_tensor
-from torch_gas.datasets import community, ogb, synthetic
+from torch_gas.datasets import community, ogb, synthetic, synthetic_cluster
 from torch_gas.datasets.sources import SOURCES
 
 get_data = partial(datasets.get_data, layout="edge_index")
@@ -580,7 +580,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         get_data(tmp_path, "synthetic:100", layout="coo")
     with pytest.raises(ValueError, match="split must be one of train, val, test, but is 'valid'"):
         get_data(tmp_path, "PPI", split="valid")
-    with pytest.raises(ValueError, match="split='val' is for PPI and CLUSTER; cora is one graph"):
+    with pytest.raises(ValueError, match="split='val' is for PPI, CLUSTER and synthetic-cluster; cora is one graph"):
         get_data(tmp_path, "cora", split="val")
 
 
@@ -693,6 +693,42 @@ def test_synthetic_is_deterministic_by_seed() -> None:
     for key in first.to_dict():
         assert torch.equal(first[key], second[key])
     assert not torch.equal(first.edge_index, other.edge_index)
+
+
+def test_synthetic_cluster_has_the_probabilities_of_its_model() -> None:
+    state = torch.get_rng_state()
+    data = synthetic_cluster(60)
+    assert torch.equal(torch.get_rng_state(), state)
+    src, dst = data.edge_index
+    assert is_undirected(data.edge_index, num_nodes=data.num_nodes) and not contains_self_loops(data.edge_index)
+    assert ((dst.diff() > 0) | ((dst.diff() == 0) & (src.diff() > 0))).all()  # sorted, each edge once
+
+    starts = torch.cat([torch.tensor([True]), data.y.diff() != 0]).nonzero().view(-1)
+    sizes = torch.cat([starts, torch.tensor([data.num_nodes])]).diff().view(60, 6)
+    assert sizes.min() >= 5 and sizes.max() <= 34 and sizes.unique().numel() > 20
+    graph = torch.arange(60).repeat_interleave(sizes.sum(1))
+    assert torch.equal(graph[src], graph[dst])
+    same = data.y[src] == data.y[dst]
+    pairs_inside, pairs = (sizes * (sizes - 1)).sum(), (sizes.sum(1) * (sizes.sum(1) - 1)).sum()
+    assert float(same.sum() / pairs_inside) == pytest.approx(0.55, abs=0.02)
+    assert float((~same).sum() / (pairs - pairs_inside)) == pytest.approx(0.25, abs=0.01)
+
+    told = data.x[:, 1:].any(1)
+    assert torch.equal(data.x.sum(1), torch.ones(data.num_nodes))
+    assert torch.equal(data.x[told, 1:].argmax(1), data.y[told])
+    assert torch.equal((6 * graph + data.y)[told], torch.arange(360))  # one of each community
+
+
+def test_synthetic_cluster_is_deterministic_by_seed_and_has_splits(tmp_path: Path) -> None:
+    first, second, other = (synthetic_cluster(20, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.edge_index, second.edge_index) and not torch.equal(first.x, other.x)
+    splits = {split: get_data(tmp_path, "synthetic-cluster:20", split=split) for split in ("train", "val", "test")}
+    for split, (data, num_features, num_classes) in splits.items():
+        assert (num_features, num_classes) == (7, 6) and data[f"{split}_mask"].all()
+        assert int(data.x[:, 1:].sum()) == 6 * (20 if split == "train" else 2)
+    assert splits["val"][0].num_nodes != splits["test"][0].num_nodes
+    with pytest.raises(ValueError, match="num_graphs must be at least 1, but is 0"):
+        get_data(tmp_path, "synthetic-cluster:0")
 
 
 def test_synthetic_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

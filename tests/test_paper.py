@@ -53,10 +53,11 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a command in this process with results in ``tmp_path``, and gives its section of them."""
 
-    def run(name: str, *options: str, recipes: str = TINY) -> dict[str, Any]:
-        (tmp_path / "recipes.toml").write_text(recipes)
-        given = ("--recipes", str(tmp_path / "recipes.toml"), "--out", str(tmp_path), "--device", "cpu", *options)
-        monkeypatch.setattr(sys, "argv", [name, *given])
+    def run(name: str, *options: str, recipes: str | None = TINY) -> dict[str, Any]:
+        if recipes is not None:
+            (tmp_path / "recipes.toml").write_text(recipes)
+            options = ("--recipes", str(tmp_path / "recipes.toml"), "--device", "cpu", *options)
+        monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), *options])
         with torch.random.fork_rng(devices=[]):
             runpy.run_path(str(PAPER / f"{name}.py"), run_name="__main__")
         section: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())[name]
@@ -102,6 +103,108 @@ def test_small_leaves_out_data_that_is_not_there(
     assert "Cora is left out" in capsys.readouterr().out
 
 
+def test_convergence_tells_epochs_and_steps(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (section,) = run("convergence", "--seeds", "2", "--models", "GCN")["tables"]
+    full, metis, random = section["rows"]
+    assert [row["method"] for row in section["rows"]] == ["full batch", "METIS parts", "random parts"]
+    assert [row["steps an epoch"] for row in section["rows"]] == [1, 2, 2]
+    assert full["runs that reach it"] == "2 of 2" and full["steps to it"] == full["epochs to 99% of full batch"]
+    runs = [json.loads(line) for line in (tmp_path / "cells" / "convergence.jsonl").read_text().splitlines()]
+    assert [len(cell["result"]["val"]) for cell in runs] == [3] * 6
+    assert metis["best validation, %"] != random["best validation, %"]
+
+    assert run("convergence", "--seeds", "2", "--models", "GCN")["tables"] == [section]
+    assert len((tmp_path / "cells" / "convergence.jsonl").read_text().splitlines()) == 6
+
+
+def test_convergence_finds_the_first_epoch(modules: None) -> None:
+    from convergence import first_epoch
+
+    assert first_epoch([0.1, 0.5, 0.4, 0.6], 0.5) == 2
+    assert first_epoch([0.1, 0.5], 0.6) is None
+
+
+ABLATION = """
+[GCN2."synthetic:300"]
+model = { hidden_channels = 8, num_layers = 4, alpha = 0.1, theta = 0.5, dropout = 0.5 }
+parts = 6
+batch_size = 3
+lr = 0.01
+epochs = 3
+
+[GIN."synthetic-cluster:4"]
+model = { hidden_channels = 8, num_layers = 3 }
+parts = 6
+batch_size = 2
+lr = 0.01
+epochs = 2
+noise = 0.2
+"""
+
+
+def test_ablation_compares_all_variants(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    accuracy, bounds = run("ablation", "--seeds", "1", recipes=ABLATION)["tables"]
+    assert [row["data set"] for row in accuracy["rows"]] == ["synthetic:300"] * 10 + ["synthetic-cluster:4"] * 10
+    assert [row["refreshed after each epoch"] for row in accuracy["rows"][:10]] == ["-", *["no"] * 4, "-", *["yes"] * 4]
+    parts = ["random parts", "random parts, regularised", "METIS parts", "METIS parts, regularised"]
+    assert [row["variant"] for row in accuracy["rows"][:5]] == ["full batch", *parts]
+    gcn2 = [row for row in accuracy["rows"][:10] if row["variant"] != "full batch"]
+    assert len({row["error of outputs, %"] for row in gcn2}) > 1 and all(
+        float(row["error of histories, %"]) > 0 for row in gcn2
+    )
+    assert len(bounds["rows"]) == 16
+    for row in bounds["rows"]:
+        assert 0 < float(row["error"]) <= float(row["bound, node by node"]) <= float(row["bound of the theorem"])
+        assert float(row["largest error / bound of a node"]) <= 1
+
+    cells = [json.loads(line) for line in (tmp_path / "cells" / "ablation.jsonl").read_text().splitlines()]
+    assert len(cells) == 2 * 9
+    tests = {
+        (cell["of"]["regularised"], cell["of"]["refresh"]): cell["result"]["bounds"]
+        for cell in cells
+        if cell["of"]["model"] == "GCN2" and cell["of"]["partition"] == "metis"
+    }
+    assert len(set(map(str, tests.values()))) == 4  # the penalty and refreshes change what is trained
+
+
+def test_sets_of_graphs_are_joined_with_a_mask_for_each_split() -> None:
+    from training import prepare
+
+    from torch_gas import get_data
+
+    graph = prepare("", "GIN", "synthetic-cluster:10", 4).graph
+    sizes = [get_data("", "synthetic-cluster:10", split=split)[0].num_nodes for split in ("train", "val", "test")]
+    masks = torch.stack([graph.train_mask, graph.val_mask, graph.test_mask])
+    assert masks.sum(1).tolist() == sizes and (masks.sum(0) == 1).all()
+    destination = torch.arange(graph.num_nodes).repeat_interleave(graph.adj_t.crow_indices().diff())
+    assert torch.equal(masks[:, graph.adj_t.col_indices()], masks[:, destination])
+
+
+def test_an_error_above_its_bound_ends_the_run(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_gas import Monitor
+
+    bound = Monitor.bound
+    monkeypatch.setattr(
+        Monitor, "bound", lambda *args, **kwargs: [each._replace(worst=1.01) for each in bound(*args, **kwargs)]
+    )
+    with pytest.raises(AssertionError, match=r"epoch 1: an error is 1\.01 times its bound"):
+        run("ablation", "--seeds", "1", "--models", "GCN2", recipes=ABLATION)
+
+
+def test_access_sweeps_connections_for_each_model(run: Callable[..., dict[str, Any]]) -> None:
+    section = run("access", "--quick", recipes=None)
+    (table,) = section["tables"]
+    assert section["quick"] and "made before; Adam" in table["note"]
+    assert [row["inter / intra"] for row in table["rows"]] == [0.25, 0.5, 1.0, 2.0, 3.0] * 4
+    for row in table["rows"]:
+        assert 0.8 * row["inter / intra"] <= row["S / B"] <= row["inter / intra"]
+        assert min(row["with histories, ms"], row["without, ms"], row["a plain copy of it, ms"]) > 0
+    gcn = table["rows"][2]
+    assert gcn["pushed and pulled, MB"] == pytest.approx((1 + gcn["S / B"]) * 60 * 3 * 16 * 4 / 1e6)
+
+
 def test_models_without_a_recipe_are_refused(run: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(SystemExit, match=r"no recipe for PNA; recipes\.toml has GCN, GAT"):
         run("small", "--models", "PNA")
@@ -116,3 +219,22 @@ def test_every_recipe_of_the_paper_is_complete() -> None:
     for found in recipes.values():
         for recipe in found.values():
             assert 0 < recipe.batch_size < recipe.parts and recipe.published.keys() == {"full_batch", "histories"}
+
+
+def test_recipes_of_cora_are_those_of_table_1() -> None:
+    from dataclasses import replace
+
+    from ablation import Regularised
+    from training import RECIPES, load_recipes
+
+    small, convergence = (load_recipes(RECIPES / f"{name}.toml") for name in ("small", "convergence"))
+    ablation = load_recipes(RECIPES / "ablation.toml", Regularised)
+    for name, recipe in (
+        ("GCN", convergence["GCN"]["Cora"]),
+        ("GCN2", convergence["GCN2"]["Cora"]),
+        ("GCN2", ablation["GCN2"]["Cora"]),
+    ):
+        published = small[name]["Cora"].settings
+        assert {key: recipe.settings[key] for key in published} == replace(
+            small[name]["Cora"], epochs=recipe.epochs
+        ).settings

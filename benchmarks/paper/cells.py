@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from command import host, today
+
+MOST_SEEDS = 20  # as many as the paper has
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Cells:
@@ -51,6 +54,21 @@ class Cells:
                 os.close(file)
             self._found[_name(of)] = cell
         return result
+
+    def complete(
+        self, keys: Sequence[Key], of: Callable[[Key, int], dict[str, Any]], recipe: dict[str, Any]
+    ) -> dict[Key, list[dict[str, Any]]]:
+        """The results for each of ``keys``, of those seeds for which all are there; empty where no seed is complete.
+
+        Args:
+            keys: what is compared.
+            of: the cell of a key and a seed.
+            recipe: by which all were run.
+        """
+        seeds = ([self.get(of(key, seed), recipe) for key in keys] for seed in range(MOST_SEEDS))
+        rows = [[result for result in results if result is not None] for results in seeds]
+        rows = [row for row in rows if len(row) == len(keys)]
+        return {key: [row[i] for row in rows] for i, key in enumerate(keys)} if rows else {}
 
     def machine(self) -> dict[str, str]:
         """The machine and versions of the last cell."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared import RESULTS, host, save_section, today
 
-__all__ = ["RECIPES", "arguments", "host", "pairs", "parse", "save", "today", "wanted"]
+__all__ = [
+    "RECIPES",
+    "TITLES",
+    "arguments",
+    "host",
+    "pairs",
+    "parse",
+    "plain_arguments",
+    "save",
+    "spread",
+    "today",
+    "wanted",
+]
 
 RECIPES = Path(__file__).parent / "recipes"
+TITLES = {"GCN2": "GCNII"}  # what the paper calls models
 
 
 def arguments(question: str, recipes: str, seeds: int) -> argparse.ArgumentParser:
     """Where data and results are, what is run, and on what."""
-    parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_arguments(question)
     root = os.environ.get("TORCH_GAS_DATA", "data")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--root", default=root, help=f"folder of the data sets (default: {root})")
@@ -30,8 +44,14 @@ def arguments(question: str, recipes: str, seeds: int) -> argparse.ArgumentParse
     parser.add_argument("--models", nargs="+", help="names of models (default: all that have a recipe)")
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs with seeds 0, 1, ... (default: {seeds})")
     parser.add_argument("--device", default=device, help=f"where models run (default: {device})")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--recipes", type=Path, default=RECIPES / recipes, help=f"the recipes (default: {recipes})")
+    return parser
+
+
+def plain_arguments(question: str) -> argparse.ArgumentParser:
+    """Threads, and where results are."""
+    parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     out = RESULTS / "paper"
     parser.add_argument("--out", type=Path, default=out, help="folder of results, and of runs that are not run again")
     return parser
@@ -68,8 +88,18 @@ def pairs(recipes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [(name, data) for name, found in recipes.items() for data in found]
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, if there are several values."""
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
 def save(
-    args: argparse.Namespace, name: str, question: str, machine: dict[str, str], tables: Iterable[dict[str, Any]]
+    args: argparse.Namespace,
+    name: str,
+    question: str,
+    machine: dict[str, str],
+    tables: Iterable[dict[str, Any]],
+    quick: bool = False,
 ) -> None:
     """Adds the section ``name`` to the results in ``args.out``, and prints it."""
-    save_section(args.out, "The paper's results", name, question, machine, False, tables)
+    save_section(args.out, "The paper's results", name, question, machine, quick, tables)

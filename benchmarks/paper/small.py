@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from cells import Cells
-from command import arguments, pairs, parse, save, wanted
+from command import TITLES, arguments, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
 from tqdm import tqdm
@@ -20,7 +20,6 @@ from training import FULL_BATCH, HISTORIES, Recipe, Task, best, load_recipes, ma
 
 METHODS = (FULL_BATCH, HISTORIES)
 COLORS = {FULL_BATCH: "tab:gray", HISTORIES: "tab:blue"}
-TITLES = {"GCN2": "GCNII"}
 
 Found: TypeAlias = "dict[tuple[str, str], dict[str, list[dict[str, Any]]]]"  # runs by model and data set, and by method
 
@@ -44,7 +43,7 @@ def rows_of(found: Found, recipes: Any) -> list[dict[str, Any]]:
         gaps = [b - a for a, b in zip(tests[FULL_BATCH], tests[HISTORIES], strict=True)]
         row = {"model": TITLES.get(name, name), "data set": dataset, "seeds": len(gaps)}
         for method in METHODS:
-            row[f"{method}, %"] = _spread(tests[method])
+            row[f"{method}, %"] = spread(tests[method])
             paper = published.get(method.replace(" ", "_"))
             row[f"{method} in the paper, %"] = "-" if paper is None else f"{paper[0]:.2f} ± {paper[1]:.2f}"
         row["histories minus full batch"] = f"{statistics.fmean(gaps):+.2f}"
@@ -55,10 +54,6 @@ def rows_of(found: Found, recipes: Any) -> list[dict[str, Any]]:
         )
         rows.append(row)
     return rows
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def draw(found: Found, recipes: Any) -> Any:
@@ -117,12 +112,10 @@ def main() -> None:
 def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> None:
     """Table and figure of all runs that are there."""
     found: Found = {}
-    for (name, dataset), recipe in ((pair, recipes[pair[0]][pair[1]]) for pair in pairs(recipes)):
-        settings = recipe.settings
-        runs = {m: [cells.get(_cell(name, dataset, m, seed), settings) for seed in range(20)] for m in METHODS}
-        both = [pair for pair in zip(*runs.values(), strict=True) if None not in pair]
-        if both:
-            found[name, dataset] = dict(zip(METHODS, map(list, zip(*both, strict=True)), strict=True))
+    for name, dataset in pairs(recipes):
+        runs = cells.complete(METHODS, partial(_cell, name, dataset), recipes[name][dataset].settings)
+        if runs:
+            found[name, dataset] = runs
     if not found:
         raise SystemExit(f"no run is there: --root names no folder with {', '.join(args.datasets or ['a data set'])}")
     save_picture(draw(found, recipes), args.out, "small")

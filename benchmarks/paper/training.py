@@ -7,15 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_gas import SubgraphLoader, add_self_loops, compute_micro_f1, gcn_norm, get_data, metis, models, permute
+from torch_gas.regularization import LocalPerturbation
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +27,7 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 HISTORIES, FULL_BATCH = "histories", "full batch"
+SETS_OF_GRAPHS = ("CLUSTER", "synthetic-cluster")
 NORMALISED = ("GCN", "APPNP", "GCN2")  # by the degrees of the whole graph, once
 SPARSE = 0.1  # features of which fewer are not zero are stored as a sparse matrix
 
@@ -48,10 +52,13 @@ class Recipe:
         return {key: value for key, value in asdict(self).items() if key != "published"}
 
 
-def load_recipes(path: Path) -> dict[str, dict[str, Recipe]]:
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def load_recipes(path: Path, kind: type[AnyRecipe] = Recipe) -> dict[str, dict[str, AnyRecipe]]:
     """Recipes by model and data set."""
     tables = tomllib.loads(path.read_text())
-    return {model: {data: Recipe(**entry) for data, entry in found.items()} for model, found in tables.items()}
+    return {model: {data: kind(**entry) for data, entry in found.items()} for model, found in tables.items()}
 
 
 class Task(NamedTuple):
@@ -65,7 +72,8 @@ class Task(NamedTuple):
 
 def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "metis") -> Task:
     """The graph as ``model`` needs it, in ``parts`` parts by METIS, or of nodes at random."""
-    data, in_channels, out_channels = get_data(root, dataset, layout="csr")
+    joined = dataset.split(":")[0] in SETS_OF_GRAPHS
+    data, in_channels, out_channels = (_join if joined else partial(get_data, layout="csr"))(root, dataset)
     if model in NORMALISED:
         data = gcn_norm(data)
     elif model == "GAT":
@@ -78,6 +86,21 @@ def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "m
     if float((data.x != 0).float().mean()) < SPARSE:
         data.x = data.x.to_sparse_csr()
     return Task(permute(data, perm, log=False), ptr, in_channels, out_channels)
+
+
+def _join(root: str, dataset: str) -> tuple[Data, int, int]:
+    """Graphs for training, validation and test as one graph, in which no edge joins them."""
+    splits = ("train", "val", "test")
+    loaded = [get_data(root, dataset, split=split, layout="edge_index") for split in splits]
+    for data, *_ in loaded:
+        for split in splits:
+            mask = f"{split}_mask"
+            data[mask] = data[mask] if mask in data else torch.zeros(data.num_nodes, dtype=torch.bool)
+    graph = Batch.from_data_list([data for data, *_ in loaded])
+    size = (graph.num_nodes, graph.num_nodes)
+    adj_t = to_torch_csr_tensor(graph.edge_index.flip(0), size=size)
+    masks = {f"{split}_mask": graph[f"{split}_mask"] for split in splits}
+    return Data(x=graph.x, y=graph.y, adj_t=adj_t, **masks), *loaded[0][1:]
 
 
 def make_model(name: str, task: Task, recipe: Recipe, device: str) -> models.base.Model:
@@ -105,10 +128,18 @@ def train(
     device: str,
     every_epoch: Callable[[], None] = lambda: None,
     refresh: bool = True,
+    penalty: LocalPerturbation | None = None,
+    trained: Callable[[int], None] = lambda epoch: None,
 ) -> list[Epoch]:
     """Trains ``model``, whose parameters are drawn by ``seed``, and tells of each epoch.
 
-    Evaluation is exact, on the whole graph, and writes its embeddings to the histories unless ``refresh`` is false.
+    Evaluation is exact, on the whole graph, and writes its embeddings to the histories unless ``refresh`` is false; it does so in
+    any case before the first epoch.
+
+    Args:
+        every_epoch: called after each epoch.
+        penalty: added to the loss of batches.
+        trained: called with the number of the epoch, from 1, before it is evaluated.
     """
     graph = copy.copy(task.graph).to(device)
     train_mask, val_mask, test_mask = split_of(graph, seed)
@@ -118,12 +149,14 @@ def train(
             {"prefetch": 0} if device == "cpu" else {"device": device}
         )  # batches are too small to share with a thread
         batches = SubgraphLoader(task.graph, task.ptr, recipe.batch_size, shuffle=True, seed=seed, **options)
+    if penalty is not None:
+        penalty.attach(model)
     torch.manual_seed(seed)
     model.reset_parameters()
     optimizer = torch.optim.Adam(model.parameter_groups(recipe.weight_decay, recipe.last_weight_decay), lr=recipe.lr)
 
     @torch.no_grad()
-    def evaluate() -> Tensor:
+    def evaluate(refresh: bool) -> Tensor:
         kept = [] if refresh else [history.pull() for history in model.histories]
         out = model.eval()(graph.x, graph.adj_t)
         for history, rows in zip(model.histories, kept, strict=False):
@@ -143,13 +176,14 @@ def train(
     def step_through() -> None:
         model.train()
         for batch, *ids in batches:
-            step(model, optimizer, batch, ids, split_of(batch, seed)[0], recipe.max_norm)
+            step(model, optimizer, batch, ids, split_of(batch, seed)[0], recipe.max_norm, penalty is not None)
 
-    timed("evaluation", evaluate)  # fills the histories
+    timed("evaluation", partial(evaluate, True))  # fills the histories
     epochs = []
-    for _ in range(recipe.epochs):
+    for epoch in range(recipe.epochs):
         timed("training", step_through)
-        out = timed("evaluation", evaluate)
+        trained(epoch + 1)
+        out = timed("evaluation", partial(evaluate, refresh))
         scores = (compute_micro_f1(out, graph.y, mask) for mask in (train_mask, val_mask, test_mask))
         epochs.append(Epoch(*scores, seconds["training"], seconds["evaluation"]))
         every_epoch()
@@ -163,6 +197,7 @@ def step(
     ids: list[Any],
     train_mask: Tensor,
     max_norm: float | None = None,
+    regularised: bool = False,
 ) -> None:
     """A step of the optimiser on a batch; one without training nodes only pushes its embeddings."""
     out = model(batch.x, batch.adj_t, *ids)
@@ -170,6 +205,8 @@ def step(
     if not mask.any():
         return
     loss = F.cross_entropy(out[mask], y[mask])
+    if regularised:
+        loss = loss + model.regularization()
     optimizer.zero_grad()
     loss.backward()
     if max_norm is not None:

@@ -14,13 +14,14 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
+from torch_gas.datasets.cluster import synthetic_cluster
 from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home
 from torch_gas.datasets.sources import SOURCES, find
 
 LAYOUTS = ("edge_index", "EdgeIndex", "adj_t", "csr", "SparseTensor")
 SPLITS = ("train", "val", "test")
-SETS_OF_GRAPHS = ("PPI", "CLUSTER")
+SETS_OF_GRAPHS = ("PPI", "CLUSTER", "synthetic-cluster")
 
 
 def get_data(
@@ -34,9 +35,9 @@ def get_data(
 
     Args:
         root: folder of all data sets, or the data set's own folder; docs/datasets.md names both.
-        name: a data set of the paper, one of a few more real graphs, or ``'synthetic:N'`` for
-            N nodes.
-        split: ``'train'``, ``'val'`` or ``'test'`` graphs of PPI or CLUSTER, joined into one graph.
+        name: a data set of the paper, one of a few more real graphs, ``'synthetic:N'`` for N nodes, or
+            ``'synthetic-cluster:G'`` for G training graphs (and a tenth of them each for validation and test) like CLUSTER's.
+        split: ``'train'``, ``'val'`` or ``'test'`` graphs of PPI or CLUSTER (or those like it), joined into one graph.
             All other data sets are one graph with masks.
         layout: ``'edge_index'`` or ``'EdgeIndex'`` (in ``data.edge_index``), ``'csr'`` or
             ``'SparseTensor'`` (in ``data.adj_t``, rows are destinations). ``'adj_t'`` is
@@ -72,14 +73,14 @@ def get_data(
     if split not in SPLITS:
         raise ValueError(f"get_data: split must be one of {', '.join(SPLITS)}, but is {split!r}")
 
-    made = re.fullmatch(r"synthetic:(\d+)", name.strip().lower())
-    key = "" if made else find(name)
+    made = re.fullmatch(r"(synthetic|synthetic-cluster):(\d+)", name.strip().lower())
+    key = made[1] if made else find(name)
     if split != "train" and key not in SETS_OF_GRAPHS:
         raise ValueError(
-            f"get_data: split={split!r} is for {' and '.join(SETS_OF_GRAPHS)}; {name} is one graph "
+            f"get_data: split={split!r} is for PPI, CLUSTER and synthetic-cluster; {name} is one graph "
             "with masks: leave split out"
         )
-    data = synthetic(int(made[1])) if made else _load(root, key, split)
+    data = _make(key, int(made[2]), split) if made else _load(root, key, split)
     if data.y.dim() == 2:
         # Yelp's raw labels are integers, but the loss for several labels takes floats.
         data.y = data.y.float()
@@ -87,6 +88,14 @@ def get_data(
     else:
         num_classes = int(data.y.max()) + 1
     return _with_layout(data, layout), data.num_features, num_classes
+
+
+def _make(key: str, size: int, split: str) -> Data:
+    if key == "synthetic":
+        return synthetic(size)
+    data = synthetic_cluster(size if split == "train" else max(size // 10, 1), seed=SPLITS.index(split))
+    data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
+    return data
 
 
 def _load(root: str | os.PathLike[str], key: str, split: str) -> Data:

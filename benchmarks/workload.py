@@ -10,6 +10,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import ScalableGNN, in_degree
+from torch_gas.halo import append
 from torch_gas.models import GAT, GCN, GCN2, PNA
 
 MODELS = ("GCN", "GAT", "GCNII", "PNA")
@@ -110,14 +111,14 @@ def make_model(
 
 
 def without_histories(model: ScalableGNN) -> ScalableGNN:
-    """``model`` with zeros for the halo's rows between layers: the same layers on the same shapes, and no table is touched."""
+    """``model`` with zeros for the halo's rows between layers: the same layers and gradients, and no table is touched."""
 
     def zeros_for_halo(
         history: Any, x: Tensor, batch_size: int | None = None, n_id: Tensor | None = None, *_: Any
     ) -> Tensor:
         if n_id is None or batch_size is None:  # the whole graph has no halo
             return x
-        return torch.cat([x[:batch_size], x.new_zeros(n_id.numel() - batch_size, x.size(1))])
+        return append(x[:batch_size], n_id.numel() - batch_size, Tensor.zero_)
 
     model.push_and_pull = zeros_for_halo  # type: ignore[method-assign]  # of this model alone
     return model
