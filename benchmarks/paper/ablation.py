@@ -66,10 +66,6 @@ COLORS = {
 Key: TypeAlias = "tuple[str, str, bool]"  # model, data set, and whether histories are refreshed
 Found: TypeAlias = "dict[Key, dict[Variant, list[dict[str, Any]]]]"  # runs by variant
 
-Found: TypeAlias = (
-    "dict[tuple[str, str], dict[Variant, list[dict[str, Any]]]]"  # runs by model and data set, and by variant
-)
-
 
 class Errors:
     """Measures errors of a model's histories while it trains.
