@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -318,6 +319,24 @@ def test_meter() -> None:
     used = metered(run, CPU)
     assert (used.peak, used.held, len(used.result)) == (24_000, 8000, 2)
     assert metered(lambda: None, CPU) == (None, 0, 0)
+
+
+def test_meter_does_not_count_what_is_left_of_earlier_calls() -> None:
+    """Garbage that was allocated under the profiler is not collected while another call is counted."""
+
+    def leave() -> None:
+        cycle: list[Any] = [torch.empty(1000)]
+        cycle.append(cycle)
+
+    def make_objects() -> Tensor:
+        kept = [[] for _ in range(100_000)]  # enough of them for a collection
+        return torch.empty(len(kept) // 1000)
+
+    gc.collect()
+    metered(leave, CPU)
+    used = metered(make_objects, CPU)
+    assert (used.peak, used.held) == (400, 400) and gc.isenabled()
+    assert metered(gc.collect, CPU).held == -4000  # which shows that there was some
 
 
 def test_fit() -> None:
