@@ -19,6 +19,7 @@ from torch_geometric.nn import GAT as PlainGAT
 from torch_geometric.nn import DirGNNConv, Linear, SAGEConv
 
 from torch_gas import (
+    Monitor,
     Plan,
     ScalableGNN,
     SubgraphLoader,
@@ -28,6 +29,7 @@ from torch_gas import (
     metis,
     permute,
     plan,
+    regularization,
     scale,
 )
 from torch_gas.adjacency import all_tensors
@@ -199,6 +201,19 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     assert modes == [module.training for module in model.modules()]
     assert {key: value for key, value in vars(model).items() if key != "training"} == attributes
     assert plan(data, model, device_memory="8 MiB") == first
+
+
+def test_monitors_and_regularisation(graph: Data) -> None:
+    """A monitor does not hear of the steps, and the penalty that a model computes takes part in them."""
+    data, model = gcn_norm(graph), gcn(graph)
+    monitor = Monitor(model)
+    plain = plan(data, model, device_memory="1 GiB")
+    assert monitor.steps == 0
+    model.train()(next(iter(SubgraphLoader(data, torch.tensor([0, NUM_NODES])))))
+    assert monitor.steps == 1
+    regularization.LocalPerturbation().attach(model)
+    penalised = plan(data, model, device_memory="1 GiB").step_memory
+    assert penalised.batch_row > 1.1 * plain.step_memory.batch_row
 
 
 def test_nothing_is_changed_by_an_error(graph: Data) -> None:
