@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch_geometric.nn import GAT as PlainGAT
 from torch_geometric.nn import DirGNNConv, Linear, SAGEConv
 
 from torch_gas import (
+    Monitor,
     Plan,
     ScalableGNN,
     SubgraphLoader,
@@ -27,6 +29,7 @@ from torch_gas import (
     metis,
     permute,
     plan,
+    regularization,
     scale,
 )
 from torch_gas.adjacency import all_tensors
@@ -200,6 +203,19 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     assert plan(data, model, device_memory="8 MiB") == first
 
 
+def test_monitors_and_regularisation(graph: Data) -> None:
+    """A monitor does not hear of the steps, and the penalty that a model computes takes part in them."""
+    data, model = gcn_norm(graph), gcn(graph)
+    monitor = Monitor(model)
+    plain = plan(data, model, device_memory="1 GiB")
+    assert monitor.steps == 0
+    model.train()(next(iter(SubgraphLoader(data, torch.tensor([0, NUM_NODES])))))
+    assert monitor.steps == 1
+    regularization.LocalPerturbation().attach(model)
+    penalised = plan(data, model, device_memory="1 GiB").step_memory
+    assert penalised.batch_row > 1.1 * plain.step_memory.batch_row
+
+
 def test_nothing_is_changed_by_an_error(graph: Data) -> None:
     model = gcn(graph).eval()
     before = tables(model)
@@ -318,6 +334,24 @@ def test_meter() -> None:
     used = metered(run, CPU)
     assert (used.peak, used.held, len(used.result)) == (24_000, 8000, 2)
     assert metered(lambda: None, CPU) == (None, 0, 0)
+
+
+def test_meter_does_not_count_what_is_left_of_earlier_calls() -> None:
+    """Garbage that was allocated under the profiler is not collected while another call is counted."""
+
+    def leave() -> None:
+        cycle: list[Any] = [torch.empty(1000)]
+        cycle.append(cycle)
+
+    def make_objects() -> Tensor:
+        kept = [[] for _ in range(100_000)]  # enough of them for a collection
+        return torch.empty(len(kept) // 1000)
+
+    gc.collect()
+    metered(leave, CPU)
+    used = metered(make_objects, CPU)
+    assert (used.peak, used.held) == (400, 400) and gc.isenabled()
+    assert metered(gc.collect, CPU).held == -4000  # which shows that there was some
 
 
 def test_fit() -> None:

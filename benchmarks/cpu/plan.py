@@ -194,8 +194,14 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         ends = torch.tensor([0.8 * min(values), 1.25 * max(values)])
         axes.plot(ends, ends, color="black", linewidth=0.8)
         axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color="tab:gray", alpha=0.2, linewidth=0)
-        axes.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted", title=title)
+        axes.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted (grey: within 10 %)", title=title)
         axes.set(xlim=ends.tolist(), ylim=ends.tolist())
+        ticks = [
+            tick * 10**power for power in range(-3, 6) for tick in (1, 2, 5) if ends[0] <= tick * 10**power <= ends[1]
+        ]
+        for set_ticks in (axes.set_xticks, axes.set_yticks):
+            set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [plt.Line2D([], [], color=color, label=name, linewidth=4) for name, color in COLORS.items()]
@@ -225,7 +231,7 @@ def main() -> None:
         f"{setting.channels} hidden channels, {setting.num_layers} layers ({setting.deep_layers} in GCNII), Adam; METIS parts. "
         "Limit: a share of the planned peak of the whole graph, of which a tenth is left free. Peak, measured: the largest of an "
         "epoch over shuffled batches, none made ahead: parameters, the optimiser's state, the batch, and what a step allocates, "
-        "as torch's profiler counts tensors; graph and histories are not part of it. Planned: that of the largest of up to 32 "
+        "as torch's profiler counts tensors; graph and histories are no part of it. Planned: that of the largest of four epochs' "
         "batches. S / B: of eight epochs. Exchange: rows pushed to histories and pulled from them in the epoch. Planned peaks "
         f"are off by {sum(errors) / len(errors):.1f} % on average, {max(errors):.1f} % at most. plan(), s: beside other work."
     )

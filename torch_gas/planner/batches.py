@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_gas.loader import SubgraphLoader
 from torch_gas.planner.memory import Size
 
-EPOCHS, MOST_SAMPLES = 8, 32  # of batches that are looked at
+EPOCHS = 4  # whose batches are looked at
 
 
 def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> list[Size]:
-    """Sizes of the batches of eight epochs over random parts, or of the first 32.
+    """Sizes of the batches of four epochs over random parts.
 
     Args:
         loader: of the graph.
@@ -28,9 +28,8 @@ def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | 
     generator = torch.Generator().manual_seed(0)
     parts = (ptr.diff() > 0).nonzero().view(-1)
     orders = (parts[torch.randperm(parts.numel(), generator=generator)] for _ in range(EPOCHS))
-    batches = [batch for order in orders for batch in order.split(batch_size)]
     sizes = []
-    for batch in batches[:MOST_SAMPLES]:
+    for batch in (batch for order in orders for batch in order.split(batch_size)):
         ranges = ptr[batch], ptr[batch + 1] - ptr[batch]
         if perm is not None:
             pieces = zip(*map(Tensor.tolist, ranges), strict=True)

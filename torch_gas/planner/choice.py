@@ -62,7 +62,7 @@ def plan(
         parts_a_batch: parts in a batch, fewer where they would have less than 16 nodes; 8 by default. More of them mix better and
             have larger halos.
         loss: the training loss of ``(out, batch)``, from what the model returns and a :class:`~torch_gas.SubData`; by default the
-            cross entropy with class ids in ``data.y`` or, without them, a sum of squares.
+            cross entropy with class ids in ``data.y`` or, without them, a sum of squares, and the model's regularisation.
         optimizer_states: tensors as large as the parameters that the optimiser keeps: 2 for Adam, 0 for plain SGD.
         prefetch: batches made ahead, as in :class:`~torch_gas.SubgraphLoader`.
         neighbors: ``"in"`` or ``"both"``, as in :class:`~torch_gas.SubgraphLoader`; by default what a scaled model needs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,13 @@ def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
     """Calls ``function`` and counts what it allocates on ``device``.
 
     CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
-    summed up.
+    summed up. Python collects no garbage meanwhile, because what is left of earlier calls would be subtracted.
     """
+    with _no_collection():
+        return _metered(function, device)
+
+
+def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -49,6 +55,17 @@ def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     total = torch.tensor([0, *changes]).cumsum(0)
     return Metered(result, int(total.max()), int(total[-1]))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

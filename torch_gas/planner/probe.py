@@ -93,7 +93,10 @@ def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: 
 def _step(model: ScalableGNN, batch: SubData, loss: Loss | None) -> None:
     """A training step up to its gradients."""
     with torch.enable_grad():
-        (loss or default_loss)(model(batch), batch).backward()
+        value = (loss or default_loss)(model(batch), batch)
+        if loss is None and model._regularizer is not None:
+            value = value + model.regularization()
+        value.backward()
 
 
 @contextmanager
@@ -106,6 +109,7 @@ def _trained(model: ScalableGNN) -> Iterator[None]:
     with restored(model, small):
         try:
             model.train()
+            model._observer = None  # these steps are no training
             _drop_grads(model)
             yield
         finally:
