@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +48,13 @@ class Recipe:
         return {key: value for key, value in asdict(self).items() if key != "published"}
 
 
-def load_recipes(path: Path) -> dict[str, dict[str, Recipe]]:
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def load_recipes(path: Path, kind: type[AnyRecipe] = Recipe) -> dict[str, dict[str, AnyRecipe]]:
     """Recipes by model and data set."""
     tables = tomllib.loads(path.read_text())
-    return {model: {data: Recipe(**entry) for data, entry in found.items()} for model, found in tables.items()}
+    return {model: {data: kind(**entry) for data, entry in found.items()} for model, found in tables.items()}
 
 
 class Task(NamedTuple):
@@ -66,6 +69,11 @@ class Task(NamedTuple):
 def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "metis") -> Task:
     """The graph as ``model`` needs it, in ``parts`` parts by METIS, or of nodes at random."""
     data, in_channels, out_channels = get_data(root, dataset, layout="csr")
+    return Task(*arrange(data, model, parts, partition), in_channels, out_channels)
+
+
+def arrange(data: Data, model: str, parts: int, partition: str = "metis") -> tuple[Data, Tensor]:
+    """The graph with what ``model`` needs, in the order of its parts, and where these start."""
     if model in NORMALISED:
         data = gcn_norm(data)
     elif model == "GAT":
@@ -77,7 +85,7 @@ def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "m
         ptr = torch.linspace(0, data.num_nodes, parts + 1).long()
     if float((data.x != 0).float().mean()) < SPARSE:
         data.x = data.x.to_sparse_csr()
-    return Task(permute(data, perm, log=False), ptr, in_channels, out_channels)
+    return permute(data, perm, log=False), ptr
 
 
 def make_model(name: str, task: Task, recipe: Recipe, device: str) -> models.base.Model:
@@ -169,7 +177,8 @@ def step(
     mask, y = train_mask[: out.size(0)], batch.y[: out.size(0)]
     if not mask.any():
         return
-    loss = F.cross_entropy(out[mask], y[mask])
+    loss_of = F.cross_entropy if y.dim() == 1 else F.binary_cross_entropy_with_logits
+    loss = loss_of(out[mask], y[mask])
     optimizer.zero_grad()
     loss.backward()
     if max_norm is not None:
