@@ -90,7 +90,7 @@ def make(side: str, task: Task, seed: int) -> Side:
         made = Side(model, loader, with_histories)
     else:
         model.push_and_pull = lambda history, x, *_: x
-        made = Side(model, [data] if side == FULL else WithoutHalo(loader, ("train_mask",)), on_graph)
+        made = Side(model, [data] if side == FULL else WithoutHalo(loader), on_graph)
     made.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     return made
 

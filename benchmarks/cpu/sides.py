@@ -12,13 +12,14 @@ import importlib.util
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from baselines import without_halo
 from torch import Tensor
 from torch.nn import Module, ModuleList
 from torch.utils.data import RandomSampler
@@ -225,18 +226,12 @@ class Sides:
 class WithoutHalo:
     """Batches as Cluster-GCN has them: the edges inside of the batch."""
 
-    def __init__(self, loader: SubgraphLoader, masks: Sequence[str] = ()) -> None:
-        self.loader, self.masks = loader, masks
+    def __init__(self, loader: SubgraphLoader) -> None:
+        self.loader = loader
 
     def __iter__(self) -> Iterator[Data]:
-        for batch, batch_size, *_ in self.loader:
-            rowptr, col, value = batch.adj_t.crow_indices(), batch.adj_t.col_indices(), batch.adj_t.values()
-            inside = col < batch_size
-            rowptr = torch.cat([rowptr.new_zeros(1), inside.cumsum(0)])[rowptr]
-            size = (batch_size, batch_size)
-            adj_t = torch.sparse_csr_tensor(rowptr, col[inside], value[inside], size, check_invariants=False)
-            masks = {name: batch[name][:batch_size] for name in self.masks}
-            yield Data(x=batch.x[:batch_size], y=batch.y[:batch_size], adj_t=adj_t, **masks)
+        for batch in self.loader:
+            yield without_halo(batch).data
 
 
 # -- PyGAS -------------------------------------------------------------------------------------------------------------

@@ -74,6 +74,11 @@ def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "m
     """The graph as ``model`` needs it, in ``parts`` parts by METIS, or of nodes at random."""
     joined = dataset.split(":")[0] in SETS_OF_GRAPHS
     data, in_channels, out_channels = (_join if joined else partial(get_data, layout="csr"))(root, dataset)
+    return Task(*arrange(data, model, parts, partition), in_channels, out_channels)
+
+
+def arrange(data: Data, model: str, parts: int, partition: str = "metis") -> tuple[Data, Tensor]:
+    """The graph with what ``model`` needs, in the order of its parts, and where these start."""
     if model in NORMALISED:
         data = gcn_norm(data)
     elif model == "GAT":
@@ -85,7 +90,7 @@ def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "m
         ptr = torch.linspace(0, data.num_nodes, parts + 1).long()
     if float((data.x != 0).float().mean()) < SPARSE:
         data.x = data.x.to_sparse_csr()
-    return Task(permute(data, perm, log=False), ptr, in_channels, out_channels)
+    return permute(data, perm, log=False), ptr
 
 
 def _join(root: str, dataset: str) -> tuple[Data, int, int]:
@@ -204,7 +209,8 @@ def step(
     mask, y = train_mask[: out.size(0)], batch.y[: out.size(0)]
     if not mask.any():
         return
-    loss = F.cross_entropy(out[mask], y[mask])
+    loss_of = F.cross_entropy if y.dim() == 1 else F.binary_cross_entropy_with_logits
+    loss = loss_of(out[mask], y[mask])
     if regularised:
         loss = loss + model.regularization()
     optimizer.zero_grad()

@@ -1,0 +1,79 @@
+"""What histories are compared with: batches as Cluster-GCN and GraphSAGE have them, of the same nodes and for the same models.
+
+Each is a batch without a halo, so that a model takes it as it takes any other, and neither pulls rows nor leaves out a layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.loader import NeighborLoader
+from torch_geometric.utils import to_torch_csr_tensor
+
+from torch_gas import SubData, in_degree
+from torch_gas.features import take
+
+NUM_SAMPLED = (10, 5)  # neighbours of a seed, and of any further node
+
+
+def without_halo(batch: SubData) -> SubData:
+    """The batch of Cluster-GCN (https://arxiv.org/abs/1905.07953): nodes and edges inside, which keep their weights."""
+    data, batch_size, n_id, offset, count = batch
+    rowptr, col, value = data.adj_t.crow_indices(), data.adj_t.col_indices(), data.adj_t.values()
+    inside = col < batch_size
+    rowptr = torch.cat([rowptr.new_zeros(1), inside.cumsum(0, dtype=rowptr.dtype)])[rowptr.long()]
+    size = (batch_size, batch_size)
+    adj_t = torch.sparse_csr_tensor(rowptr, col[inside], value[inside], size, check_invariants=False)
+    rows = torch.arange(batch_size)
+    attributes = {name: take(data[name], rows) for name in data.keys() if data.is_node_attr(name)}  # noqa: SIM118
+    return SubData(Data(**attributes, adj_t=adj_t), batch_size, n_id[:batch_size], offset, count)
+
+
+class NeighborSampling:
+    """Batches of GraphSAGE (https://arxiv.org/abs/1706.02216): seed nodes, some in-neighbours of each, some of each of these ...
+
+    All sampled nodes are rows of a batch, seeds first; only seeds are in its ``train_mask``. Weights of sampled edges are divided
+    by the share of their destination's edges that was sampled, so that sums are right on average. Needs pyg-lib or torch-sparse.
+
+    Args:
+        graph: with ``adj_t`` as a CSR matrix [N, N], ``x``, ``y`` and ``train_mask``.
+        seeds: nodes that outputs are wanted of, visited in random order, [M].
+        batch_size: seeds in a batch.
+        num_layers: hops, with at most ``NUM_SAMPLED`` neighbours of a node.
+        seed: of the order of seeds; which neighbours are drawn depends on the global random state.
+    """
+
+    def __init__(self, graph: Data, seeds: Tensor, batch_size: int, num_layers: int, seed: int = 0) -> None:
+        self.graph = graph
+        rowptr, col = graph.adj_t.crow_indices(), graph.adj_t.col_indices()
+        self.degree = rowptr.diff()
+        destination = torch.repeat_interleave(self.degree, output_size=col.numel())
+        structure = Data(edge_index=torch.stack([col.long(), destination]), num_nodes=graph.num_nodes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using '.*' without a 'pyg-lib' installation", UserWarning)
+            self.loader = NeighborLoader(
+                structure,
+                [NUM_SAMPLED[0], *[NUM_SAMPLED[1]] * (num_layers - 1)],
+                input_nodes=seeds,
+                batch_size=batch_size,
+                shuffle=True,
+                generator=torch.Generator().manual_seed(seed),
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[SubData]:
+        for found in self.loader:
+            n_id, (source, destination) = found.n_id, found.edge_index
+            num_sampled = in_degree(found.edge_index, n_id.numel())
+            share = num_sampled[destination] / self.degree[n_id[destination]]
+            weight = self.graph.adj_t.values()[found.e_id] / share
+            adj_t = to_torch_csr_tensor(torch.stack([destination, source]), weight, (n_id.numel(), n_id.numel()))
+            train_mask = torch.arange(n_id.numel()) < found.batch_size
+            data = Data(x=take(self.graph.x, n_id), y=self.graph.y[n_id], train_mask=train_mask, adj_t=adj_t)
+            yield SubData(data, n_id.numel(), n_id, None, None)
