@@ -15,7 +15,7 @@ from cells import Cells
 from command import arguments, pairs, parse, save, wanted
 from matplotlib import pyplot as plt
 from methods import COLORS, METHODS, Batches, LargeRecipe, history_bytes, make_large, prepare_large, step_bytes
-from shared import save_picture, table
+from shared import readable_log, save_picture, table
 from tqdm import tqdm
 from training import HISTORIES, Task, load_recipes, step
 
@@ -98,6 +98,7 @@ def draw(found: Found, recipes: Any) -> Any:
             if paper is not None:
                 axes.plot(LAYERS, [each[0] for each in paper], ":", color=COLORS[method], label=f"{method}, the paper")
         axes.set(title=dataset, xlabel="layers", xticks=LAYERS, yscale="log")
+        readable_log(axes.yaxis)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].set_ylabel("memory of a training step, GB")
