@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import torch
 import torch_geometric
 
@@ -106,3 +107,10 @@ def save_picture(figure: Any, out: Path, name: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / f"{name}.png", dpi=130)
     matplotlib.pyplot.close(figure)
+
+
+def readable_log(axis: Any) -> None:
+    """Labels 1, 2 and 5 of each decade on a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())

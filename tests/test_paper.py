@@ -337,11 +337,12 @@ def test_every_recipe_for_large_graphs_is_complete() -> None:
 
 @needs_sampler
 def test_memory_counts_the_same_again(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    recipes = MADE + '\n[GCN."made graph".published]\nhistories = [[0.2, 100], [0.3, 100], [0.4, 100]]\n'
-    section = run("memory", recipes=recipes)
+    recipes = (PAPER / "recipes" / "memory.toml").read_text() + MADE
+    section = run("memory", "--datasets", "made graph", recipes=recipes)
     rows = {(row["layers"], row["method"]): row for row in section["tables"][0]["rows"]}
     assert len(rows) == 3 * 4
-    assert rows[3, "histories"]["in the paper: GB"] == 0.3 and rows[3, "full batch"]["in the paper: GB"] == "-"
+    paper = section["tables"][1]["rows"]
+    assert len(paper) == 3 * 3 and paper[-1]["histories"] == "0.82 GB, 100 %"
     for method in ("full batch", "Cluster-GCN", "histories"):
         memory = [rows[layers, method]["memory, GB"] for layers in (2, 3, 4)]
         assert memory == sorted(memory)
@@ -351,7 +352,7 @@ def test_memory_counts_the_same_again(run: Callable[..., dict[str, Any]], tmp_pa
     assert rows[4, "histories"]["histories, GB"] == 3 * rows[2, "histories"]["histories, GB"]
 
     (tmp_path / "cells" / "memory.jsonl").unlink()
-    again = run("memory", "--threads", "1", recipes=recipes)["tables"][0]["rows"]
+    again = run("memory", "--datasets", "made graph", recipes=recipes)["tables"][0]["rows"]
     exact = [row for row in again if row["method"] != "GraphSAGE sampling"]
     assert exact == [row for row in section["tables"][0]["rows"] if row["method"] != "GraphSAGE sampling"]
 
@@ -383,10 +384,13 @@ def test_neighbourhoods_give_the_rows_and_gradients_of_the_whole_graph(small: An
 
 def test_tree_leaves_out_what_does_not_fit(run: Callable[..., dict[str, Any]]) -> None:
     recipes = MADE.replace("channels = 8", "channels = 8, num_layers = 3")
-    (row,) = run("tree", "--seconds", "0", recipes=recipes)["tables"][0]["rows"]
+    published = (PAPER / "recipes" / "tree.toml").read_text()
+    options = ("--datasets", "made graph", "--seconds", "0")
+    ((row,), paper) = (table["rows"] for table in run("tree", *options, recipes=recipes + published)["tables"])
+    assert [row["data set"] for row in paper] == ["Cora", "PubMed", "PPI", "Flickr"]
     assert row["histories, MB"] < row["merged neighbourhood, MB"] < row["neighbour tree, MB"]
     assert row["neighbour tree, MB"] * 1e6 > row["rows of the tree"] * 4 * 8
-    (row,) = run("tree", "--seconds", "0", "--memory", "1e-6", recipes=recipes)["tables"][0]["rows"]
+    (row,) = run("tree", *options, "--memory", "1e-6", recipes=recipes)["tables"][0]["rows"]
     assert row["neighbour tree, s"] == "not attempted" and row["neighbour tree, MB"].startswith("at least ")
     assert row["histories, s"] > 0
 

@@ -27,7 +27,7 @@ from methods import (
     prepare_large,
     step_bytes,
 )
-from shared import save_picture, table
+from shared import readable_log, save_picture, table
 from tqdm import tqdm
 from training import FULL_BATCH, HISTORIES, Task, arrange, load_recipes, step
 
@@ -160,6 +160,7 @@ def draw(found: Found) -> Any:
                 axes.errorbar(memory, mean, deviation, fmt="o", color=COLORS[method], capsize=3, markersize=8)
                 axes.annotate(method, (memory, mean), (9, -3), textcoords="offset points", fontsize=9)
         axes.set_xscale("log")
+        readable_log(axes.xaxis)
         axes.margins(x=0.35, y=0.15)
         axes.set(title=f"{TITLES.get(pair[0], pair[0])}, {pair[1]}", xlabel="memory of a training step, MiB")
         axes.grid(alpha=0.3)

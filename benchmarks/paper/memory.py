@@ -15,7 +15,7 @@ from cells import Cells
 from command import arguments, pairs, parse, save, wanted
 from matplotlib import pyplot as plt
 from methods import COLORS, METHODS, Batches, LargeRecipe, history_bytes, make_large, prepare_large, step_bytes
-from shared import save_picture, table
+from shared import readable_log, save_picture, table
 from tqdm import tqdm
 from training import HISTORIES, Task, load_recipes, step
 
@@ -55,13 +55,11 @@ def _reached(adj_t: Any, nodes: Any, hops: int) -> float:
     return float(reached.float().mean())
 
 
-def rows_of(found: Found, recipes: Any) -> list[dict[str, Any]]:
-    """A row for each depth and method, with the paper's figures."""
+def rows_of(found: Found) -> list[dict[str, Any]]:
+    """A row for each depth and method."""
     rows = []
-    for (name, dataset), measured in found.items():
-        published = recipes[name][dataset].published
+    for (_, dataset), measured in found.items():
         for (layers, method), each in measured.items():
-            paper = published.get(method, {LAYERS.index(layers): ("-", "-")})[LAYERS.index(layers)]
             histories = measured[layers, HISTORIES]
             rows.append(
                 {
@@ -71,12 +69,21 @@ def rows_of(found: Found, recipes: Any) -> list[dict[str, Any]]:
                     "memory, GB": each["step, bytes"] / GB,
                     "of full batch's, %": 100 * each["step, bytes"] / measured[layers, METHODS[0]]["step, bytes"],
                     "edges used, %": 100 * each["share of edges"],
-                    "in the paper: GB": paper[0],
-                    "in the paper: edges, %": paper[1],
                     "nodes within so many hops of a batch, %": 100 * histories["reached"],
                     "histories, GB": each.get("histories, bytes", 0) / GB,
                 }
             )
+    return rows
+
+
+def published_rows(recipes: Any) -> list[dict[str, Any]]:
+    """The paper's figures, by data set and depth."""
+    rows = []
+    for name, dataset in pairs(recipes):
+        published = recipes[name][dataset].published
+        for i, layers in enumerate(LAYERS if published else ()):
+            figures = {method: "{:.2f} GB, {} %".format(*published[method][i]) for method in METHODS}
+            rows.append({"data set": dataset, "layers": layers, **figures})
     return rows
 
 
@@ -91,6 +98,7 @@ def draw(found: Found, recipes: Any) -> Any:
             if paper is not None:
                 axes.plot(LAYERS, [each[0] for each in paper], ":", color=COLORS[method], label=f"{method}, the paper")
         axes.set(title=dataset, xlabel="layers", xticks=LAYERS, yscale="log")
+        readable_log(axes.yaxis)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].set_ylabel("memory of a training step, GB")
@@ -132,19 +140,24 @@ def report(args: Any, recipes: dict[str, dict[str, LargeRecipe]], cells: Cells) 
             f"nothing is measured: --root names no folder with {', '.join(args.datasets or ['a data set'])}"
         )
     save_picture(draw(found, recipes), args.out, "memory")
+    used = {dataset: recipes[name][dataset] for name, dataset in found}
     batches = (
-        f"{dataset}: {recipes[name][dataset].batch_size} of {recipes[name][dataset].parts} parts"
-        for name, dataset in found
+        f"{dataset}: {r.batch_size} of {r.parts} parts, {r.model['hidden_channels']} wide"
+        for dataset, r in used.items()
     )
     note = (
         "Peak bytes of tensors in a step on the largest batch of an epoch: batch, activations, gradients and buffers, counted by "
         "torch's profiler on the CPU and by the allocator on a GPU. Parameters, the optimiser's state, the graph and histories, "
         "which stay in host memory, come on top. Edges used: of all edges into nodes whose neighbours a step looks at. GraphSAGE "
         "sampling: as many random nodes as a batch has, up to ten neighbours of each and five of each further node, all layers "
-        f"on all sampled nodes. In a batch, {'; '.join(batches)}; 256 hidden channels. The paper does not state its batches or "
-        "its count of edges: compare the shape."
+        f"on all sampled nodes. In a batch, {'; '.join(batches)}."
     )
-    save(args, "memory", __doc__, cells.machine(), [table("Memory and edges of a step", rows_of(found, recipes), note)])
+    tables = [table("Memory and edges of a step", rows_of(found), note)]
+    published = published_rows(recipes)
+    if published:
+        note = "Memory and share of edges. The paper states neither its batches nor how it counts edges: compare the shape."
+        tables.append(table("In the paper", published, note))
+    save(args, "memory", __doc__, cells.machine(), tables)
 
 
 def _of_depth(recipe: LargeRecipe, layers: int) -> LargeRecipe:
