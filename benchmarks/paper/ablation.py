@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from cells import Cells
 from command import TITLES, arguments, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from shared import save_picture, table
 from tqdm import tqdm
 from training import FULL_BATCH, HISTORIES, Recipe, Task, best, load_recipes, make_model, prepare, train
@@ -181,12 +182,13 @@ def draw(found: Found) -> Any:
                 ]
                 for i in (0, 1)
             )
-            layers = range(1, len(measured) + 1)
-            line[2].plot(layers, measured, color=color, label=variant.title)
-            line[2].plot(layers, bound, ":", color=color)
+            layers = range(2, len(measured) + 1)  # the first reads no history
+            line[2].plot(layers, measured[1:], color=color, label=variant.title)
+            line[2].plot(layers, bound[1:], ":", color=color)
         line[0].set_title(f"{TITLES.get(name, name)} on {dataset}: {REFRESHED[refresh]}", loc="left")
         line[1].set(xlabel="epoch", ylabel="error of outputs, %", yscale="log")
         line[2].set(xlabel="layer", ylabel="error and its bound", yscale="log")
+        line[2].xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in line:
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
