@@ -31,6 +31,7 @@ from torch_gas.models.dropout import dropout
 WIDTH, CLASSES, NODES = 40, 5, 300
 MODELS = {
     "GCN": lambda **options: GCN(NODES, WIDTH, 8, CLASSES, 3, **options),
+    "wide GCN": lambda **options: GCN(NODES, WIDTH, 64, CLASSES, 3, **options),
     "GAT": lambda **options: GAT(NODES, WIDTH, 4, 2, CLASSES, 1, 3, **options),
     "APPNP": lambda **options: APPNP(NODES, WIDTH, 8, CLASSES, 4, alpha=0.1, **options),
     "GCN2": lambda **options: GCN2(NODES, WIDTH, 8, CLASSES, 4, alpha=0.1, theta=0.5, **options),

@@ -10,17 +10,18 @@ from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCNConv
 
+from torch_gas.adjacency import is_csr
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 
 
 class _Conv(GCNConv):  # type: ignore[misc]  # PyG is not typed
-    """Multiplies by its weights behind the sum over edges, where a batch has fewer rows, unless what is summed would be wider."""
+    """Multiplies by its weights behind the sum over edges, for fewer rows, unless that is over wider or sparse rows."""
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         sources, targets = x if isinstance(x, tuple) else (x, x)
         size = (sources.size(0), targets.size(0))
-        if self.in_channels > self.out_channels:
+        if self.in_channels > self.out_channels or is_csr(sources):
             out = self.propagate(edge_index, x=self.lin(sources), edge_weight=edge_weight, size=size)
         else:
             out = self.lin(self.propagate(edge_index, x=sources, edge_weight=edge_weight, size=size))
