@@ -87,12 +87,16 @@ def markdown(name: str, section: dict[str, Any], out: Path) -> str:
         lines += ["**A quick run: tiny sizes, whose figures say nothing.**", ""]
     lines += ["; ".join(f"{key} {value}" for key, value in section["machine"].items()), ""]
     for each in section["tables"]:
-        columns = list(each["rows"][0])
-        lines += [f"### {each['title']}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in each["rows"]]
+        lines += [f"### {each['title']}", "", *table_lines(each["rows"], list(each["rows"][0]))]
         lines += ["", each["note"], ""] if each["note"] else [""]
     lines += [f"![{picture.stem}]({picture.name})\n" for picture in sorted(out.glob(f"{name}*.png"))]
     return "\n".join(lines)
+
+
+def table_lines(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Columns of rows as the lines of a table in Markdown."""
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return head + [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
 
 
 def _cell(value: Any) -> str:

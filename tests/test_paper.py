@@ -271,6 +271,15 @@ def test_recipes_of_cora_are_those_of_table_1() -> None:
         ).settings
 
 
+def test_the_page_of_results_has_the_tables_that_are_committed() -> None:
+    from page import PAGE, filled
+
+    page, sections = PAGE.read_text(), json.loads((PAPER.parent / "results" / "paper" / "results.json").read_text())
+    assert filled(page, sections) == page, "python benchmarks/paper/page.py"
+    changed = page.replace("<!-- end -->", "| an old row |\n<!-- end -->")
+    assert changed != page and filled(changed, sections) == page
+
+
 # -- large graphs ------------------------------------------------------------------------------------------------------
 
 

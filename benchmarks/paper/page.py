@@ -1,0 +1,44 @@
+"""Puts tables of benchmarks/results/paper into docs/results.md, each behind the comment that names it.
+
+``<!-- table SECTION NUMBER: COLUMN; COLUMN -->`` names a section, which of its tables, and the columns to show (all if none is
+named); the table goes from there to ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from command import RESULTS
+from shared import table_lines
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+PLACE = re.compile(r"(<!-- table (\w+) (\d+)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, sections: dict[str, Any]) -> str:
+    """The page with the tables as they are in ``sections``."""
+
+    def fill(place: re.Match[str]) -> str:
+        start, name, number, columns, end = place.groups()
+        rows = sections[name]["tables"][int(number)]["rows"]
+        shown = columns.split("; ") if columns else list(rows[0])
+        return "\n".join([start, *table_lines(rows, shown), "", end])
+
+    return PLACE.sub(fill, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "paper", help="folder of results")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: docs/results.md)")
+    args = parser.parse_args()
+    sections = json.loads((args.results / "results.json").read_text())
+    args.page.write_text(filled(args.page.read_text(), sections))
+
+
+if __name__ == "__main__":
+    main()
