@@ -25,7 +25,7 @@ from torch_gas import (
 )
 from torch_gas.datasets import synthetic
 from torch_gas.features import first_rows, take
-from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, SAGE
+from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, PNA, SAGE
 from torch_gas.models.dropout import dropout
 
 WIDTH, CLASSES, NODES = 40, 5, 300
@@ -36,6 +36,7 @@ MODELS = {
     "APPNP": lambda **options: APPNP(NODES, WIDTH, 8, CLASSES, 4, alpha=0.1, **options),
     "GCN2": lambda **options: GCN2(NODES, WIDTH, 8, CLASSES, 4, alpha=0.1, theta=0.5, **options),
     "GIN": lambda **options: GIN(NODES, WIDTH, 8, CLASSES, 3, **options),
+    "PNA": lambda **options: PNA(NODES, WIDTH, 8, CLASSES, 3, ["mean"], ["identity"], torch.ones(NODES), **options),
 }
 
 
