@@ -12,9 +12,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import compute_micro_f1
-
-# The profiler announces each start and stop on stderr otherwise.
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+from torch_gas.adjacency import all_tensors
+from torch_gas.planner.meter import metered
 
 
 def parse_args(description: str | None, epochs: int, **options: Any) -> argparse.Namespace:
@@ -65,27 +64,11 @@ def mean_std(values: list[float]) -> str:
 def step_memory(step: Callable[[], Any], inputs: Data, device: str) -> int:
     """Peak bytes of tensors in a training step: those of ``inputs``, and what it allocates on top.
 
-    CUDA's allocator keeps count; on the CPU, the allocations and frees that torch's profiler saw
-    are summed up. Parameters and the state of the optimiser do not count once ``step`` has run.
+    Parameters and the state of the optimiser do not count once ``step`` has run.
     """
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return tensor_bytes(inputs) + torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return tensor_bytes(inputs) + int(changes.cumsum(0).max())
+    return tensor_bytes(inputs) + metered(step, torch.device(device)).peak
 
 
 def tensor_bytes(data: Data) -> int:
     """Bytes of the tensors of a graph or batch."""
-    total = 0
-    for value in data.to_dict().values():
-        if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
-            total += sum(t.nbytes for t in (value.crow_indices(), value.col_indices(), value.values()))
-        elif isinstance(value, Tensor):
-            total += value.nbytes
-    return total
+    return sum(tensor.nbytes for tensor in all_tensors(data.to_dict()))

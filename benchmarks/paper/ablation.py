@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from cells import Cells
-from command import TITLES, arguments, pairs, parse, save, spread, wanted
+from cells import Cells, Tasks
+from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from shared import save_picture, table
@@ -215,29 +215,18 @@ def _draw_accuracy(axes: Any, runs: dict[Variant, list[dict[str, Any]]], shown: 
 def main() -> None:
     args = parse(arguments(__doc__, "ablation.toml", seeds=3))
     recipes, cells = load_recipes(args.recipes, Regularised), Cells(args.out / "cells" / "ablation.jsonl")
-    tasks: dict[tuple[str, str, str], Task] = {}
-    missing = set()
+    tasks = Tasks(partial(prepare, args.root))
+    variants = (*WITH_HISTORIES[False], FULL, *WITH_HISTORIES[True])
     # A seed at a time, so that a command that is stopped has told something of all variants.
-    todo = list(
-        itertools.product(
-            wanted(args, recipes), range(args.seeds), (*WITH_HISTORIES[False], FULL, *WITH_HISTORIES[True])
-        )
-    )
+    todo = list(itertools.product(wanted(args, recipes), range(args.seeds), variants))
     for (name, dataset), seed, variant in (progress := tqdm(todo)):
         progress.set_description(f"{name} on {dataset}")
         recipe, of = recipes[name][dataset], _cell(name, dataset, variant, seed)
-        if dataset in missing or cells.get(of, recipe.settings) is not None:
+        if cells.get(of, recipe.settings) is not None:
             continue
-        partition = variant.partition or "metis"
-        try:
-            if (name, dataset, partition) not in tasks:
-                tasks[name, dataset, partition] = prepare(args.root, name, dataset, recipe.parts, partition)
-        except FileNotFoundError as error:
-            progress.write(f"{dataset} is left out. {error}")
-            missing.add(dataset)
-            continue
-        call = (name, tasks[name, dataset, partition], recipe, variant, seed, args.device)
-        cells.run(of, recipe.settings, partial(run, *call))
+        task = tasks.get(name, dataset, recipe.parts, variant.partition or "metis")
+        if task is not None:
+            cells.run(of, recipe.settings, partial(run, name, task, recipe, variant, seed, args.device))
     report(args, recipes, cells)
 
 
@@ -249,10 +238,7 @@ def report(args: Any, recipes: dict[str, dict[str, Regularised]], cells: Cells) 
         runs = cells.complete(variants, partial(_cell, name, dataset), recipes[name][dataset].settings)
         if runs:
             found[name, dataset, refresh] = runs
-    if not found:
-        raise SystemExit(
-            f"no seed is complete: --root names no folder with {', '.join(args.datasets or ['a data set'])}"
-        )
+    check_found(args, found)
     save_picture(draw(found), args.out, "ablation")
     accuracy_note = (
         "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Full batch takes as many steps "

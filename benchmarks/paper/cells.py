@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from command import host, today
+from tqdm import tqdm
 
 MOST_SEEDS = 20  # as many as the paper has
 Key = TypeVar("Key", bound=Hashable)
@@ -73,6 +75,34 @@ class Cells:
     def machine(self) -> dict[str, str]:
         """The machine and versions of the last cell."""
         return list(self._found.values())[-1]["machine"]
+
+
+class Tasks:
+    """What runs are made on, prepared when it is first asked for. The last two are kept.
+
+    Args:
+        prepare: makes it of a model, a data set and further settings; raises FileNotFoundError where there are no data.
+    """
+
+    def __init__(self, prepare: Callable[..., Any]) -> None:
+        self._prepare = lru_cache(maxsize=2)(prepare)
+        self._missing: set[str] = set()
+
+    def get(self, model: str, dataset: str, *settings: Any) -> Any:
+        """The task, or None where the data set is not there, which is said once."""
+        if dataset in self._missing:
+            return None
+        try:
+            return self._prepare(model, dataset, *settings)
+        except FileNotFoundError as error:
+            tqdm.write(f"{dataset} is left out. {error}")
+            self._missing.add(dataset)
+            return None
+
+
+def cell_of(model: str, dataset: str, method: str, seed: int) -> dict[str, Any]:
+    """What tells the runs of a method apart."""
+    return {"model": model, "data": dataset, "method": method, "seed": seed}
 
 
 def _name(of: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "RECIPES",
     "TITLES",
     "arguments",
+    "check_found",
     "host",
     "pairs",
     "parse",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
-TITLES = {"GCN2": "GCNII"}  # what the paper calls models
+TITLES = {"GCN2": "GCNII", "PNA_JK": "PNA with jumping knowledge"}  # what the paper calls models
 
 
 def arguments(question: str, recipes: str, seeds: int) -> argparse.ArgumentParser:
@@ -86,6 +87,13 @@ def wanted(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> list
 def pairs(recipes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """All models and data sets with a recipe."""
     return [(name, data) for name, found in recipes.items() for data in found]
+
+
+def check_found(args: argparse.Namespace, found: Any) -> None:
+    """Ends the command where there is nothing to report."""
+    if not found:
+        wanted_data = ", ".join(args.datasets or ["a data set"])
+        raise SystemExit(f"no run is complete: --root names no folder with {wanted_data}, or --seeds is 0")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells
-from command import TITLES, arguments, pairs, parse, save, spread, wanted
+from cells import Cells, Tasks, cell_of
+from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
 from torch import Tensor
@@ -111,21 +111,16 @@ def _band(axes: Any, x: Tensor, values: Tensor, color: str) -> None:
 def main() -> None:
     args = parse(arguments(__doc__, "convergence.toml", seeds=5))
     recipes, cells = load_recipes(args.recipes), Cells(args.out / "cells" / "convergence.jsonl")
-    todo = [(*pair, method) for pair in wanted(args, recipes) for method in METHODS]
-    for name, dataset, method in (progress := tqdm(todo)):
+    tasks = Tasks(partial(prepare, args.root))
+    todo = [(*pair, method, seed) for pair in wanted(args, recipes) for method in METHODS for seed in range(args.seeds)]
+    for name, dataset, method, seed in (progress := tqdm(todo)):
         progress.set_description(f"{name} on {dataset}")
-        recipe = recipes[name][dataset]
-        left = [s for s in range(args.seeds) if cells.get(_cell(name, dataset, method, s), recipe.settings) is None]
-        if not left:
+        recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
+        if cells.get(of, recipe.settings) is not None:
             continue
-        try:
-            task = prepare(args.root, name, dataset, recipe.parts, PARTITIONS[method])
-        except FileNotFoundError as error:
-            progress.write(f"{dataset} is left out. {error}")
-            continue
-        for seed in left:
-            of, call = _cell(name, dataset, method, seed), (name, task, recipe, method, seed, args.device)
-            cells.run(of, recipe.settings, partial(run, *call))
+        task = tasks.get(name, dataset, recipe.parts, PARTITIONS[method])
+        if task is not None:
+            cells.run(of, recipe.settings, partial(run, name, task, recipe, method, seed, args.device))
     report(args, recipes, cells)
 
 
@@ -133,11 +128,10 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
     """Table and figure of all runs that are there."""
     found: Found = {}
     for name, dataset in pairs(recipes):
-        runs = cells.complete(METHODS, partial(_cell, name, dataset), recipes[name][dataset].settings)
+        runs = cells.complete(METHODS, partial(cell_of, name, dataset), recipes[name][dataset].settings)
         if runs:
             found[name, dataset] = runs
-    if not found:
-        raise SystemExit(f"no run is there: --root names no folder with {', '.join(args.datasets or ['a data set'])}")
+    check_found(args, found)
     save_picture(draw(found, recipes), args.out, "convergence")
     note = (
         "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Exact evaluation after each "
@@ -151,10 +145,6 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
         cells.machine(),
         [table("Epochs to full-batch accuracy", rows_of(found, recipes), note)],
     )
-
-
-def _cell(name: str, dataset: str, method: str, seed: int) -> dict[str, Any]:
-    return {"model": name, "data": dataset, "method": method, "seed": seed}
 
 
 if __name__ == "__main__":

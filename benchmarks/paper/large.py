@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells
-from command import arguments, pairs, parse, save, wanted
+from cells import Cells, Tasks, cell_of
+from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from methods import (
     COLORS,
@@ -33,7 +33,6 @@ from training import FULL_BATCH, HISTORIES, Task, arrange, load_recipes, step
 
 from torch_gas import EvalSubgraphLoader, compute_micro_f1, get_data
 
-TITLES = {"GCN2": "GCNII", "PNA_JK": "PNA with jumping knowledge"}
 OTHER_GRAPHS = ("PPI",)  # whose validation and test nodes are in graphs of their own
 MIB = 2**20
 
@@ -129,11 +128,6 @@ def _gap(runs: list[dict[str, Any]], full: list[dict[str, Any]]) -> float:
     return 100 * (statistics.fmean(run["test"] for run in runs) - statistics.fmean(run["test"] for run in full))
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
 def published_rows(found: Found, recipes: Any) -> list[dict[str, Any]]:
     """The paper's figure for each of its data sets, and ours where it was run."""
     rows = []
@@ -174,22 +168,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="what to train with (default: the recipe's)")
     args = parse(parser)
     recipes, cells = load_recipes(args.recipes, LargeRecipe), Cells(args.out / "cells" / "large.jsonl")
-    for name, dataset in tqdm(wanted(args, recipes)):
-        recipe, task = recipes[name][dataset], None
-        for seed in range(args.seeds):
-            for method in args.methods or recipe.methods:
-                of, settings = _cell(name, dataset, method, seed), recipe.settings_of(method)
-                if cells.get(of, settings) is not None:
-                    continue
-                try:
-                    task = task or prepare_large(args.root, name, dataset, recipe)
-                except FileNotFoundError as error:
-                    tqdm.write(f"{name} on {dataset} is left out. {error}")
-                    break
-                cells.run(of, settings, partial(run, name, dataset, task, recipe, method, seed, args))
-            else:
-                continue
-            break
+    tasks = Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset]))
+    todo = [
+        (*pair, seed, method)
+        for pair in wanted(args, recipes)
+        for seed in range(args.seeds)
+        for method in args.methods or recipes[pair[0]][pair[1]].methods
+    ]
+    for name, dataset, seed, method in tqdm(todo):
+        recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
+        if cells.get(of, recipe.settings_of(method)) is not None:
+            continue
+        task = tasks.get(name, dataset)
+        if task is not None:
+            call = partial(run, name, dataset, task, recipe, method, seed, args)
+            cells.run(of, recipe.settings_of(method), call)
     report(args, recipes, cells)
 
 
@@ -199,11 +192,10 @@ def report(args: Any, recipes: dict[str, dict[str, LargeRecipe]], cells: Cells) 
     for name, dataset in pairs(recipes):
         for method in METHODS:
             settings = recipes[name][dataset].settings_of(method)
-            runs = [cells.get(_cell(name, dataset, method, seed), settings) for seed in range(20)]
+            runs = [cells.get(cell_of(name, dataset, method, seed), settings) for seed in range(20)]
             if any(runs):
                 found[name, dataset, method] = [run for run in runs if run is not None]
-    if not found:
-        raise SystemExit(f"no run is there: --root names no folder with {', '.join(args.datasets or ['a data set'])}")
+    check_found(args, found)
     save_picture(draw(found), args.out, "large")
     note = (
         "Mean and standard deviation over seeds: initial parameters, order of batches, dropout. Test score of the epoch with the "
@@ -219,10 +211,6 @@ def report(args: Any, recipes: dict[str, dict[str, LargeRecipe]], cells: Cells) 
         note = "Data sets that were not at hand are not run; the same command runs them where they are, or can be downloaded."
         tables.append(table("The paper's data sets", published, note))
     save(args, "large", __doc__, cells.machine(), tables)
-
-
-def _cell(name: str, dataset: str, method: str, seed: int) -> dict[str, Any]:
-    return {"model": name, "data": dataset, "method": method, "seed": seed}
 
 
 if __name__ == "__main__":

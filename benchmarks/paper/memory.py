@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells
-from command import arguments, pairs, parse, save, wanted
+from cells import Cells, Tasks
+from command import arguments, check_found, pairs, parse, save, wanted
 from matplotlib import pyplot as plt
 from methods import COLORS, METHODS, Batches, LargeRecipe, history_bytes, make_large, prepare_large, step_bytes
 from shared import readable_log, save_picture, table
@@ -110,17 +110,14 @@ def main() -> None:
     args = parse(arguments(__doc__, "memory.toml", seeds=1))
     recipes = load_recipes(args.recipes, partial(LargeRecipe, lr=0.01, epochs=1))
     cells = Cells(args.out / "cells" / "memory.jsonl")
-    for name, dataset in tqdm(wanted(args, recipes)):
-        task = None
-        for layers, method in ((layers, method) for layers in LAYERS for method in METHODS):
-            recipe, of = _of_depth(recipes[name][dataset], layers), _cell(name, dataset, layers, method)
-            if cells.get(of, recipe.settings) is not None:
-                continue
-            try:
-                task = task or prepare_large(args.root, name, dataset, recipe)
-            except FileNotFoundError as error:
-                tqdm.write(f"{dataset} is left out. {error}")
-                break
+    tasks = Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset]))
+    todo = [(*pair, layers, method) for pair in wanted(args, recipes) for layers in LAYERS for method in METHODS]
+    for name, dataset, layers, method in tqdm(todo):
+        recipe, of = _of_depth(recipes[name][dataset], layers), _cell(name, dataset, layers, method)
+        if cells.get(of, recipe.settings) is not None:
+            continue
+        task = tasks.get(name, dataset)
+        if task is not None:
             cells.run(of, recipe.settings, partial(measure, name, task, recipe, method, args.device))
     report(args, recipes, cells)
 
@@ -135,10 +132,7 @@ def report(args: Any, recipes: dict[str, dict[str, LargeRecipe]], cells: Cells) 
             measured[layers, method] = cells.get(_cell(name, dataset, layers, method), settings)
         if None not in measured.values():
             found[name, dataset] = measured
-    if not found:
-        raise SystemExit(
-            f"nothing is measured: --root names no folder with {', '.join(args.datasets or ['a data set'])}"
-        )
+    check_found(args, found)
     save_picture(draw(found, recipes), args.out, "memory")
     used = {dataset: recipes[name][dataset] for name, dataset in found}
     batches = (

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +12,9 @@ from baselines import NeighborSampling, without_halo
 from training import FULL_BATCH, HISTORIES, Recipe, Task, arrange, step
 
 from torch_gas import SubgraphLoader, dropout, get_data, in_degree, models
+from torch_gas.adjacency import all_tensors
 from torch_gas.datasets import synthetic
-
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
-from common import step_memory
+from torch_gas.planner.meter import metered
 
 SAMPLING, CLUSTER = "GraphSAGE sampling", "Cluster-GCN"
 METHODS = (FULL_BATCH, SAMPLING, CLUSTER, HISTORIES)
@@ -126,7 +122,8 @@ def step_bytes(model: Any, optimizer: torch.optim.Optimizer, batch: tuple[Any, .
     data, *ids = batch
     model.train()
     optimizer.zero_grad()
-    return step_memory(lambda: step(model, optimizer, data, ids, data.train_mask), data, device)
+    peak = metered(lambda: step(model, optimizer, data, ids, data.train_mask), torch.device(device)).peak
+    return peak + sum(tensor.nbytes for tensor in all_tensors(data.to_dict()))
 
 
 def history_bytes(model: Any) -> int:

@@ -11,8 +11,8 @@ import statistics
 from functools import partial
 from typing import Any, TypeAlias
 
-from cells import Cells
-from command import TITLES, arguments, pairs, parse, save, spread, wanted
+from cells import Cells, Tasks, cell_of
+from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
 from tqdm import tqdm
@@ -86,26 +86,16 @@ def draw(found: Found, recipes: Any) -> Any:
 def main() -> None:
     args = parse(arguments(__doc__, "small.toml", seeds=10))
     recipes, cells = load_recipes(args.recipes), Cells(args.out / "cells" / "small.jsonl")
-    progress = tqdm([(*pair, seed) for pair in wanted(args, recipes) for seed in range(args.seeds)])
-    task: Task | None = None
-    task_of, missing = ("", ""), set()
-    for name, dataset, seed in progress:
+    tasks = Tasks(partial(prepare, args.root))
+    todo = [(*pair, seed, m) for pair in wanted(args, recipes) for seed in range(args.seeds) for m in METHODS]
+    for name, dataset, seed, method in (progress := tqdm(todo)):
         progress.set_description(f"{name} on {dataset}")
-        recipe = recipes[name][dataset]
-        todo = [m for m in METHODS if cells.get(_cell(name, dataset, m, seed), recipe.settings) is None]
-        if not todo or dataset in missing:
+        recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
+        if cells.get(of, recipe.settings) is not None:
             continue
-        try:
-            if task is None or task_of != (name, dataset):
-                task = prepare(args.root, name, dataset, recipe.parts)
-        except FileNotFoundError as error:
-            progress.write(f"{dataset} is left out. {error}")
-            missing.add(dataset)
-            continue
-        task_of = (name, dataset)
-        for method in todo:
-            of, call = _cell(name, dataset, method, seed), (name, task, recipe, method, seed, args.device)
-            cells.run(of, recipe.settings, partial(run, *call))
+        task = tasks.get(name, dataset, recipe.parts)
+        if task is not None:
+            cells.run(of, recipe.settings, partial(run, name, task, recipe, method, seed, args.device))
     report(args, recipes, cells)
 
 
@@ -113,11 +103,10 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
     """Table and figure of all runs that are there."""
     found: Found = {}
     for name, dataset in pairs(recipes):
-        runs = cells.complete(METHODS, partial(_cell, name, dataset), recipes[name][dataset].settings)
+        runs = cells.complete(METHODS, partial(cell_of, name, dataset), recipes[name][dataset].settings)
         if runs:
             found[name, dataset] = runs
-    if not found:
-        raise SystemExit(f"no run is there: --root names no folder with {', '.join(args.datasets or ['a data set'])}")
+    check_found(args, found)
     save_picture(draw(found, recipes), args.out, "small")
     rows = rows_of(found, recipes)
     gaps = [row["histories minus full batch"] for row in rows]
@@ -128,10 +117,6 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
         "paper; its share of the time of training with histories is in the last column."
     )
     save(args, "small", __doc__, cells.machine(), [table("Accuracy on small graphs", rows, note)])
-
-
-def _cell(name: str, dataset: str, method: str, seed: int) -> dict[str, Any]:
-    return {"model": name, "data": dataset, "method": method, "seed": seed}
 
 
 if __name__ == "__main__":

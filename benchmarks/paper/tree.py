@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from command import arguments, host, pairs, parse, save, today, wanted
+from cells import Tasks
+from command import arguments, check_found, host, pairs, parse, save, today, wanted
 from matplotlib import pyplot as plt
-from methods import LargeRecipe, make_large, prepare_large, step_memory
+from methods import LargeRecipe, make_large, prepare_large
 from neighborhoods import forward, tree_size, walk
 from shared import save_picture, table
-from torch_geometric.data import Data
 from tqdm import tqdm
 from training import HISTORIES, Task, load_recipes
 
 from torch_gas import SubgraphLoader
+from torch_gas.planner.meter import metered
 
 TREE, MERGED = "neighbour tree", "merged neighbourhood"
 WAYS = (HISTORIES, MERGED, TREE)
@@ -46,7 +47,7 @@ def measure(name: str, task: Task, recipe: LargeRecipe, args: Any) -> dict[str, 
     memory = {}
     for way, step in steps.items():
         step()  # makes the optimiser's state
-        memory[way] = step_memory(step, Data(), "cpu") / MB
+        memory[way] = metered(step, torch.device("cpu")).peak / MB
     seconds = in_turn(steps, args.seconds)
     batch_size = _nodes(task, parts)
     return {"B": batch_size, "rows": rows, "needed": needed / MB, "seconds": seconds, "memory": memory}
@@ -148,18 +149,12 @@ def main() -> None:
     recipes = load_recipes(args.recipes, partial(LargeRecipe, lr=0.01, epochs=1))
     machine = {"date": today(), **host()}
     found = {}
+    tasks = Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset]))
     for name, dataset in tqdm(wanted(args, recipes)):
-        recipe = recipes[name][dataset]
-        try:
-            task = prepare_large(args.root, name, dataset, recipe)
-        except FileNotFoundError as error:
-            tqdm.write(f"{dataset} is left out. {error}")
-            continue
-        found[name, dataset] = measure(name, task, recipe, args)
-    if not found:
-        raise SystemExit(
-            f"nothing is measured: --root names no folder with {', '.join(args.datasets or ['a data set'])}"
-        )
+        task = tasks.get(name, dataset)
+        if task is not None:
+            found[name, dataset] = measure(name, task, recipes[name][dataset], args)
+    check_found(args, found)
     save_picture(draw(found), args.out, "tree")
     note = (
         "A step makes its batch or walks its neighbourhood, and computes, differentiates and updates. The batch is the one "
