@@ -24,7 +24,10 @@
 //   scatter_rows       index [M], rows [M, C]                table [N, C]
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
 //   write_chunks       offset, count [P], rows [M, C]        table [N, C]
-//   cuda_*             the same four on a stream: table in device or pinned memory, index and rows
+//                      (in these four, table may be a FileTable)
+//   read_ahead         index [M], of a FileTable             -
+//   clear_rows         offset, count [P]                     table [N, C], a FileTable
+//   cuda_*             the first four of these on a stream: table in device or pinned memory, index and rows
 //                      in device memory, offset and count in host memory
 //   staged_*           all but scatter_rows on a stream, by way of a pinned buffer: rows in device
 //                      memory, everything else in host memory
@@ -49,6 +52,7 @@
 #include <variant>
 
 #include "cpu/dropout.h"
+#include "cpu/file.h"
 #include "cpu/memory.h"
 #include "cpu/order.h"
 #include "cpu/product.h"
@@ -84,6 +88,10 @@ auto dispatch_ids(int bits, const F& f) {
 
 Table table_at(Address data, DType dtype, int64_t num_rows, int64_t num_cols) {
   return {at<char>(data), dtype, num_rows, num_cols};
+}
+
+FileTable file_table_at(int file, int64_t offset, DType dtype, int64_t num_rows, int64_t num_cols) {
+  return {file, offset, dtype, num_rows, num_cols};
 }
 
 Rows rows_at(Address data, DType dtype, int64_t num_rows) {
@@ -192,26 +200,49 @@ void stream_parts_py(int bits, Address rowptr, Address col, Address edge_weight,
   });
 }
 
-void gather_rows_py(const Table& table, int bits, Address index, const Rows& rows, int threads) {
+template <class T>
+void gather_rows_py(const T& table, int bits, Address index, const Rows& rows, int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) { gather_rows(table, at<decltype(id)>(index), rows, threads); });
 }
 
-void scatter_rows_py(const Table& table, int bits, Address index, const Rows& rows, int threads) {
+template <class T>
+void scatter_rows_py(const T& table, int bits, Address index, const Rows& rows, int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) { scatter_rows(table, at<decltype(id)>(index), rows, threads); });
 }
 
-void read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+template <class T>
+void read_chunks_py(const T& table, Address offset, Address count, int64_t num_parts,
                     const Rows& rows, int threads) {
   Unlocked unlocked;
   read_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, threads);
 }
 
-void write_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+template <class T>
+void write_chunks_py(const T& table, Address offset, Address count, int64_t num_parts,
                      const Rows& rows, int threads) {
   Unlocked unlocked;
   write_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, threads);
+}
+
+void read_ahead_py(const FileTable& table, int bits, Address index, int64_t num_ids) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) { read_ahead(table, at<decltype(id)>(index), num_ids); });
+}
+
+void clear_rows_py(const FileTable& table, Address offset, Address count, int64_t num_parts) {
+  Unlocked unlocked;
+  clear_rows(table, at<int64_t>(offset), at<int64_t>(count), num_parts);
+}
+
+// The system's refusals are OSError in Python, of the subclass that errno names.
+void translate_file_error(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const FileError& error) {
+    PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code, error.what()).ptr());
+  }
 }
 
 void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uint64_t seed,
@@ -325,7 +356,8 @@ void cuda_write_chunks_py(const Table& table, Address offset, Address count, int
                      host_table);
 }
 
-void staged_gather_rows_py(const Table& table, int bits, Address index, const Rows& rows,
+template <class T>
+void staged_gather_rows_py(const T& table, int bits, Address index, const Rows& rows,
                            const cuda::Stream& stream, const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) {
@@ -333,7 +365,8 @@ void staged_gather_rows_py(const Table& table, int bits, Address index, const Ro
   });
 }
 
-void staged_read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+template <class T>
+void staged_read_chunks_py(const T& table, Address offset, Address count, int64_t num_parts,
                            const Rows& rows, const cuda::Stream& stream,
                            const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
@@ -341,7 +374,8 @@ void staged_read_chunks_py(const Table& table, Address offset, Address count, in
                            staging, threads);
 }
 
-void staged_write_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
+template <class T>
+void staged_write_chunks_py(const T& table, Address offset, Address count, int64_t num_parts,
                             const Rows& rows, const cuda::Stream& stream,
                             const cuda::Staging& staging, int threads) {
   Unlocked unlocked;
@@ -355,6 +389,7 @@ void staged_write_chunks_py(const Table& table, Address offset, Address count, i
 
 PYBIND11_MODULE(_C, m) {
   using namespace torch_gas;
+  py::register_exception_translator(&translate_file_error);
   ThreadPool::get();  // now, so that a fork never finds it half made
 
   py::enum_<DType>(m, "DType")
@@ -365,6 +400,7 @@ PYBIND11_MODULE(_C, m) {
       .value("bytes", DType::bytes);
 
   py::class_<Table>(m, "Table").def(py::init(&table_at));
+  py::class_<FileTable>(m, "FileTable").def(py::init(&file_table_at));
   py::class_<Rows>(m, "Rows").def(py::init(&rows_at));
   py::class_<SparseArgument>(m, "Sparse")
       .def(py::init<int, DType, Address, Address, Address, int64_t, int64_t, int64_t, int64_t>());
@@ -378,10 +414,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("symmetric", &symmetric_py);
   m.def("stream_parts", &stream_parts_py);
   m.attr("stream_passes") = kMostPasses;
-  m.def("gather_rows", &gather_rows_py);
-  m.def("scatter_rows", &scatter_rows_py);
-  m.def("read_chunks", &read_chunks_py);
-  m.def("write_chunks", &write_chunks_py);
+  m.def("gather_rows", &gather_rows_py<Table>);
+  m.def("gather_rows", &gather_rows_py<FileTable>);
+  m.def("scatter_rows", &scatter_rows_py<Table>);
+  m.def("scatter_rows", &scatter_rows_py<FileTable>);
+  m.def("read_chunks", &read_chunks_py<Table>);
+  m.def("read_chunks", &read_chunks_py<FileTable>);
+  m.def("write_chunks", &write_chunks_py<Table>);
+  m.def("write_chunks", &write_chunks_py<FileTable>);
+  m.def("read_ahead", &read_ahead_py);
+  m.def("clear_rows", &clear_rows_py);
+  m.def("noted_failure", &noted_failure);
+  m.def("forget_failure", &forget_failure);
   m.def("dropout", &dropout_py);
   m.def("product", &product_py);
   m.def("entry_dots", &entry_dots_py);
@@ -396,9 +440,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_scatter_rows", &cuda_scatter_rows_py);
   m.def("cuda_read_chunks", &cuda_read_chunks_py);
   m.def("cuda_write_chunks", &cuda_write_chunks_py);
-  m.def("staged_gather_rows", &staged_gather_rows_py);
-  m.def("staged_read_chunks", &staged_read_chunks_py);
-  m.def("staged_write_chunks", &staged_write_chunks_py);
+  m.def("staged_gather_rows", &staged_gather_rows_py<Table>);
+  m.def("staged_gather_rows", &staged_gather_rows_py<FileTable>);
+  m.def("staged_read_chunks", &staged_read_chunks_py<Table>);
+  m.def("staged_read_chunks", &staged_read_chunks_py<FileTable>);
+  m.def("staged_write_chunks", &staged_write_chunks_py<Table>);
+  m.def("staged_write_chunks", &staged_write_chunks_py<FileTable>);
   py::class_<HostRegistration>(m, "HostRegistration").def(py::init(&register_py));
 #else
   m.attr("has_cuda") = false;

@@ -132,42 +132,67 @@ class Transfer {
   const cudaStream_t staging_;
 };
 
+// Host functions must not throw: what goes wrong with a file is noted, and the next call on it fails.
+template <class F>
+Move noting(const Table&, F move) {
+  return move;
+}
+template <class F>
+Move noting(const FileTable& table, F move) {
+  return [file = table.file, move = std::move(move)](int64_t first, const Rows& half) {
+    try {
+      move(first, half);
+    } catch (const std::exception& error) {
+      note_failure(file, error.what());
+    }
+  };
+}
+
 }  // namespace
 
-template <class I>
-void staged_gather_rows(const Table& table, const I* index, const Rows& rows, const Stream& stream,
+template <class T, class I>
+void staged_gather_rows(const T& table, const I* index, const Rows& rows, const Stream& stream,
                         const Staging& staging, int threads) {
   check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
   std::vector<I> ids(index, index + rows.num_rows);
   Transfer(table.num_cols, rows, stream, staging)
-      .pull([table, ids = std::move(ids), threads](int64_t first, const Rows& half) {
+      .pull(noting(table, [table, ids = std::move(ids), threads](int64_t first, const Rows& half) {
         gather_unchecked(table, ids.data() + first, half, threads);
-      });
+      }));
 }
 
-void staged_read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
+template <class T>
+void staged_read_chunks(const T& table, const int64_t* offset, const int64_t* count,
                         int64_t num_chunks, const Rows& rows, const Stream& stream,
                         const Staging& staging, int threads) {
   Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
   Transfer(table.num_cols, rows, stream, staging)
-      .pull([table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
+      .pull(noting(table, [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
         read_unchecked(table, chunks, first, half, threads);
-      });
+      }));
 }
 
-void staged_write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
+template <class T>
+void staged_write_chunks(const T& table, const int64_t* offset, const int64_t* count,
                          int64_t num_chunks, const Rows& rows, const Stream& stream,
                          const Staging& staging, int threads) {
   Ranges chunks = disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
   Transfer(table.num_cols, rows, stream, staging)
-      .push([table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
+      .push(noting(table, [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
         write_unchecked(table, chunks, first, half, threads);
-      });
+      }));
 }
 
-template void staged_gather_rows(const Table&, const int32_t*, const Rows&, const Stream&,
-                                 const Staging&, int);
-template void staged_gather_rows(const Table&, const int64_t*, const Rows&, const Stream&,
-                                 const Staging&, int);
+#define TORCH_GAS_STAGED(T)                                                                       \
+  template void staged_gather_rows(const T&, const int32_t*, const Rows&, const Stream&,           \
+                                   const Staging&, int);                                           \
+  template void staged_gather_rows(const T&, const int64_t*, const Rows&, const Stream&,           \
+                                   const Staging&, int);                                           \
+  template void staged_read_chunks(const T&, const int64_t*, const int64_t*, int64_t, const Rows&, \
+                                   const Stream&, const Staging&, int);                            \
+  template void staged_write_chunks(const T&, const int64_t*, const int64_t*, int64_t,             \
+                                    const Rows&, const Stream&, const Staging&, int);
+TORCH_GAS_STAGED(Table)
+TORCH_GAS_STAGED(FileTable)
 
 }  // namespace torch_gas::cuda

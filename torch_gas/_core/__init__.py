@@ -17,9 +17,10 @@ has come past them.
 
 from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout
+from torch_gas._core.file import FileRows, clear_rows, read_ahead
 from torch_gas._core.memory import Registration, advise_huge_pages, register
 from torch_gas._core.order import to_csr, transpose
-from torch_gas._core.placement import Staging
+from torch_gas._core.placement import Staging, Table
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
 from torch_gas._core.rows import batch_rows, gather_rows, is_table, read_chunks, scatter_rows, write_chunks
 from torch_gas._core.stream import stream_parts, stream_passes
@@ -27,13 +28,16 @@ from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
+    "FileRows",
     "Registration",
     "Sparse",
     "Staging",
     "Subgraph",
+    "Table",
     "adjacent_pairs",
     "advise_huge_pages",
     "batch_rows",
+    "clear_rows",
     "dropout",
     "entry_dots",
     "entry_softmax",
@@ -42,6 +46,7 @@ __all__ = [
     "has_cuda",
     "is_table",
     "product",
+    "read_ahead",
     "read_chunks",
     "register",
     "scatter_rows",

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
+from torch_gas._core.file import FileRows
 from torch_gas._core.memory import mark_written
+
+Table = Tensor | FileRows
 
 
 class Staging(NamedTuple):
@@ -28,7 +31,7 @@ class Staging(NamedTuple):
     stream: torch.cuda.Stream
 
 
-def check_staging(call: str, table: Tensor, staging: Staging) -> None:
+def check_staging(call: str, table: Table, staging: Staging) -> None:
     """Refuses what no rows of the table can go through."""
     if not isinstance(staging, Staging):
         raise TypeError(f"{call}: `staging` must be a Staging, but is {type(staging).__name__}")
@@ -50,7 +53,7 @@ def check_staging(call: str, table: Tensor, staging: Staging) -> None:
         )
 
 
-def check_placement(call: str, table: Tensor, name: str, device: torch.device, staging: Staging | None = None) -> None:
+def check_placement(call: str, table: Table, name: str, device: torch.device, staging: Staging | None = None) -> None:
     """Refuses placements in which rows on `device` cannot reach the table."""
     if staging is not None:
         if device != staging.stream.device:
@@ -78,7 +81,7 @@ def check_placement(call: str, table: Tensor, name: str, device: torch.device, s
         require_cuda(call, name, device)
 
 
-def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
+def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = table.shape[1:].numel()
     if table.dtype == rows.dtype:
@@ -87,10 +90,15 @@ def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging |
     else:
         table_type, rows_type = FLOAT_TYPES[table.dtype], FLOAT_TYPES[rows.dtype]
     arguments = (
-        _C.Table(table.data_ptr(), table_type, table.shape[0], width),
+        _table_at(table, table_type, width),
         *where,
         _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]),
     )
+    writes = call in ("scatter_rows", "write_chunks")
+    if isinstance(table, FileRows):
+        table.check_usable()
+        if writes:
+            table.before_write()
     if staging is not None:
         row_bytes = rows.shape[1:].numel() * rows.element_size()
         if staging.buffer.nbytes < 2 * row_bytes:
@@ -104,7 +112,15 @@ def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging |
         getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
     else:
         getattr(_C, call)(*arguments, torch.get_num_threads())
-    mark_written(table if call in ("scatter_rows", "write_chunks") else rows)
+    written = table if writes else rows
+    if isinstance(written, Tensor):
+        mark_written(written)
+
+
+def _table_at(table: Table, dtype: object, width: int) -> object:
+    if isinstance(table, FileRows):
+        return _C.FileTable(table.file, table.offset, dtype, table.shape[0], width)
+    return _C.Table(table.data_ptr(), dtype, table.shape[0], width)
 
 
 def _current_stream(device: torch.device) -> object:

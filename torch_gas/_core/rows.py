@@ -14,7 +14,7 @@ _TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
 def gather_rows(
-    table: Tensor,
+    table: Table,
     index: Tensor,
     dtype: torch.dtype | None = None,
     *,
@@ -66,7 +66,7 @@ def gather_rows(
     return rows
 
 
-def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     """Writes rows of a table, converted to its type.
 
     Equivalent to `table[index] = rows`.
@@ -104,7 +104,7 @@ def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 def read_chunks(
-    table: Tensor,
+    table: Table,
     offset: Tensor,
     count: Tensor,
     dtype: torch.dtype | None = None,
@@ -156,7 +156,7 @@ def read_chunks(
     return rows
 
 
-def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor, *, staging: Staging | None = None) -> None:
+def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, staging: Staging | None = None) -> None:
     """Writes rows to several ranges of a table, one after the other, converted to its type.
 
     Equivalent to `table[o : o + c] = part` for the parts of `rows.split(count)`.
@@ -193,7 +193,7 @@ def write_chunks(table: Tensor, offset: Tensor, count: Tensor, rows: Tensor, *, 
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
 
-def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
+def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
     """Reads the rows of a batch and of its halo.
 
     Equivalent to `torch.cat([read_chunks(table, offset, count), gather_rows(table, halo)])`.
@@ -225,13 +225,17 @@ def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Te
 
 
 def is_table(value: object) -> bool:
-    """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
+    """Tells whether `value` is a table on the host whose rows the functions here move, and no gradient is lost by that."""
+    if isinstance(value, FileRows):
+        return True
     if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
         return False
     return value.dtype in _TABLE_TYPES and value.dim() > 0 and value.is_contiguous() and not value.requires_grad
 
 
-def _table(call: str, table: Tensor) -> None:
+def _table(call: str, table: Table) -> None:
+    if isinstance(table, FileRows):
+        return
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
@@ -248,7 +252,7 @@ def _index(call: str, index: Tensor) -> Tensor:
 
 def _output(
     call: str,
-    table: Tensor,
+    table: Table,
     num_rows: int,
     dtype: torch.dtype | None,
     out: Tensor | None,
@@ -267,14 +271,14 @@ def _output(
     return out
 
 
-def _input_rows(call: str, table: Tensor, num_rows: int | None, rows: Tensor) -> Tensor:
+def _input_rows(call: str, table: Table, num_rows: int | None, rows: Tensor) -> Tensor:
     checks.tensor(call, "rows", rows)
     _convertible(call, table, "rows", rows.dtype)
     _rows_shape(call, "rows", rows, table, num_rows)
     return rows.contiguous()
 
 
-def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int | None) -> None:
+def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
     if num_rows is None and rows.dim() > 0:
         num_rows = rows.shape[0]
     if rows.dim() != table.dim() or rows.shape != (num_rows, *table.shape[1:]):
@@ -286,7 +290,7 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int
         )
 
 
-def _convertible(call: str, table: Tensor, name: str, dtype: torch.dtype) -> None:
+def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
     if dtype != table.dtype and not (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         raise TypeError(
             f"{call}: `{name}` must have the type of the table, or both must be one of "

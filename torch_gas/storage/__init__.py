@@ -1,0 +1,6 @@
+"""Tables larger than memory, and those that outlive a process."""
+
+from torch_gas.storage.file import FileTable
+from torch_gas.storage.tier import FileTier
+
+__all__ = ["FileTable", "FileTier"]

@@ -1,0 +1,236 @@
+"""FileTable: a table in a file that one process at a time may use."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import warnings
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torch_gas import _core
+from torch_gas.storage.header import SIZE, Header, type_name
+from torch_gas.storage.tier import FileTier
+
+
+class FileTable(_core.FileRows):
+    """A table [N, C] in a file, whose rows are read and written by the calls of the core.
+
+    Commits make generations: what was written before a commit can be relied upon after a crash. A file in which rows were
+    written since the last commit by a process that is gone is *torn*: nobody knows which rows are old and which are new.
+
+    Args:
+        tier: the file, and how it is used.
+        num_rows: N.
+        num_cols: elements of a row.
+        dtype: their type.
+
+    Attributes:
+        path: the file.
+        pushed_at: for a file that is reused, when each row was last pushed, [N], else None.
+        clock: optimiser steps at the last commit.
+        torn: whether the file was found torn, and its rows are forgotten.
+
+    Raises:
+        FileExistsError: if there is such a file, which is not to be reused.
+        ValueError: if the file is no table or holds another one.
+        RuntimeError: if a process has it open.
+        OSError: if the system refuses.
+    """
+
+    def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
+        self.path, self.sync = os.fspath(tier.path), tier.sync
+        self._owner = os.getpid()
+        wanted = Header(num_rows, num_cols, type_name(dtype))
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        file, is_new = _open(self.path, tier.reuse)
+        try:
+            _lock(file, self.path)
+            self._header = wanted if is_new else Header.read(file, self.path)
+            self._check_same(wanted)
+            if is_new:
+                os.ftruncate(file, wanted.file_size)
+                wanted.write(file)
+        except BaseException:
+            os.close(file)
+            if is_new:
+                os.unlink(self.path)
+            raise
+        super().__init__(file, SIZE, (num_rows, num_cols), dtype)
+        _core.forget_failure(file)
+        self._close = weakref.finalize(self, os.close, file)
+        self._reading_ahead: Future[None] | None = None
+        self.torn = not self._header.committed
+        self.pushed_at = None if is_new or self.torn else self._read_times()
+        self._header.owner = self._owner
+        if self.torn:
+            self.clear()
+            warnings.warn(
+                f"{self.path}: the process that wrote these rows ended before it committed them (after generation "
+                f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
+                stacklevel=2,
+            )
+        self._header.write(file)
+
+    def _check_same(self, wanted: Header) -> None:
+        found = self._header
+        if (found.num_rows, found.num_cols, found.dtype) != (wanted.num_rows, wanted.num_cols, wanted.dtype):
+            raise ValueError(
+                f"{self.path} holds a table of {found.num_rows} rows with {found.num_cols} elements of type {found.dtype}, but "
+                f"{wanted.num_rows} rows with {wanted.num_cols} of type {wanted.dtype} are asked for; choose another path, or "
+                "delete the file"
+            )
+
+    @property
+    def generation(self) -> int:
+        """Number of commits so far."""
+        return self._header.generation
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether nothing was written since the last commit."""
+        return self._header.committed
+
+    @property
+    def clock(self) -> int:
+        """Optimiser steps at the last commit."""
+        return self._header.clock
+
+    def check_usable(self) -> None:
+        """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
+        if not self._close.alive:
+            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                f"{self.path} belongs to process {self._owner}, of which this one is a copy; a table in a file can be used by one "
+                "process only"
+            )
+        failure = _core.noted_failure(self.file)
+        if failure:
+            raise OSError(
+                f"{self.path}: rows could not be moved in an earlier step ({failure}), so that some histories are wrong; make "
+                "room or repair the disk, then call reset_parameters() of the history, or load a checkpoint"
+            )
+
+    def before_write(self) -> None:
+        """Notes in the file that its rows change from now on."""
+        super().before_write()
+        if self._header.committed:
+            self._header.committed = False
+            self._write_header()
+
+    def _write_header(self) -> None:
+        self._header.write(self.file)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.sync != "never":
+            os.fsync(self.file)
+
+    def after_push(self) -> None:
+        """Forces rows to the disk, if this is to happen after each push."""
+        if self.sync == "push":
+            os.fsync(self.file)
+
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
+        """Makes all rows written so far the next generation, which survives a crash.
+
+        Args:
+            pushed_at: when each row was last pushed, [N], int64; as it was by default.
+            clock: optimiser steps so far.
+
+        Returns:
+            Its number.
+        """
+        self.check_usable()
+        if pushed_at is not None:
+            self.before_write()
+            _write(self.file, pushed_at.cpu() + 1, self._header.rows_end)  # so that what was never written says "never"
+        self._flush()
+        self._header.generation += 1
+        self._header.clock = clock
+        self._header.committed = True
+        self._write_header()
+        return self.generation
+
+    def clear(self) -> None:
+        """Makes all rows zero; their place on the disk is given back."""
+        self.before_write()
+        os.ftruncate(self.file, SIZE)
+        os.ftruncate(self.file, self._header.file_size)
+        _core.forget_failure(self.file)
+
+    def read_ahead(self, index: Tensor) -> None:
+        """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
+        if self._reading_ahead is None or self._reading_ahead.done():
+            self._reading_ahead = _reader(os.getpid()).submit(_core.read_ahead, self, index)
+
+    def map(self) -> Tensor:
+        """The rows as a tensor [N, C] that shares the memory of the page cache; a disk that is full ends a process that writes."""
+        self.check_usable()
+        memory = mmap.mmap(self.file, self.nbytes, offset=SIZE)
+        return torch.frombuffer(memory, dtype=self.dtype).view(self.shape)
+
+    def close(self) -> None:
+        """Closes the file, which another process may then use."""
+        if self._close.alive and os.getpid() == self._owner:
+            _core.forget_failure(self.file)
+        self._close()
+
+    def _read_times(self) -> Tensor:
+        times = torch.empty(self.shape[0], dtype=torch.int64)
+        _read(self.file, times, self._header.rows_end)
+        return times - 1
+
+    def __repr__(self) -> str:
+        return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
+
+
+def _open(path: str, reuse: bool) -> tuple[int, bool]:
+    """The descriptor of the file, and whether it is a new one."""
+    if reuse and os.path.exists(path):
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC), False
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), True
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{path} exists already; pass FileTier(..., reuse=True) to go on with its rows, or delete it to begin anew"
+        ) from error
+
+
+def _lock(file: int, path: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = Header.read(file, path).owner
+        who = "this process" if owner == os.getpid() else f"process {owner}"
+        raise RuntimeError(
+            f"{path} is in use by {who}, and two would destroy each other's rows; wait until it is done, or choose another path"
+        ) from error
+
+
+def _write(file: int, tensor: Tensor, place: int) -> None:
+    data = memoryview(tensor.numpy()).cast("B")
+    while data:
+        done = os.pwrite(file, data, place)
+        data, place = data[done:], place + done
+
+
+def _read(file: int, tensor: Tensor, place: int) -> None:
+    data = memoryview(tensor.numpy()).cast("B")
+    while data:
+        done = os.preadv(file, [data], place)
+        if done == 0:
+            raise OSError(f"the file ends at byte {place}: it was cut while it was in use")
+        data, place = data[done:], place + done
+
+
+@cache
+def _reader(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "torch_gas_read_ahead")

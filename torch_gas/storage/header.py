@@ -1,0 +1,90 @@
+"""The first page of a table's file: what the table is, and whether its rows can be relied upon."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+
+SIZE = 4096  # bytes, so that rows begin with a page
+_MAGIC = b"torch-gas table\n"
+_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.int32,
+    torch.int64, torch.bool,
+)}  # fmt: skip
+
+
+@dataclass
+class Header:
+    """What a file says of its table.
+
+    Args:
+        num_rows: N.
+        num_cols: elements of a row.
+        dtype: their type, as in ``"float32"``.
+        generation: number of commits so far.
+        committed: whether nothing was written since the last of them.
+        clock: optimiser steps at that commit.
+        owner: process that has the file open, or had last.
+    """
+
+    num_rows: int
+    num_cols: int
+    dtype: str
+    generation: int = 0
+    committed: bool = True
+    clock: int = 0
+    owner: int = 0
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of the elements."""
+        return _TYPES[self.dtype]
+
+    @property
+    def rows_end(self) -> int:
+        """Where the rows end, in bytes."""
+        return SIZE + self.num_rows * self.num_cols * self.torch_dtype.itemsize
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the file: header, rows, and when each row was pushed."""
+        return self.rows_end + 8 * self.num_rows
+
+    def write(self, file: int) -> None:
+        """Writes the header in one call, to the first sectors of the file."""
+        text = _MAGIC + json.dumps(asdict(self)).encode()
+        os.pwrite(file, text.ljust(512), 0)
+
+    @classmethod
+    def read(cls, file: int, path: str) -> Header:
+        """The header of a file.
+
+        Raises:
+            ValueError: if the file is no table, or was cut.
+        """
+        text = os.pread(file, 512, 0)
+        if not text.startswith(_MAGIC):
+            raise ValueError(f"{path} is no table of torch-gas; choose another path")
+        try:
+            header = cls(**json.loads(text[len(_MAGIC) :]))
+            size = header.file_size
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: the header of the table cannot be read ({error}); delete the file") from error
+        if os.fstat(file).st_size != size:
+            raise ValueError(f"{path} has {os.fstat(file).st_size} bytes instead of {size}: it was cut; delete it")
+        return header
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """The name of a type that a table may have.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in _TYPES:
+        raise TypeError(f"FileTable: dtype must be one of {', '.join(_TYPES)}, but is {name}")
+    return name
