@@ -52,7 +52,7 @@ class Transfer {
  public:
   Transfer(int64_t num_cols, const Rows& rows, const Stream& stream, const Staging& staging)
       : rows_(rows),
-        row_bytes_(num_cols * element_size(rows.dtype)),
+        row_bytes_(row_bytes(rows.dtype, num_cols)),
         buffer_(staging.buffer),
         buffer_bytes_(staging.bytes),
         device_(stream.device),

@@ -11,6 +11,7 @@ from torch_gas._core import checks
 from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.memory import mark_written
+from torch_gas._core.storage import is_quantized
 
 
 class Staging(NamedTuple):
@@ -80,12 +81,13 @@ def check_placement(call: str, table: Tensor, name: str, device: torch.device, s
 
 def move(call: str, table: Tensor, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
-    width = table.shape[1:].numel()
+    width = rows.shape[1:].numel()
     if table.dtype == rows.dtype:
         width *= table.element_size()
         table_type = rows_type = _C.DType.bytes
     else:
-        table_type, rows_type = FLOAT_TYPES[table.dtype], FLOAT_TYPES[rows.dtype]
+        table_type = _C.DType.i8 if is_quantized(table, rows.dtype) else FLOAT_TYPES[table.dtype]
+        rows_type = FLOAT_TYPES[rows.dtype]
     arguments = (
         _C.Table(table.data_ptr(), table_type, table.shape[0], width),
         *where,
