@@ -397,6 +397,7 @@ PYBIND11_MODULE(_C, m) {
       .value("f64", DType::f64)
       .value("f16", DType::f16)
       .value("bf16", DType::bf16)
+      .value("i8", DType::i8)
       .value("bytes", DType::bytes);
 
   py::class_<Table>(m, "Table").def(py::init(&table_at));

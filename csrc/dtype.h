@@ -3,6 +3,10 @@
 // Conversions are those of `torch.Tensor.to`: round to nearest even, NaN and infinity preserved,
 // and double to a 16-bit type by way of float. They are written without branches on the data, so
 // that compilers turn loops over them into vector instructions.
+//
+// int8 is a type of rows: C numbers q in -127 .. 127, and behind them a float32 `scale`, which need
+// not be aligned. They stand for q * scale. A row of zeros has scale 0, and one with NaN or
+// infinity in it scale NaN, so that all of it reads as NaN.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +15,14 @@
 
 namespace torch_gas {
 
+#ifdef __CUDACC__
+#define TORCH_GAS_HOST_DEVICE __host__ __device__
+#else
+#define TORCH_GAS_HOST_DEVICE
+#endif
+
 // `bytes` stands for all types that are only copied; a row of C of them has C * itemsize bytes.
-enum class DType : int { f32, f64, f16, bf16, bytes };
+enum class DType : int { f32, f64, f16, bf16, i8, bytes };
 
 struct Half {
   uint16_t bits;
@@ -31,10 +41,17 @@ inline int64_t element_size(DType dtype) {
       return 2;
     case DType::bf16:
       return 2;
+    case DType::i8:
     case DType::bytes:
       return 1;
   }
   throw std::invalid_argument("unknown element type");
+}
+
+// Bytes of a row of `num_cols` numbers.
+inline int64_t row_bytes(DType dtype, int64_t num_cols) {
+  const int64_t scale = dtype == DType::i8 ? sizeof(float) : 0;
+  return num_cols * element_size(dtype) + scale;
 }
 
 // Calls f with a value of the C++ type of a floating-point `dtype`.
@@ -49,19 +66,20 @@ void dispatch_float(DType dtype, const F& f) {
       return f(Half{});
     case DType::bf16:
       return f(BFloat16{});
+    case DType::i8:
     case DType::bytes:
       break;
   }
   throw std::invalid_argument("rows that are no floating-point numbers cannot change their type");
 }
 
-inline uint32_t float_bits(float x) {
+TORCH_GAS_HOST_DEVICE inline uint32_t float_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-inline float bits_float(uint32_t bits) {
+TORCH_GAS_HOST_DEVICE inline float bits_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
@@ -121,6 +139,28 @@ inline To convert(From x) {
   To out;
   from_float(to_float(x), out);
   return out;
+}
+
+// The bits of |x|: they are ordered as the numbers are, NaN above infinity.
+TORCH_GAS_HOST_DEVICE inline uint32_t magnitude_bits(float x) {
+  return float_bits(x) & 0x7fffffff;
+}
+
+// The scale of an int8 row, from the largest magnitude_bits() of its numbers.
+TORCH_GAS_HOST_DEVICE inline float int8_scale(uint32_t largest) {
+  constexpr float kMost = 0x1.020406p+121f;  // the largest scale of which 127 are finite
+  if (largest >= 0x7f800000) return bits_float(0x7fc00000);
+  const float scale = bits_float(largest) / 127;
+  return scale < kMost ? scale : kMost;
+}
+
+// x / scale, rounded to nearest even; `scale` is positive. Behind the point of 1.5 * 2^23 there are
+// no fractions, so the sum has the rounded number in its low bits.
+TORCH_GAS_HOST_DEVICE inline int8_t to_int8(float x, float scale) {
+  float q = x / scale;
+  q = q < 127 ? q : 127;  // a subnormal scale is rounded, and may be too small
+  q = q > -127 ? q : -127;
+  return static_cast<int8_t>(float_bits(q + 0x1.8p+23f));
 }
 
 }  // namespace torch_gas

@@ -123,10 +123,6 @@ void for_each_range(const FileTable& table, const Ranges& chunks, int64_t first,
 std::mutex failures_mutex;
 std::map<int, std::string> failures;  // by descriptor
 
-Table like(const FileTable& table) {
-  return {nullptr, table.dtype, table.num_rows, table.num_cols};
-}
-
 }  // namespace
 
 template <class I>
@@ -191,14 +187,15 @@ void scatter_rows(const FileTable& table, const I* index, const Rows& rows, int 
 
 void read_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
                  int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks = chunk_ranges("read_chunks", like(table), offset, count, num_chunks, rows);
+  const Ranges chunks =
+      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
   read_unchecked(table, chunks, 0, rows, threads);
 }
 
 void write_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, int threads) {
   const Ranges chunks =
-      disjoint_chunk_ranges("write_chunks", like(table), offset, count, num_chunks, rows);
+      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
   write_unchecked(table, chunks, 0, rows, threads);
 }
 

@@ -4,106 +4,19 @@
 #include <atomic>
 #include <vector>
 
-#include "../simd.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define TORCH_GAS_AVX2 __attribute__((target("avx2")))
-#include <immintrin.h>
-#endif
+#include "convert.h"
 
 namespace torch_gas {
 namespace {
-
-constexpr int64_t kLine = 64;  // bytes that caches move together
 
 // Bytes from which on rows are written around the caches: they would not stay there anyway, and
 // memory that is overwritten need not be read first.
 constexpr int64_t kStreamed = int64_t{4} << 20;
 
-// Copies whole lines to the start of a line. Only AVX2's stores do so around the caches: narrower
-// ones are joined to lines on the way, and lines that are not full in time cost more than they
-// save.
-using Stream = void (*)(char* to, const char* from, int64_t bytes);
-
-void stream_plain(char* to, const char* from, int64_t bytes) {
-  std::memcpy(to, from, bytes);
-}
-
-#ifdef TORCH_GAS_AVX2
-TORCH_GAS_AVX2 void stream_avx2(char* to, const char* from, int64_t bytes) {
-  for (const char* end = from + bytes; from != end; from += kLine, to += kLine) {
-    const auto* x = reinterpret_cast<const __m256i*>(from);
-    auto* y = reinterpret_cast<__m256i*>(to);
-    const __m256i a = _mm256_loadu_si256(x), b = _mm256_loadu_si256(x + 1);
-    _mm256_stream_si256(y, a);
-    _mm256_stream_si256(y + 1, b);
-  }
-}
-#endif
-
-Stream fastest_stream() {
-#ifdef TORCH_GAS_AVX2
-  if (__builtin_cpu_supports("avx2")) return stream_avx2;
-#endif
-  return stream_plain;
-}
-
-// Makes streamed rows visible to other threads.
-void finish_stream() {
-#ifdef TORCH_GAS_AVX2
-  _mm_sfence();
-#endif
-}
-
-template <class From, class To>
-struct ConvertRow {
-  TORCH_GAS_LOOP static void run(char* dst, const char* src, int64_t n) {
-    const From* x = reinterpret_cast<const From*>(src);
-    To* y = reinterpret_cast<To*>(dst);
-    for (int64_t i = 0; i < n; ++i) y[i] = convert<From, To>(x[i]);
-  }
-};
-
-using Convert = void (*)(char* dst, const char* src, int64_t n);
-
-// Converts around the caches, by way of a block that stays in the first of them.
-void convert_streamed(Convert convert, Stream stream, char* dst, int64_t to_size, const char* src,
-                      int64_t from_size, int64_t n) {
-  constexpr int64_t kBlock = 512;
-  alignas(kLine) char block[kBlock * sizeof(double)];
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t count = std::min(kBlock, n - i);
-    convert(block, src + i * from_size, count);
-    stream(dst + i * to_size, block, count * to_size);
-  }
-}
-
-// Calls loop(copy) with copy(to, from, n), which moves n elements from one type to the other.
-template <class Loop>
-void with_copy(DType from, DType to, bool streamed, const Loop& loop) {
-  const int64_t from_size = element_size(from), to_size = element_size(to);
-  const Stream stream = fastest_stream();
-  if (from == to) {
-    if (streamed) {
-      return loop([=](char* dst, const char* src, int64_t n) { stream(dst, src, n * to_size); });
-    }
-    return loop([=](char* dst, const char* src, int64_t n) { std::memcpy(dst, src, n * to_size); });
-  }
-  dispatch_float(from, [&](auto from_value) {
-    dispatch_float(to, [&](auto to_value) {
-      const Convert convert = run_loop<ConvertRow<decltype(from_value), decltype(to_value)>>;
-      if (!streamed) return loop(convert);
-      loop([=](char* dst, const char* src, int64_t n) {
-        convert_streamed(convert, stream, dst, to_size, src, from_size, n);
-      });
-    });
-  });
-}
-
-// Whether `bytes` of rows are to be written around the caches, from `to` on.
-bool is_streamed(const char* to, int64_t row_bytes, int64_t bytes) {
-  return bytes >= kStreamed && reinterpret_cast<uintptr_t>(to) % kLine == 0 &&
-         row_bytes % kLine == 0;
+// Whether rows of `stride` bytes are to be written around the caches, the first of them to `to`.
+bool is_streamed(const char* to, int64_t stride, int64_t num_rows) {
+  return num_rows * stride >= kStreamed && reinterpret_cast<uintptr_t>(to) % kLine == 0 &&
+         stride % kLine == 0;
 }
 
 int64_t rows_grain(int64_t num_cols) {
@@ -153,74 +66,79 @@ bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
   return !repeated;
 }
 
-template <class I>
-void check_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
-  if (are_distinct(index, size, num_rows, threads)) return;
-  std::vector<int64_t> first(num_rows, -1);
-  for (int64_t i = 0; i < size; ++i) {
-    check_value(first[index[i]] < 0, "scatter_rows: ids in `index` must be distinct, but index[",
-                first[index[i]], "] and index[", i, "] are both ", index[i],
-                "; keep one row for each id");
-    first[index[i]] = i;
-  }
-}
-
-Ranges checked_ranges(const char* call, const Table& table, const int64_t* offset,
+Ranges checked_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                       const int64_t* count, int64_t num_chunks, const Rows& rows) {
-  Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, table.num_rows);
+  Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, num_rows);
   check_value(ranges.total() == rows.num_rows, call, ": `count` sums to ", ranges.total(),
               " rows, but there are ", rows.num_rows);
   return ranges;
 }
 
-// Calls move(in_table, in_rows, n) on runs of n elements that make up `rows`, the rows of `chunks`
+// Calls move(in_table, in_rows, n) on runs of n rows that make up `rows`, the rows of `chunks`
 // from position `first` on.
 template <class F>
 void for_each_run(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                   bool streamed, int threads, const F& move) {
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-    chunks.for_each_run(
-        first + begin, first + end, [&](int64_t row, int64_t position, int64_t length) {
-          move(table.data + row * table_stride, rows.data + (position - first) * rows_stride,
-               length * table.num_cols);
-        });
+    chunks.for_each_run(first + begin, first + end,
+                        [&](int64_t row, int64_t position, int64_t length) {
+                          move(table.data + row * table_stride,
+                               rows.data + (position - first) * rows_stride, length);
+                        });
     if (streamed) finish_stream();
   });
 }
 
 }  // namespace
 
-Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
-                    const int64_t* count, int64_t num_chunks, const Rows& rows) {
-  return merge_adjacent(checked_ranges(call, table, offset, count, num_chunks, rows));
+template <class I>
+void check_distinct(const char* call, const I* index, int64_t size, int64_t num_rows, int threads) {
+  if (are_distinct(index, size, num_rows, threads)) return;
+  std::vector<int64_t> first(num_rows, -1);
+  for (int64_t i = 0; i < size; ++i) {
+    check_value(first[index[i]] < 0, call, ": ids in `index` must be distinct, but index[",
+                first[index[i]], "] and index[", i, "] are both ", index[i],
+                "; keep one row for each id");
+    first[index[i]] = i;
+  }
 }
 
-Ranges disjoint_chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+void convert_rows(char* to, DType to_type, const char* from, DType from_type, int64_t num_rows,
+                  int64_t num_cols) {
+  with_copy(from_type, to_type, num_cols, false, [&](auto copy) { copy(to, from, num_rows); });
+}
+
+Ranges chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset, const int64_t* count,
+                    int64_t num_chunks, const Rows& rows) {
+  return merge_adjacent(checked_ranges(call, num_rows, offset, count, num_chunks, rows));
+}
+
+Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                              const int64_t* count, int64_t num_chunks, const Rows& rows) {
-  const Ranges ranges = checked_ranges(call, table, offset, count, num_chunks, rows);
+  const Ranges ranges = checked_ranges(call, num_rows, offset, count, num_chunks, rows);
   check_disjoint(call, "offset", ranges);
   return merge_adjacent(ranges);
 }
 
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
-  const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows * rows_stride);
-  with_copy(table.dtype, rows.dtype, streamed, [&](auto copy) {
-    parallel_for(
-        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            if (i + ahead < end) {
-              prefetch(table.data + index[i + ahead] * table_stride, table_stride);
-            }
-            copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, table.num_cols);
-          }
-          if (streamed) finish_stream();
-        });
+  const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows);
+  with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
+    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     if (i + ahead < end) {
+                       prefetch(table.data + index[i + ahead] * table_stride, table_stride);
+                     }
+                     copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, 1);
+                   }
+                   if (streamed) finish_stream();
+                 });
   });
 }
 
@@ -233,30 +151,30 @@ void gather_rows(const Table& table, const I* index, const Rows& rows, int threa
 template <class I>
 void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads) {
   check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  check_distinct(index, rows.num_rows, table.num_rows, threads);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
-  const bool streamed = is_streamed(table.data, table_stride, rows.num_rows * table_stride);
-  with_copy(rows.dtype, table.dtype, streamed, [&](auto copy) {
-    parallel_for(
-        rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            if (!streamed && i + ahead < end) {
-              prefetch(table.data + index[i + ahead] * table_stride, table_stride);
-            }
-            copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, table.num_cols);
-          }
-          if (streamed) finish_stream();
-        });
+  const bool streamed = is_streamed(table.data, table_stride, rows.num_rows);
+  with_copy(rows.dtype, table.dtype, table.num_cols, streamed, [&](auto copy) {
+    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     if (!streamed && i + ahead < end) {
+                       prefetch(table.data + index[i + ahead] * table_stride, table_stride);
+                     }
+                     copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, 1);
+                   }
+                   if (streamed) finish_stream();
+                 });
   });
 }
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads) {
-  const int64_t row_bytes = table.num_cols * element_size(rows.dtype);
-  const bool streamed = is_streamed(rows.data, row_bytes, rows.num_rows * row_bytes);
-  with_copy(table.dtype, rows.dtype, streamed, [&](auto copy) {
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
+  const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows);
+  with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
     for_each_run(table, chunks, first, rows, streamed, threads,
                  [&](char* there, char* here, int64_t n) { copy(here, there, n); });
   });
@@ -264,9 +182,9 @@ void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, con
 
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads) {
-  const int64_t row_bytes = table.num_cols * element_size(table.dtype);
-  const bool streamed = is_streamed(table.data, row_bytes, rows.num_rows * row_bytes);
-  with_copy(rows.dtype, table.dtype, streamed, [&](auto copy) {
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const bool streamed = is_streamed(table.data, table_stride, rows.num_rows);
+  with_copy(rows.dtype, table.dtype, table.num_cols, streamed, [&](auto copy) {
     for_each_run(table, chunks, first, rows, streamed, threads,
                  [&](char* there, char* here, int64_t n) { copy(there, here, n); });
   });
@@ -274,17 +192,20 @@ void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, co
 
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                  int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
+  const Ranges chunks =
+      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
   read_unchecked(table, chunks, 0, rows, threads);
 }
 
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, int threads) {
   const Ranges chunks =
-      disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
+      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
   write_unchecked(table, chunks, 0, rows, threads);
 }
 
+template void check_distinct(const char*, const int32_t*, int64_t, int64_t, int);
+template void check_distinct(const char*, const int64_t*, int64_t, int64_t, int);
 template void gather_rows(const Table&, const int32_t*, const Rows&, int);
 template void gather_rows(const Table&, const int64_t*, const Rows&, int);
 template void scatter_rows(const Table&, const int32_t*, const Rows&, int);

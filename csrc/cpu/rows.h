@@ -1,7 +1,8 @@
 // Rows between a table [N, C] and a batch, both contiguous in host memory.
 //
-// `table_type` and `rows_type` are equal, or both floating point: then rows are converted on the
-// way. `I` is int32_t or int64_t. Nothing is written before every argument has been checked.
+// The types of table and rows are equal, or rows are converted on the way: then both are floating
+// point, or one of them is int8 (dtype.h). C counts the numbers of a row. `I` is int32_t or
+// int64_t. Nothing is written before every argument has been checked.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,18 @@ struct Rows {
   int64_t num_rows;
 };
 
-// The ranges of a table that hold as many rows as there are in `rows`, adjacent ones as one.
-Ranges chunk_ranges(const char* call, const Table& table, const int64_t* offset,
-                    const int64_t* count, int64_t num_chunks, const Rows& rows);
+// The ranges of a table of `num_rows` rows that hold as many rows as there are in `rows`, adjacent
+// ones as one.
+Ranges chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset, const int64_t* count,
+                    int64_t num_chunks, const Rows& rows);
 
 // The same; ranges must not overlap.
-Ranges disjoint_chunk_ranges(const char* call, const Table& table, const int64_t* offset,
+Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                              const int64_t* count, int64_t num_chunks, const Rows& rows);
+
+// Refuses ids that occur twice; all are in [0, num_rows).
+template <class I>
+void check_distinct(const char* call, const I* index, int64_t size, int64_t num_rows, int threads);
 
 // rows[i] = table[index[i]]
 template <class I>
@@ -47,6 +53,10 @@ void read_chunks(const Table& table, const int64_t* offset, const int64_t* count
 // The inverse; ranges must not overlap.
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, int threads);
+
+// Rows that are contiguous on both sides, on the thread that calls.
+void convert_rows(char* to, DType to_type, const char* from, DType from_type, int64_t num_rows,
+                  int64_t num_cols);
 
 // The loops of these calls, for callers that have made their checks (cuda/staged.cu). Those over
 // ranges move only as many rows as there are in `rows`: the ones from position `first` on.

@@ -201,12 +201,12 @@ bool aligned(const Side& side, int64_t bytes) {
 // Moves rows of one type in the widest unit that divides their size and addresses.
 template <class Unit>
 bool try_copy(const Move& move) {
-  const int64_t row_bytes = move.num_cols * element_size(move.from.dtype);
-  if (row_bytes % sizeof(Unit) != 0 || !aligned(move.from, sizeof(Unit)) ||
+  const int64_t stride = row_bytes(move.from.dtype, move.num_cols);
+  if (stride % sizeof(Unit) != 0 || !aligned(move.from, sizeof(Unit)) ||
       !aligned(move.to, sizeof(Unit))) {
     return false;
   }
-  launch<Unit, Unit, 1>(move, row_bytes / sizeof(Unit));
+  launch<Unit, Unit, 1>(move, stride / sizeof(Unit));
   return true;
 }
 
@@ -288,8 +288,8 @@ void move_ranges(const Table& table, const Ranges& chunks, const Rows& rows, boo
                  const Stream& stream, bool host_table) {
   if (table.num_cols == 0) return;
   const DeviceGuard guard(stream.device);
-  const int64_t table_stride = table.num_cols * element_size(table.dtype);
-  const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   Copies copies;
   chunks.for_each_run(0, chunks.total(), [&](int64_t row, int64_t position, int64_t length) {
     Side from{table.data + row * table_stride, table.dtype};
@@ -338,14 +338,15 @@ void scatter_rows(const Table& table, const Index& index, const Rows& rows, cons
 
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                  int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table) {
-  const Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
+  const Ranges chunks =
+      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
   move_ranges(table, chunks, rows, false, stream, host_table);
 }
 
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                   int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table) {
   const Ranges chunks =
-      disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
+      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
   move_ranges(table, chunks, rows, true, stream, host_table);
 }
 

@@ -52,7 +52,7 @@ class Transfer {
  public:
   Transfer(int64_t num_cols, const Rows& rows, const Stream& stream, const Staging& staging)
       : rows_(rows),
-        row_bytes_(num_cols * element_size(rows.dtype)),
+        row_bytes_(row_bytes(rows.dtype, num_cols)),
         buffer_(staging.buffer),
         buffer_bytes_(staging.bytes),
         device_(stream.device),
@@ -132,7 +132,8 @@ class Transfer {
   const cudaStream_t staging_;
 };
 
-// Host functions must not throw: what goes wrong with a file is noted, and the next call on it fails.
+// Host functions must not throw: what goes wrong with a file is noted, and the next call on it
+// fails.
 template <class F>
 Move noting(const Table&, F move) {
   return move;
@@ -165,25 +166,28 @@ template <class T>
 void staged_read_chunks(const T& table, const int64_t* offset, const int64_t* count,
                         int64_t num_chunks, const Rows& rows, const Stream& stream,
                         const Staging& staging, int threads) {
-  Ranges chunks = chunk_ranges("read_chunks", table, offset, count, num_chunks, rows);
+  Ranges chunks = chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
   Transfer(table.num_cols, rows, stream, staging)
-      .pull(noting(table, [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
-        read_unchecked(table, chunks, first, half, threads);
-      }));
+      .pull(noting(table,
+                   [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
+                     read_unchecked(table, chunks, first, half, threads);
+                   }));
 }
 
 template <class T>
 void staged_write_chunks(const T& table, const int64_t* offset, const int64_t* count,
                          int64_t num_chunks, const Rows& rows, const Stream& stream,
                          const Staging& staging, int threads) {
-  Ranges chunks = disjoint_chunk_ranges("write_chunks", table, offset, count, num_chunks, rows);
+  Ranges chunks =
+      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
   Transfer(table.num_cols, rows, stream, staging)
-      .push(noting(table, [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
-        write_unchecked(table, chunks, first, half, threads);
-      }));
+      .push(noting(table,
+                   [table, chunks = std::move(chunks), threads](int64_t first, const Rows& half) {
+                     write_unchecked(table, chunks, first, half, threads);
+                   }));
 }
 
-#define TORCH_GAS_STAGED(T)                                                                       \
+#define TORCH_GAS_STAGED(T)                                                                        \
   template void staged_gather_rows(const T&, const int32_t*, const Rows&, const Stream&,           \
                                    const Staging&, int);                                           \
   template void staged_gather_rows(const T&, const int64_t*, const Rows&, const Stream&,           \

@@ -4,8 +4,8 @@
 // staging stream, which runs the loops of cpu/rows.h) while the other half is copied to the device
 // (on the stream of the call); a push does the reverse. Events order the two streams, and the
 // host thread that calls waits for nothing. Everything is checked before the first piece of work is
-// queued, so host functions cannot fail but for a file. Index, offset and count are copied; table and buffer must
-// live until the stream of the call has come past it.
+// queued, so host functions cannot fail but for a file. Index, offset and count are copied; table
+// and buffer must live until the stream of the call has come past it.
 //
 // A table in a file is read and written by the host functions as well. What the system refuses them
 // is noted (cpu/file.h), because nobody waits for them.
@@ -27,8 +27,8 @@ struct Staging {
   void* stream;   // on which the halves are filled or emptied
 };
 
-// rows[i] = table[index[i]]; rows are in device memory, everything else is in host memory or, if T is
-// FileTable, in a file.
+// rows[i] = table[index[i]]; rows are in device memory, everything else is in host memory or, if T
+// is FileTable, in a file.
 template <class T, class I>
 void staged_gather_rows(const T& table, const I* index, const Rows& rows, const Stream& stream,
                         const Staging& staging, int threads);

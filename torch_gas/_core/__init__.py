@@ -17,7 +17,7 @@ has come past them.
 
 from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout
-from torch_gas._core.file import FileRows, clear_rows, read_ahead
+from torch_gas._core.file import FileRows, clear_rows, forget_failure, noted_failure, read_ahead
 from torch_gas._core.memory import Registration, advise_huge_pages, register
 from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging, Table
@@ -42,9 +42,11 @@ __all__ = [
     "entry_dots",
     "entry_softmax",
     "entry_softmax_backward",
+    "forget_failure",
     "gather_rows",
     "has_cuda",
     "is_table",
+    "noted_failure",
     "product",
     "read_ahead",
     "read_chunks",

@@ -96,6 +96,16 @@ def clear_rows(table: FileRows, offset: Tensor, count: Tensor) -> None:
     _C.clear_rows(_bytes(table), offset.data_ptr(), count.data_ptr(), offset.numel())
 
 
+def noted_failure(file: int) -> str:
+    """What went wrong in the transfers of a GPU with an open file, for which nobody waits; empty if nothing did."""
+    return str(_C.noted_failure(file))
+
+
+def forget_failure(file: int) -> None:
+    """Begins anew."""
+    _C.forget_failure(file)
+
+
 def _bytes(table: FileRows) -> object:
     return _C.FileTable(
         table.file, table.offset, _C.DType.bytes, table.shape[0], table.shape[1] * table.element_size()

@@ -12,6 +12,7 @@ from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.file import FileRows
 from torch_gas._core.memory import mark_written
+from torch_gas._core.storage import is_quantized
 
 Table = Tensor | FileRows
 
@@ -83,12 +84,13 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
 
 def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
-    width = table.shape[1:].numel()
+    width = rows.shape[1:].numel()
     if table.dtype == rows.dtype:
         width *= table.element_size()
         table_type = rows_type = _C.DType.bytes
     else:
-        table_type, rows_type = FLOAT_TYPES[table.dtype], FLOAT_TYPES[rows.dtype]
+        table_type = _C.DType.i8 if is_quantized(table, rows.dtype) else FLOAT_TYPES[table.dtype]
+        rows_type = FLOAT_TYPES[rows.dtype]
     arguments = (
         _table_at(table, table_type, width),
         *where,

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
+from torch_gas._core.file import FileRows
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
+from torch_gas._core.storage import is_quantized, row_shape
 
-_TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
+_TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
 
 
 def gather_rows(
@@ -27,7 +29,9 @@ def gather_rows(
 
     Args:
         table: Contiguous table [N, C], or [N] or [N, ...]: float32, float64, float16 and bfloat16,
-            which convert into each other, or int64, int32, uint8 and bool, which are only copied.
+            which convert into each other, or int64, int32, int8, uint8 and bool, which are only copied.
+            An int8 table [N, C + 4] also holds rows [M, C] of the floating-point types: C numbers q and the
+            bytes of a float32 scale, for q * scale.
         index: Ids of the rows [M], int32 or int64. The rows are returned on its device.
         dtype: Type of the result; that of `out` or of the table by default.
         out: Contiguous tensor [M, C] to write to instead of a new one.
@@ -261,7 +265,7 @@ def _output(
     """Returns the tensor to write rows to."""
     if out is None:
         _convertible(call, table, "dtype", dtype or table.dtype)
-        return empty((num_rows, *table.shape[1:]), dtype or table.dtype, device)
+        return empty((num_rows, *row_shape(table, dtype or table.dtype)), dtype or table.dtype, device)
     checks.tensor(call, "out", out)
     _convertible(call, table, "out", out.dtype)
     checks.contiguous(call, "out", out)
@@ -281,8 +285,9 @@ def _input_rows(call: str, table: Table, num_rows: int | None, rows: Tensor) -> 
 def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
     if num_rows is None and rows.dim() > 0:
         num_rows = rows.shape[0]
-    if rows.dim() != table.dim() or rows.shape != (num_rows, *table.shape[1:]):
-        wanted = ["M" if num_rows is None else num_rows, *table.shape[1:]]
+    shape = row_shape(table, rows.dtype)
+    if rows.dim() != table.dim() or rows.shape != (num_rows, *shape):
+        wanted = ["M" if num_rows is None else num_rows, *shape]
         raise ValueError(
             f"{call}: `{name}` must have one row of the table's shape for each row moved, "
             f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
@@ -291,9 +296,15 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
-    if dtype != table.dtype and not (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+    if dtype == table.dtype or is_quantized(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+        return
+    if table.dtype == torch.int8 and dtype in FLOAT_TYPES:
         raise TypeError(
-            f"{call}: `{name}` must have the type of the table, or both must be one of "
-            f"{checks.names(FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
-            "one of them with `.to()`"
+            f"{call}: an int8 table holds floating-point rows [M, C] if it is [N, C + 4], but `table` is "
+            f"{list(table.shape)} and `{name}` {dtype}; make a table of that shape, or move int8 rows"
         )
+    raise TypeError(
+        f"{call}: `{name}` must have the type of the table, or both must be one of "
+        f"{checks.names(FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
+        "one of them with `.to()`"
+    )
