@@ -10,6 +10,7 @@ from torch_gas.partition import Partition, load_partition, metis, permute, save_
 from torch_gas.planner import Plan, plan
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN, scale
+from torch_gas.storage import FileTable, FileTier
 from torch_gas.transfer import AsyncIOPool
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
@@ -18,6 +19,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncIOPool",
     "EvalSubgraphLoader",
+    "FileTable",
+    "FileTier",
     "History",
     "Monitor",
     "Partition",

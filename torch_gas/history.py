@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.storage import FileTable, FileTier
 from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -30,13 +31,15 @@ class History(torch.nn.Module):
         dtype: storage type. By default that of the model, which it follows through ``.double()`` or ``.half()``; a type
             given here stays, and rows are converted on the way.
         persistent: whether ``state_dict`` carries the table and its ages.
-        tier: ``"pinned"`` for a table in host memory that is page-locked once the model is on a GPU, as it is by default, or
-            ``"host"`` for one that stays pageable, whose rows go through pinned buffers.
+        tier: ``"pinned"`` for a table in host memory that is page-locked once the model is on a GPU, as it is by default,
+            ``"host"`` for one that stays pageable, whose rows go through pinned buffers, or a :class:`~torch_gas.FileTier` for
+            one in a file, which may be larger than memory. A file keeps its storage type.
         huge_pages: whether a table in host memory may lie in huge pages, where the system has them: its rows are found faster.
 
     Attributes:
         emb: the table, [N, C]. Reading the attribute waits for transfers under way, so that the host sees what was pushed; a
-            reference that is kept over a step does not.
+            reference that is kept over a step does not. A table in a file is mapped to memory by it; :meth:`pull` reads some rows
+            without that.
         pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
 
@@ -64,7 +67,7 @@ class History(torch.nn.Module):
         *,
         dtype: torch.dtype | None = None,
         persistent: bool = True,
-        tier: str | None = None,
+        tier: str | FileTier | None = None,
         huge_pages: bool = True,
     ) -> None:
         super().__init__()
@@ -75,17 +78,11 @@ class History(torch.nn.Module):
             )
         if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"History: dtype must be one of {FLOATS}, but is {dtype}")
-        if tier not in (None, "pinned", "host"):
-            raise ValueError(
-                f'History: tier must be None, "pinned" or "host", but is {tier!r}; device="cuda" puts the table on a GPU'
-            )
-        if tier is not None and torch.device("cpu" if device is None else device).type != "cpu":
-            raise ValueError(
-                f"History: tier={tier!r} is for a table in host memory, but device is {device}; drop one of them"
-            )
+        _check_tier(tier, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self._fixed_dtype = dtype is not None
+        self._is_persistent = persistent
+        self._fixed_dtype = dtype is not None or isinstance(tier, FileTier)
         self._device = torch.device("cpu")
         self._dtype = torch.get_default_dtype()
         self._tier = tier
@@ -95,11 +92,18 @@ class History(torch.nn.Module):
         self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         table_device = torch.device("cpu" if device is None else device)
         shape = (num_embeddings, embedding_dim)
-        emb = self._new_table(shape, dtype or self._dtype, table_device).zero_()
-        never = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
-        self.register_buffer("emb", emb, persistent=persistent)
-        self.register_buffer("pushed_at", never, persistent=persistent)
-        self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=persistent)
+        self._file: FileTable | None = None
+        if isinstance(tier, FileTier):
+            self._file = FileTable(tier, *shape, dtype or self._dtype)
+        else:
+            emb = self._new_table(shape, dtype or self._dtype, table_device).zero_()
+            self.register_buffer("emb", emb, persistent=persistent)
+        pushed_at = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
+        clock = torch.zeros((), dtype=torch.int64, device="cpu")
+        if self._file is not None and self._file.pushed_at is not None:
+            pushed_at, clock = self._file.pushed_at, clock + self._file.clock
+        self.register_buffer("pushed_at", pushed_at, persistent=persistent)
+        self.register_buffer("clock", clock, persistent=persistent)
 
     def _new_table(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         table = torch.empty(shape, dtype=dtype, device=device)
@@ -110,11 +114,19 @@ class History(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "emb":
             self.settle()
+            file = vars(self).get("_file")
+            if file is not None:
+                file.before_write()  # whoever asks may write to it
+                return file.map()
         return super().__getattr__(name)
 
     @property
-    def table(self) -> Tensor:
-        """``emb`` for those who order transfers themselves: the host must not read or write it."""
+    def table(self) -> Tensor | FileTable:
+        """The table for those who order transfers themselves: the host must not read or write it."""
+        return self._memory if self._file is None else self._file
+
+    @property
+    def _memory(self) -> Tensor:
         return cast(Tensor, self._buffers["emb"])
 
     def settle(self) -> None:
@@ -141,7 +153,9 @@ class History(torch.nn.Module):
 
     @property
     def tier(self) -> str:
-        """Where the table lives: ``"device"``, ``"pinned"`` or ``"host"``."""
+        """Where the table lives: ``"device"``, ``"pinned"``, ``"host"`` or ``"file"``."""
+        if self._file is not None:
+            return "file"
         if self.table.is_cuda:
             return "device"
         return "pinned" if self._device.type == "cuda" and self.table.is_pinned() else "host"
@@ -162,7 +176,11 @@ class History(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         """Forgets all rows: zeros that were never pushed."""
-        self.emb.zero_()
+        self.settle()
+        if self._file is not None:
+            self._file.clear()
+        else:
+            self.emb.zero_()
         self.pushed_at.fill_(-1)
         self.clock.zero_()
 
@@ -221,10 +239,20 @@ class History(torch.nn.Module):
             TypeError: if ``x`` is no floating-point tensor.
             IndexError: if a row is out of range. On a GPU, ``n_id`` is checked on the device, as torch's own indexing is, and
                 rows that are given twice are not noticed.
+            OSError: if the disk of a table in a file is full or fails. These rows are then zero and as if never pushed.
         """
         self.check_rows(x)
         self.settle()
-        x = x.detach()
+        try:
+            self._write(x.detach(), n_id, offset, count)
+        except OSError:
+            self.forget(n_id, offset, count)
+            raise
+        if self.is_remote:  # the host may read the table as soon as this call returns
+            finish(self._device)
+        self.mark(n_id, offset, count)
+
+    def _write(self, x: Tensor, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
         if offset is not None and count is not None:
             _core.write_chunks(self.table, offset, count, self._to_table(x))
         elif offset is not None or count is not None:
@@ -233,19 +261,35 @@ class History(torch.nn.Module):
             rows = self._to_table(x)
             _core.scatter_rows(self.table, n_id.to(rows.device), rows)
         elif x.size(0) == self.num_embeddings:
-            self.table.copy_(x)
+            _fill(self.table, x)
         else:
             raise ValueError(
                 f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
                 "give n_id, or offset and count, to push some rows"
             )
-        if self.is_remote:  # the host may read the table as soon as this call returns
-            finish(self._device)
-        self.mark(n_id, offset, count)
+
+    def commit(self) -> None:
+        """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
+        self.settle()
+        if self._file is not None:
+            self._file.commit(self.pushed_at, int(self.clock))
+
+    def read_ahead(self, n_id: Tensor) -> None:
+        """Asks the system for rows of a table in a file that are pulled soon; others are where they are."""
+        if self._file is not None:
+            self._file.read_ahead(n_id)
 
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
-        now = int(self.clock)
+        self._mark(int(self.clock), n_id, offset, count)
+
+    def forget(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
+        """Makes rows of a table in a file zero, as if they had never been pushed: the arguments of :meth:`mark`."""
+        assert self._file is not None
+        self._file.forget(n_id, offset, count)
+        self._mark(-1, n_id, offset, count)
+
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
         if offset is not None and count is not None:
             times = torch.full((int(count.sum()),), now, dtype=torch.int64, device=self.pushed_at.device)
             _core.write_chunks(self.pushed_at, offset, count, times)
@@ -271,8 +315,8 @@ class History(torch.nn.Module):
 
     def pin(self) -> None:
         """Page-locks a table in host memory that a GPU reads, unless its tier is ``"host"``."""
-        if self.is_remote and self._tier != "host" and not self.table.is_pinned():
-            self._registration = _core.register(self.table, self._device)
+        if self.is_remote and self._file is None and self._tier != "host" and not self.table.is_pinned():
+            self._registration = _core.register(self._memory, self._device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
@@ -281,11 +325,11 @@ class History(torch.nn.Module):
         self.settle()
         self._go_to(probe.device)
         self._dtype, self.transfers = probe.dtype, None
-        was_shared = _is_shared(self.table)
+        was_shared = self._file is None and _is_shared(self._memory)
         on_host = fn(torch.empty(0)) if probe.device.type == "cuda" else probe  # share_memory() leaves what is on a GPU
         if not self._fixed_dtype and self.table.dtype != probe.dtype:
             table = self._new_table(self.table.shape, probe.dtype, self.table.device)
-            self.emb = table.copy_(self.table)
+            self.emb = table.copy_(self._memory)
         if _is_shared(on_host) or was_shared:
             self._share()
         self.pin()
@@ -293,14 +337,18 @@ class History(torch.nn.Module):
 
     def _share(self) -> None:
         """Moves table, ages and clock to memory that other processes can map."""
+        if self._file is not None:
+            raise ValueError("History: a table in a file belongs to one process and cannot be shared; leave out tier")
         if self.table.device.type != "cpu":
             raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
-        if not self.table.is_shared():
+        if not self._memory.is_shared():
             self._registration = None  # of the memory that is left
-            for buffer in (self.table, self.pushed_at, self.clock):
+            for buffer in (self._memory, self.pushed_at, self.clock):
                 buffer.share_memory_()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "emb" and vars(self).get("_file") is not None:
+            raise AttributeError("History: the table lies in a file; write to it by push(), or by emb[...] = rows")
         if name == "emb" and "_registration" in vars(self):
             self.settle()
             super().__setattr__(name, value)
@@ -310,10 +358,16 @@ class History(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        return {**self.__dict__, "_registration": None, "transfers": None}
+        state = {**self.__dict__, "_registration": None, "transfers": None, "_file": None}
+        if self._file is not None:  # a copy lies in memory
+            state["_buffers"] = {"emb": self._file.map().clone(), **self._buffers}
+            state["_tier"] = None
+        return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
+        if self._file is not None and self._is_persistent:
+            destination[f"{prefix}emb"] = self._file.map()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -336,6 +390,12 @@ class History(torch.nn.Module):
                 "the parameters alone (load_state_dict(..., strict=False))"
             )
             return
+        if self._file is not None and self._is_persistent:
+            if saved is not None:
+                _fill(self._file, saved)
+                state_dict = {key: value for key, value in state_dict.items() if key != f"{prefix}emb"}
+            elif strict:
+                missing_keys.append(f"{prefix}emb")
         before = self.table
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -348,12 +408,32 @@ class History(torch.nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
 
 
+def _fill(table: Tensor | FileTable, rows: Tensor) -> None:
+    """Replaces all rows of a table."""
+    if isinstance(table, FileTable):
+        _core.write_chunks(table, torch.tensor([0]), torch.tensor([table.size(0)]), rows.cpu())
+    else:
+        table.copy_(rows)
+
+
+def _check_tier(tier: str | FileTier | None, device: torch.device | str | int | None) -> None:
+    if not (tier in (None, "pinned", "host") or isinstance(tier, FileTier)):
+        raise ValueError(
+            f'History: tier must be None, "pinned", "host" or a FileTier, but is {tier!r}; device="cuda" puts the table on a '
+            "GPU, and tier=FileTier(path) in a file"
+        )
+    if tier is not None and torch.device("cpu" if device is None else device).type != "cpu":
+        raise ValueError(
+            f"History: tier={tier!r} is for a table that does not lie on a GPU, but device is {device}; drop one of them"
+        )
+
+
 def _is_shared(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.is_shared()
 
 
 def _reduce_for_process(history: History) -> Any:
-    if history._registration is not None and not _is_shared(history.table):
+    if history._registration is not None and not _is_shared(history._memory):
         raise RuntimeError(
             "History: torch.multiprocessing would move a table away from memory that a GPU reads; call model.share_memory() "
             "before, best before .to('cuda')"

@@ -19,6 +19,7 @@ from torch_gas.halo import append
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.storage import FileTier
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
 from torch_gas.wiring.fused import fused
@@ -108,7 +109,7 @@ class ScalableGNN(torch.nn.Module):
         save_histories: bool = True,
         io: IO = "concurrent",
         pool_bytes: int | None = None,
-        tier: str | None = None,
+        tier: str | FileTier | None = None,
         huge_pages: bool = True,
         check_finite: bool | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ class ScalableGNN(torch.nn.Module):
             "huge_pages": huge_pages,
         }
         self.histories = torch.nn.ModuleList(  # type: ignore[assignment]
-            History(num_nodes, width, **self._history_options) for width in widths
+            self._new_history(width, number) for number, width in enumerate(widths)
         )
         self._pool: AsyncIOPool | None = None
         self._coming: Coming | None = None  # the batch whose pulls are under way already
@@ -147,6 +148,12 @@ class ScalableGNN(torch.nn.Module):
         self._written = torch.zeros(())  # see compiled.py
         self._regularizer: LocalPerturbation | None = None
         self._penalty: Tensor | None = None  # of the last call
+
+    def _new_history(self, width: int, number: int) -> History:
+        options = self._history_options
+        if isinstance(options["tier"], FileTier):
+            options = {**options, "tier": options["tier"].part(f"history_{number}")}
+        return History(self.num_nodes, width, **options)
 
     @property
     def _name(self) -> str:
@@ -170,6 +177,11 @@ class ScalableGNN(torch.nn.Module):
         """Forgets all histories; models extend this by their own parameters."""
         for history in self.histories:
             history.reset_parameters()
+
+    def commit_histories(self) -> None:
+        """Makes histories that lie in files survive a crash from now on; see :class:`~torch_gas.FileTier`. Others are left."""
+        for history in self.histories:
+            history.commit()
 
     # -- calling the model ---------------------------------------------------------------------------------------------
 
@@ -586,6 +598,9 @@ class Call:
             pool = model.pool  # which serves all tables, and histories where they are in host memory
             self.pool = pool if any(not history.table.is_cuda for history in model.histories) else None
         if self.n_id is None or self.batch_size is None or self.pool is None:
+            if self.n_id is not None and self.batch_size is not None:
+                for history in model.histories:
+                    history.read_ahead(self.n_id[self.batch_size :])
             yield
             return
         coming, model._coming = model._coming, None
@@ -613,6 +628,9 @@ class Call:
             self._observer.exchange(history, rows, n_id)
         if self.pool is None or offset is None or count is None:
             history.push(rows, n_id[:batch_size], offset, count)
+            coming = self._next_batch()
+            if coming is not None:
+                history.read_ahead(coming.halo)
             if n_id.numel() == batch_size:
                 return rows
             halo = self._halo_at(history.table.device, n_id, batch_size)
@@ -638,14 +656,17 @@ class Call:
 
     def _ask_ahead(self, pool: AsyncIOPool) -> None:
         """Asks for rows of the next batch, from histories that have this one's."""
-        if pool.io == "serial":
+        coming = None if pool.io == "serial" else self._next_batch()
+        if coming is None:
             return
-        if self.coming is None:
-            outlook = getattr(self.n_id, "outlook", None)
-            batch = None if outlook is None else outlook.next
-            if batch is None:
-                return
-            self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
         for history in self._pushed:
-            pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype)
+            pool.async_pull(history.table, None, None, coming.halo, history.row_dtype)
         self._pushed.clear()
+
+    def _next_batch(self) -> Coming | None:
+        """The batch that the loader has made ahead, if it has."""
+        outlook = getattr(self.n_id, "outlook", None)
+        batch = None if outlook is None or self.coming is not None else outlook.next
+        if batch is not None:
+            self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
+        return self.coming

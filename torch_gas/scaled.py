@@ -21,6 +21,7 @@ from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.storage import FileTier
 from torch_gas.transfer import IO
 from torch_gas.wiring import structure
 from torch_gas.wiring.arguments import (
@@ -60,7 +61,7 @@ def scale(
     save_histories: bool = True,
     io: IO = "concurrent",
     pool_bytes: int | None = None,
-    tier: str | None = None,
+    tier: str | FileTier | None = None,
     huge_pages: bool = True,
     check_finite: bool | None = None,
     regularization: LocalPerturbation | None = None,
@@ -229,6 +230,8 @@ class ScaledGNN(ScalableGNN):
         self._refuse_compiled()
         found = find(self.model, data, inputs)
         where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
+        if isinstance(where["tier"], FileTier):
+            where["tier"] = None  # they are narrow, and filled once
         tables = structure.tables(found, self.num_nodes, **where)
         if tables and whole is None:
             place = next(place for place, need in found.needs.items() if need.action != "history")
@@ -242,9 +245,9 @@ class ScaledGNN(ScalableGNN):
         if whole is not None and tables:
             self._check_given(given, adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
-        histories = []
+        histories: list[History] = []
         for need in found.of("history"):
-            history = History(self.num_nodes, prod(need.shape), **self._history_options)
+            history = self._new_history(prod(need.shape), len(histories))
             histories.append(history.to(self.device, need.dtype))
         self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
         self.tables = torch.nn.ModuleList(tables).to(self.device)

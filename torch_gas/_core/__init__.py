@@ -17,10 +17,10 @@ has come past them.
 
 from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout
-from torch_gas._core.file import FileRows, clear_rows, forget_failure, noted_failure, read_ahead
+from torch_gas._core.file import FileRows, Table, clear_rows, forget_failure, noted_failure, read_ahead
 from torch_gas._core.memory import Registration, advise_huge_pages, register
 from torch_gas._core.order import to_csr, transpose
-from torch_gas._core.placement import Staging, Table
+from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
 from torch_gas._core.rows import batch_rows, gather_rows, is_table, read_chunks, scatter_rows, write_chunks
 from torch_gas._core.stream import stream_parts, stream_passes

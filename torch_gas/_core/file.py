@@ -65,6 +65,10 @@ class FileRows:
         """Tells tables apart, as the address of a tensor's memory does."""
         return id(self)
 
+
+Table = Tensor | FileRows
+
+
 def read_ahead(table: FileRows, index: Tensor) -> None:
     """Asks the system to read rows while others are computed on.
 
@@ -107,6 +111,4 @@ def forget_failure(file: int) -> None:
 
 
 def _bytes(table: FileRows) -> object:
-    return _C.FileTable(
-        table.file, table.offset, _C.DType.bytes, table.shape[0], table.shape[1] * table.element_size()
-    )
+    return _C.FileTable(table.file, table.offset, _C.DType.bytes, table.shape[0], table.shape[1] * table.element_size())

@@ -10,11 +10,9 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
-from torch_gas._core.file import FileRows
+from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import mark_written
 from torch_gas._core.storage import is_quantized
-
-Table = Tensor | FileRows
 
 
 class Staging(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
-from torch_gas._core.file import FileRows
+from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import is_quantized, row_shape

@@ -7,9 +7,9 @@ A row of C numbers takes C elements of a floating-point type. In an int8 table i
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from torch_gas._core.checks import FLOAT_TYPES
+from torch_gas._core.file import Table
 
 _SCALE_BYTES = 4
 
@@ -19,11 +19,11 @@ def stored_width(num_cols: int, dtype: torch.dtype) -> int:
     return num_cols + _SCALE_BYTES if dtype == torch.int8 else num_cols
 
 
-def is_quantized(table: Tensor, dtype: torch.dtype) -> bool:
+def is_quantized(table: Table, dtype: torch.dtype) -> bool:
     """Tells whether rows of type `dtype` are the numbers that an int8 table stands for, not its elements."""
     return table.dtype == torch.int8 and dtype in FLOAT_TYPES and table.dim() == 2 and table.shape[1] > _SCALE_BYTES
 
 
-def row_shape(table: Tensor, dtype: torch.dtype) -> torch.Size:
+def row_shape(table: Table, dtype: torch.dtype) -> torch.Size:
     """The shape of a table's rows when they are of type `dtype`."""
     return torch.Size([table.shape[1] - _SCALE_BYTES]) if is_quantized(table, dtype) else table.shape[1:]

@@ -114,7 +114,7 @@ def plan(
         candidates = search.over_batches(loader.ptr)
     if not candidates[-1].fits:
         raise ValueError(_too_small(candidates[-1], _limit(memory, margin), ptr is not None))
-    history_bytes = sum(_bytes([store.table, store.pushed_at]) for store in model._stores)
+    history_bytes = sum(store.table.nbytes + store.pushed_at.nbytes for store in model._stores)
     return Plan(
         **asdict(candidates[-1]),
         device_memory=memory,

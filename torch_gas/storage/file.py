@@ -46,7 +46,7 @@ class FileTable(_core.FileRows):
 
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
         self.path, self.sync = os.fspath(tier.path), tier.sync
-        self._owner = os.getpid()
+        self._owner, self._failure = os.getpid(), ""
         wanted = Header(num_rows, num_cols, type_name(dtype))
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         file, is_new = _open(self.path, tier.reuse)
@@ -108,10 +108,10 @@ class FileTable(_core.FileRows):
             raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         if os.getpid() != self._owner:
             raise RuntimeError(
-                f"{self.path} belongs to process {self._owner}, of which this one is a copy; a table in a file can be used by one "
-                "process only"
+                f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
+                "a file"
             )
-        failure = _core.noted_failure(self.file)
+        failure = self._failure or _core.noted_failure(self.file)
         if failure:
             raise OSError(
                 f"{self.path}: rows could not be moved in an earlier step ({failure}), so that some histories are wrong; make "
@@ -165,6 +165,25 @@ class FileTable(_core.FileRows):
         os.ftruncate(self.file, SIZE)
         os.ftruncate(self.file, self._header.file_size)
         _core.forget_failure(self.file)
+        self._failure = ""
+
+    def forget(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
+        """Makes rows zero whose write has failed, which needs no room on the disk; where that fails too, the table is not used.
+
+        Args:
+            n_id: row ids, [B]; all rows by default.
+            offset: starts of contiguous ranges of rows instead, [P].
+            count: lengths of these ranges, [P].
+        """
+        try:
+            if offset is not None and count is not None:
+                _core.clear_rows(self, offset, count)
+            elif n_id is not None:
+                _core.clear_rows(self, n_id.long().cpu(), torch.ones(n_id.numel(), dtype=torch.int64))
+            else:
+                self.clear()
+        except OSError as error:
+            self._failure = str(error)
 
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
@@ -172,7 +191,7 @@ class FileTable(_core.FileRows):
             self._reading_ahead = _reader(os.getpid()).submit(_core.read_ahead, self, index)
 
     def map(self) -> Tensor:
-        """The rows as a tensor [N, C] that shares the memory of the page cache; a disk that is full ends a process that writes."""
+        """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""
         self.check_usable()
         memory = mmap.mmap(self.file, self.nbytes, offset=SIZE)
         return torch.frombuffer(memory, dtype=self.dtype).view(self.shape)
@@ -209,21 +228,24 @@ def _lock(file: int, path: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = Header.read(file, path).owner
-        who = "this process" if owner == os.getpid() else f"process {owner}"
+        if owner == os.getpid():
+            who, fix = "another table of this process", "delete the model that has it"
+        else:
+            who, fix = f"process {owner}", "wait until that has ended"
         raise RuntimeError(
-            f"{path} is in use by {who}, and two would destroy each other's rows; wait until it is done, or choose another path"
+            f"{path} is in use by {who}, and only one may write to it; {fix}, or choose another path"
         ) from error
 
 
 def _write(file: int, tensor: Tensor, place: int) -> None:
-    data = memoryview(tensor.numpy()).cast("B")
+    data = memoryview(tensor.numpy().data).cast("B")
     while data:
         done = os.pwrite(file, data, place)
         data, place = data[done:], place + done
 
 
 def _read(file: int, tensor: Tensor, place: int) -> None:
-    data = memoryview(tensor.numpy()).cast("B")
+    data = memoryview(tensor.numpy().data).cast("B")
     while data:
         done = os.preadv(file, [data], place)
         if done == 0:

@@ -21,7 +21,7 @@ IO = Literal["concurrent", "serial"]
 class _Table:
     """What is known of a table: it is kept until its last transfer is done."""
 
-    rows: Tensor
+    rows: _core.Table
     staged: bool  # whether its memory is out of reach of the device
     pushed: Event | None = None  # its last push
     pulled: Event | None = None  # its last pull
@@ -89,7 +89,7 @@ class _Pull:
         return self.buffer.data[: self.nbytes].view(self.dtype).view(self.num_rows, self.table.rows.size(1))
 
 
-def version(tensor: Tensor) -> int:
+def version(tensor: _core.Table) -> int:
     """Changes whenever ``tensor`` is written to; tensors of inference mode do not tell."""
     return 0 if tensor.is_inference() else tensor._version
 
@@ -177,7 +177,7 @@ class AsyncIOPool:
     @torch.no_grad()
     def async_pull(
         self,
-        src: Tensor,
+        src: _core.Table,
         offset: Tensor | None,
         count: Tensor | None,
         index: Tensor | None,
@@ -199,7 +199,7 @@ class AsyncIOPool:
             self._start(pull)
         self._queue.append(pull)
 
-    def synchronize_pull(self, src: Tensor | None = None) -> Tensor:
+    def synchronize_pull(self, src: _core.Table | None = None) -> Tensor:
         """The rows [R, C] of the oldest pull (of table ``src``), ready for the current stream.
 
         The tensor is a view of a buffer: use it before :meth:`free_pull`.
@@ -215,7 +215,7 @@ class AsyncIOPool:
         self._lanes.compute.hold(pull.buffer.data)
         return pull.rows
 
-    def free_pull(self, src: Tensor | None = None) -> None:
+    def free_pull(self, src: _core.Table | None = None) -> None:
         """Releases the buffer of the oldest pull (of table ``src``) and starts the next one that waits."""
         self._drop(self._find(src))
         for pull in self._queue:
@@ -224,7 +224,7 @@ class AsyncIOPool:
                     break
                 self._start(pull)
 
-    def is_asked(self, src: Tensor) -> bool:
+    def is_asked(self, src: _core.Table) -> bool:
         """Whether a pull of table ``src`` waits or is in flight."""
         return any(pull.table.rows is src for pull in self._queue)
 
@@ -233,7 +233,7 @@ class AsyncIOPool:
         for pull in [p for p in self._queue if index is None or p.index is not index]:
             self._drop(pull)
 
-    def _find(self, src: Tensor | None) -> _Pull:
+    def _find(self, src: _core.Table | None) -> _Pull:
         for pull in self._queue:
             if src is None or pull.table.rows.data_ptr() == src.data_ptr():
                 return pull
@@ -324,7 +324,7 @@ class AsyncIOPool:
         return there
 
     @torch.no_grad()
-    def pull_now(self, src: Tensor, index: Tensor, out: Tensor) -> None:
+    def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
         lane, table = self._lanes.compute, self._table(src)
         lane.wait(table.pushed)
@@ -336,7 +336,7 @@ class AsyncIOPool:
     # -- push ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: Tensor) -> None:
+    def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
@@ -351,14 +351,14 @@ class AsyncIOPool:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    def settle(self, table: Tensor) -> None:
+    def settle(self, table: _core.Table) -> None:
         """Blocks the host until no transfer of ``table`` is under way: it may then be read and written by the host."""
         known = self._tables.get(table.data_ptr())
         if known is not None:
             known.settle()
             known.visits += 1
 
-    def synchronize_push(self, dst: Tensor | None = None) -> None:
+    def synchronize_push(self, dst: _core.Table | None = None) -> None:
         """Blocks the host until the pushes (to table ``dst``) have arrived; needed before the host reads a table."""
         for table in self._tables.values():
             if table.pushed is not None and (dst is None or table.rows.data_ptr() == dst.data_ptr()):
@@ -372,7 +372,7 @@ class AsyncIOPool:
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
-    def _table(self, rows: Tensor) -> _Table:
+    def _table(self, rows: _core.Table) -> _Table:
         known = self._tables.get(rows.data_ptr())
         if known is None:
             on_host = self.device.type == "cuda" and rows.device.type == "cpu"
