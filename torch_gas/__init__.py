@@ -10,7 +10,7 @@ from torch_gas.partition import Partition, load_partition, metis, permute, save_
 from torch_gas.planner import Plan, plan
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN, scale
-from torch_gas.storage import FileTable, FileTier
+from torch_gas.storage import FileTable, FileTier, StoredFeatures, store_features
 from torch_gas.transfer import AsyncIOPool
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "ScalableGNN",
     "ScaledGNN",
+    "StoredFeatures",
     "SubData",
     "SubgraphLoader",
     "add_self_loops",
@@ -45,5 +46,6 @@ __all__ = [
     "regularization",
     "save_partition",
     "scale",
+    "store_features",
     "unpermute",
 ]

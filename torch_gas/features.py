@@ -11,8 +11,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from torch_gas.adjacency import is_csr
+from torch_gas.storage import StoredFeatures
+
+
+def is_node_attr(data: Data, key: str) -> bool:
+    """Whether ``data`` holds something for each node under this name."""
+    return isinstance(data[key], StoredFeatures) or bool(data.is_node_attr(key))
 
 
 def take(value: Any, index: Tensor, dim: int = 0) -> Any:

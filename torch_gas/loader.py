@@ -33,10 +33,11 @@ from torch_gas.adjacency import (
     num_nodes_of,
     to_csr,
 )
-from torch_gas.features import take
+from torch_gas.features import is_node_attr, take
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
 from torch_gas.sparse import edges_of, kept_edges
+from torch_gas.storage import StoredFeatures
 from torch_gas.transfer import Courier, Event
 
 
@@ -106,7 +107,9 @@ class _Builder:
         batch[self.key] = adj
         for key in self.node_keys:
             value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
-            if dim == 0 and _core.is_table(value):
+            if isinstance(value, StoredFeatures):
+                batch[key] = value.batch_rows(offset, count, n_id[batch_size:])
+            elif dim == 0 and _core.is_table(value):
                 batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
             else:
                 batch[key] = take(value, n_id, dim)
@@ -511,6 +514,11 @@ def _check_data(data: Data) -> int:
                 f"data.{key} is on {value.device}, but batches are made on the CPU: use data.cpu() for the loader "
                 "and move each batch with batch.to(device)"
             )
+        if isinstance(value, StoredFeatures):
+            if len(value) != data.num_nodes:
+                raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")
+            if data.get("perm") is not None:
+                value.check_order(data.perm, f"data.{key}")
     return int(data.num_nodes)
 
 
@@ -560,7 +568,7 @@ def _contents(data: Data) -> list[tuple[Any, int]]:
 
 def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
     value = data[key]
-    return data.is_node_attr(key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)
+    return is_node_attr(data, key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

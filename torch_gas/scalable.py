@@ -19,7 +19,7 @@ from torch_gas.halo import append
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
-from torch_gas.storage import FileTier
+from torch_gas.storage import FileTier, StoredFeatures
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
 from torch_gas.wiring.fused import fused
@@ -301,6 +301,11 @@ class ScalableGNN(torch.nn.Module):
 
     @untraced
     def _check_whole(self, values: Sequence[Any]) -> None:
+        if any(isinstance(value, StoredFeatures) for value in values):
+            raise TypeError(
+                f"{self._name}: features in a file are read for batches only; call model(loader=EvalSubgraphLoader(data, ptr)) for "
+                "the whole graph"
+            )
         if any(getattr(value, "of_batch", False) for value in values):
             raise ValueError(
                 f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "

@@ -197,8 +197,8 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
 
-def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
-    """Reads the rows of a batch and of its halo.
+def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Reads the rows of a batch and of its halo, converted to `dtype`.
 
     Equivalent to `torch.cat([read_chunks(table, offset, count), gather_rows(table, halo)])`.
 
@@ -207,6 +207,7 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor) -> Ten
         offset: First row of each part of the batch [P], int64.
         count: Number of rows of each part [P], int64.
         halo: Ids of the further rows [S], int32 or int64.
+        dtype: Type of the result; that of the table by default.
 
     Returns:
         The rows [B+S, C].
@@ -222,16 +223,16 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor) -> Ten
     _table("batch_rows", table)
     _index("batch_rows", halo)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
-    rows = empty((batch_size + halo.numel(), *table.shape[1:]), table.dtype)
+    dtype = dtype or table.dtype
+    _convertible("batch_rows", table, "dtype", dtype)
+    rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
     read_chunks(table, offset, count, out=rows[:batch_size])
     gather_rows(table, halo, out=rows[batch_size:])
     return rows
 
 
 def is_table(value: object) -> bool:
-    """Tells whether `value` is a table on the host whose rows the functions here move, and no gradient is lost by that."""
-    if isinstance(value, FileRows):
-        return True
+    """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
     if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
         return False
     return value.dtype in _TABLE_TYPES and value.dim() > 0 and value.is_contiguous() and not value.requires_grad

@@ -30,6 +30,7 @@ from torch_gas.adjacency import (
 )
 from torch_gas.features import take
 from torch_gas.partition.record import INTEGERS, Partition, check_ids, check_perm, count_nodes
+from torch_gas.storage import StoredFeatures
 
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 
@@ -226,6 +227,11 @@ def _reorder(
         if _is_adjacency(data, key, value):
             out[key], _ = _relabel_adjacency(data, key, new_id, None, where)
             continue
+        if isinstance(value, StoredFeatures):
+            raise ValueError(
+                f"{where}: data.{key} lies in a file, whose rows are not moved; leave it out, and then set "
+                f"data.{key} = store_features(..., perm=perm)"
+            )
         level = _level(data, key, value, num_nodes, num_edges)
         if _holds_ids(data, key, value, num_nodes):
             value = _relabel(value, new_id, f"{where}: data.{key}")

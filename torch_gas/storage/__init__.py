@@ -1,6 +1,7 @@
 """Tables larger than memory, and those that outlive a process."""
 
+from torch_gas.storage.features import StoredFeatures, store_features
 from torch_gas.storage.file import FileTable
 from torch_gas.storage.tier import FileTier
 
-__all__ = ["FileTable", "FileTier"]
+__all__ = ["FileTable", "FileTier", "StoredFeatures", "store_features"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas.storage.header import SIZE, Header, type_name
-from torch_gas.storage.tier import FileTier
+from torch_gas.storage.tier import FileTier, Sync
 
 
 class FileTable(_core.FileRows):
@@ -36,6 +36,7 @@ class FileTable(_core.FileRows):
         pushed_at: for a file that is reused, when each row was last pushed, [N], else None.
         clock: optimiser steps at the last commit.
         torn: whether the file was found torn, and its rows are forgotten.
+        header: what the file says of itself.
 
     Raises:
         FileExistsError: if there is such a file, which is not to be reused.
@@ -45,68 +46,89 @@ class FileTable(_core.FileRows):
     """
 
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
-        self.path, self.sync = os.fspath(tier.path), tier.sync
-        self._owner, self._failure = os.getpid(), ""
         wanted = Header(num_rows, num_cols, type_name(dtype))
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        file, is_new = _open(self.path, tier.reuse)
+        path = os.fspath(tier.path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file, is_new = _open(path, tier.reuse)
         try:
-            _lock(file, self.path)
-            self._header = wanted if is_new else Header.read(file, self.path)
-            self._check_same(wanted)
+            _lock(file, path, fcntl.LOCK_EX)
+            header = wanted if is_new else Header.read(file, path)
+            header.check_same(wanted, path)
+            header.owner = os.getpid()
             if is_new:
                 os.ftruncate(file, wanted.file_size)
-                wanted.write(file)
+            header.write(file)
         except BaseException:
             os.close(file)
             if is_new:
-                os.unlink(self.path)
+                os.unlink(path)
             raise
-        super().__init__(file, SIZE, (num_rows, num_cols), dtype)
-        _core.forget_failure(file)
-        self._close = weakref.finalize(self, os.close, file)
-        self._reading_ahead: Future[None] | None = None
-        self.torn = not self._header.committed
+        self._begin(path, file, header, os.getpid(), tier.sync)
+        self.torn = not header.committed
         self.pushed_at = None if is_new or self.torn else self._read_times()
-        self._header.owner = self._owner
         if self.torn:
             self.clear()
             warnings.warn(
-                f"{self.path}: the process that wrote these rows ended before it committed them (after generation "
+                f"{path}: the process that wrote these rows ended before it committed them (after generation "
                 f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
                 stacklevel=2,
             )
-        self._header.write(file)
 
-    def _check_same(self, wanted: Header) -> None:
-        found = self._header
-        if (found.num_rows, found.num_cols, found.dtype) != (wanted.num_rows, wanted.num_cols, wanted.dtype):
-            raise ValueError(
-                f"{self.path} holds a table of {found.num_rows} rows with {found.num_cols} elements of type {found.dtype}, but "
-                f"{wanted.num_rows} rows with {wanted.num_cols} of type {wanted.dtype} are asked for; choose another path, or "
-                "delete the file"
-            )
+    @classmethod
+    def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
+        """The table of a file that nobody writes to; any number of processes may read it.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is no table, or torn.
+            RuntimeError: if a process has it open for writing.
+        """
+        path = os.fspath(path)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock(file, path, fcntl.LOCK_SH)
+            header = Header.read(file, path)
+            if not header.committed:
+                raise ValueError(
+                    f"{path}: the process that wrote these rows ended before it was done; write them again"
+                )
+        except BaseException:
+            os.close(file)
+            raise
+        table = cls.__new__(cls)
+        table._begin(path, file, header, None, "never")
+        table.torn, table.pushed_at = False, None
+        return table
+
+    def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
+        super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
+        _core.forget_failure(file)
+        self.path, self.sync, self.header = path, sync, header
+        self._owner = owner  # None if all may read
+        self._failure = ""
+        self._close = weakref.finalize(self, os.close, file)
+        self._reading_ahead: Future[None] | None = None
 
     @property
     def generation(self) -> int:
         """Number of commits so far."""
-        return self._header.generation
+        return self.header.generation
 
     @property
     def is_committed(self) -> bool:
         """Whether nothing was written since the last commit."""
-        return self._header.committed
+        return self.header.committed
 
     @property
     def clock(self) -> int:
         """Optimiser steps at the last commit."""
-        return self._header.clock
+        return self.header.clock
 
     def check_usable(self) -> None:
         """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
         if not self._close.alive:
             raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
-        if os.getpid() != self._owner:
+        if self._owner not in (None, os.getpid()):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
                 "a file"
@@ -120,13 +142,15 @@ class FileTable(_core.FileRows):
 
     def before_write(self) -> None:
         """Notes in the file that its rows change from now on."""
+        if self._owner is None:
+            raise ValueError(f"{self.path} was opened to be read, not to be written to")
         super().before_write()
-        if self._header.committed:
-            self._header.committed = False
+        if self.header.committed:
+            self.header.committed = False
             self._write_header()
 
     def _write_header(self) -> None:
-        self._header.write(self.file)
+        self.header.write(self.file)
         self._flush()
 
     def _flush(self) -> None:
@@ -151,11 +175,11 @@ class FileTable(_core.FileRows):
         self.check_usable()
         if pushed_at is not None:
             self.before_write()
-            _write(self.file, pushed_at.cpu() + 1, self._header.rows_end)  # so that what was never written says "never"
+            _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
         self._flush()
-        self._header.generation += 1
-        self._header.clock = clock
-        self._header.committed = True
+        self.header.generation += 1
+        self.header.clock = clock
+        self.header.committed = True
         self._write_header()
         return self.generation
 
@@ -163,7 +187,7 @@ class FileTable(_core.FileRows):
         """Makes all rows zero; their place on the disk is given back."""
         self.before_write()
         os.ftruncate(self.file, SIZE)
-        os.ftruncate(self.file, self._header.file_size)
+        os.ftruncate(self.file, self.header.file_size)
         _core.forget_failure(self.file)
         self._failure = ""
 
@@ -193,18 +217,17 @@ class FileTable(_core.FileRows):
     def map(self) -> Tensor:
         """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""
         self.check_usable()
-        memory = mmap.mmap(self.file, self.nbytes, offset=SIZE)
-        return torch.frombuffer(memory, dtype=self.dtype).view(self.shape)
+        return torch.frombuffer(mmap.mmap(self.file, self.nbytes, offset=SIZE), dtype=self.dtype).view(self.shape)
 
     def close(self) -> None:
         """Closes the file, which another process may then use."""
-        if self._close.alive and os.getpid() == self._owner:
+        if self._close.alive:
             _core.forget_failure(self.file)
         self._close()
 
     def _read_times(self) -> Tensor:
         times = torch.empty(self.shape[0], dtype=torch.int64)
-        _read(self.file, times, self._header.rows_end)
+        _read(self.file, times, self.header.rows_end)
         return times - 1
 
     def __repr__(self) -> str:
@@ -223,9 +246,9 @@ def _open(path: str, reuse: bool) -> tuple[int, bool]:
         ) from error
 
 
-def _lock(file: int, path: str) -> None:
+def _lock(file: int, path: str, kind: int) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = Header.read(file, path).owner
         if owner == os.getpid():

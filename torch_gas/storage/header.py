@@ -28,6 +28,7 @@ class Header:
         committed: whether nothing was written since the last of them.
         clock: optimiser steps at that commit.
         owner: process that has the file open, or had last.
+        order: check sum of the order of nodes that the rows are in; 0 if it is not known.
     """
 
     num_rows: int
@@ -37,6 +38,7 @@ class Header:
     committed: bool = True
     clock: int = 0
     owner: int = 0
+    order: int = 0
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -52,6 +54,15 @@ class Header:
     def file_size(self) -> int:
         """Bytes of the file: header, rows, and when each row was pushed."""
         return self.rows_end + 8 * self.num_rows
+
+    def check_same(self, wanted: Header, path: str) -> None:
+        """Raises ValueError unless the table of the file ``path`` is as ``wanted``."""
+        mine, other = ((each.num_rows, each.num_cols, each.dtype) for each in (self, wanted))
+        if mine != other:
+            raise ValueError(
+                "{} holds a table of {} rows with {} elements of type {}, but {} rows with {} of type {} are asked for; choose "
+                "another path, or delete the file".format(path, *mine, *other)
+            )
 
     def write(self, file: int) -> None:
         """Writes the header in one call, to the first sectors of the file."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import coo, find_adjacency, resize
-from torch_gas.features import take
+from torch_gas.features import is_node_attr, take
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.partition.reorder import edge_attrs, from_coo
 
@@ -45,7 +45,7 @@ def small_graph(data: Data) -> Data:
         dim = data.__cat_dim__(name, held)
         if name in per_edge:
             small[name] = take(held, edges, dim)
-        elif data.is_node_attr(name):
+        elif is_node_attr(data, name):
             small[name] = take(held, nodes, dim)
     small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)
     for name in per_edge if moved is not None else ():
