@@ -58,7 +58,7 @@ class ScalableGNN(torch.nn.Module):
             four at most.
         buffer_size: halo rows that each of their buffers reserves; by default the largest halo of the loader's batches.
         device: where histories live: a CUDA device, or host memory by default.
-        history_dtype: storage type of the histories; by default that of the model.
+        history_dtype: storage type of the histories, as in :class:`History`; by default that of the model.
         save_histories: whether ``state_dict`` carries histories and their ages.
         io: ``"concurrent"`` moves rows between host and GPU while layers run, and those of the next batch during the backward
             pass; ``"serial"`` when a layer needs them, for comparison. Both train bit for bit the same.
@@ -380,8 +380,9 @@ class ScalableGNN(torch.nn.Module):
         if not check:
             return
         rows = rows.detach()
-        if torch.finfo(history.table.dtype).max < torch.finfo(rows.dtype).max:
-            rows = rows.to(history.table.dtype)  # what the table would hold
+        held = torch.float32 if history.table.dtype == torch.int8 else history.table.dtype  # int8 has scales of float32
+        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
+            rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
         if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
             layer = [h is history for h in self.histories].index(True)
@@ -602,7 +603,7 @@ class Call:
         pool.forget_pulls(halo)
         for history in self.model.histories:
             if not pool.is_asked(history.table):
-                pool.async_pull(history.table, None, None, halo, history.row_dtype)
+                pool.async_pull(history.table, None, None, halo, history.row_dtype or history.pull_dtype)
 
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
@@ -647,5 +648,5 @@ class Call:
                 return
             self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
         for history in self._pushed:
-            pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype)
+            pool.async_pull(history.table, None, None, self.coming.halo, history.row_dtype or history.pull_dtype)
         self._pushed.clear()
