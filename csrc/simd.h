@@ -12,21 +12,21 @@ namespace torch_gas {
 #define TORCH_GAS_LOOP inline __attribute__((always_inline))
 
 template <class Loop, class... Args>
-__attribute__((target("avx2,fma"))) void run_with_avx2(Args... args) {
-  Loop::run(args...);
+__attribute__((target("avx2,fma"))) auto run_with_avx2(Args... args) {
+  return Loop::run(args...);
 }
 
 template <class Loop, class... Args>
-void run_loop(Args... args) {
+auto run_loop(Args... args) {
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  has_avx2 ? run_with_avx2<Loop>(args...) : Loop::run(args...);
+  return has_avx2 ? run_with_avx2<Loop>(args...) : Loop::run(args...);
 }
 #else
 #define TORCH_GAS_LOOP inline
 
 template <class Loop, class... Args>
-void run_loop(Args... args) {
-  Loop::run(args...);
+auto run_loop(Args... args) {
+  return Loop::run(args...);
 }
 #endif
 

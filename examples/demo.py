@@ -51,7 +51,7 @@ def forward_of_copy(model, training):
     """The output of a copy of ``model`` on the whole graph, and the embeddings on the way."""
     twin = copy.deepcopy(model).train(training)
     out = twin(graph.x, graph.adj_t)
-    return out, [history.emb for history in twin.histories]
+    return out, [history.pull() for history in twin.histories]
 
 
 def distance(tables, exact):
@@ -89,7 +89,7 @@ def run(name, batches, history_device):
         log["test"].append(100 * test)
         if batches is loader:
             _, fresh = forward_of_copy(model, training=True)
-            log["error"].append(distance([history.emb for history in model.histories], exact))
+            log["error"].append(distance([history.pull() for history in model.histories], exact))
             log["dropout_error"].append(distance(fresh, exact))
     batch, *ids = max(batches, key=lambda item: item[0].num_nodes)
     optimizer.zero_grad()

@@ -74,7 +74,7 @@ def assert_same_histories(model: Any, other: Any) -> None:
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.int8])
 def test_training_is_the_same_to_the_bit(tmp_path: Path, dtype: torch.dtype | None, options: dict[str, Any]) -> None:
     memory, file = net(history_dtype=dtype), net(FileTier(tmp_path), history_dtype=dtype)
-    assert torch.equal(train(memory), train(file, **options))
+    assert torch.equal(train(memory, **options), train(file, **options))
     assert_same_histories(file, memory)
     assert {history.tier for history in file.histories} == {"file"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history_0.table", "history_1.table"]
@@ -164,7 +164,7 @@ def test_torn_rows_are_forgotten(tmp_path: Path) -> None:
     model.commit_histories()
     train(model)
     del model
-    with pytest.warns(UserWarning, match=r"history_0.table: .* before it committed them \(after generation 1\)"):
+    with pytest.warns(UserWarning, match=r"history_.\.table: .* before it committed them \(after generation 1\)"):
         again = net(FileTier(tmp_path, reuse=True))
     for history in again.histories:
         assert history.table.torn and not history.emb.any() and (history.age == -1).all()
@@ -188,7 +188,7 @@ def test_a_process_that_only_reads_leaves_nothing_torn(tmp_path: Path) -> None:
         del model
 
 
-@pytest.mark.parametrize("sync", ["commit", "push", "never"])
+@pytest.mark.parametrize("sync", ["commit", "never"])
 def test_when_rows_are_forced_to_the_disk(tmp_path: Path, sync: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(os, "fsync", calls.append)
@@ -198,7 +198,7 @@ def test_when_rows_are_forced_to_the_disk(tmp_path: Path, sync: Any, monkeypatch
         calls.clear()
         step()
         counts.append(len(calls))
-    assert counts == {"commit": [1, 0, 2], "push": [2, 1, 2], "never": [0, 0, 0]}[sync]
+    assert counts == {"commit": [1, 0, 2], "never": [0, 0, 0]}[sync]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], messag
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         History(**{**arguments, **change}, tier=FileTier(path, reuse=True))
-    with pytest.raises(FileExistsError, match="pass FileTier\\(..., reuse=True\\) to go on with its rows"):
+    with pytest.raises(FileExistsError, match=r"pass FileTier\(\.\.\., reuse=True\) to go on with its rows"):
         History(**arguments, tier=FileTier(path))
     assert path.read_bytes() == before
 
@@ -282,7 +282,7 @@ def test_two_processes_cannot_open_one_table(tmp_path: Path) -> None:
 
 def test_a_table_is_open_once_in_a_process(tmp_path: Path) -> None:
     table = FileTable(FileTier(tmp_path / "table"), 10, 4, torch.float32)
-    with pytest.raises(RuntimeError, match="by another table of this process.*delete the model that has it"):
+    with pytest.raises(RuntimeError, match=r"by another table of this process.*delete the model that has it"):
         FileTable(FileTier(tmp_path / "table", reuse=True), 10, 4, torch.float32)
     table.close()
     with pytest.raises(ValueError, match="the table was closed"):
@@ -321,7 +321,7 @@ def stored(tmp_path: Path, **options: Any) -> Data:
     ids=str,
 )
 def test_features_in_a_file_train_the_same_model(tmp_path: Path, options: dict[str, Any]) -> None:
-    assert torch.equal(train(net(), stored(tmp_path), **options), train(net()))
+    assert torch.equal(train(net(), stored(tmp_path), **options), train(net(), **options))
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.int8, 5e-3)])
@@ -349,7 +349,7 @@ def test_features_of_another_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.x lies in a file.*store_features\(..., perm=perm\)"):
         permute(data, PERM, log=False)
     data.perm = PERM.flip(0)
-    with pytest.raises(ValueError, match="stored for another partition than that of data.perm"):
+    with pytest.raises(ValueError, match="stored for another partition than that"):
         SubgraphLoader(data, PTR)
     data.perm, data.x = PERM, store_features(torch.ones(N - 1, 8), tmp_path / "short.table")
     with pytest.raises(ValueError, match=f"data.x has {N - 1} rows, but data has {N} nodes"):

@@ -14,6 +14,7 @@ from torch_gas.storage import FileTable, FileTier
 from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+STORAGE_TYPES = (*FLOATS, torch.int8)
 
 
 class History(torch.nn.Module):
@@ -29,7 +30,8 @@ class History(torch.nn.Module):
         embedding_dim: width of a row, C.
         device: where the table lives. Host memory by default.
         dtype: storage type. By default that of the model, which it follows through ``.double()`` or ``.half()``; a type
-            given here stays, and rows are converted on the way.
+            given here stays, and rows are converted on the way. ``torch.int8`` stores C + 4 bytes a row: numbers in -127 .. 127
+            and a float32 scale. A row that holds NaN or infinity then reads as NaN.
         persistent: whether ``state_dict`` carries the table and its ages.
         tier: ``"pinned"`` for a table in host memory that is page-locked once the model is on a GPU, as it is by default,
             ``"host"`` for one that stays pageable, whose rows go through pinned buffers, or a :class:`~torch_gas.FileTier` for
@@ -37,9 +39,9 @@ class History(torch.nn.Module):
         huge_pages: whether a table in host memory may lie in huge pages, where the system has them: its rows are found faster.
 
     Attributes:
-        emb: the table, [N, C]. Reading the attribute waits for transfers under way, so that the host sees what was pushed; a
-            reference that is kept over a step does not. A table in a file is mapped to memory by it; :meth:`pull` reads some rows
-            without that.
+        emb: the table, [N, C], or [N, C + 4] of int8: its rows as they are stored, of which :meth:`pull` makes numbers. Reading
+            the attribute waits for transfers under way, so that the host sees what was pushed; a reference that is kept over a
+            step does not. A table in a file is mapped to memory by it; :meth:`pull` reads some rows without that.
         pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
 
@@ -76,8 +78,8 @@ class History(torch.nn.Module):
                 "History: num_embeddings and embedding_dim must be at least 1, but are "
                 f"{num_embeddings} and {embedding_dim}"
             )
-        if dtype is not None and dtype not in FLOATS:
-            raise TypeError(f"History: dtype must be one of {FLOATS}, but is {dtype}")
+        if dtype is not None and dtype not in STORAGE_TYPES:
+            raise TypeError(f"History: dtype must be one of {STORAGE_TYPES}, but is {dtype}")
         _check_tier(tier, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
@@ -91,12 +93,13 @@ class History(torch.nn.Module):
         self.transfers: AsyncIOPool | None = None  # what moves rows while layers run, if anything does
         self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         table_device = torch.device("cpu" if device is None else device)
-        shape = (num_embeddings, embedding_dim)
+        dtype = dtype or self._dtype
+        shape = (num_embeddings, _core.stored_width(embedding_dim, dtype))
         self._file: FileTable | None = None
         if isinstance(tier, FileTier):
-            self._file = FileTable(tier, *shape, dtype or self._dtype)
+            self._file = FileTable(tier, *shape, dtype)
         else:
-            emb = self._new_table(shape, dtype or self._dtype, table_device).zero_()
+            emb = self._new_table(shape, dtype, table_device).zero_()
             self.register_buffer("emb", emb, persistent=persistent)
         pushed_at = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
         clock = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -166,6 +169,11 @@ class History(torch.nn.Module):
         return self._device.type == "cuda" and not self.table.is_cuda
 
     @property
+    def pull_dtype(self) -> torch.dtype:
+        """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where the table is int8."""
+        return self._dtype if self.table.dtype == torch.int8 else self.table.dtype
+
+    @property
     def age(self) -> Tensor:
         """Optimiser steps since each row was pushed, [N]; -1 where it never was."""
         return torch.where(self.pushed_at < 0, self.pushed_at, self.clock.to(self.pushed_at.device) - self.pushed_at)
@@ -192,7 +200,7 @@ class History(torch.nn.Module):
 
         Args:
             n_id: row ids, [S]; all rows by default.
-            dtype: type of the result; that of ``out`` or of the table by default.
+            dtype: type of the result; that of ``out`` or :attr:`pull_dtype` by default.
             out: where rows are to be written instead of new memory, [S, C], on the device of the model.
 
         Returns:
@@ -201,21 +209,24 @@ class History(torch.nn.Module):
         Raises:
             IndexError: if an id is negative or not below N.
         """
-        dtype = dtype or (self.table.dtype if out is None else out.dtype)
+        dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
-            rows = self.emb.to(self._device, dtype, copy=True)
+            self.settle()
+            rows = _convert(self.table, dtype).to(self._device, dtype, copy=True)
             return rows if out is None else out.copy_(rows)
         if out is None:
             out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self._device)
         if self.is_remote and self.transfers is not None:
             self.transfers.pull_now(self.table, n_id.cpu(), out)
-        elif self.is_remote and self.tier == "pinned":
-            _core.gather_rows(self.emb, n_id.to(self._device), out=out)
+            return out
+        self.settle()
+        if self.is_remote and self.tier == "pinned":
+            _core.gather_rows(self.table, n_id.to(self._device), out=out)
             finish(self._device)  # the host may write to the table after this call
         elif self.table.device == out.device:
-            _core.gather_rows(self.emb, n_id.to(out.device), out=out)
+            _core.gather_rows(self.table, n_id.to(out.device), out=out)
         else:
-            out.copy_(_core.gather_rows(self.emb, n_id.to(self.table.device), dtype))
+            out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), dtype))
         return out
 
     @torch.no_grad()
@@ -381,21 +392,24 @@ class History(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         self.settle()
-        saved = state_dict.get(f"{prefix}emb")
-        if saved is not None and saved.shape != self.table.shape:
+        key = f"{prefix}emb"
+        saved = state_dict.get(key)
+        width = None if saved is None else _core.row_shape(saved, self.pull_dtype).numel()
+        if saved is not None and (saved.size(0), width) != (self.num_embeddings, self.embedding_dim):
             error_msgs.append(
-                f"{prefix}emb in the checkpoint is a history of {saved.size(0)} nodes and width {saved.size(1)}, but this "
+                f"{key} in the checkpoint is a history of {saved.size(0)} nodes and width {width}, but this "
                 f"one has {self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: "
                 f"create the model with num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' to load "
                 "the parameters alone (load_state_dict(..., strict=False))"
             )
             return
-        if self._file is not None and self._is_persistent:
-            if saved is not None:
-                _fill(self._file, saved)
-                state_dict = {key: value for key, value in state_dict.items() if key != f"{prefix}emb"}
-            elif strict:
-                missing_keys.append(f"{prefix}emb")
+        if saved is not None and (self._file is not None or saved.shape != self.table.shape):  # or one of them is int8
+            _fill(self.table, saved if saved.dtype == self.table.dtype else _convert(saved, self.pull_dtype))
+            state_dict = {**state_dict, key: self.table}
+        if self._file is not None:  # which is no buffer
+            state_dict = {name: value for name, value in state_dict.items() if name != key}
+            if saved is None and strict and self._is_persistent:
+                missing_keys.append(key)
         before = self.table
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -408,12 +422,24 @@ class History(torch.nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
 
 
+def _convert(table: Tensor | FileTable, dtype: torch.dtype) -> Tensor:
+    """The rows that a table in a file or of int8 stands for, of type ``dtype``; any other table as it is."""
+    if isinstance(table, FileTable) or table.dtype == torch.int8:
+        return _core.read_chunks(table, *_whole(table), dtype)
+    return table
+
+
 def _fill(table: Tensor | FileTable, rows: Tensor) -> None:
     """Replaces all rows of a table."""
-    if isinstance(table, FileTable):
-        _core.write_chunks(table, torch.tensor([0]), torch.tensor([table.size(0)]), rows.cpu())
+    if isinstance(table, FileTable) or (table.dtype == torch.int8 and rows.dtype != torch.int8):
+        _core.write_chunks(table, *_whole(table), rows.to(table.device))
     else:
         table.copy_(rows)
+
+
+def _whole(table: Tensor | FileTable) -> tuple[Tensor, Tensor]:
+    """All rows of a table as one range."""
+    return torch.tensor([0]), torch.tensor([table.size(0)])
 
 
 def _check_tier(tier: str | FileTier | None, device: torch.device | str | int | None) -> None:

@@ -59,7 +59,7 @@ class ScalableGNN(torch.nn.Module):
             four at most.
         buffer_size: halo rows that each of their buffers reserves; by default the largest halo of the loader's batches.
         device: where histories live: a CUDA device, or host memory by default.
-        history_dtype: storage type of the histories; by default that of the model.
+        history_dtype: storage type of the histories, as in :class:`History`; by default that of the model.
         save_histories: whether ``state_dict`` carries histories and their ages.
         io: ``"concurrent"`` moves rows between host and GPU while layers run, and those of the next batch during the backward
             pass; ``"serial"`` when a layer needs them, for comparison. Both train bit for bit the same.
@@ -303,8 +303,8 @@ class ScalableGNN(torch.nn.Module):
     def _check_whole(self, values: Sequence[Any]) -> None:
         if any(isinstance(value, StoredFeatures) for value in values):
             raise TypeError(
-                f"{self._name}: features in a file are read for batches only; call model(loader=EvalSubgraphLoader(data, ptr)) for "
-                "the whole graph"
+                f"{self._name}: features in a file are read for batches only; call model(loader=EvalSubgraphLoader(data, ptr)) "
+                "for the whole graph"
             )
         if any(getattr(value, "of_batch", False) for value in values):
             raise ValueError(
@@ -397,8 +397,9 @@ class ScalableGNN(torch.nn.Module):
         if not check:
             return
         rows = rows.detach()
-        if torch.finfo(history.table.dtype).max < torch.finfo(rows.dtype).max:
-            rows = rows.to(history.table.dtype)  # what the table would hold
+        held = torch.float32 if history.table.dtype == torch.int8 else history.table.dtype  # int8 has scales of float32
+        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
+            rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
         if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
             layer = [h is history for h in self.histories].index(True)
@@ -622,7 +623,7 @@ class Call:
         pool.forget_pulls(halo)
         for history in self.model.histories:
             if not pool.is_asked(history.table):
-                pool.async_pull(history.table, None, None, halo, history.row_dtype)
+                pool.async_pull(history.table, None, None, halo, history.row_dtype or history.pull_dtype)
 
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
@@ -665,7 +666,7 @@ class Call:
         if coming is None:
             return
         for history in self._pushed:
-            pool.async_pull(history.table, None, None, coming.halo, history.row_dtype)
+            pool.async_pull(history.table, None, None, coming.halo, history.row_dtype or history.pull_dtype)
         self._pushed.clear()
 
     def _next_batch(self) -> Coming | None:

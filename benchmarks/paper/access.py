@@ -68,7 +68,7 @@ def measure(name: str, setting: Setting, ratio: float, rate: float) -> dict[str,
     data, ptr = block_graph(num_nodes, num_edges, setting.num_parts, ratio, setting.num_features, NUM_CLASSES)
     batches = list(SubgraphLoader(data, ptr, prefetch=0))
     models = [make_model(name, data, NUM_CLASSES, setting.hidden, NUM_LAYERS, CPU) for _ in range(2)]
-    width = sum(history.embedding_dim * history.emb.element_size() for history in models[0].histories)
+    width = sum(history.emb[0].nbytes for history in models[0].histories)
     steps = {}
     for title, model in (("with", models[0]), ("without", without_histories(models[1]))):
         optimizer = torch.optim.Adam(model.parameters())

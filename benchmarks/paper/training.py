@@ -108,10 +108,14 @@ def _join(root: str, dataset: str) -> tuple[Data, int, int]:
     return Data(x=graph.x, y=graph.y, adj_t=adj_t, **masks), *loaded[0][1:]
 
 
-def make_model(name: str, task: Task, recipe: Recipe, device: str) -> models.base.Model:
-    """A shipped model of that name; its histories are on the same device, as these graphs are small."""
+def make_model(name: str, task: Task, recipe: Recipe, device: str, **options: Any) -> models.base.Model:
+    """A shipped model of that name; its histories are on the same device, as these graphs are small.
+
+    Args:
+        options: further arguments of the model.
+    """
     shape = {"in_channels": task.in_channels, "out_channels": task.out_channels, **recipe.model}
-    return getattr(models, name)(task.graph.num_nodes, **shape, device=device).to(device)
+    return getattr(models, name)(task.graph.num_nodes, **shape, **options, device=device).to(device)
 
 
 class Epoch(NamedTuple):
@@ -162,10 +166,10 @@ def train(
 
     @torch.no_grad()
     def evaluate(refresh: bool) -> Tensor:
-        kept = [] if refresh else [history.pull() for history in model.histories]
+        kept = [] if refresh else [history.emb.clone() for history in model.histories]
         out = model.eval()(graph.x, graph.adj_t)
-        for history, rows in zip(model.histories, kept, strict=False):
-            history.emb.copy_(rows)
+        for history, table in zip(model.histories, kept, strict=False):
+            history.emb.copy_(table)
         return out
 
     seconds = {"training": 0.0, "evaluation": 0.0}

@@ -5,14 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../dtype.h"
 #include "../simd.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define TORCH_GAS_AVX2 __attribute__((target("avx2")))
-#include <immintrin.h>
-#endif
+#include "convert_avx2.h"
 
 namespace torch_gas {
 
@@ -23,32 +20,16 @@ constexpr int64_t kLine = 64;  // bytes that caches move together
 // save.
 using Stream = void (*)(char* to, const char* from, int64_t bytes);
 
-inline void stream_plain(char* to, const char* from, int64_t bytes) {
-  std::memcpy(to, from, bytes);
-}
-
-#ifdef TORCH_GAS_AVX2
-TORCH_GAS_AVX2 inline void stream_avx2(char* to, const char* from, int64_t bytes) {
-  for (const char* end = from + bytes; from != end; from += kLine, to += kLine) {
-    const auto* x = reinterpret_cast<const __m256i*>(from);
-    auto* y = reinterpret_cast<__m256i*>(to);
-    const __m256i a = _mm256_loadu_si256(x), b = _mm256_loadu_si256(x + 1);
-    _mm256_stream_si256(y, a);
-    _mm256_stream_si256(y + 1, b);
-  }
-}
-#endif
-
 inline Stream fastest_stream() {
-#ifdef TORCH_GAS_AVX2
-  if (__builtin_cpu_supports("avx2")) return stream_avx2;
+#ifdef TORCH_GAS_WITH_AVX2
+  if (avx2::is_there()) return avx2::stream;
 #endif
-  return stream_plain;
+  return [](char* to, const char* from, int64_t bytes) { std::memcpy(to, from, bytes); };
 }
 
 // Makes streamed rows visible to other threads.
 inline void finish_stream() {
-#ifdef TORCH_GAS_AVX2
+#ifdef TORCH_GAS_WITH_AVX2
   _mm_sfence();
 #endif
 }
@@ -63,35 +44,68 @@ struct Convert {
   }
 };
 
-// One row to int8.
+// The largest magnitude_bits() of n numbers.
 template <class From>
-struct Quantize {
-  TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t num_cols) {
+struct LargestMagnitude {
+  TORCH_GAS_LOOP static uint32_t run(const char* from, int64_t n) {
     const From* x = reinterpret_cast<const From*>(from);
     uint32_t largest = 0;
-    for (int64_t i = 0; i < num_cols; ++i) {
-      largest = std::max(largest, magnitude_bits(to_float(x[i])));
-    }
-    const float scale = int8_scale(largest);
-    std::memcpy(to + num_cols, &scale, sizeof scale);
-    if (!(scale > 0)) {
-      std::memset(to, 0, num_cols);
-      return;
-    }
-    auto* q = reinterpret_cast<int8_t*>(to);
-    for (int64_t i = 0; i < num_cols; ++i) q[i] = to_int8(to_float(x[i]), scale);
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, magnitude_bits(to_float(x[i])));
+    return largest;
   }
 };
 
-// n int8 numbers of one row.
+// n numbers of a row to int8.
+template <class From>
+struct ToInt8 {
+  TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t n, float scale) {
+    const From* x = reinterpret_cast<const From*>(from);
+    auto* q = reinterpret_cast<int8_t*>(to);
+    for (int64_t i = 0; i < n; ++i) q[i] = to_int8(to_float(x[i]), scale);
+  }
+};
+
+// n numbers of an int8 row.
 template <class To>
-struct Dequantize {
+struct FromInt8 {
   TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t n, float scale) {
     const auto* q = reinterpret_cast<const int8_t*>(from);
     To* y = reinterpret_cast<To*>(to);
     for (int64_t i = 0; i < n; ++i) from_float(q[i] * scale, y[i]);
   }
 };
+
+template <class From, class To>
+void convert_numbers(char* to, const char* from, int64_t n) {
+#ifdef TORCH_GAS_WITH_AVX2
+  if constexpr (std::is_same_v<From, Half> && std::is_same_v<To, float>) {
+    if (avx2::is_there()) return avx2::half_to_float(to, from, n);
+  }
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, Half>) {
+    if (avx2::is_there()) return avx2::float_to_half(to, from, n);
+  }
+#endif
+  run_loop<Convert<From, To>>(to, from, n);
+}
+
+template <class From>
+void quantize_row(char* to, const char* from, int64_t num_cols) {
+  auto largest_magnitude = run_loop<LargestMagnitude<From>, const char*, int64_t>;
+  auto convert = run_loop<ToInt8<From>, char*, const char*, int64_t, float>;
+#ifdef TORCH_GAS_WITH_AVX2
+  if (std::is_same_v<From, float> && avx2::is_there()) {
+    largest_magnitude = avx2::largest_magnitude;
+    convert = avx2::float_to_int8;
+  }
+#endif
+  const float scale = int8_scale(largest_magnitude(from, num_cols));
+  std::memcpy(to + num_cols, &scale, sizeof scale);
+  if (scale > 0) {
+    convert(to, from, num_cols, scale);
+  } else {
+    std::memset(to, 0, num_cols);
+  }
+}
 
 // Calls convert(to, from, n) on blocks of n numbers that stay in the first cache, and writes them
 // around it.
@@ -127,7 +141,7 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
     return dispatch_float(from_type, [&](auto value) {
       loop([=](char* to, const char* from, int64_t rows) {
         for (; rows > 0; --rows, to += to_bytes, from += from_bytes) {
-          run_loop<Quantize<decltype(value)>>(to, from, num_cols);
+          quantize_row<decltype(value)>(to, from, num_cols);
         }
       });
     });
@@ -139,7 +153,7 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
           float scale;
           std::memcpy(&scale, from + num_cols, sizeof scale);
           const auto convert = [=](char* y, const char* x, int64_t n) {
-            run_loop<Dequantize<decltype(value)>>(y, x, n, scale);
+            run_loop<FromInt8<decltype(value)>>(y, x, n, scale);
           };
           if (streamed) {
             convert_streamed(stream, to, to_size, from, from_size, num_cols, convert);
@@ -152,9 +166,7 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
   }
   dispatch_float(from_type, [&](auto from_value) {
     dispatch_float(to_type, [&](auto to_value) {
-      const auto convert = [](char* y, const char* x, int64_t n) {
-        run_loop<Convert<decltype(from_value), decltype(to_value)>>(y, x, n);
-      };
+      const auto convert = convert_numbers<decltype(from_value), decltype(to_value)>;
       loop([=](char* to, const char* from, int64_t rows) {
         if (streamed) {
           convert_streamed(stream, to, to_size, from, from_size, rows * num_cols, convert);

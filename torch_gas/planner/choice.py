@@ -161,7 +161,7 @@ class _Search(NamedTuple):
     def _predict(self, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> Prediction:
         sizes = sample(self.loader, batch_size, ptr, perm)
         rows, halo = (sum(numbers) / len(sizes) for numbers in list(zip(*sizes, strict=True))[:2])
-        row_bytes = sum(history.embedding_dim * history.table.element_size() for history in self.model.histories)
+        row_bytes = sum(history.table.nbytes // history.num_embeddings for history in self.model.histories)
         peak = max(self.step_memory(size) for size in sizes)
         return Prediction(
             num_parts=ptr.numel() - 1,

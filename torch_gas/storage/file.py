@@ -157,11 +157,6 @@ class FileTable(_core.FileRows):
         if self.sync != "never":
             os.fsync(self.file)
 
-    def after_push(self) -> None:
-        """Forces rows to the disk, if this is to happen after each push."""
-        if self.sync == "push":
-            os.fsync(self.file)
-
     def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
         """Makes all rows written so far the next generation, which survives a crash.
 

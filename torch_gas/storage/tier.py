@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Sync = Literal["commit", "push", "never"]
+Sync = Literal["commit", "never"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class FileTier:
             :class:`~torch_gas.History` or :class:`FileTable`, the file.
         reuse: whether to go on with the rows that such files hold already, up to the last commit. Without it they are an error.
             Rows of a file whose last user ended between a push and the next commit are forgotten, with a warning.
-        sync: when rows are forced to the disk, so that they also survive a loss of power: at each ``"commit"``, after each
-            ``"push"``, or ``"never"``.
+        sync: when rows are forced to the disk, so that they also survive a loss of power: at each ``"commit"``, or ``"never"``.
+            They survive the end of the process in either case.
 
     Raises:
-        ValueError: if ``sync`` is none of these.
+        TypeError: if ``path`` is no path.
+        ValueError: if ``sync`` is neither.
     """
 
     path: str | os.PathLike[str]

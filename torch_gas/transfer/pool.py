@@ -73,9 +73,14 @@ class _Pull:
         return self.num_chunked + (0 if self.index is None else self.index.numel())
 
     @property
+    def width(self) -> int:
+        """Elements of a row when it has arrived, C."""
+        return _core.row_shape(self.table.rows, self.dtype).numel()
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row when it has arrived."""
-        return self.table.rows.size(1) * self.dtype.itemsize
+        return self.width * self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +91,7 @@ class _Pull:
     def rows(self) -> Tensor:
         """The rows, [R, C]."""
         assert self.buffer is not None
-        return self.buffer.data[: self.nbytes].view(self.dtype).view(self.num_rows, self.table.rows.size(1))
+        return self.buffer.data[: self.nbytes].view(self.dtype).view(self.num_rows, self.width)
 
 
 def version(tensor: _core.Table) -> int:
@@ -186,7 +191,8 @@ class AsyncIOPool:
         """Asks for the rows ``offset``/``count`` of ``src`` followed by its rows ``index``.
 
         Args:
-            src: table [N, C], on the device or in host memory.
+            src: table [N, C], on the device or in host memory; or [N, C + 4] of int8, whose rows a
+                floating-point ``dtype`` asks for.
             offset: starts of contiguous ranges, [P], or None.
             count: lengths of these ranges, [P], or None.
             index: row ids, [S], or None.
@@ -340,7 +346,8 @@ class AsyncIOPool:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
-            rows = rows.to(dst.dtype, copy=True)  # the caller may go on to change its rows in place
+            kept = rows.dtype if dst.dtype == torch.int8 else dst.dtype
+            rows = rows.to(kept, copy=True)  # the caller may go on to change its rows in place
             lane.wait(self._lanes.compute.record())
         lane.wait(table.pulled)
         staging = self._staging_of(table, lane)
