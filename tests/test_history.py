@@ -260,10 +260,13 @@ def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     [
         (
             {"tier": "file"},
-            'tier must be None, "pinned" or "host", but is \'file\'; device="cuda" puts the table on a GPU',
+            'tier must be None, "pinned", "host" or a FileTier, but is \'file\'; device="cuda" puts the table on a GPU',
         ),
         ({"tier": "device"}, "but is 'device'"),
-        ({"tier": "pinned", "device": "meta"}, "is for a table in host memory, but device is meta; drop one of them"),
+        (
+            {"tier": "pinned", "device": "meta"},
+            "is for a table that does not lie on a GPU, but device is meta; drop one of them",
+        ),
     ],
 )
 def test_bad_tiers(options: dict[str, str], message: str) -> None:

@@ -70,11 +70,11 @@ def assert_same_histories(model: Any, other: Any) -> None:
 # -- training --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"prefetch": 2}, {"num_workers": 1}], ids=str)
+@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.int8])
-def test_training_is_the_same_to_the_bit(tmp_path: Path, dtype: torch.dtype | None, options: dict[str, Any]) -> None:
+def test_training_is_the_same_to_the_bit(tmp_path: Path, dtype: torch.dtype | None, prefetch: int) -> None:
     memory, file = net(history_dtype=dtype), net(FileTier(tmp_path), history_dtype=dtype)
-    assert torch.equal(train(memory, **options), train(file, **options))
+    assert torch.equal(train(memory), train(file, prefetch=prefetch))
     assert_same_histories(file, memory)
     assert {history.tier for history in file.histories} == {"file"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history_0.table", "history_1.table"]
@@ -315,13 +315,15 @@ def stored(tmp_path: Path, **options: Any) -> Data:
     return data
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"prefetch": 2}, {"num_workers": 2}, {"num_workers": 1, "multiprocessing_context": "spawn"}],
-    ids=str,
-)
-def test_features_in_a_file_train_the_same_model(tmp_path: Path, options: dict[str, Any]) -> None:
-    assert torch.equal(train(net(), stored(tmp_path), **options), train(net(), **options))
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_features_in_a_file_train_the_same_model(tmp_path: Path, prefetch: int) -> None:
+    assert torch.equal(train(net(), stored(tmp_path), prefetch=prefetch), train(net()))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_features(tmp_path: Path, context: str) -> None:
+    loader = SubgraphLoader(stored(tmp_path), PTR, 4, num_workers=1, multiprocessing_context=context)
+    assert [torch.equal(batch.data.x, DATA.x[batch.n_id]) for batch in loader] == [True, True]
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.int8, 5e-3)])

@@ -22,9 +22,8 @@ constexpr int64_t kBlock = int64_t{256} << 10;
 // Bytes that one request of read_ahead() spans; the system cuts what is longer than its limit.
 constexpr int64_t kAhead = int64_t{2} << 20;
 
-[[noreturn]] void fail(const char* call, int code, const FileTable& table) {
-  throw FileError(code, message(call, ": ", std::strerror(code), " (rows of a table in file ",
-                                table.file, ")"));
+[[noreturn]] void fail(const char* call, int code) {
+  throw FileError(code, message(call, ": ", std::strerror(code)));
 }
 
 int64_t stride_of(const FileTable& table) {
@@ -39,7 +38,7 @@ void read_bytes(const FileTable& table, char* to, int64_t bytes, int64_t place) 
   while (bytes > 0) {
     const ssize_t done = pread(table.file, to, bytes, place);
     if (done < 0 && errno == EINTR) continue;
-    if (done < 0) fail("pread", errno, table);
+    if (done < 0) fail("pread", errno);
     if (done == 0) {
       throw FileError(EIO, message("pread: the file ends at byte ", place,
                                    ", before the last row: it was cut while it was in use"));
@@ -52,7 +51,7 @@ void write_bytes(const FileTable& table, const char* from, int64_t bytes, int64_
   while (bytes > 0) {
     const ssize_t done = pwrite(table.file, from, bytes, place);
     if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) fail("pwrite", done < 0 ? errno : EIO, table);
+    if (done <= 0) fail("pwrite", done < 0 ? errno : EIO);
     from += done, place += done, bytes -= done;
   }
 }

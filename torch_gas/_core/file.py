@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from torch_gas._core.checks import ID_BITS
 class FileRows:
     """Rows that lie in an open file one after the other; says of itself what a table in host memory would.
 
-    Whoever derives from it may extend `before_write` and `check_usable`.
+    Whoever derives from it may extend `before_write`, `check_usable` and `explain`.
 
     Args:
         file: Descriptor of the file, open for reading and writing.
@@ -35,6 +38,10 @@ class FileRows:
 
     def check_usable(self) -> None:
         """Raises if rows can be neither read nor written."""
+
+    def explain(self, error: OSError) -> OSError:
+        """What is raised where the system refuses to read or write rows."""
+        return error
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +74,21 @@ class FileRows:
 
 
 Table = Tensor | FileRows
+
+
+@contextmanager
+def in_use(table: Table, writes: bool) -> Iterator[None]:
+    """While the core reads or writes rows of a table."""
+    if not isinstance(table, FileRows):
+        yield
+        return
+    table.check_usable()
+    if writes:
+        table.before_write()
+    try:
+        yield
+    except OSError as error:
+        raise table.explain(error) from error
 
 
 def read_ahead(table: FileRows, index: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
-from torch_gas._core.file import FileRows, Table
+from torch_gas._core.file import FileRows, Table, in_use
 from torch_gas._core.memory import mark_written
 from torch_gas._core.storage import is_quantized
 
@@ -95,23 +95,15 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
         _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]),
     )
     writes = call in ("scatter_rows", "write_chunks")
-    if isinstance(table, FileRows):
-        table.check_usable()
-        if writes:
-            table.before_write()
-    if staging is not None:
-        row_bytes = rows.shape[1:].numel() * rows.element_size()
-        if staging.buffer.nbytes < 2 * row_bytes:
-            raise ValueError(
-                f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
-                f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
-            )
-        through = _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)
-        getattr(_C, f"staged_{call}")(*arguments, _current_stream(rows.device), through, torch.get_num_threads())
-    elif rows.is_cuda:
-        getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
-    else:
-        getattr(_C, call)(*arguments, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    with in_use(table, writes):
+        if staging is not None:
+            through = _staging_at(call, staging, rows)
+            getattr(_C, f"staged_{call}")(*arguments, _current_stream(rows.device), through, threads)
+        elif rows.is_cuda:
+            getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
+        else:
+            getattr(_C, call)(*arguments, threads)
     written = table if writes else rows
     if isinstance(written, Tensor):
         mark_written(written)
@@ -121,6 +113,16 @@ def _table_at(table: Table, dtype: object, width: int) -> object:
     if isinstance(table, FileRows):
         return _C.FileTable(table.file, table.offset, dtype, table.shape[0], width)
     return _C.Table(table.data_ptr(), dtype, table.shape[0], width)
+
+
+def _staging_at(call: str, staging: Staging, rows: Tensor) -> object:
+    row_bytes = rows.shape[1:].numel() * rows.element_size()
+    if staging.buffer.nbytes < 2 * row_bytes:
+        raise ValueError(
+            f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
+            f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
+        )
+    return _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)
 
 
 def _current_stream(device: torch.device) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -148,6 +149,11 @@ class FileTable(_core.FileRows):
         if self.header.committed:
             self.header.committed = False
             self._write_header()
+
+    def explain(self, error: OSError) -> OSError:
+        """The error with the name of the file, and what to do."""
+        fix = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to the disk"
+        return OSError(error.errno, f"{error.strerror}; {fix}, and go on", self.path)
 
     def _write_header(self) -> None:
         self.header.write(self.file)
