@@ -30,11 +30,12 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
     """A line for each history: the ages of the rows pulled from it, the drift of those pushed to it, and how they are rounded."""
     most = max((_oldest(layer.ages) for layer in layers), default=0)
-    header = ("history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift")
+    header = ["history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift"]
     lines = [_statistics_line(layer, most) for layer in layers]
     if _are_rounded(layers):
-        header = (*header, "storage error")
-        lines = [(*line, f"{100 * layer.storage:.2g} %") for line, layer in zip(lines, layers, strict=True)]
+        header.append("storage error")
+        for line, layer in zip(lines, layers, strict=True):
+            line.append(f"{100 * layer.storage:.2g} %")
     return text_table(header, lines)
 
 
@@ -43,8 +44,8 @@ def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
     return not all(math.isnan(layer.storage) for layer in layers)
 
 
-def _statistics_line(layer: LayerStatistics, most: int) -> tuple[str, ...]:
-    return (
+def _statistics_line(layer: LayerStatistics, most: int) -> list[str]:
+    return [
         str(layer.layer),
         f"{layer.pulled:,}",
         percent(layer.never),
@@ -53,7 +54,7 @@ def _statistics_line(layer: LayerStatistics, most: int) -> tuple[str, ...]:
         str(_oldest(layer.ages)),
         _spark(layer.ages[1 : most + 1]),
         percent(layer.drift),
-    )
+    ]
 
 
 def errors_table(layers: Sequence[LayerError]) -> str:
