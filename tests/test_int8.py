@@ -77,8 +77,8 @@ def test_int8_keeps_what_it_can_hold(dtype: torch.dtype) -> None:
 
 
 def test_ties_are_rounded_to_even() -> None:
-    rows = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
-    assert read(written(rows)).tolist() == [[127, 0, 2, 2, 0, -2, -2]]
+    rows = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]]).repeat(1, 5)
+    assert read(written(rows)).tolist() == [[127, 0, 2, 2, 0, -2, -2, 126] * 5]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -89,13 +89,16 @@ def test_a_row_that_is_not_finite_reads_as_nan(bad: float) -> None:
         assert read(written(rows)).isnan().all(1).tolist() == [False, True, False]
 
 
-def test_extreme_magnitudes() -> None:
+@pytest.mark.parametrize("repeats", [1, 20])  # fewer and more numbers than vector instructions take
+def test_extreme_magnitudes(repeats: int) -> None:
     tiny = 2.0**-149  # below half a unit the scale is zero; where it is not, it is rounded
     rows = torch.tensor([[MAX, -MAX, 0.0], [tiny, -tiny, 0], [190 * tiny, -190 * tiny, tiny], [1e-40, 0.0, -1e-40]])
+    rows = rows.repeat(1, repeats)
     numbers = read(written(rows))
     assert numbers.isfinite().all()
-    torch.testing.assert_close(numbers[0] / MAX, torch.tensor([1.0, -1, 0]))
-    assert numbers[1].tolist() == [0, 0, 0] and numbers[2].tolist() == [127 * tiny, -127 * tiny, tiny]
+    torch.testing.assert_close(numbers[0] / MAX, torch.tensor([1.0, -1, 0]).repeat(repeats))
+    assert not numbers[1].any()
+    assert numbers[2].tolist() == [127 * tiny, -127 * tiny, tiny] * repeats
     assert ((numbers[3] - rows[3]).abs() <= 1e-40 / 127).all()
 
 
