@@ -44,14 +44,18 @@ def weights(name: str, data: Data) -> dict[str, Tensor]:
 
 # torch has no products of its CSR matrices with rows of half precision on a CPU.
 @pytest.mark.parametrize("fmt", ["edge_index", "EdgeIndex", pytest.param("SparseTensor", marks=requires_sparse)])
-@pytest.mark.parametrize("history_dtype", [None, *HALVES])
+@pytest.mark.parametrize("history_dtype", [None, *HALVES, torch.int8])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", MODELS)
 def test_batches_equal_the_whole_graph(
     name: str, dtype: torch.dtype, history_dtype: torch.dtype | None, fmt: str
 ) -> None:
     data, model = graph(fmt), make(name, history_dtype=history_dtype).eval()
-    tolerance = 4 * torch.finfo(torch.bfloat16 if torch.bfloat16 in (dtype, history_dtype) else dtype).eps
+    coarse = {torch.bfloat16, torch.int8} & {
+        dtype,
+        history_dtype,
+    }  # a number of int8 is off by 2^-8 of its row's largest
+    tolerance = 4 * torch.finfo(torch.bfloat16 if coarse else dtype).eps
     with torch.autocast("cpu", dtype):
         full = model(data.x, adjacency(data), **weights(name, data))
     assert {history.emb.dtype for history in model.histories} == {history_dtype or torch.float32}
@@ -135,6 +139,15 @@ def test_overflow_of_float16_is_an_error_that_says_so() -> None:
     assert not model.histories[0].emb.any()
     with torch.autocast("cpu", torch.bfloat16):
         assert model(batch).isfinite().all()
+    # Rows of double precision that no scale of int8 can hold.
+    model = make("Net", history_dtype=torch.int8).double()
+    with torch.no_grad():
+        model.convs[0].lin_l.bias.fill_(1e50)
+    double = copy.copy(data)
+    double.x = data.x.double()
+    with pytest.raises(ValueError, match="hold NaN or infinity; the histories were not"):
+        model(double.x, double.edge_index)
+    assert not model.histories[0].emb.any()
     # Rows of full precision that a table of float16 cannot hold.
     model = make("Net", history_dtype=torch.float16)
     with torch.no_grad():

@@ -461,7 +461,7 @@ def test_widths() -> None:
     with pytest.raises(ValueError, match="num_embeddings and embedding_dim must be at least 1"):
         Net(0)
     with pytest.raises(TypeError, match="dtype must be one of"):
-        Net(N, history_dtype=torch.int8)
+        Net(N, history_dtype=torch.int16)
 
 
 # -- loaders ---------------------------------------------------------------------------------------

@@ -203,12 +203,19 @@ def test_kernels(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler:
         monkeypatch.setattr("shutil.which", lambda name: None)
     elif not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("needs a C++ compiler")
-    moved, pages, dropped, graphs = run("kernels", CPU, ())
+    moved, stored, pages, dropped, graphs = run("kernels", CPU, ())
     types = ("float32", "bfloat16")
     assert [(row["table"], row["bytes a row"]) for row in moved] == [(t, size) for t in types for size in (64, 256)]
     for row in moved:
         for call in ("gather_rows", "read_chunks", "scatter_rows", "write_chunks"):
             assert row[f"{call} / copy"] == pytest.approx(row[f"{call}, GB/s"] / row["copy, GB/s"])
+    storage = ["float32", "float16", "bfloat16", "int8"]
+    assert [row["table"] for row in stored] == storage * 4
+    assert [row["rows"] for row in stored] == (["float32"] * 4 + [*storage[:3], "bfloat16"]) * 2
+    assert [row["numbers a row"] for row in stored] == [256] * 8 + [64] * 8
+    for row, base in zip(stored, [stored[i - i % 4] for i in range(16)], strict=True):
+        speed = row["gather_rows, M rows/s"] / base["gather_rows, M rows/s"]
+        assert row["gather_rows / float32"] == pytest.approx(speed) and row["write_chunks / float32"] > 0
     assert [row["bytes a row"] for row in pages] == [64, 256] and [row["type"] for row in dropped] == [*types]
     assert [(row["graph"], row["ids"]) for row in graphs] == [
         (graph, ids) for graph in ("communities", "random") for ids in ("int64", "int32")

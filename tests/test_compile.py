@@ -104,6 +104,19 @@ def test_training_and_inference_are_those_of_the_model(how: str) -> None:
     assert backend.number == 2  # inference over a loader runs uncompiled
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_histories_of_another_type(dtype: torch.dtype) -> None:
+    data, backend = graph(), Graphs()
+    model = Net(N, history_dtype=dtype)
+    twin = copy.deepcopy(model)
+    fast = compiled(model, backend=backend)
+    for batch in SubgraphLoader(data, PTR, 1):
+        torch.testing.assert_close(step(fast, batch), step(twin, batch))
+        assert_equal(model, twin)
+    assert backend.number == 2
+    assert {history.emb.dtype for history in model.histories} == {dtype}
+
+
 def test_graphs_and_batches_in_turn() -> None:
     data, backend = graph(), Graphs("aot_eager")
     model = Net(N, num_layers=2)

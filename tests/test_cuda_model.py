@@ -136,6 +136,14 @@ def test_half_tables_in_pinned_memory(dtype: torch.dtype) -> None:
     torch.testing.assert_close(losses, torch.stack(train(make("pinned"))), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("tier", ["device", "pinned", "host"])
+def test_int8_tables(tier: str) -> None:
+    model = make(tier, history_dtype=torch.int8)
+    losses = torch.stack(train(model))
+    assert {table.dtype for table in tables(model)} == {torch.int8}
+    torch.testing.assert_close(losses, torch.stack(train(make(tier))), rtol=2e-2, atol=2e-2)
+
+
 def test_state_moves_between_tiers_and_devices() -> None:
     model = make("pinned")
     train(model)

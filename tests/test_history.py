@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import twins
 from graphs import random_graph
 from nets import Net, assert_same, tables
 from torch import Tensor
@@ -66,6 +67,33 @@ def test_push_and_pull_of_all_rows() -> None:
     copy_of_all.zero_()
     assert torch.equal(history.emb, x)
     assert history.pull(dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("rows", FLOATS)
+def test_int8_rows(rows: torch.dtype) -> None:
+    history, x = History(10, 4, dtype=torch.int8), torch.randn(10, 4).to(rows)
+    wanted = twins.dequantize(twins.quantize(x), rows)
+    assert history.emb.shape == (10, 8) and history.emb.dtype == torch.int8 and not history.pull().any()
+    history.push(x[3:5], torch.tensor([3, 4]))
+    history.push(x[5:], offset=torch.tensor([5]), count=torch.tensor([5]))
+    assert torch.equal(history.pull(torch.arange(3, 10), rows), wanted[3:])
+    history.push(x.t().contiguous().t())
+    assert torch.equal(history.emb, twins.quantize(x))
+    assert torch.equal(history.pull(dtype=rows), wanted)
+    out = torch.empty(10, 4, dtype=rows)
+    assert history.pull(out=out) is out and torch.equal(out, wanted)
+    assert history.pull(torch.tensor([1]), out=out[:1]).data_ptr() == out.data_ptr()
+    assert torch.equal(out[0], wanted[1])
+
+
+def test_int8_rows_arrive_in_the_type_of_the_model() -> None:
+    history = filled(dtype=torch.int8)
+    for move, dtype in ((lambda h: h.double(), torch.float64), (lambda h: h.half(), torch.float16)):
+        assert move(history).pull().dtype == history.pull(torch.tensor([0])).dtype == dtype
+        assert history.emb.dtype == torch.int8
+    assert "10, 4, dtype=torch.int8" in repr(history)
+    history.reset_parameters()
+    assert not history.pull().any() and history.age.tolist() == [-1] * 10
 
 
 def test_rows_may_be_empty_or_not_contiguous() -> None:
@@ -170,6 +198,35 @@ def test_state_dict_carries_rows_and_ages() -> None:
     fixed = History(10, 4, dtype=torch.float16)
     fixed.load_state_dict(history.state_dict())
     assert fixed.emb.dtype == torch.float16 and torch.equal(fixed.emb, history.emb.half())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("saved", "loaded"), [(torch.int8, t) for t in FLOATS] + [(t, torch.int8) for t in FLOATS])
+def test_a_checkpoint_of_another_storage_type_is_converted(
+    saved: torch.dtype, loaded: torch.dtype, assign: bool
+) -> None:
+    history = filled(dtype=saved)
+    history.tick()
+    other = History(10, 4, dtype=loaded)
+    other.load_state_dict(through_file(history.state_dict()), assign=assign)
+    assert other.emb.dtype == loaded and other.age.tolist() == [1] * 10
+    wanted = History(10, 4, dtype=loaded)
+    wanted.push(history.pull())
+    assert torch.equal(other.emb, wanted.emb)
+
+
+def test_an_int8_checkpoint_is_exact_and_of_one_width() -> None:
+    history = filled(dtype=torch.int8)
+    other = History(10, 4, dtype=torch.int8)
+    other.load_state_dict(through_file(history.state_dict()))
+    assert torch.equal(other.emb, history.emb)
+    for dtype, width in ((torch.int8, 5), (torch.float32, 8), (torch.float32, 5)):
+        wrong = History(10, width, dtype=dtype)
+        with pytest.raises(RuntimeError, match=f"10 nodes and width 4, but this one has 10 nodes and width {width}"):
+            wrong.load_state_dict(history.state_dict())
+        with pytest.raises(RuntimeError, match=f"10 nodes and width {width}, but this one has 10 nodes and width 4"):
+            history.load_state_dict(wrong.state_dict())
+        assert torch.equal(other.emb, history.emb)
 
 
 def test_histories_may_stay_out_of_the_checkpoint() -> None:

@@ -118,6 +118,46 @@ def test_each_row_is_sampled_as_often_as_any_other(number: int) -> None:
     torch.testing.assert_close(times / draws, torch.full((number,), share), atol=0.07, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.float64])
+def test_storage_error_is_that_of_what_was_pushed(dtype: torch.dtype) -> None:
+    data, model, writer = random_graph(N, 300), make(history_dtype=dtype), Writer()
+    pushed = exact_rows(model)
+    squares = torch.zeros(2, 2, dtype=torch.float64)
+    with Monitor(model, **EVERYTHING) as monitor:
+        for batch in loader_of(data):
+            model(batch)
+            for layer, history in enumerate(model.histories):
+                new, stored = pushed[layer].double(), history.pull(dtype=torch.float64)[batch_rows(batch)]
+                squares[layer] += torch.stack([(stored - new).square().sum(), new.square().sum()])
+    found = [layer.storage for layer in monitor.statistics()]
+    monitor.log(1, writer)
+    if dtype == torch.float64:  # which holds all rows
+        assert all(map(math.isnan, found)) and "storage error" not in str(monitor)
+        assert "histories/1/storage_error" not in writer.scalars
+        return
+    expected = (squares[:, 0] / squares[:, 1]).sqrt().tolist()
+    assert found == pytest.approx(expected, rel=1e-3) and min(found) > 1e-5 and max(found) < 0.02
+    assert str(monitor).splitlines()[1].endswith("storage error")
+    assert str(monitor).splitlines()[2].endswith(f"{100 * found[0]:.2g} %")
+    assert writer.scalars["histories/2/storage_error", 1] == found[1]
+    pytest.importorskip("matplotlib")
+    figure = monitor.figure()
+    assert len(figure.axes) == 3 and list(figure.axes[2].lines[0].get_ydata()) == [100 * share for share in found]
+
+
+def exact_rows(model: Net) -> dict[int, Tensor]:
+    """The rows that were pushed last, by layer, as the model computed them."""
+    rows: dict[int, Tensor] = {}
+    exchange = model.push_and_pull
+
+    def noting(history: Any, x: Tensor, batch_size: int, *ids: Any) -> Tensor:
+        rows[[own is history for own in model.histories].index(True)] = x[:batch_size].detach().clone()
+        return exchange(history, x, batch_size, *ids)
+
+    model.push_and_pull = noting  # type: ignore[method-assign]
+    return rows
+
+
 def test_some_steps_stand_for_all() -> None:
     data, model = random_graph(N, 300), make()
     monitor = Monitor(model, sample=10**6, every=4, limits=None)

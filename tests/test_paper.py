@@ -155,6 +155,25 @@ def test_convergence_finds_the_first_epoch(modules: None) -> None:
     assert first_epoch([0.1, 0.5], 0.6) is None
 
 
+def test_storage_changes_nothing_but_the_type_of_histories(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (section,) = run("storage", "--seeds", "2")["tables"]
+    gcn, gat = section["rows"][:4], section["rows"][4:]
+    assert [row["histories"] for row in gcn] == ["float32", "float16", "bfloat16", "int8"]
+    assert [row["bytes a node"] for row in gcn] == [32, 16, 16, 12]
+    assert [row["bytes a node"] for row in gat] == [32, 16, 16, 12]
+    assert {row["seeds"] for row in section["rows"]} == {2} and gcn[0]["minus float32, points"] == "-"
+    cells = tmp_path / "cells" / "storage.jsonl"
+    runs = [json.loads(line) for line in cells.read_text().splitlines()]
+    assert len(runs) == 2 * 2 * 4
+    tests = {(run["of"]["model"], run["of"]["method"], run["of"]["seed"]): run["result"]["test"] for run in runs}
+    gaps = [100 * (tests["GCN", "int8", seed] - tests["GCN", "float32", seed]) for seed in (0, 1)]
+    assert gcn[3]["minus float32, points"] == f"{sum(gaps) / 2:+.2f}"
+    assert gcn[3]["standard error"] == f"{abs(gaps[0] - gaps[1]) / 2:.2f}"  # the deviation over the root of two
+
+    assert run("storage", "--seeds", "2")["tables"] == [section]
+    assert len(cells.read_text().splitlines()) == len(runs)
+
+
 ABLATION = """
 [GCN2."synthetic:300"]
 model = { hidden_channels = 8, num_layers = 4, alpha = 0.1, theta = 0.5, dropout = 0.5 }
@@ -258,10 +277,13 @@ def test_recipes_of_cora_are_those_of_table_1() -> None:
     from ablation import Regularised
     from training import RECIPES, load_recipes
 
-    small, convergence = (load_recipes(RECIPES / f"{name}.toml") for name in ("small", "convergence"))
+    small, convergence, storage = (
+        load_recipes(RECIPES / f"{name}.toml") for name in ("small", "convergence", "storage")
+    )
     ablation = load_recipes(RECIPES / "ablation.toml", Regularised)
     for name, recipe in (
         ("GCN", convergence["GCN"]["Cora"]),
+        ("GCN", storage["GCN"]["Cora"]),
         ("GCN2", convergence["GCN2"]["Cora"]),
         ("GCN2", ablation["GCN2"]["Cora"]),
     ):
@@ -269,6 +291,17 @@ def test_recipes_of_cora_are_those_of_table_1() -> None:
         assert {key: recipe.settings[key] for key in published} == replace(
             small[name]["Cora"], epochs=recipe.epochs
         ).settings
+
+
+def test_recipes_of_storage_types_are_those_of_other_tables() -> None:
+    from training import RECIPES, load_recipes
+
+    small, convergence, storage = (
+        load_recipes(RECIPES / f"{name}.toml")["GCN"] for name in ("small", "convergence", "storage")
+    )
+    assert list(storage) == ["Cora", "Coauthor-CS", "WordNet"]
+    assert storage["Coauthor-CS"].settings == small["Coauthor-CS"].settings
+    assert storage["WordNet"].settings == convergence["WordNet"].settings
 
 
 def test_the_page_of_results_has_the_tables_that_are_committed() -> None:

@@ -126,6 +126,9 @@ def test_histories_and_tables_are_counted_wherever_they_are(graph: Data) -> None
     half = plan(gcn_norm(graph), gcn(graph, history_dtype=torch.bfloat16), device_memory="1 GiB")
     assert half.history_bytes == 2 * NUM_NODES * (64 * 2 + 8)
     assert half.pushed_bytes == chosen.pushed_bytes / 2
+    int8 = plan(gcn_norm(graph), gcn(graph, history_dtype=torch.int8), device_memory="1 GiB")
+    assert int8.history_bytes == 2 * NUM_NODES * (64 + 4 + 8)
+    assert int8.pushed_bytes == pytest.approx(chosen.pushed_bytes * 68 / 256)
 
 
 def test_full_batch_where_it_fits(graph: Data) -> None:

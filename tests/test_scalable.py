@@ -254,6 +254,23 @@ def test_types_of_a_model() -> None:
         torch.testing.assert_close(out, full[batch_rows(batch)], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8), (torch.int8, 2**-7)])
+def test_batches_are_off_by_what_the_storage_type_rounds(dtype: torch.dtype, eps: float) -> None:
+    """Each of three histories moves a row by at most ``eps`` of its largest number; what is pushed is exact."""
+    data, model = random_graph(N, 300), make(history_dtype=dtype).eval()
+    exact = copy.deepcopy(model)
+    full = refresh(exact, data)
+    refresh(model, data)
+    errors = []
+    for batch in SubgraphLoader(data, PTR, 2):
+        out = model(batch).detach()
+        errors.append((out - full[batch_rows(batch)]).abs().max() / full.abs().max())
+    assert 0 < float(max(errors)) < 8 * eps
+    whole, same = SubgraphLoader(data, torch.tensor([0, N]), 1), make().eval()
+    for batch in whole:  # no halo: nothing is read
+        assert torch.equal(model(batch), same(batch))
+
+
 def test_autocast() -> None:
     data, model = random_graph(N, 300), make()
     refresh(model, data)

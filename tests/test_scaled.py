@@ -285,11 +285,13 @@ def test_other_types(scaled_first: bool) -> None:
         torch.testing.assert_close(scaled(batch), full[batch_rows(batch)], rtol=1e-6, atol=1e-6)
 
 
-def test_storage_type() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_storage_type(dtype: torch.dtype) -> None:
     data = graph()
-    scaled = scale(gcn().eval(), data, history_dtype=torch.bfloat16)
+    scaled = scale(gcn().eval(), data, history_dtype=dtype)
     full = scaled(data)
-    assert scaled.histories[0].emb.dtype == torch.bfloat16
+    assert scaled.histories[0].emb.dtype == dtype
+    assert all(table.emb.dtype in (torch.float32, torch.float64) for table in scaled.tables)
     for batch in SubgraphLoader(data, PTR):
         torch.testing.assert_close(scaled(batch), full[batch_rows(batch)], rtol=0.02, atol=0.02)
 

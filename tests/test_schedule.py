@@ -87,8 +87,9 @@ def test_concurrent_training_is_serial_training(pool_size: int, seed: int | None
     assert names.count("pull") == names.count("push") == 3 * len(steps)  # none in vain
 
 
-def test_half_tables_and_widths() -> None:
-    options = {"widths": [8, 16, 4], "history_dtype": torch.float16}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_half_and_int8_tables_and_widths(dtype: torch.dtype) -> None:
+    options = {"widths": [8, 16, 4], "history_dtype": dtype}
     model, lanes = concurrent(make(**options), 0)
     assert_same(train(model), train(make(**options)))
     assert lanes.races() == []

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_gas._core import Sparse
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-COPIED = [torch.int64, torch.int32, torch.uint8, torch.bool]
+COPIED = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]
 IDS = [torch.int32, torch.int64]
 
 # Every pair of types that rows may have in a table and outside it.
@@ -105,11 +105,35 @@ def in_order(values: Tensor, entry: Tensor) -> Tensor:
 
 
 def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-    return table[index.to(table.device).long()].to(dtype)
+    rows = table[index.to(table.device).long()]
+    return dequantize(rows, dtype) if table.dtype == torch.int8 and dtype.is_floating_point else rows.to(dtype)
 
 
 def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    if table.dtype == torch.int8 and rows.dtype.is_floating_point:
+        rows = quantize(rows)
     table[index.to(table.device).long()] = rows.to(table.device, table.dtype)
+
+
+def quantize(rows: Tensor) -> Tensor:
+    """Rows [M, C] as int8 rows [M, C + 4]: numbers, and the bytes of a float32 scale."""
+    rows = rows.float()
+    largest = rows.abs().amax(1, keepdim=True)
+    # 127 times the scale must not be infinity, where a row holds the largest finite numbers.
+    scale = (largest / 127).clamp(max=torch.finfo(torch.float32).max / 127 * (1 - 2**-23))
+    scale = torch.where(largest.isfinite(), scale, torch.nan)
+    numbers = torch.where(scale > 0, (rows / scale).round(), 0.0).clamp(-127, 127)
+    return torch.cat([numbers.to(torch.int8), scale.flatten().view(torch.int8).view(-1, 4)], 1)
+
+
+def dequantize(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows [M, C] that int8 rows [M, C + 4] stand for."""
+    return (rows[:, :-4] * scales(rows)).to(dtype)
+
+
+def scales(rows: Tensor) -> Tensor:
+    """The scales [M, 1] of int8 rows."""
+    return rows[:, -4:].clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 
 def chunk_index(offset: Tensor, count: Tensor) -> Tensor:

@@ -309,6 +309,12 @@ class History(torch.nn.Module):
         else:
             self.pushed_at.fill_(now)
 
+    def as_stored(self, x: Tensor) -> Tensor:
+        """What the table would give back for rows ``x``, [B, C], in their type."""
+        table = x.new_empty(len(x), self.table.size(1), dtype=self.table.dtype)
+        _fill(table, x)
+        return _convert(table, x.dtype).to(x.dtype)
+
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
         if not isinstance(x, Tensor) or x.dtype not in FLOATS:

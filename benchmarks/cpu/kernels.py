@@ -1,7 +1,8 @@
 """How near are the kernels of the core to what memory allows?
 
-Rows between a table and a batch, and dropout, beside torch's copy of as many bytes; the subgraph of a batch and its transpose
-in nanoseconds an edge, beside relabelling by a hash map (where there is a C++ compiler).
+Rows between a table and a batch, and dropout, beside torch's copy of as many bytes; rows of tables of each storage type beside
+those of float32; the subgraph of a batch and its transpose in nanoseconds an edge, beside relabelling by a hash map (where there
+is a C++ compiler).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from torch_gas import _core
 COPY = "copy"
 PULLS = ("gather_rows", "read_chunks")
 PUSHES = ("scatter_rows", "write_chunks")
+STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+WIDTHS = (256, 64)
 NUM_CHUNKS = 10
 PAGES = ("huge", "small")
 NO_COMPILER = "not measured: no C++ compiler"
@@ -78,26 +81,63 @@ def move_rows(sizes: Sizes, dtype: torch.dtype, row_bytes: int) -> dict[str, Any
     """Pulls and pushes of float32 rows. Random ids ascend, as those of a halo do."""
     held = make_table(sizes.table_bytes, row_bytes, dtype)
     num_rows = sizes.moved_bytes // row_bytes
-    index = torch.randperm(held.size(0))[:num_rows].sort().values
-    offset = torch.arange(NUM_CHUNKS) * (held.size(0) // NUM_CHUNKS)
-    count = torch.full((NUM_CHUNKS,), num_rows // NUM_CHUNKS)
-    count[-1] += num_rows - int(count.sum())
     rows = torch.rand(num_rows, held.size(1))
     num_bytes = (rows.nbytes + num_rows * row_bytes) // 2  # a copy reads as many bytes as it writes
     source, target = torch.zeros(2, num_bytes, dtype=torch.uint8)
-    seconds = in_turn(
-        {
-            COPY: lambda: target.copy_(source),
-            "gather_rows": lambda: _core.gather_rows(held, index, out=rows),
-            "read_chunks": lambda: _core.read_chunks(held, offset, count, out=rows),
-            "scatter_rows": lambda: _core.scatter_rows(held, index, rows),
-            "write_chunks": lambda: _core.write_chunks(held, offset, count, rows),
-        },
-        sizes.repeats,
-    )
+    calls = {COPY: lambda: target.copy_(source), **moves(held, rows, *places(held.size(0), num_rows))}
+    seconds = in_turn(calls, sizes.repeats)
     row: dict[str, Any] = {"table": str(dtype).removeprefix("torch."), "bytes a row": row_bytes}
     row |= {f"{name}, GB/s": num_bytes / each / 1e9 for name, each in seconds.items()}
     return row | {f"{name} / copy": seconds[COPY] / each for name, each in seconds.items() if name != COPY}
+
+
+def places(table_size: int, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random ids that ascend, and ranges of as many rows."""
+    index = torch.randperm(table_size)[:num_rows].sort().values
+    offset = torch.arange(NUM_CHUNKS) * (table_size // NUM_CHUNKS)
+    count = torch.full((NUM_CHUNKS,), num_rows // NUM_CHUNKS)
+    count[-1] += num_rows - int(count.sum())
+    return index, offset, count
+
+
+def moves(held: Tensor, rows: Tensor, index: Tensor, offset: Tensor, count: Tensor) -> dict[str, Callable[[], Any]]:
+    """The four calls that move rows."""
+    return {
+        "gather_rows": lambda: _core.gather_rows(held, index, out=rows),
+        "read_chunks": lambda: _core.read_chunks(held, offset, count, out=rows),
+        "scatter_rows": lambda: _core.scatter_rows(held, index, rows),
+        "write_chunks": lambda: _core.write_chunks(held, offset, count, rows),
+    }
+
+
+def compare_types(sizes: Sizes, num_cols: int, mixed: bool) -> list[dict[str, Any]]:
+    """Pulls and pushes of tables of each storage type, all in turn.
+
+    Args:
+        mixed: whether rows have the type of the table, as with autocast, and bfloat16 where that is int8; float32 otherwise.
+    """
+    size, num_rows = (num_bytes // (4 * num_cols) for num_bytes in (sizes.table_bytes // 2, sizes.moved_bytes))
+    where = places(size, num_rows)
+    kinds, calls = {}, {}
+    for name, dtype in STORAGE.items():
+        held = torch.empty(size, _core.stored_width(num_cols, dtype), dtype=dtype)
+        _core.advise_huge_pages(held)
+        kind = torch.float32 if not mixed else torch.bfloat16 if dtype == torch.int8 else dtype
+        everything = torch.tensor([0]), torch.tensor([size])
+        _core.write_chunks(held, *everything, torch.rand(1, num_cols).to(kind).expand(size, -1))
+        kinds[name] = str(kind).removeprefix("torch.")
+        rows = torch.rand(num_rows, num_cols).to(kind)
+        calls |= {f"{name} {call}": move for call, move in moves(held, rows, *where).items()}
+    seconds = in_turn(calls, sizes.repeats)
+    found = []
+    for name, kind in kinds.items():
+        row: dict[str, Any] = {"numbers a row": num_cols, "rows": kind, "table": name}
+        row |= {f"{call}, M rows/s": num_rows / seconds[f"{name} {call}"] / 1e6 for call in (*PULLS, *PUSHES)}
+        row |= {
+            f"{call} / float32": seconds[f"float32 {call}"] / seconds[f"{name} {call}"] for call in (*PULLS, *PUSHES)
+        }
+        found.append(row)
+    return found
 
 
 def compare_pages(sizes: Sizes, row_bytes: int) -> dict[str, Any]:
@@ -258,6 +298,7 @@ def main() -> None:
     sizes = TINY if args.quick else FULL_SIZE
     types = (torch.float32, torch.bfloat16)
     moved = [move_rows(sizes, dtype, row_bytes) for dtype in types for row_bytes in sizes.row_bytes]
+    stored = [row for num_cols in WIDTHS for mixed in (False, True) for row in compare_types(sizes, num_cols, mixed)]
     pages = [compare_pages(sizes, row_bytes) for row_bytes in sizes.row_bytes]
     dropped = [drop(sizes, dtype) for dtype in types]
     num_nodes, num_edges = sizes.random_graph
@@ -271,6 +312,10 @@ def main() -> None:
         f"write_chunks: {NUM_CHUNKS} ranges. The copy is torch's, of as many bytes: where the table is bfloat16, of the mean of "
         f"both sides. Medians of {sizes.repeats} calls, all in turn."
     )
+    of_types = (
+        f"Tables of {sizes.table_bytes / 2 / mebibyte:,.3g} MiB in float32, of which {sizes.moved_bytes / mebibyte:,.3g} MiB are "
+        "moved. / float32: rows a second, over those of the float32 table and its rows."
+    )
     of_graphs = (
         f"{graph.parts_a_batch} of {graph.num_parts} parts at random. Communities: {graph.num_nodes:,} nodes in METIS parts. "
         f"Random: {num_nodes:,} nodes with {num_edges // num_nodes} random sources each, in parts of consecutive nodes. The hash "
@@ -278,6 +323,7 @@ def main() -> None:
     )
     tables = [
         table("Pulls and pushes", moved, of_rows),
+        table("Storage types", stored, of_types),
         table(
             "Pulls of rows in any order, by pages", pages, "Where the system has no huge pages to give, both are small."
         ),

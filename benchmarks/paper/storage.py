@@ -6,6 +6,7 @@ and the exact evaluation after each epoch are float32 in all runs, so that only 
 
 from __future__ import annotations
 
+import math
 import statistics
 from functools import partial
 from typing import Any, TypeAlias
@@ -41,6 +42,11 @@ def differences(runs: dict[str, list[dict[str, Any]]], kind: str) -> list[float]
     return [100 * (run["test"] - base["test"]) for run, base in zip(runs[kind], runs[BASE], strict=True)]
 
 
+def standard_error(points: list[float]) -> float:
+    """Of the mean."""
+    return statistics.stdev(points) / math.sqrt(len(points))
+
+
 def rows_of(found: Found) -> list[dict[str, Any]]:
     """A row for each model, data set and storage type."""
     rows = []
@@ -56,14 +62,14 @@ def rows_of(found: Found) -> list[dict[str, Any]]:
                     "seeds": len(points),
                     "test, %": spread([100 * run["test"] for run in runs[kind]]),
                     "minus float32, points": "-" if kind == BASE else f"{statistics.fmean(points):+.2f}",
-                    "largest of a seed": "-" if kind == BASE else f"{max(points, key=abs):+.2f}",
+                    "standard error": "-" if kind == BASE or len(points) < 2 else f"{standard_error(points):.2f}",
                 }
             )
     return rows
 
 
 def draw(found: Found) -> Any:
-    """Differences to float32: each seed a point, means as bars."""
+    """Differences to float32: each seed a point, means as bars with their standard errors."""
     figure, grid = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.6), layout="constrained", squeeze=False)
     kinds = [kind for kind in TYPES if kind != BASE]
     for axes, ((name, dataset), runs) in zip(grid[0], found.items(), strict=True):
@@ -72,7 +78,10 @@ def draw(found: Found) -> Any:
         for i, kind in enumerate(kinds):
             points = differences(runs, kind)
             axes.plot([i] * len(points), points, ".", color=COLORS[kind], alpha=0.5, markeredgewidth=0)
-            axes.plot([i - 0.25, i + 0.25], [statistics.fmean(points)] * 2, color=COLORS[kind], linewidth=2.5)
+            error = standard_error(points) if len(points) > 1 else 0
+            axes.errorbar(
+                i, statistics.fmean(points), error, fmt="_", color=COLORS[kind], markersize=22, elinewidth=1.5
+            )
         axes.set_xticks(range(len(kinds)), kinds)
         axes.set_title(f"{TITLES.get(name, name)} on {dataset}")
         axes.grid(alpha=0.3, axis="y")
@@ -108,9 +117,10 @@ def report(args: Any, recipes: dict[str, dict[str, Recipe]], cells: Cells) -> No
     save_picture(draw(found), args.out, "storage")
     note = (
         "Mean and standard deviation over seeds: initial parameters, order of batches, dropout, and the split where a data set "
-        "has random ones. Differences are means of those with the same seed, and the largest of them. Test accuracy is that "
-        "of the epoch with the best validation accuracy. int8 has a float32 scale for each row. In the figure, the band is "
-        f"±{CLOSE} points."
+        "has random ones. Differences are means of those of runs with the same seed, which part soon, as rounding of any kind "
+        "grows with the steps; the standard error of the mean says how much that is worth. Test accuracy is that of the epoch "
+        "with the best validation accuracy. int8 has a float32 scale for each row. In the figure, points are seeds, and the band "
+        f"is ±{CLOSE} points."
     )
     save(args, "storage", __doc__, cells.machine(), [table("Accuracy by storage type", rows_of(found), note)])
 

@@ -90,18 +90,45 @@ constexpr int kRowsInFlight = 4;
 // of 16 bytes these are 16 blocks: 16 * 512 threads * 4 rows * 16 bytes.
 constexpr int64_t kHostBytesInFlight = 512 * 1024;
 
-// What a kernel moves. `from` and `to` are row-major matrices of `packs` packs of V elements a row;
-// item i is a row of each: row map(i) in the table, which is `to` if `scatter`, and row i in the
-// other.
+// What a kernel moves. `from` and `to` are row-major matrices of `packs` packs of V elements a row,
+// behind which an int8 row has its scale; strides are in bytes. Item i is a row of each: row map(i)
+// in the table, which is `to` if `scatter`, and row i in the other.
 template <class From, class To, int V>
 struct Matrices {
-  const Pack<From, V>* from;
-  Pack<To, V>* to;
+  const char* from;
+  char* to;
+  int64_t from_stride;
+  int64_t to_stride;
   RowMap map;
   bool scatter;
   int64_t num_rows;
   int64_t packs;
+
+  __device__ const Pack<From, V>* source(int64_t item, int64_t row) const {
+    const char* const at = from + (scatter ? item : row) * from_stride;
+    return reinterpret_cast<const Pack<From, V>*>(at);
+  }
+  __device__ Pack<To, V>* target(int64_t item, int64_t row) const {
+    return reinterpret_cast<Pack<To, V>*>(to + (scatter ? row : item) * to_stride);
+  }
 };
+
+// The scale behind an int8 row. Packs of four numbers keep it aligned, single ones do not.
+template <int V>
+__device__ inline float load_scale(const Pack<int8_t, V>* end) {
+  Pack<int8_t, V> bytes[4 / V];
+  for (int i = 0; i < 4 / V; ++i) bytes[i] = end[i];
+  float scale;
+  memcpy(&scale, bytes, sizeof scale);
+  return scale;
+}
+
+template <int V>
+__device__ inline void store_scale(Pack<int8_t, V>* end, float scale) {
+  Pack<int8_t, V> bytes[4 / V];
+  memcpy(bytes, &scale, sizeof scale);
+  for (int i = 0; i < 4 / V; ++i) end[i] = bytes[i];
+}
 
 // Moves R items from `first` on, `stride` apart: first loads all ids, then all packs, and stores
 // last, so that loads wait together.
@@ -115,9 +142,13 @@ __device__ inline void move_items(const Matrices<From, To, V>& m, int64_t first,
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     m.map.check(row[r]);
-    const int64_t item = first + r * stride;
-    source[r] = m.from + (m.scatter ? item : row[r]) * m.packs;
-    target[r] = m.to + (m.scatter ? row[r] : item) * m.packs;
+    source[r] = m.source(first + r * stride, row[r]);
+    target[r] = m.target(first + r * stride, row[r]);
+  }
+  float scale[R];
+  if constexpr (std::is_same_v<From, int8_t>) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) scale[r] = load_scale(source[r] + m.packs);
   }
   for (int64_t p = threadIdx.x; p < m.packs; p += blockDim.x) {
     Pack<From, V> in[R];
@@ -127,7 +158,13 @@ __device__ inline void move_items(const Matrices<From, To, V>& m, int64_t first,
     for (int r = 0; r < R; ++r) {
       Pack<To, V> out;
 #pragma unroll
-      for (int v = 0; v < V; ++v) out.values[v] = convert<From, To>(in[r].values[v]);
+      for (int v = 0; v < V; ++v) {
+        if constexpr (std::is_same_v<From, int8_t>) {
+          out.values[v] = from_float<To>(in[r].values[v] * scale[r]);
+        } else {
+          out.values[v] = convert<From, To>(in[r].values[v]);
+        }
+      }
       target[r][p] = out;
     }
   }
@@ -149,6 +186,49 @@ __global__ void __launch_bounds__(kThreads) move_rows_kernel(const Matrices<From
   for (; i < m.num_rows; i += stride) move_items<1>(m, i, stride);
 }
 
+constexpr int kWarp = 32;
+
+// The largest value of a warp, in all of its lanes.
+__device__ inline uint32_t warp_max(uint32_t value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = max(value, __shfl_xor_sync(~0u, value, distance));
+  }
+  return value;
+}
+
+// Rows become int8. Layout:
+//
+//   threadIdx.x -> packs of a row, side by side; a warp reads its row twice, for the scale and for
+//                  the numbers, the second time from a cache
+//   blockIdx.x, threadIdx.y -> rows, with a stride of the whole grid
+template <class From, class To, int V>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(const Matrices<From, To, V> m) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.y;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; i < m.num_rows; i += stride) {
+    const int64_t row = m.map.load(i);
+    m.map.check(row);
+    const Pack<From, V>* const source = m.source(i, row);
+    Pack<To, V>* const target = m.target(i, row);
+    uint32_t largest = 0;
+    for (int64_t p = threadIdx.x; p < m.packs; p += kWarp) {
+      const Pack<From, V> in = source[p];
+#pragma unroll
+      for (int v = 0; v < V; ++v) largest = max(largest, magnitude_bits(to_float(in.values[v])));
+    }
+    const float scale = int8_scale(warp_max(largest));
+    for (int64_t p = threadIdx.x; p < m.packs; p += kWarp) {
+      const Pack<From, V> in = source[p];
+      Pack<To, V> out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        out.values[v] = scale > 0 ? to_int8(to_float(in.values[v]), scale) : int8_t{0};
+      }
+      target[p] = out;
+    }
+    if (threadIdx.x == 0) store_scale(target + m.packs, scale);
+  }
+}
+
 struct Side {
   char* data;
   DType dtype;
@@ -168,8 +248,9 @@ struct Move {
 
 template <class From, class To, int V>
 void launch(const Move& move, int64_t packs) {
-  unsigned width = 1;
-  while (width < packs && width < kThreads) width *= 2;
+  constexpr bool kQuantize = std::is_same_v<To, int8_t> && !std::is_same_v<From, int8_t>;
+  unsigned width = kQuantize ? kWarp : 1;
+  while (!kQuantize && width < packs && width < kThreads) width *= 2;
   const dim3 block(width, kThreads / width);
   int64_t most_blocks = 0;
   if (move.host_table) {
@@ -183,15 +264,23 @@ void launch(const Move& move, int64_t packs) {
     most_blocks = int64_t{4} * processors;  // of 512 threads: no multiprocessor holds more
   }
   const int64_t blocks = std::min<int64_t>((move.num_rows + block.y - 1) / block.y, most_blocks);
-  const Matrices<From, To, V> matrices{reinterpret_cast<const Pack<From, V>*>(move.from.data),
-                                       reinterpret_cast<Pack<To, V>*>(move.to.data),
+  const Matrices<From, To, V> matrices{move.from.data,
+                                       move.to.data,
+                                       row_bytes(move.from.dtype, move.num_cols),
+                                       row_bytes(move.to.dtype, move.num_cols),
                                        move.map,
                                        move.scatter,
                                        move.num_rows,
                                        packs};
-  move_rows_kernel<<<static_cast<unsigned>(blocks), block, 0,
-                     static_cast<cudaStream_t>(move.stream.handle)>>>(matrices);
-  check_cuda(cudaGetLastError(), "move_rows_kernel");
+  void (*kernel)(Matrices<From, To, V>) = nullptr;
+  if constexpr (kQuantize) {
+    kernel = quantize_kernel<From, To, V>;
+  } else {
+    kernel = move_rows_kernel<From, To, V>;
+  }
+  kernel<<<static_cast<unsigned>(blocks), block, 0,
+           static_cast<cudaStream_t>(move.stream.handle)>>>(matrices);
+  check_cuda(cudaGetLastError(), kQuantize ? "quantize_kernel" : "move_rows_kernel");
 }
 
 bool aligned(const Side& side, int64_t bytes) {
@@ -212,8 +301,10 @@ bool try_copy(const Move& move) {
 
 template <class From, class To>
 void convert_rows(const Move& move) {
-  // The wider of both types moves 16 bytes at a time.
-  constexpr int V = 16 / std::max(sizeof(From), sizeof(To));
+  // The wider of both types moves 16 bytes at a time, or four numbers if the other is int8: its
+  // rows start at multiples of four bytes.
+  constexpr bool kInt8 = std::is_same_v<From, int8_t> || std::is_same_v<To, int8_t>;
+  constexpr int V = kInt8 ? 4 : 16 / std::max(sizeof(From), sizeof(To));
   if (move.num_cols % V == 0 && aligned(move.from, sizeof(Pack<From, V>)) &&
       aligned(move.to, sizeof(Pack<To, V>))) {
     launch<From, To, V>(move, move.num_cols / V);
@@ -241,6 +332,16 @@ void move_rows(const Move& move) {
   if (move.from.dtype == move.to.dtype) {
     try_copy<uint4>(move) || try_copy<uint2>(move) || try_copy<uint32_t>(move) ||
         try_copy<uint16_t>(move) || try_copy<uint8_t>(move);
+    return;
+  }
+  if (move.from.dtype == DType::i8) {
+    dispatch_float(move.to.dtype,
+                   [&](auto value) { convert_rows<int8_t, decltype(device_type(value))>(move); });
+    return;
+  }
+  if (move.to.dtype == DType::i8) {
+    dispatch_float(move.from.dtype,
+                   [&](auto value) { convert_rows<decltype(device_type(value)), int8_t>(move); });
     return;
   }
   dispatch_float(move.from.dtype, [&](auto from_value) {

@@ -25,6 +25,8 @@ class LayerStatistics(NamedTuple):
         ages: how many of them had each age, in optimiser steps, [1024]; the last entry counts older ones as well.
         never: share of them that had never been written.
         drift: :math:`\|h - \bar h\| / \|\bar h\|` of all rows :math:`h` that were to replace :math:`\bar h`; nan where none were.
+        storage: the same of all pushed rows :math:`\bar h` and what the storage type makes of them, :math:`h`; nan where it can
+            hold them exactly.
     """
 
     layer: int
@@ -32,6 +34,7 @@ class LayerStatistics(NamedTuple):
     ages: Tensor
     never: float
     drift: float
+    storage: float
 
     def age(self, share: float = 0.5) -> int:
         """The age that ``share`` of the pulled rows do not exceed, of those that had been written; 0 where there are none."""
@@ -46,24 +49,32 @@ class Sums:
     Args:
         ages: [1 + AGES]; the first entry counts rows that were never written.
         squares: squared norms, of the differences between new and old rows and of the old ones, [2].
+        rounding: squared norms, of the differences between rows and what is stored of them and of the rows, [2].
     """
 
     ages: Tensor
     squares: Tensor
+    rounding: Tensor
 
     def copy(self) -> Sums:
         """Sums of their own with the same values."""
-        return Sums(self.ages.clone(), self.squares.clone())
+        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone())
 
     def statistics(self, layer: int, earlier: Sums | None) -> LayerStatistics:
         """What was counted since ``earlier``."""
-        ages, squares = self.ages.cpu(), self.squares.cpu()
+        ages, squares, rounding = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu()
         if earlier is not None:
-            ages, squares = ages - earlier.ages.cpu(), squares - earlier.squares.cpu()
+            ages = ages - earlier.ages.cpu()
+            squares, rounding = squares - earlier.squares.cpu(), rounding - earlier.rounding.cpu()
         pulled = int(ages.sum())
-        change, size = squares.sqrt().tolist()
         never = int(ages[0]) / pulled if pulled > 0 else 0.0
-        return LayerStatistics(layer, pulled, ages[1:], never, change / size if size > 0 else math.nan)
+        return LayerStatistics(layer, pulled, ages[1:], never, _relative(squares), _relative(rounding))
+
+
+def _relative(squares: Tensor) -> float:
+    """A norm relative to another, from the squares of both, [2]; nan where the other is zero."""
+    change, size = squares.sqrt().tolist()
+    return change / size if size > 0 else math.nan
 
 
 @dataclass
@@ -118,10 +129,13 @@ class Counter:
         sums.ages.index_add_(0, ages, torch.ones_like(ages))
 
         batch = self._choose(batch_size)
-        ids, new = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch].float()
-        old = history.pull(ids, torch.float32)
+        ids, pushed = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch]
+        new, old = pushed.float(), history.pull(ids, torch.float32)
         written = send_ids((history.pushed_at[ids] >= 0).float(), rows.device)
         sums.squares += torch.stack([(new - old).square_().sum(1), old.square_().sum(1)]) @ written
+        if torch.promote_types(rows.dtype, history.table.dtype) != history.table.dtype:  # it rounds
+            lost = (history.as_stored(pushed) - pushed).float()
+            sums.rounding += torch.stack([lost.square_().sum(), new.square().sum()])
 
     def _choose(self, number: int) -> slice:
         """At most ``sample`` rows out of ``number``, evenly spread, each with the same probability."""
@@ -132,6 +146,6 @@ class Counter:
         sums = self.counts.sums.get(history)
         if sums is None:
             ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
-            squares = torch.zeros(2, dtype=torch.float64, device=device)
-            sums = self.counts.sums[history] = Sums(ages, squares)
+            squares, rounding = torch.zeros(2, 2, dtype=torch.float64, device=device)
+            sums = self.counts.sums[history] = Sums(ages, squares, rounding)
         return sums

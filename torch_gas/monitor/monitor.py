@@ -43,8 +43,9 @@ class Monitor:
     r"""Watches the histories of a model while it trains, and measures their errors on request.
 
     It counts, at each exchange of a training step and for a sample of the rows: how old the rows are that are pulled, how many
-    of them were never written, and how far the rows that are pushed are from those that they replace (drift). Training goes on
-    bit by bit as it would, and no device is waited for. A model that is pickled or copied leaves its monitor behind.
+    of them were never written, how far the rows that are pushed are from those that they replace (drift), and what the storage
+    type takes from them. Training goes on bit by bit as it would, and no device is waited for. A model that is pickled or copied
+    leaves its monitor behind.
 
     Args:
         model: the model; one monitor at a time can watch it. Training is counted from now on, until :meth:`detach`, the end of a
@@ -304,6 +305,8 @@ class Monitor:
         for layer in self._statistics(self._logged):
             for name, value in (("median_age", layer.age()), ("never_written", layer.never), ("drift", layer.drift)):
                 writer.add_scalar(f"histories/{layer.layer}/{name}", value, step)
+            if not math.isnan(layer.storage):
+                writer.add_scalar(f"histories/{layer.layer}/storage_error", layer.storage, step)
         self._logged = counts.copy()
 
 

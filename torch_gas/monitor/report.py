@@ -28,14 +28,24 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
-    """A line for each history: the ages of the rows pulled from it, and the drift of those pushed to it."""
+    """A line for each history: the ages of the rows pulled from it, the drift of those pushed to it, and how they are rounded."""
     most = max((_oldest(layer.ages) for layer in layers), default=0)
-    header = ("history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift")
-    return text_table(header, (_statistics_line(layer, most) for layer in layers))
+    header = ["history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift"]
+    lines = [_statistics_line(layer, most) for layer in layers]
+    if _are_rounded(layers):
+        header.append("storage error")
+        for line, layer in zip(lines, layers, strict=True):
+            line.append(f"{100 * layer.storage:.2g} %")
+    return text_table(header, lines)
 
 
-def _statistics_line(layer: LayerStatistics, most: int) -> tuple[str, ...]:
-    return (
+def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
+    """Whether a storage type cannot hold the rows as they are."""
+    return not all(math.isnan(layer.storage) for layer in layers)
+
+
+def _statistics_line(layer: LayerStatistics, most: int) -> list[str]:
+    return [
         str(layer.layer),
         f"{layer.pulled:,}",
         percent(layer.never),
@@ -44,7 +54,7 @@ def _statistics_line(layer: LayerStatistics, most: int) -> tuple[str, ...]:
         str(_oldest(layer.ages)),
         _spark(layer.ages[1 : most + 1]),
         percent(layer.drift),
-    )
+    ]
 
 
 def errors_table(layers: Sequence[LayerError]) -> str:
@@ -95,11 +105,13 @@ def figure(
     except ImportError as error:
         raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
     plots: list[Any] = [(_plot_ages, statistics), (_plot_drift, statistics)]
+    plots += [(_plot_storage, statistics)] if _are_rounded(statistics) else []
     plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
-    columns = 3 if len(plots) == 3 else 2
-    rows = len(plots) // columns
+    columns = 2 if len(plots) in (2, 4) else 3
+    rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained")
-    for axes, (plot, values) in zip(drawn.subplots(rows, columns).flat, plots, strict=True):
+    for i, (plot, values) in enumerate(plots, 1):
+        axes = drawn.add_subplot(rows, columns, i)
         plot(axes, values)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -120,6 +132,12 @@ def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
 def _plot_drift(axes: Any, layers: Sequence[LayerStatistics]) -> None:
     axes.plot([layer.layer for layer in layers], [100 * layer.drift for layer in layers], "o-", color="tab:green")
     axes.set(title="Drift of pushed rows", xlabel="history", ylabel="change since the last push [%]", ylim=(0, None))
+    _whole_ticks(axes)
+
+
+def _plot_storage(axes: Any, layers: Sequence[LayerStatistics]) -> None:
+    axes.plot([layer.layer for layer in layers], [100 * layer.storage for layer in layers], "o-", color="tab:purple")
+    axes.set(title="Storage error of pushed rows", xlabel="history", ylabel="change by rounding [%]", ylim=(0, None))
     _whole_ticks(axes)
 
 

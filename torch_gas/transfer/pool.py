@@ -191,8 +191,7 @@ class AsyncIOPool:
         """Asks for the rows ``offset``/``count`` of ``src`` followed by its rows ``index``.
 
         Args:
-            src: table [N, C], on the device or in host memory; or [N, C + 4] of int8, whose rows a
-                floating-point ``dtype`` asks for.
+            src: table [N, C], on the device or in host memory, or [N, C + 4] of int8 with a floating-point ``dtype``.
             offset: starts of contiguous ranges, [P], or None.
             count: lengths of these ranges, [P], or None.
             index: row ids, [S], or None.
