@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import twins
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from torch_gas import _core
+from torch_gas import FileTable, FileTier, _core
 from torch_gas._core import build
 
 pytestmark = pytest.mark.cuda
@@ -310,6 +311,23 @@ def test_staged_int8_rows(generator: torch.Generator) -> None:
     twins.same_bits(_core.read_chunks(table, *everything, torch.float32, staging=staging).cpu(), expected)
     index = torch.randint(0, 200, (130,), generator=generator)
     twins.same_bits(_core.gather_rows(table, index, torch.float32, staging=staging).cpu(), expected[index])
+
+
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float16, torch.float32)])
+def test_staged_files(tmp_path: Path, generator: torch.Generator, types: tuple[torch.dtype, torch.dtype]) -> None:
+    table, rows = torch.zeros(200, 33, dtype=types[0]), torch.randn(120, 33, generator=generator).to(types[1])
+    file = FileTable(FileTier(tmp_path / "table"), *table.shape, types[0])
+    staging = make_staging(2 * 7 * 33 * 4)
+    offset, count = torch.tensor([150, 0, 50]), torch.tensor([40, 50, 30])
+    twins.scatter_rows(table, twins.chunk_index(offset, count), rows)
+    _core.write_chunks(file, offset, count, rows.cuda(), staging=staging)
+    torch.cuda.current_stream().synchronize()
+    twins.same_bits(file.map(), table)
+    index = torch.randint(0, 200, (130,), generator=generator)
+    twins.same_bits(_core.gather_rows(file, index, types[1], staging=staging).cpu(), table[index].to(types[1]))
+    twins.same_bits(
+        _core.read_chunks(file, offset, count, types[1], staging=staging).cpu(), rows.to(types[0]).to(types[1])
+    )
 
 
 def test_staged_number_of_rows(generator: torch.Generator) -> None:
