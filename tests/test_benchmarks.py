@@ -254,6 +254,26 @@ def test_scaling(run, tmp_path: Path) -> None:
     picture(tmp_path / "scaling.png")
 
 
+def test_tiers(run, tmp_path: Path) -> None:
+    limited, cost = run("tiers", CPU, ("--backend", "random"))
+    assert [(row["histories"], row["outcome"]) for row in limited] == [("in memory", "trains"), ("in files", "trains")]
+    assert all(row["histories, GiB"] == 3 * 2000 * 16 * 4 / 2**30 for row in limited)
+    assert len(cost) == 3 and cost[0]["of memory's"] == 1
+    for row in cost:
+        assert row["of memory's"] == pytest.approx(row["epoch, s"] / cost[0]["epoch, s"])
+        assert row["same bits"] == "True" and 0 < row["push and pull"] < 1
+    picture(tmp_path / "tiers.png")
+
+
+def test_memory_ends_where_histories_do_not_fit(tmp_path: Path) -> None:
+    bench, tiers = load("bench"), load("tiers")
+    size = tiers.TINY._replace(
+        num_nodes=20_000, channels=1024, num_layers=26
+    )  # 1.9 GiB of histories, which take no disk here
+    row = bench.apart(tiers.under, size, 2 * tiers.GIB, None, "random")
+    assert row["outcome"] == "out of memory" and row["histories, GiB"] == pytest.approx(1.9, abs=0.1)
+
+
 def test_products(run, tmp_path: Path) -> None:
     epochs, stages, full = run("products", CPU, ("--backend", "random", "--histories", "bfloat16"))
     assert [row["nodes"] for row in epochs] == [1000, 4000]
