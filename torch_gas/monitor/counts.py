@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +83,20 @@ class Counts:
         sums = {history: own.copy() for history, own in self.sums.items()}
         return Counts(self.steps, self.observed, self.batch_rows, self.halo_rows, sums)
 
+    def state(self, histories: Sequence[History]) -> dict[str, Any]:
+        """All of them in plain types and tensors, by number of the history."""
+        sums = {number: vars(self.sums[each]) for number, each in enumerate(histories) if each in self.sums}
+        return {**vars(self), "sums": copy.deepcopy(sums)}
+
+    @staticmethod
+    def from_state(state: dict[str, Any], histories: Sequence[History]) -> Counts:
+        """The counts of a :meth:`state`."""
+        sums = {}
+        for number, own in state["sums"].items():
+            where = histories[number].pushed_at.device, histories[number].device
+            sums[histories[number]] = Sums(own["ages"].to(where[0], copy=True), own["squares"].to(where[1], copy=True))
+        return Counts(**{**state, "sums": sums})
+
 
 class Counter:
     """The observer of a model: counts its steps, and what a sample of the rows of each exchange tells.
@@ -95,14 +111,14 @@ class Counter:
     def __init__(self, sample: int, every: int) -> None:
         self.sample, self.every = sample, every
         self.counts = Counts()
-        self._random = random.Random(0)  # its own, so that those of the user go on as they would
+        self.random = random.Random(0)  # its own, so that those of the user go on as they would
 
     def step(self, batch_size: int, halo_size: int) -> bool:
         """Counts a step; whether its exchanges are looked at."""
         self.counts.steps += 1
         self.counts.batch_rows += batch_size
         self.counts.halo_rows += halo_size
-        observes = self.every == 1 or self._random.randrange(self.every) == 0
+        observes = self.every == 1 or self.random.randrange(self.every) == 0
         self.counts.observed += observes
         return observes
 
@@ -126,7 +142,7 @@ class Counter:
     def _choose(self, number: int) -> slice:
         """At most ``sample`` rows out of ``number``, evenly spread, each with the same probability."""
         stride = max(-(-number // self.sample), 1)
-        return slice(self._random.randrange(stride), None, stride)
+        return slice(self.random.randrange(stride), None, stride)
 
     def _sums(self, history: History, device: torch.device) -> Sums:
         sums = self.counts.sums.get(history)
