@@ -31,7 +31,7 @@ class Epoch:
 
     def __init__(self, batches: Sequence[Sequence[int]] | None = None, given: int = 0) -> None:
         self.batches, self.given, self.taken = batches, given, 0
-        self.is_left = False  # by whoever asked for its batches, before the last one
+        self.is_closed = False  # nobody takes its batches any more
 
 
 class Epochs:
@@ -39,12 +39,14 @@ class Epochs:
 
     Args:
         batch_sampler: what draws an order.
-        generators: what it and the workers draw from; the global random state if there are none.
+        generator: what workers draw their seed from; the global random state if it is None.
     """
 
-    def __init__(self, batch_sampler: Any, generators: Sequence[torch.Generator]) -> None:
-        self.batch_sampler, self.generators = batch_sampler, list(generators)
+    def __init__(self, batch_sampler: Any, generator: torch.Generator | None) -> None:
+        self.batch_sampler = batch_sampler
         self.sampler: Any = batch_sampler.sampler if type(batch_sampler) is BatchSampler else batch_sampler
+        generators = [getattr(self.sampler, "generator", None), generator]
+        self.generators = list({id(each): each for each in generators if isinstance(each, torch.Generator)}.values())
         self._begun = Epoch()
         self._under_way: list[Epoch] = []  # the one that handed out a batch last is the last
         self._loaded: Epoch | None = None  # which comes next
@@ -62,13 +64,19 @@ class Epochs:
     def begin(self) -> Iterator[Epoch]:
         """The next epoch, while its batches are handed out."""
         epoch, self._loaded = self._loaded or Epoch(), None
-        self._under_way = [each for each in self._under_way if not each.is_left] + [epoch]
+        self._forget_closed()
+        self._under_way.append(epoch)
         self._begun = epoch
         try:
             yield epoch
-            self._under_way = [each for each in self._under_way if each is not epoch]
-        finally:
-            epoch.is_left = True
+        except BaseException:
+            epoch.is_closed = True  # until another one begins or ends
+            raise
+        epoch.is_closed = True
+        self._forget_closed()
+
+    def _forget_closed(self) -> None:
+        self._under_way = [each for each in self._under_way if not each.is_closed]
 
     def hand_out(self, epoch: Epoch) -> None:
         """Counts a batch."""
@@ -117,7 +125,7 @@ class Epochs:
             loader: what must be the same where the state is loaded.
         """
         self._check_known()
-        epochs = [each for each in self._under_way if not each.is_left] or self._under_way
+        epochs = [each for each in self._under_way if not each.is_closed] or self._under_way
         epoch = self._loaded or (epochs[-1] if epochs else Epoch())
         rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
         return {

@@ -315,9 +315,7 @@ class SubgraphLoader(DataLoader[SubData]):
             generator = torch.Generator().manual_seed(seed)
             shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=generator)
         super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
-        generators = [getattr(self.sampler, "generator", None), self.generator]
-        distinct = {id(each): each for each in generators if isinstance(each, torch.Generator)}
-        self._epochs = Epochs(self.batch_sampler, list(distinct.values()))
+        self._epochs = Epochs(self.batch_sampler, self.generator)
         self._fingerprint: dict[str, Any] | None = None
 
     @property
