@@ -1,9 +1,9 @@
 """Does a run that is killed again and again end as the one that was never killed, bit for bit?
 
-``train.py`` runs once from start to end. Then it is started again and again, and killed by SIGKILL: at a random moment, or, half of the
-time, in the first checkpoint that it writes after that. Each start goes on from the last checkpoint. Whenever a run comes to its
-end, its parameters, histories, ages, optimiser, schedule, order of batches, counts and random states are compared with those of the
-run that was never killed, and the next run begins.
+``train.py`` runs once from start to end. Then it is started again and again, and killed by SIGKILL: at a random moment, or, half
+of the time, in the first checkpoint that it writes after that. Each start goes on from the last checkpoint. Whenever a run comes
+to its end, its parameters, histories, ages, optimiser, schedule, order of batches, counts and random states are compared with
+those of the run that was never killed, and the next run begins.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Process:
         command = [sys.executable, str(TRAIN), "--folder", str(folder), *options]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.popen.stdout is not None
-        if not self.popen.stdout.readline().startswith("training"):
+        with self.popen.stdout as out:
+            trains = out.readline().startswith("training")
+        if not trains:
             self.finish()
             raise RuntimeError("train.py ended before it trained")
 
