@@ -113,8 +113,13 @@ def test_the_state_is_that_of_the_epoch_under_way() -> None:
     assert loader.state_dict()["given"] == 2
     next(iter(loader))  # a look at a batch
     assert loader.state_dict()["given"] == 2
+    forgotten = iter(loader)
+    next(forgotten)
+    next(inside)
+    assert loader.state_dict()["given"] == 3
+    del forgotten
     rest = [batch.n_id.tolist() for batch in inside]
-    assert len(rest) == 7
+    assert len(rest) == 6
     assert loader.state_dict()["rest"] is None
 
 
