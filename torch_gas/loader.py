@@ -451,7 +451,7 @@ class SubgraphLoader(DataLoader[SubData]):
         return self._epochs.state_dict(self._identity())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from ``state``: the next iteration gives the rest of the epoch that was under way.
+        """Goes on from ``state``: whoever iterates next gets the rest of the epoch that was under way.
 
         Raises:
             ValueError: if it is of a loader of another graph, partition, order of nodes, batch size or way of shuffling.
