@@ -45,6 +45,20 @@ def test_code_about_staleness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert namespace["refresher"].cost.refreshes == 2  # type: ignore[attr-defined]
 
 
+def test_code_about_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on from what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    ends = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            namespace: dict[str, object] = {}
+            for block in python_blocks(ROOT / "docs" / "checkpoints.md"):
+                exec(compile(block, "checkpoints.md", "exec"), namespace)
+            assert namespace["first"] == (4 if ends else 0)
+            ends.append([parameter.detach().clone() for parameter in namespace["model"].parameters()])  # type: ignore[attr-defined]
+    assert all(map(torch.equal, *ends))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)

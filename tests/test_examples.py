@@ -7,11 +7,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from matplotlib import image
 from test_datasets import write
+
+from torch_gas import checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA_SETS = {
@@ -57,12 +60,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo", "scale", "scale_models"}
+    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo", "resume", "scale", "scale_models"}
 
 
 def test_every_script_is_in_the_readme_and_short() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    for name in (*DATA_SETS, "custom_layer", "scale"):
+    for name in (*DATA_SETS, "custom_layer", "resume", "scale"):
         assert f"[{name}.py]({name}.py)" in readme
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 100
     assert "[demo.py](demo.py)" in readme and "[scale_models.py](scale_models.py)" in readme
@@ -85,6 +88,28 @@ def test_example(name: str, run, tmp_path: Path) -> None:
 def test_custom_layer(run) -> None:
     lines = run("custom_layer", "--epochs", 2, "--num_nodes", 500)
     assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [12]\)", lines[-1])
+
+
+def test_resume(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def options(out: str) -> list[object]:
+        return ["--epochs", 4, "--num_nodes", 500, "--out", tmp_path / out]
+
+    whole = run("resume", *options("whole"))
+    save, saved = checkpoint.save, []
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        saved.append(kwargs["epochs"])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", stop)
+        run("resume", *options("killed"))
+    lines = run("resume", *options("killed"))
+    assert saved == [1, 2] and "Going on after epoch 2" in lines
+    assert lines[-1] == whole[-1]
+    assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [1-4]\)", lines[-1])
 
 
 def test_scale(run) -> None:

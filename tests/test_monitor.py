@@ -167,6 +167,41 @@ def test_some_steps_stand_for_all() -> None:
     assert monitor.statistics()[0].pulled < N * observed
 
 
+def test_a_monitor_goes_on_from_its_state() -> None:
+    """As if the model had been watched by one monitor throughout."""
+    data = random_graph(N, 300)
+    model, twin = make(), make()
+    twin.load_state_dict(model.state_dict())
+    whole, first = Monitor(model, every=2, sample=5), Monitor(twin, every=2, sample=5)
+    loaders = [loader_of(data) for _ in range(2)]
+    train(model, loaders[0], 6)
+    train(twin, loaders[1], 3)
+    state = copy.deepcopy(first.state_dict())
+    first.detach()
+    second = Monitor(twin, every=2, sample=5)
+    second.load_state_dict(state)
+    train(twin, loaders[1], 3)
+    assert str(second) == str(whole)
+    for one, other in zip(second.statistics(), whole.statistics(), strict=True):
+        assert torch.equal(one.ages, other.ages) and one.drift == other.drift
+    assert str(second.state_dict()) == str(whole.state_dict())
+    assert str(state) == str(first.state_dict())  # which the second does not count on
+
+
+def test_states_of_other_monitors_are_refused() -> None:
+    model = make(num_layers=4)
+    watched = Monitor(model)
+    train(model, loader_of(random_graph(N, 300)), 8)
+    monitor = Monitor(make(num_layers=2))
+    for state, message in (
+        ({}, r"not what state_dict\(\) of a monitor"),
+        (watched.state_dict(), "than the 1 of this model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            monitor.load_state_dict(state)
+    assert monitor.steps == 0
+
+
 def test_only_training_on_batches_is_counted() -> None:
     data, model = random_graph(N, 300), make()
     monitor = Monitor(model, **EVERYTHING)

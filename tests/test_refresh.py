@@ -103,6 +103,25 @@ def test_a_run_goes_on_where_it_was_interrupted() -> None:
     assert recorder.at == [(3, 0)]
 
 
+def test_a_run_goes_on_from_the_state_of_another_process() -> None:
+    data = graph()
+    loader = EvalSubgraphLoader(data, PTR, 2)
+    policy = EverySteps(3, Sweep())
+    first, second = (policy.bind(Net(N, H), loader) for _ in range(2))
+    for _ in range(4):
+        first.after_step()
+    first.after_epoch()
+    second.load_state_dict(first.state_dict())
+    assert (second.steps, second.epochs, second.cost) == (4, 1, first.cost)
+    second.after_step()
+    batches = second.cost.batches
+    second.after_step()
+    assert second.cost.batches == batches + len(loader)
+    assert first.cost.batches == batches
+    with pytest.raises(ValueError, match=r"not what state_dict\(\) of a refresher returned"):
+        second.load_state_dict({"steps": 1})
+
+
 def test_of_refreshes_due_at_once_an_exact_one_is_enough() -> None:
     data, recorder = graph(), Recorder()
     policy = EveryEpochs(1, recorder) | EveryEpochs(2) | EveryEpochs(4, Exact()) | EveryEpochs(2, recorder)

@@ -303,7 +303,7 @@ def copies(scaled: ScaledGNN) -> dict[str, ScaledGNN]:
     return {
         "deepcopy": copy.deepcopy(scaled),
         "pickle": pickle.loads(pickle.dumps(scaled)),
-        "torch.save": torch.load(file, weights_only=False),
+        "torch.save": torch.load(file, weights_only=False),  # a whole model, which the test wrote itself
     }
 
 

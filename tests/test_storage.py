@@ -28,6 +28,7 @@ from torch_gas import (
     History,
     StoredFeatures,
     SubgraphLoader,
+    checkpoint,
     metis,
     permute,
     plan,
@@ -392,3 +393,18 @@ def test_headers_are_one_sector(tmp_path: Path) -> None:
     header.write(file)
     assert os.fstat(file).st_size == 512
     os.close(file)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def test_checkpoints_go_between_tiers(tmp_path: Path) -> None:
+    file, memory = net(FileTier(tmp_path / "tables"), history_dtype=torch.int8), net(history_dtype=torch.int8)
+    train(file)
+    file.save_histories(tmp_path / "histories.safetensors")
+    memory.load_histories(tmp_path / "histories.safetensors")
+    assert_same_histories(file, memory)
+    train(memory)
+    checkpoint.save(tmp_path / "run.safetensors", model=memory, epoch=2)
+    assert checkpoint.load(tmp_path / "run.safetensors", model=file) == {"epoch": 2}
+    assert_same_histories(file, memory)

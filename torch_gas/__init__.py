@@ -1,6 +1,6 @@
 """Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
 
-from torch_gas import models, refresh, regularization
+from torch_gas import checkpoint, models, refresh, regularization
 from torch_gas.datasets import get_data
 from torch_gas.history import History
 from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
@@ -31,6 +31,7 @@ __all__ = [
     "SubData",
     "SubgraphLoader",
     "add_self_loops",
+    "checkpoint",
     "compute_micro_f1",
     "dropout",
     "gcn_norm",

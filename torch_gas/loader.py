@@ -33,6 +33,7 @@ from torch_gas.adjacency import (
     num_nodes_of,
     to_csr,
 )
+from torch_gas.epochs import Epoch, Epochs, checksum
 from torch_gas.features import is_node_attr, take
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
@@ -317,6 +318,12 @@ class SubgraphLoader(DataLoader[SubData]):
             generator = torch.Generator().manual_seed(seed)
             shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=generator)
         super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
+        self._epochs = Epochs(self.batch_sampler, self.generator)
+        self._fingerprint: dict[str, Any] | None = None
+
+    @property
+    def _index_sampler(self) -> Epochs:  # what DataLoader draws batches from
+        return self._epochs
 
     @property
     def data(self) -> Data:
@@ -341,7 +348,10 @@ class SubgraphLoader(DataLoader[SubData]):
         return 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
 
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
-        return self._serve(self._tasks)
+        with self._epochs.begin() as epoch:
+            for batch in self._serve(lambda: self._tasks(epoch)):
+                self._epochs.hand_out(epoch)
+                yield batch
 
     def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
         """Batches of the given parts, in their order, instead of those of an epoch.
@@ -412,13 +422,15 @@ class SubgraphLoader(DataLoader[SubData]):
             pool.shutdown(wait=True, cancel_futures=True)
             ahead.clear()
 
-    def _tasks(self) -> Iterator[Callable[[], SubData]]:
-        """Calls that make one batch each."""
-        if self.num_workers > 0:
-            batches: Any = super().__iter__()
-            return (partial(next, batches) for _ in range(len(self)))
+    def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
+        """Calls that make one batch of ``epoch`` each."""
+        with self._epochs.drawn(epoch):
+            batches: Any = super().__iter__() if self.num_workers > 0 else None
+        if batches is not None:
+            number = len(self) if epoch.batches is None else len(epoch.batches)
+            return (partial(next, batches) for _ in range(number))
         parts_of_loader = cast("list[int]", self.dataset)
-        order = (tuple(parts_of_loader[i] for i in batch) for batch in cast("Any", self.batch_sampler))
+        order = (tuple(parts_of_loader[i] for i in batch) for batch in self._epochs)
         return (partial(self._make, parts) for parts in order)
 
     def _send(self, task: Callable[[], SubData]) -> tuple[SubData, Event | None]:
@@ -427,6 +439,40 @@ class SubgraphLoader(DataLoader[SubData]):
             return batch, None
         data, arrived = self._courier.send(batch.data)
         return batch._replace(data=data), arrived
+
+    def state_dict(self) -> dict[str, Any]:
+        """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
+
+        It holds what is left of the epoch under way, and what decides the order of the next: the state of ``seed`` or
+        ``generator``. Where that is the global random state, save it as well, as :func:`torch_gas.checkpoint.save` does. An epoch
+        that was left by ``break`` counts as under way until the next one begins.
+
+        Raises:
+            TypeError: if the order comes from a sampler of the user's that has no ``state_dict`` and ``load_state_dict``, which
+                must hold what decides its next epoch.
+        """
+        return self._epochs.state_dict(self._identity())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``: whoever iterates next gets the rest of the epoch that was under way.
+
+        Raises:
+            ValueError: if it is of a loader of another graph, partition, order of nodes, batch size or way of shuffling.
+        """
+        self._epochs.load_state_dict(state, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which nodes a batch has."""
+        if self._fingerprint is None:
+            self._fingerprint = {
+                "num_nodes": self.num_nodes,
+                "num_parts": self.ptr.numel() - 1,
+                "batch_size": self.batch_size,
+                "drop_last": self.drop_last,
+                "ptr": checksum(self.ptr),
+                "perm": checksum(self.data.get("perm")),
+            }
+        return self._fingerprint
 
     @property
     def largest_halo(self) -> int | None:

@@ -32,7 +32,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -260,7 +260,7 @@ class Refresher:
 
     Attributes:
         cost: what it has cost so far.
-        steps, epochs: how many there were; set them to go on with a run that was interrupted.
+        steps, epochs: how many there were. A run that was interrupted goes on from :meth:`state_dict`.
     """
 
     def __init__(self, policy: Policy, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> None:
@@ -292,6 +292,17 @@ class Refresher:
         """To be called after each epoch."""
         self.epochs += 1
         return self._tell("epoch", self.epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, which decides when refreshes are due, and their cost."""
+        return {"steps": self.steps, "epochs": self.epochs, "cost": asdict(self.cost)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``; a run that does so has had its refresh before training."""
+        if state.keys() != self.state_dict().keys():
+            raise ValueError("Refresher.load_state_dict: this is not what state_dict() of a refresher returned")
+        self.steps, self.epochs = state["steps"], state["epochs"]
+        vars(self.cost).update(state["cost"])  # the same object, which batches count on
 
     def _tell(self, moment: Moment, count: int) -> Any:
         outputs = None

@@ -14,6 +14,7 @@ from torch_geometric.data import Data
 
 from torch_gas import compiled
 from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
+from torch_gas.checkpoint import histories as files
 from torch_gas.compiled import Running, is_called_compiled, is_compiled, untraced, untraced_frame
 from torch_gas.halo import append
 from torch_gas.history import History
@@ -447,6 +448,25 @@ class ScalableGNN(torch.nn.Module):
         for history in self._stores:
             history.pin()
             history.transfers = pool
+
+    def save_histories(self, path: str | os.PathLike[str]) -> None:
+        """Writes all histories and their ages to a safetensors file, under their names in ``state_dict``.
+
+        A few megabytes are in memory at a time, wherever the tables live. The file takes the place of ``path`` as a whole, once
+        it is on the disk; after an error or a crash, what was there still is. :mod:`torch_gas.checkpoint` saves whole runs.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        files.save_histories(self, path)
+
+    def load_histories(self, path: str | os.PathLike[str]) -> None:
+        """Reads what :meth:`save_histories` wrote. The file is checked first: after an error, no history has changed.
+
+        Raises:
+            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's.
+        """
+        files.load_histories(self, path)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         """As any module's; transfers of all tables are finished first, because tables are among the buffers."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +94,21 @@ class Counts:
         sums = {history: own.copy() for history, own in self.sums.items()}
         return Counts(self.steps, self.observed, self.batch_rows, self.halo_rows, sums)
 
+    def state(self, histories: Sequence[History]) -> dict[str, Any]:
+        """All of them in plain types and tensors, by number of the history."""
+        sums = {number: vars(self.sums[each]) for number, each in enumerate(histories) if each in self.sums}
+        return {**vars(self), "sums": copy.deepcopy(sums)}
+
+    @staticmethod
+    def from_state(state: dict[str, Any], histories: Sequence[History]) -> Counts:
+        """The counts of a :meth:`state`."""
+        sums = {}
+        for number, own in state["sums"].items():
+            history = histories[number]
+            where = {name: history.pushed_at.device if name == "ages" else history.device for name in own}
+            sums[history] = Sums(**{name: value.to(where[name], copy=True) for name, value in own.items()})
+        return Counts(**{**state, "sums": sums})
+
 
 class Counter:
     """The observer of a model: counts its steps, and what a sample of the rows of each exchange tells.
@@ -106,14 +123,14 @@ class Counter:
     def __init__(self, sample: int, every: int) -> None:
         self.sample, self.every = sample, every
         self.counts = Counts()
-        self._random = random.Random(0)  # its own, so that those of the user go on as they would
+        self.random = random.Random(0)  # its own, so that those of the user go on as they would
 
     def step(self, batch_size: int, halo_size: int) -> bool:
         """Counts a step; whether its exchanges are looked at."""
         self.counts.steps += 1
         self.counts.batch_rows += batch_size
         self.counts.halo_rows += halo_size
-        observes = self.every == 1 or self._random.randrange(self.every) == 0
+        observes = self.every == 1 or self.random.randrange(self.every) == 0
         self.counts.observed += observes
         return observes
 
@@ -140,7 +157,7 @@ class Counter:
     def _choose(self, number: int) -> slice:
         """At most ``sample`` rows out of ``number``, evenly spread, each with the same probability."""
         stride = max(-(-number // self.sample), 1)
-        return slice(self._random.randrange(stride), None, stride)
+        return slice(self.random.randrange(stride), None, stride)
 
     def _sums(self, history: History, device: torch.device) -> Sums:
         sums = self.counts.sums.get(history)

@@ -132,6 +132,31 @@ class Monitor:
         self._counter = Counter(self._sample, self._every)
         self._logged, self._checked = Counts(), Counts()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, and from which steps and rows the next are chosen."""
+        histories = list(self.model.histories)
+        counts = {"all": self._counter.counts, "logged": self._logged, "checked": self._checked}
+        return {
+            "counts": {name: each.state(histories) for name, each in counts.items()},
+            "random": self._counter.random.getstate(),
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on counting from ``state``, which belongs to a model with the same histories."""
+        histories = list(self.model.histories)
+        if state.keys() != {"counts", "random", "warned"}:
+            raise ValueError("Monitor.load_state_dict: this is not what state_dict() of a monitor returned")
+        if not all(number < len(histories) for counts in state["counts"].values() for number in counts["sums"]):
+            raise ValueError(
+                f"Monitor.load_state_dict: the state counts other histories than the {len(histories)} of this model; make it "
+                "as it was"
+            )
+        counts = {name: Counts.from_state(each, histories) for name, each in state["counts"].items()}
+        self._counter.counts, self._logged, self._checked = counts["all"], counts["logged"], counts["checked"]
+        self._counter.random.setstate(state["random"])
+        self._warned = set(state["warned"])
+
     def step(self, batch_size: int, halo_size: int) -> bool:
         """Called by the model when a training step begins."""
         counts = self._counter.counts

@@ -1,0 +1,162 @@
+"""Safetensors files of tables, written and read a block of rows at a time, replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from torch_gas import _core
+from torch_gas.checkpoint.header import Damaged, Entry, decode, encode, place
+from torch_gas.checkpoint.rows import read_rows, write_rows
+
+BLOCK = 2**23  # bytes of a table that are in memory at a time, or one row
+
+Path = str | os.PathLike[str]
+
+
+def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
+    """Writes ``tables``, with a checksum of each in the header's metadata.
+
+    The file is written beside ``path`` as ``path.part``, reaches the disk, and then takes the place of what was there. After an
+    error, what was there still is.
+
+    Raises:
+        TypeError: if the format has no such type of elements.
+        OSError: if the file cannot be written.
+    """
+    entries = place(tables)
+    sums = dict.fromkeys(entries, 0)
+    with _replacing(os.path.realpath(path)) as file:
+        file.write(_encode(entries, sums))
+        for name, entry in entries.items():
+            for start, stop in _blocks(entry):
+                rows = _memory(read_rows(tables[name], start, stop))
+                sums[name] = zlib.crc32(rows, sums[name])
+                file.write(rows)
+        file.seek(0)
+        file.write(_encode(entries, sums))  # which has the same length
+
+
+def _encode(entries: Mapping[str, Entry], sums: Mapping[str, int]) -> bytes:
+    return encode(entries, {_key(name): f"{value:08x}" for name, value in sums.items()})
+
+
+def _memory(rows: Tensor) -> memoryview:
+    return rows.numpy().data.cast("B")
+
+
+def _key(name: str) -> str:
+    return f"crc32 {name}"
+
+
+def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about ``BLOCK`` bytes; none where there are no bytes."""
+    if entry.row_bytes > 0:
+        step = max(BLOCK // entry.row_bytes, 1)
+        for start in range(0, entry.num_rows, step):
+            yield start, min(start + step, entry.num_rows)
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of ``path`` in the end."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; give the path of a file")
+    part = f"{path}.part"
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name
+    finally:
+        os.close(folder)
+
+
+class Saved:
+    """A file of tables, open for reading.
+
+    Attributes:
+        path: of the file.
+        entries: what it holds, by name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        Damaged: if its header is not what it must be, or its size not what the header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        self._file: BufferedReader = open(path, "rb")  # noqa: SIM115  # closed by `__exit__`
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            self.entries, texts, self._start = decode(self._file, size, self.path)
+            self._sums = self._read_sums(texts)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Saved:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def _read_sums(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """The checksums: of all tables, or, in a file that somebody else wrote, of none."""
+        sums = {name: texts[_key(name)] for name in self.entries if _key(name) in texts}
+        if sums and sums.keys() != self.entries.keys():
+            raise Damaged(self.path, "a checksum is missing")
+        return sums
+
+    def verify(self) -> None:
+        """Reads the whole file once.
+
+        Raises:
+            Damaged: if the bytes of a table are not those that were written.
+        """
+        for name, expected in self._sums.items():
+            value = 0
+            for _, rows in self._rows(name):
+                value = zlib.crc32(_memory(rows), value)
+            if f"{value:08x}" != expected:
+                raise Damaged(self.path, f"the bytes of {name!r} have changed since they were written")
+
+    def read(self, name: str) -> Tensor:
+        """A table, in new memory on the host."""
+        entry = self.entries[name]
+        table = torch.empty(entry.shape, dtype=entry.dtype)
+        self.read_into(name, table)
+        return table
+
+    def read_into(self, name: str, table: _core.Table) -> None:
+        """Fills ``table``, whose type and shape must be those of the entry."""
+        for start, rows in self._rows(name):
+            write_rows(table, start, rows)
+
+    def _rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of rows as bytes, each with the number of its first row; the memory is that of the block before."""
+        entry = self.entries[name]
+        self._file.seek(self._start + entry.begin)
+        block: Tensor | None = None
+        for start, stop in _blocks(entry):
+            if block is None:
+                block = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
+            rows = block[: stop - start]
+            if self._file.readinto(_memory(rows)) < rows.numel():
+                raise Damaged(self.path, f"it ends within {name!r}")
+            yield start, rows

@@ -1,0 +1,43 @@
+"""The states of all random numbers that training may draw, in types that every reader knows."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+
+def random_states() -> dict[str, Any]:
+    """Those of torch on the CPU and, where it was used, on each CUDA device, of numpy, and of Python."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy = pytree.tree_map(_to_tensor, np.random.get_state(legacy=False))
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Sets what :func:`random_states` returned. Warns where fewer CUDA devices are here than were then."""
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(pytree.tree_map(_to_array, states["numpy"]))
+    random.setstate(states["python"])
+    here = torch.cuda.device_count() if states["cuda"] else 0
+    for device, state in enumerate(states["cuda"][:here]):
+        torch.cuda.set_rng_state(state, device)
+    if here < len(states["cuda"]):
+        warnings.warn(
+            f"checkpoint.load: random numbers of {len(states['cuda'])} CUDA devices were saved, but {here} are here; what is "
+            "drawn there will differ from the run that was saved",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _to_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _to_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value

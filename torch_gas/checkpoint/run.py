@@ -1,0 +1,230 @@
+"""A run of training in one file: model, histories, whatever else has a state, plain values, and all random numbers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeGuard, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_gas import _core
+from torch_gas.checkpoint.file import Path, Saved, write
+from torch_gas.checkpoint.histories import check_histories, read_histories, tables_of
+from torch_gas.checkpoint.rng import random_states, set_random_states
+
+# What the names of a file's tensors begin with. All but those of the model hold the bytes of torch.save.
+_MODEL, _OBJECT, _VALUE = "model.", "object.", "value."
+_EXTRA, _RANDOM = "extra_state", "random"
+
+
+class Stateful(Protocol):
+    """Whatever has a state: optimisers, schedulers, loaders ..."""
+
+    def state_dict(self) -> Any:
+        """The state."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Goes on from ``state``."""
+
+
+def save(path: Path, /, *, model: Module, **state: Any) -> None:
+    """Writes one file from which a run goes on as if it had never stopped; docs/checkpoints.md tells when it does so bit for bit.
+
+    The file holds parameters and buffers of the model, all its histories and their ages, the state of each object in ``state``
+    that has ``state_dict`` and ``load_state_dict``, the plain values among them, and the random states of torch (on each CUDA
+    device as well), numpy and Python. It takes the place of ``path`` as a whole, once it is on the disk; after an error or a
+    crash, what was there still is. Tables are written a few megabytes at a time.
+
+    Args:
+        path: of the file, in the safetensors format.
+        model: the model, compiled or not.
+        **state: optimiser, scheduler, scaler, loader, refresher, monitor; and values such as ``epoch=3``: numbers, texts,
+            tensors, and lists and dictionaries of them.
+
+    Raises:
+        TypeError: if something in ``state`` cannot be read back by ``torch.load(weights_only=True)``.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_gas import checkpoint
+        >>> from torch_gas.models import GCN
+        >>> model = GCN(num_nodes=100, in_channels=8, hidden_channels=16, out_channels=3, num_layers=2)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = f"{folder.name}/run.safetensors"
+        >>> checkpoint.save(path, model=model, optimizer=optimizer, epoch=3)
+        >>> checkpoint.load(path, model=model, optimizer=optimizer)
+        {'epoch': 3}
+        >>> folder.cleanup()
+    """
+    model = _plain(model)
+    own = _own_state(model)
+    tables: dict[str, _core.Table] = {
+        f"{_MODEL}{name}": value for name, value in own.items() if isinstance(value, Tensor)
+    }
+    tables.update({f"{_MODEL}{name}": table for name, table in tables_of(model).items()})
+    tables[_EXTRA] = _pack({name: value for name, value in own.items() if not isinstance(value, Tensor)}, "model")
+    for name, value in state.items():
+        if _is_stateful(value):
+            tables[f"{_OBJECT}{name}"] = _pack({"class": _class_of(value), "state": value.state_dict()}, name)
+        else:
+            tables[f"{_VALUE}{name}"] = _pack(value, name)
+    tables[_RANDOM] = _pack(random_states(), "random")
+    write(path, tables)
+
+
+def load(path: Path, /, *, model: Module, **state: Stateful | None) -> dict[str, Any]:
+    """Goes on from a file that :func:`save` wrote.
+
+    All is checked first: that the file is whole, that it is of this model, and that each object is there on both sides. An object
+    that refuses its state, such as a loader of another partition, stops it as well. Then nothing has changed.
+
+    Args:
+        path: of the file.
+        model: the model, made as it was when the file was written.
+        **state: the objects that were given to :func:`save`, by the same names. One that is None counts as not given.
+
+    Returns:
+        The plain values that were given to :func:`save`, tensors in host memory.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        TypeError: if something in ``state`` has no ``load_state_dict``, or is of another class than what was saved.
+        ValueError: if the file is damaged or of something else.
+    """
+    model = _plain(model)
+    objects: dict[str, Stateful] = {}
+    for name, value in state.items():
+        if _is_stateful(value):
+            objects[name] = value
+        elif value is not None:
+            raise TypeError(f"checkpoint.load: {name} has no state_dict; leave it out, plain values are returned")
+    with Saved(path) as saved:
+        _check_objects(saved, objects)
+        own = _check_model(saved, model)
+        saved.verify()
+        states = {name: _state_for(saved, name, value) for name, value in objects.items()}
+        own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | _unpack(saved, _EXTRA)
+        random = _unpack(saved, _RANDOM)
+        values = {name: _unpack(saved, f"{_VALUE}{name}") for name in _names(saved, _VALUE)}
+        with _put_back_after_error(objects):
+            for name, value in objects.items():
+                _load_object(name, value, states[name])
+        model.load_state_dict(own_state, strict=False)  # histories follow
+        read_histories(saved, model, _MODEL)
+    set_random_states(random)
+    return values
+
+
+def _plain(model: Module) -> Module:
+    return cast(Module, getattr(model, "_orig_mod", model))  # what torch.compile wraps
+
+
+def _is_stateful(value: Any) -> TypeGuard[Stateful]:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _own_state(model: Module) -> dict[str, Any]:
+    """The model's state without histories."""
+    histories = tables_of(model).keys()
+    return {name: value for name, value in model.state_dict().items() if name not in histories}
+
+
+def _pack(value: Any, name: str) -> Tensor:
+    """What torch.save writes, which its strict reader reads, as a tensor of bytes."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"checkpoint.save: {name} holds something that torch.load(weights_only=True) cannot read back; let it be made of "
+            "numbers, texts, tensors, lists, tuples and dictionaries (float(...) and .tolist() help with numpy's types)"
+        ) from error
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+
+def _unpack(saved: Saved, name: str) -> Any:
+    return torch.load(io.BytesIO(saved.read(name).numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+def _names(saved: Saved, kind: str) -> list[str]:
+    return [name.removeprefix(kind) for name in saved.entries if name.startswith(kind)]
+
+
+def _check_objects(saved: Saved, objects: Mapping[str, Stateful]) -> None:
+    """Raises ValueError unless the file is of a run with these objects."""
+    if not {_EXTRA, _RANDOM} <= saved.entries.keys():
+        raise ValueError(
+            f"{saved.path} was not written by checkpoint.save; if it holds histories alone, call model.load_histories(path)"
+        )
+    there = set(_names(saved, _OBJECT))
+    for name in sorted(there - objects.keys()):
+        raise ValueError(
+            f"checkpoint.load: {saved.path} holds the state of {name!r}, which was not given; pass {name}=..., or the run "
+            "does not go on as it would have"
+        )
+    for name in sorted(objects.keys() - there):
+        raise ValueError(
+            f"checkpoint.load: {saved.path} holds no state of {name!r}, but of {sorted(there)}; leave it out, or give it to "
+            "checkpoint.save as well"
+        )
+
+
+def _check_model(saved: Saved, model: Module) -> list[str]:
+    """Names of parameters and buffers. Raises ValueError unless the file is of such a model."""
+    own = {name: value for name, value in _own_state(model).items() if isinstance(value, Tensor)}
+    for name, value in own.items():
+        entry = saved.entries.get(f"{_MODEL}{name}")
+        if entry is None:
+            raise ValueError(
+                f"checkpoint.load: {saved.path} is of another model: it holds no {name!r}, which this one has"
+            )
+        if entry.dtype != value.dtype or entry.shape != tuple(value.shape):
+            raise ValueError(
+                f"checkpoint.load: {saved.path} is of another model: {name!r} is {entry} there, but {value.dtype} "
+                f"{list(value.shape)} in this one; make the model with the same arguments"
+            )
+    others = {f"{_MODEL}{name}" for name in _names(saved, _MODEL) if name not in own}
+    check_histories(saved, others, model, _MODEL)
+    return list(own)
+
+
+def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
+    held = _unpack(saved, f"{_OBJECT}{name}")
+    if held["class"] != _class_of(value):
+        raise TypeError(
+            f"checkpoint.load: {saved.path} holds the state of a {held['class']} for {name!r}, but got a {_class_of(value)}; "
+            "make it as it was when the file was written"
+        )
+    return held["state"]
+
+
+def _load_object(name: str, value: Stateful, state: Any) -> None:
+    try:
+        value.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(f"checkpoint.load: {name} refuses its state, and nothing was changed: {error}") from error
+
+
+@contextmanager
+def _put_back_after_error(objects: Mapping[str, Stateful]) -> Iterator[None]:
+    before = {name: copy.deepcopy(value.state_dict()) for name, value in objects.items()}
+    try:
+        yield
+    except BaseException:
+        for name, value in objects.items():
+            value.load_state_dict(before[name])
+        raise

@@ -1,0 +1,175 @@
+"""The epochs of a loader: the order of their batches, how far each has come, and a state from which they go on.
+
+An order is drawn as a whole when its epoch begins. What is left of it, and what draws the next one, is then all that there is to
+save, whoever makes batches ahead.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+_KEYS = {"loader", "given", "rest", "generators", "sampler"}
+
+
+class Epoch:
+    """The batches of an epoch, as lists of indices.
+
+    Args:
+        batches: those that are left, or None while they have not been drawn.
+        given: how many were handed out before those.
+
+    Attributes:
+        taken: how many of ``batches`` were handed out.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[int]] | None = None, given: int = 0) -> None:
+        self.batches, self.given, self.taken = batches, given, 0
+        self.is_closed = False  # nobody takes its batches any more
+
+
+class Epochs:
+    """The epochs of a loader, of which iterating gives the one that began last: workers draw from it.
+
+    Args:
+        batch_sampler: what draws an order.
+        generator: what workers draw their seed from; the global random state if it is None.
+    """
+
+    def __init__(self, batch_sampler: Any, generator: torch.Generator | None) -> None:
+        self.batch_sampler = batch_sampler
+        self.sampler: Any = batch_sampler.sampler if type(batch_sampler) is BatchSampler else batch_sampler
+        generators = [getattr(self.sampler, "generator", None), generator]
+        self.generators = list({id(each): each for each in generators if isinstance(each, torch.Generator)}.values())
+        self._begun = Epoch()
+        self._under_way: list[Epoch] = []  # the one that handed out a batch last is the last
+        self._loaded: Epoch | None = None  # which comes next
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return iter(self.batch_sampler if self._begun.batches is None else self._begun.batches)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_under_way": []}  # nobody asks a copy for the rest of them
+
+    @contextmanager
+    def begin(self) -> Iterator[Epoch]:
+        """The next epoch, while its batches are handed out."""
+        epoch, self._loaded = self._loaded or Epoch(), None
+        self._forget_closed()
+        self._under_way.append(epoch)
+        self._begun = epoch
+        try:
+            yield epoch
+        except BaseException:
+            epoch.is_closed = True  # until another one begins or ends
+            raise
+        epoch.is_closed = True
+        self._forget_closed()
+
+    def _forget_closed(self) -> None:
+        self._under_way = [each for each in self._under_way if not each.is_closed]
+
+    def hand_out(self, epoch: Epoch) -> None:
+        """Counts a batch."""
+        epoch.taken += 1
+        self._under_way.sort(key=lambda each: each is epoch)
+
+    @contextmanager
+    def drawn(self, epoch: Epoch) -> Iterator[None]:
+        """Draws the order of ``epoch``. Workers who start meanwhile draw a seed, which nothing needs, and change no random state.
+
+        With a sampler of the user's that has no state, it is drawn batch by batch, and workers are left alone.
+        """
+        if not self._is_known:
+            yield
+            return
+        if epoch.batches is None:
+            epoch.batches = list(self.batch_sampler)
+        states = [generator.get_state() for generator in self.generators]
+        with torch.random.fork_rng(devices=[]):
+            yield
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the state of what draws the order can be saved."""
+        return type(self.sampler) in (RandomSampler, SequentialSampler) or self._has_state
+
+    @property
+    def _has_state(self) -> bool:
+        return hasattr(self.sampler, "state_dict") and hasattr(self.sampler, "load_state_dict")
+
+    def _check_known(self) -> None:
+        if not self._is_known:
+            raise TypeError(
+                f"SubgraphLoader: the order comes from a {type(self.sampler).__name__}, whose state is not known; give it "
+                "state_dict() and load_state_dict() that hold what decides its next epoch, or use shuffle=True"
+            )
+
+    def state_dict(self, loader: dict[str, Any]) -> dict[str, Any]:
+        """What is left of the epoch under way, and what draws the next.
+
+        Args:
+            loader: what must be the same where the state is loaded.
+        """
+        self._check_known()
+        epochs = [each for each in self._under_way if not each.is_closed] or self._under_way
+        epoch = self._loaded or (epochs[-1] if epochs else Epoch())
+        rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
+        return {
+            "loader": {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)},
+            "given": epoch.given + epoch.taken,
+            "rest": None if rest is None else [[int(index) for index in batch] for batch in rest],
+            "generators": [generator.get_state() for generator in self.generators],
+            "sampler": self.sampler.state_dict() if self._has_state else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
+        """Goes on from ``state``; epochs under way are forgotten."""
+        self._check_known()
+        if not isinstance(state, dict) or state.keys() != _KEYS:
+            raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
+        here = {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
+        for name, value in here.items():
+            if state["loader"].get(name) != value:
+                raise ValueError(
+                    f"SubgraphLoader.load_state_dict: {_WHAT[name]} are others than when the state was saved "
+                    f"({state['loader'].get(name)} then, {value} now); {_ADVICE.get(name, 'make the loader as it was')}"
+                )
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+        if self._has_state:
+            self.sampler.load_state_dict(state["sampler"])
+        self._under_way = []
+        self._loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"])
+
+
+_WHAT = {
+    "num_nodes": "nodes of the graph",
+    "num_parts": "parts of the partition",
+    "batch_size": "parts in a batch (batch_size)",
+    "drop_last": "the batches of an epoch (drop_last)",
+    "ptr": "the parts (checksums of ptr)",
+    "perm": "the nodes of the parts (checksums of data.perm)",
+    "sampler": "the sampler (shuffle)",
+    "generators": "the sources of random numbers (seed, generator)",
+}
+_SAVED = "partition once, and keep the result with save_partition() and load_partition()"
+_ADVICE = {"num_parts": _SAVED, "ptr": _SAVED, "perm": _SAVED}
+
+
+def checksum(ids: Tensor | None) -> int | None:
+    """A number that tells apart tensors of ids, whatever their type."""
+    return None if ids is None else zlib.crc32(ids.to("cpu", torch.int64).contiguous().numpy().data)
