@@ -79,8 +79,11 @@ def draw(found: Found) -> Any:
             points = differences(runs, kind)
             axes.plot([i] * len(points), points, ".", color=COLORS[kind], alpha=0.5, markeredgewidth=0)
             error = standard_error(points) if len(points) > 1 else 0
-            axes.errorbar(i, statistics.fmean(points), error, fmt="_", color=COLORS[kind], markersize=22, elinewidth=1.5)
+            axes.errorbar(
+                i, statistics.fmean(points), error, fmt="_", color=COLORS[kind], markersize=22, elinewidth=1.5
+            )
         axes.set_xticks(range(len(kinds)), kinds)
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_title(f"{TITLES.get(name, name)} on {dataset}")
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
