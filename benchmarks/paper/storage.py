@@ -83,6 +83,7 @@ def draw(found: Found) -> Any:
                 i, statistics.fmean(points), error, fmt="_", color=COLORS[kind], markersize=22, elinewidth=1.5
             )
         axes.set_xticks(range(len(kinds)), kinds)
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_title(f"{TITLES.get(name, name)} on {dataset}")
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)

@@ -84,6 +84,9 @@ void convert_numbers(char* to, const char* from, int64_t n) {
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, Half>) {
     if (avx2::is_there()) return avx2::float_to_half(to, from, n);
   }
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, BFloat16>) {
+    if (avx2::is_there()) return avx2::float_to_bfloat16(to, from, n);
+  }
 #endif
   run_loop<Convert<From, To>>(to, from, n);
 }

@@ -53,6 +53,31 @@ TORCH_GAS_AVX2 inline void float_to_half(char* to, const char* from, int64_t n) 
   for (; i < n; ++i) from_float(x[i], y[i]);
 }
 
+// The upper halves of eight numbers, rounded as from_float() does.
+TORCH_GAS_AVX2 inline __m256i round_to_bfloat16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x), quiet = _mm256_set1_epi32(0x40);
+  const __m256i upper = _mm256_srli_epi32(bits, 16);
+  const __m256i is_odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, quiet), is_nan);
+}
+
+TORCH_GAS_AVX2 inline void float_to_bfloat16(char* to, const char* from, int64_t n) {
+  const auto* x = reinterpret_cast<const float*>(from);
+  auto* y = reinterpret_cast<BFloat16*>(to);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i low = round_to_bfloat16(_mm256_loadu_ps(x + i));
+    const __m256i high = round_to_bfloat16(_mm256_loadu_ps(x + i + 8));
+    const __m256i packed =
+        _mm256_packus_epi32(low, high);  // in halves of both, which are put in order
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+  for (; i < n; ++i) from_float(x[i], y[i]);
+}
+
 // The largest magnitude_bits() of n numbers.
 TORCH_GAS_AVX2 inline uint32_t largest_magnitude(const char* from, int64_t n) {
   const auto* x = reinterpret_cast<const float*>(from);
