@@ -310,8 +310,13 @@ class History(torch.nn.Module):
 
     @property
     def hot_bytes(self) -> int:
-        """Memory that hot rows take now on the device of the model, in bytes."""
-        return 0 if self._hot is None else self._hot.nbytes
+        """Memory that hot rows take on the device of the model, in bytes."""
+        return 0 if self._hot is None else self._hot.nodes.n_id.numel() * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as the table holds it."""
+        return self.table.size(1) * self.table.element_size()
 
     def is_hot(self, n_id: Tensor) -> Tensor:
         """Which of the rows ``n_id`` [S] are hot, [S]."""

@@ -202,7 +202,7 @@ class ScalableGNN(torch.nn.Module):
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
         if n_id is not None and max_bytes is not None:
-            n_id = n_id[: max_bytes // max(sum(_row_bytes(history) for history in self.histories), 1)]
+            n_id = n_id[: max_bytes // max(sum(history.row_bytes for history in self.histories), 1)]
         nodes = None if n_id is None else HotSet(n_id, self.num_nodes)
         for history in self.histories:
             history.keep_hot(nodes)
@@ -513,11 +513,6 @@ class ScalableGNN(torch.nn.Module):
         return {**self.__dict__, **dict.fromkeys(passing)}
 
 
-def _row_bytes(history: History) -> int:
-    """Bytes of a row as the table holds it."""
-    return history.table.size(1) * history.table.element_size()
-
-
 class Coming(NamedTuple):
     """A batch that the loader has made ahead."""
 
@@ -724,7 +719,9 @@ class Call:
         if coming is None:
             return
         for history in self._pushed:
-            pool.async_pull(history.table, None, None, history.cold(coming.halo), history.row_dtype or history.pull_dtype)
+            pool.async_pull(
+                history.table, None, None, history.cold(coming.halo), history.row_dtype or history.pull_dtype
+            )
         self._pushed.clear()
 
     def _next_batch(self) -> Coming | None:

@@ -160,11 +160,6 @@ class HotRows:
         self._table: Callable[[], _core.Table | None] = lambda: None
         self._version = -1
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that they take now, in bytes."""
-        return 0 if self._rows is None else self._rows.nbytes
-
     def are_of(self, table: _core.Table, device: torch.device) -> bool:
         """Whether these are the rows that ``table`` has now, on ``device``."""
         if self._rows is None or self._table() is not table or table.is_inference():
