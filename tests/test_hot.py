@@ -21,7 +21,8 @@ from nets import Net
 from torch import Tensor
 from twins import seeds
 
-from torch_gas import EvalSubgraphLoader, FileTier, History, ScalableGNN, SubgraphLoader, hot_nodes, scale
+from torch_gas import EvalSubgraphLoader, FileTier, History, Monitor, ScalableGNN, SubgraphLoader, hot_nodes, scale
+from torch_gas.monitor.report import percent
 from torch_gas.storage import HotSet
 
 N, DATA, PTR = schedule.N, schedule.DATA, schedule.PTR
@@ -310,6 +311,27 @@ def test_scaled_models_with_transfers() -> None:
     assert lanes.races() == []
 
 
+def test_a_monitor_sees_how_many_rows_are_hot() -> None:
+    model = warm(schedule.make())
+    batches = list(schedule.epoch(0))
+    with Monitor(model, sample=N, every=1, limits=None) as monitor:
+        for batch in batches:
+            model(batch)
+    halo = torch.cat([batch.n_id[batch.batch_size :] for batch in batches])
+    share = float(torch.isin(halo, hot_nodes(loader(), HOT)).float().mean())
+    assert [layer.hot for layer in monitor.statistics()] == pytest.approx([share] * 3)
+    head, line, *_ = monitor.table().splitlines()[1:]
+    assert head.endswith("hot") and line.endswith(percent(share))
+    monitor.reset()
+    model.keep_hot(None)
+    model(batches[0])
+    assert [layer.hot for layer in monitor.statistics()] == []
+    with monitor:
+        model(batches[0])
+    assert [layer.hot for layer in monitor.statistics()] == [0.0] * 3
+    assert "hot" not in monitor.table()
+
+
 # -- which are kept -----------------------------------------------------------------------------------------------------
 
 
@@ -317,11 +339,11 @@ def test_as_many_are_kept_as_fit() -> None:
     model = Net(N, [8, 16, 4], num_layers=4, history_dtype=torch.float16)
     n_id = hot_nodes(loader())
     assert model.keep_hot(n_id, max_bytes=10 * (8 + 16 + 4) * 2 + 5) == 10
-    assert [int(history.is_hot(torch.arange(N)).sum()) for history in model.histories] == [10] * 3
-    assert bool(model.histories[0].is_hot(n_id[:10]).all())
+    assert [history.num_hot(torch.arange(N)) for history in model.histories] == [10] * 3
+    assert model.histories[0].num_hot(n_id[:10]) == 10
     assert model.keep_hot(n_id) == n_id.numel()
     assert model.keep_hot(None) == 0
-    assert not model.histories[0].is_hot(n_id).any()
+    assert model.histories[0].num_hot(n_id) == 0
     assert Net(N, [], num_layers=1).keep_hot(n_id, max_bytes=0) == 0
 
 
@@ -341,7 +363,7 @@ def test_bad_ids_are_errors_and_change_nothing(n_id: Any, max_bytes: Any, error:
     model = warm(Net(N))
     with pytest.raises(error, match=message):
         model.keep_hot(n_id, max_bytes)
-    assert int(model.histories[0].is_hot(torch.arange(N)).sum()) == HOT
+    assert model.histories[0].num_hot(torch.arange(N)) == HOT
 
 
 def test_tables_that_other_processes_write_to_are_refused() -> None:

@@ -318,9 +318,9 @@ class History(torch.nn.Module):
         """Bytes of a row as the table holds it."""
         return self.table.size(1) * self.table.element_size()
 
-    def is_hot(self, n_id: Tensor) -> Tensor:
-        """Which of the rows ``n_id`` [S] are hot, [S]."""
-        return torch.zeros_like(n_id, dtype=torch.bool) if self._hot is None else self._hot.nodes.holds(n_id)
+    def num_hot(self, n_id: Tensor) -> int:
+        """How many of the rows ``n_id`` [S] are hot."""
+        return 0 if self._hot is None else int(self._hot.nodes.holds(n_id.cpu()).sum())
 
     def cold(self, n_id: Tensor) -> Tensor:
         """Those of ``n_id`` [S] whose rows come from the table, [R]: the same tensor for the same ``n_id``."""

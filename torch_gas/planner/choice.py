@@ -61,8 +61,8 @@ def plan(
         data: the graph, in any order of nodes.
         model: a model with histories for this graph; any :class:`~torch_gas.ScalableGNN`, as :func:`torch_gas.scale` makes.
         device_memory: what training may take, in bytes or as in ``"8 GiB"`` and ``"500 MB"``; by default what is free.
-        host_memory: what histories may take in host memory, in the same ways; by default what is free there, on the CPU beside the
-            peak of a step.
+        host_memory: what histories may take in host memory, in the same ways; by default what is free there, on the CPU beside
+            the peak of a step.
         ptr: start of each part, from :func:`torch_gas.metis`, where ``data`` was partitioned and permuted already. Only the
             parts in a batch are then chosen, and any number of them is counted at no cost.
         backend: what :func:`torch_gas.metis` will partition by; ``"metis"`` by default.

@@ -140,8 +140,8 @@ class HotSet:
         return Split(slots[hot], hot, cold, ids[cold])
 
     def holds(self, ids: Tensor) -> Tensor:
-        """Which of ``ids`` [S] are hot, [S]."""
-        return self._slots.to(ids.device)[ids] >= 0 if ids.is_cuda else self._slots[ids] >= 0
+        """Which of ``ids`` [S], on the host, are hot, [S]."""
+        return _core.gather_rows(self._slots, ids) >= 0
 
     def __repr__(self) -> str:
         return f"HotSet({self.n_id.numel()} of {self._slots.numel()} nodes)"
