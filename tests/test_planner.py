@@ -161,7 +161,7 @@ def test_tiers_have_room(graph: Data, host_memory: str, tier: str, better: tuple
     assert ("would fit" in text) == (better is not None)
     if better is not None:
         nbytes = next(storage.nbytes for storage in chosen.storages if storage.dtype == better[0])
-        assert f"As {better[0]} ({in_units(nbytes)}) they would fit in host memory." in text
+        assert f"With history_dtype={better[0]} ({in_units(nbytes)}) they would fit in host memory." in text
 
 
 def test_storage_types_that_take_no_less_are_left_out(graph: Data) -> None:

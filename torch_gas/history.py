@@ -226,9 +226,7 @@ class History(torch.nn.Module):
         if self._hot is None:
             self._read(n_id, out)
         else:
-            cold = torch.empty(self.cold(n_id).numel(), self.embedding_dim, dtype=out.dtype, device=out.device)
-            self._read(self.cold(n_id), cold)
-            self.put_together(out, n_id, cold)
+            self._hot_rows(self._hot).pull(n_id, out, self._read)
         return out
 
     def _read(self, n_id: Tensor, out: Tensor) -> None:
@@ -330,10 +328,14 @@ class History(torch.nn.Module):
         """Writes the rows ``n_id`` to ``out`` [S, C], of which the cold ones, [R, C], came from the table."""
         if self._hot is None:
             out.copy_(cold)
-            return
-        if not self._hot.are_of(self.table, self._device):
-            self._hot.load(self.table, self._device, self._read)
-        self._hot.put_together(out, self._hot.nodes.split(n_id, out.device), cold)
+        else:
+            self._hot_rows(self._hot).put_together(n_id, out, cold)
+
+    def _hot_rows(self, hot: HotRows) -> HotRows:
+        """Hot rows as the table has them."""
+        if not hot.are_of(self.table, self._device):
+            hot.load(self.table, self._device, self._read)
+        return hot
 
     @contextmanager
     def writing(self, x: Tensor, n_id: Tensor | None) -> Iterator[None]:

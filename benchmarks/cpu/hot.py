@@ -1,8 +1,8 @@
 """How much does a table in a file not have to read when the rows that most halos ask for are kept in memory?
 
-Shares of halo rows that a hot set of 1 to 20 % of the nodes serves, for large and small batches, when nodes are chosen by the halos
-they are in and, to compare, by degree; and steps of training with histories in files, while the page cache holds them and after
-it has dropped them.
+Shares of halo rows that a hot set of 1 to 20 % of the nodes serves, for large and small batches, when nodes are chosen by the
+halos they are in and, to compare, by degree; and steps of training with histories in files, while the page cache holds them and
+after it has dropped them.
 """
 
 from __future__ import annotations

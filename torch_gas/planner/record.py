@@ -79,7 +79,8 @@ class Plan(Prediction):
         for storage in self.storages[1:]:
             if storage.tier != self.tier:
                 return (
-                    f"{found} As {storage.dtype} ({in_units(storage.nbytes)}) they would fit {_PLACES[storage.tier]}."
+                    f"{found} With history_dtype={storage.dtype} ({in_units(storage.nbytes)}) they would fit "
+                    f"{_PLACES[storage.tier]}."
                 )
         return found
 

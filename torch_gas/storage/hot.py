@@ -19,6 +19,7 @@ from torch_gas.transfer import send_ids, version
 if TYPE_CHECKING:
     from torch_gas.loader import SubgraphLoader
 
+_PIECE = 2**20  # bytes
 _SPLITS = 4  # that are remembered: of the batch and the halo, and of the next halo, with one to spare
 
 
@@ -186,10 +187,28 @@ class HotRows:
         read(self.nodes.n_id, self._rows)
         self.note(table)
 
-    def put_together(self, out: Tensor, split: Split, cold: Tensor) -> None:
-        """Writes hot rows and those that came from the table, [R, C], to ``out`` [M + R, C]."""
-        assert self._rows is not None
+    def pull(self, n_id: Tensor, out: Tensor, read: Callable[[Tensor, Tensor], None]) -> None:
+        """Writes the rows ``n_id`` to ``out`` [M + R, C]; ``read(ids, rows)`` writes rows of the table to ``rows``.
+
+        On the host cold rows come in pieces that the caches hold on their way.
+        """
+        split = self.nodes.split(n_id, out.device)
+        row_bytes = out.size(1) * out.element_size()
+        number = max(split.cold_ids.numel() if out.is_cuda else _PIECE // row_bytes, 1)
+        for ids, cold in zip(split.cold_ids.split(number), split.cold.split(number), strict=True):
+            rows = torch.empty(ids.numel(), out.size(1), dtype=out.dtype, device=out.device)
+            read(ids, rows)
+            _core.scatter_rows(out, cold, rows)
+        self._fill(out, split)
+
+    def put_together(self, n_id: Tensor, out: Tensor, cold: Tensor) -> None:
+        """Writes the rows ``n_id`` to ``out`` [M + R, C], of which the cold ones, [R, C], came from the table."""
+        split = self.nodes.split(n_id, out.device)
         _core.scatter_rows(out, split.cold, cold)
+        self._fill(out, split)
+
+    def _fill(self, out: Tensor, split: Split) -> None:
+        assert self._rows is not None
         _core.scatter_rows(out, split.hot, _core.gather_rows(self._rows, split.slots, out.dtype))
 
     def write(self, x: Tensor, n_id: Tensor) -> None:
