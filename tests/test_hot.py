@@ -100,7 +100,8 @@ def test_a_split_is_found_once_until_ids_change() -> None:
     nodes, ids = HotSet(torch.tensor([4, 2]), 6), torch.tensor([0, 2, 3, 4, 5, 1])
     first = nodes.split(ids[1:])
     assert nodes.split(ids[1:]).cold_ids is first.cold_ids  # of another tensor in the same memory
-    assert nodes.split(ids[1::2]).cold_ids.tolist() == [1]  # that begins there too
+    assert nodes.split(ids[1:4]).cold_ids.tolist() == [3]
+    assert nodes.split(ids[1::2]).cold_ids.tolist() == [1]  # which begins there too
     ids[1] = 5
     assert nodes.split(ids[1:]).cold_ids.tolist() == [5, 3, 5, 1]
 
