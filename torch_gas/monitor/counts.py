@@ -54,27 +54,27 @@ class Sums:
         ages: [1 + AGES]; the first entry counts rows that were never written.
         squares: squared norms, of the differences between new and old rows and of the old ones, [2].
         rounding: squared norms, of the differences between rows and what is stored of them and of the rows, [2].
-        hot: pulled rows that were hot.
+        hot: number of pulled rows that were hot, a scalar.
     """
 
     ages: Tensor
     squares: Tensor
     rounding: Tensor
-    hot: int = 0
+    hot: Tensor
 
     def copy(self) -> Sums:
         """Sums of their own with the same values."""
-        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone(), self.hot)
+        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone(), self.hot.clone())
 
     def statistics(self, layer: int, earlier: Sums | None) -> LayerStatistics:
         """What was counted since ``earlier``."""
-        ages, squares, rounding, hot = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu(), self.hot
+        ages, squares, rounding, hot = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu(), self.hot.cpu()
         if earlier is not None:
-            ages, hot = ages - earlier.ages.cpu(), hot - earlier.hot
+            ages, hot = ages - earlier.ages.cpu(), hot - earlier.hot.cpu()
             squares, rounding = squares - earlier.squares.cpu(), rounding - earlier.rounding.cpu()
         pulled = int(ages.sum())
         never = int(ages[0]) / pulled if pulled > 0 else 0.0
-        share = hot / pulled if pulled > 0 else 0.0
+        share = int(hot) / pulled if pulled > 0 else 0.0
         return LayerStatistics(layer, pulled, ages[1:], never, _relative(squares), _relative(rounding), share)
 
 
@@ -170,5 +170,6 @@ class Counter:
         if sums is None:
             ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
             squares, rounding = torch.zeros(2, 2, dtype=torch.float64, device=device)
-            sums = self.counts.sums[history] = Sums(ages, squares, rounding)
+            hot = torch.zeros((), dtype=torch.int64, device=device)
+            sums = self.counts.sums[history] = Sums(ages, squares, rounding, hot)
         return sums
