@@ -271,7 +271,7 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     held, environment = {key: value.clone() for key, value in data.to_dict().items()}, dict(os.environ)
     attributes = {key: value for key, value in vars(model).items() if key != "training"}
 
-    first = plan(data, model, device_memory="8 MiB")
+    first = plan(data, model, device_memory="8 MiB", host_memory="1 GiB")
     assert_same(before, tables(model))
     assert_same(dict(enumerate(ages)), dict(enumerate(history.age for history in model.histories)))
     assert_same(held, data.to_dict())
@@ -280,7 +280,7 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     assert torch.equal(random, torch.get_rng_state()) and environment == dict(os.environ)
     assert modes == [module.training for module in model.modules()]
     assert {key: value for key, value in vars(model).items() if key != "training"} == attributes
-    assert plan(data, model, device_memory="8 MiB") == first
+    assert plan(data, model, device_memory="8 MiB", host_memory="1 GiB") == first
 
 
 def test_monitors_and_regularisation(graph: Data) -> None:
