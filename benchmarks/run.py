@@ -14,7 +14,19 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SUITES = {
-    "cpu": ("step", "kernels", "partition", "loader", "scaling", "products", "tiers", "accuracy", "inference", "plan"),
+    "cpu": (
+        "step",
+        "kernels",
+        "partition",
+        "loader",
+        "scaling",
+        "products",
+        "tiers",
+        "hot",
+        "accuracy",
+        "inference",
+        "plan",
+    ),
     "gpu": ("rows", "step", "memory", "small"),
 }
 

@@ -438,6 +438,21 @@ def test_plan(run, tmp_path: Path) -> None:
     picture(tmp_path / "plan.png")
 
 
+def test_hot(run) -> None:
+    served, steps = run("hot", CPU, ())
+    assert [row["hot nodes, %"] for row in served] == ["0", "1", "5", "10", "20"] * 2
+    for graph in (served[:5], served[5:]):
+        for name in ("of halo rows, %", "chosen by degree, %"):
+            shares = [float(row[name]) for row in graph]
+            assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 100
+        for row in graph:
+            read = graph[0]["read from tables an epoch, MB"] * (1 - float(row["of halo rows, %"]) / 100)
+            assert row["read from tables an epoch, MB"] == pytest.approx(read, rel=0.01)
+    assert [(row["page cache"], row["hot nodes, %"]) for row in steps] == [
+        (cache, share) for cache in ("holds the files", "dropped before each step") for share in ("0", "5", "10", "20")
+    ]
+
+
 def test_partition(run, tmp_path: Path) -> None:
     (rows,) = run("partition", CPU, ())
     *_, metis, kaminpar, threads, stream, random = rows

@@ -16,7 +16,7 @@ from graphs import FORMATS, adjacency, random_graph, to_format
 from nets import Net, full_batch, refresh
 from torch import Tensor
 
-from torch_gas import EvalSubgraphLoader, FileTier, SubData, SubgraphLoader, scale
+from torch_gas import EvalSubgraphLoader, FileTier, SubData, SubgraphLoader, hot_nodes, scale
 from torch_gas.adjacency import all_tensors
 
 pytestmark = pytest.mark.cuda
@@ -100,6 +100,30 @@ def test_histories_in_host_memory_train_bit_for_bit_like_those_on_the_device(
         assert torch.equal(left, right)
     for left, right in zip(models[0].histories, models[1].histories, strict=True):
         assert torch.equal(left.age.cpu(), right.age.cpu())
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.int8])
+@pytest.mark.parametrize("io", ["concurrent", "serial"])
+@pytest.mark.parametrize("tier", ["pinned", "host", "file"])
+@pytest.mark.usefixtures("deterministic")
+def test_hot_rows_on_the_gpu_change_no_bit(tier: str, io: str, dtype: torch.dtype | None) -> None:
+    models = [make(tier, io=io, history_dtype=dtype) for _ in range(2)]
+    n_id = hot_nodes(SubgraphLoader(random_graph(N, 4000), PTR, 3, shuffle=True), 100)
+    free = torch.cuda.memory_allocated()
+    models[1].keep_hot(n_id)
+    losses = [train(model) for model in models]
+    assert losses[0] == losses[1]
+    for left, right in zip(tables(models[0]), tables(models[1]), strict=True):
+        assert torch.equal(left, right)
+    for history in models[1].histories:
+        assert torch.equal(history.pull(n_id.sort().values), history.pull()[n_id.sort().values.to("cuda")])
+    assert torch.cuda.memory_allocated() >= free + sum(history.hot_bytes for history in models[1].histories)
+
+
+def test_histories_on_the_gpu_need_no_hot_rows() -> None:
+    with pytest.raises(ValueError, match="keep_hot: the history lies on a GPU, where all its rows are"):
+        make("device").keep_hot(torch.arange(5))
 
 
 def test_a_file_that_fails_is_an_error_of_the_next_use() -> None:

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from torch_geometric.nn import GAT as PlainGAT
 from torch_geometric.nn import DirGNNConv, Linear, SAGEConv
 
 from torch_gas import (
+    FileTier,
     Monitor,
     Plan,
     ScalableGNN,
@@ -36,8 +38,10 @@ from torch_gas.adjacency import all_tensors
 from torch_gas.datasets import synthetic
 from torch_gas.models import GAT, GCN, GCN2, PNA
 from torch_gas.planner.batches import sample
+from torch_gas.planner.choice import _rooms
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
+from torch_gas.planner.tiers import storages
 from torch_gas.planner.units import free_memory, in_units, parse_bytes
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")]
@@ -131,6 +135,79 @@ def test_histories_and_tables_are_counted_wherever_they_are(graph: Data) -> None
     assert int8.pushed_bytes == pytest.approx(chosen.pushed_bytes * 68 / 256)
 
 
+@pytest.mark.parametrize(
+    ("host_memory", "tier", "better"),
+    [
+        ("10 MB", "host", None),
+        ("2.35 MB", "host", None),  # 2,112,000 bytes are nine tenths of 2,346,667
+        ("2.34 MB", "file", (torch.bfloat16, "host")),
+        ("1.2 MB", "file", (torch.int8, "host")),  # 1,088,000 of bfloat16 are nine tenths of 1,208,889
+        ("0.6 MB", "file", None),
+    ],
+)
+def test_tiers_have_room(graph: Data, host_memory: str, tier: str, better: tuple[torch.dtype, str] | None) -> None:
+    chosen = plan(gcn_norm(graph), gcn(graph), device_memory="5 MiB", host_memory=host_memory)
+    numbers = 2 * NUM_NODES * 64
+    ages = 2 * NUM_NODES * 8
+    sizes = [4 * numbers + ages, 2 * numbers + ages, numbers + 2 * NUM_NODES * 4 + ages]
+    assert [storage.nbytes for storage in chosen.storages] == sizes and chosen.history_bytes == sizes[0]
+    assert [storage.dtype for storage in chosen.storages] == [None, torch.bfloat16, torch.int8]
+    assert chosen.tier == tier and chosen.rooms == {"host": int(0.9 * parse_bytes(host_memory, ""))}
+    faster = [(storage.dtype, storage.tier) for storage in chosen.storages if storage.tier != tier]
+    assert (faster[0] if faster else None) == better
+    text = str(chosen)
+    assert ("in host memory: " if tier == "host" else "in files (tier=FileTier(folder)): ") in text
+    assert f"{in_units(0.9 * parse_bytes(host_memory, ''))} in host memory are free" in text
+    assert ("would fit" in text) == (better is not None)
+    if better is not None:
+        nbytes = next(storage.nbytes for storage in chosen.storages if storage.dtype == better[0])
+        assert f"With history_dtype={better[0]} ({in_units(nbytes)}) they would fit in host memory." in text
+
+
+def test_storage_types_that_take_no_less_are_left_out(graph: Data) -> None:
+    half = plan(gcn_norm(graph), gcn(graph, history_dtype=torch.float16), device_memory="1 GiB")
+    assert [storage.dtype for storage in half.storages] == [None, torch.int8]
+    least = plan(gcn_norm(graph), gcn(graph, history_dtype=torch.int8), device_memory="1 GiB")
+    assert [storage.dtype for storage in least.storages] == [None] and least.history_bytes == half.storages[1].nbytes
+
+
+def test_a_gpu_has_room_beside_the_step(graph: Data) -> None:
+    """Histories that lie there now are part of its peak, and would not be."""
+    model = gcn(graph)
+    there = sum(history.table.nbytes + history.pushed_at.nbytes for history in model.histories)
+
+    class OnGpu:
+        device = torch.device("cuda")
+        histories = _stores = model.histories
+
+    on_gpu: Any = OnGpu()
+    assert _rooms(on_gpu, 100_000, 50_000, 0.1, 60_000) == {"device": 30_000, "pinned": 45_000}
+    assert _rooms(on_gpu, 100_000, 50_000, 0.1, 95_000)["device"] == 0
+    assert _rooms(on_gpu, 100_000, None, 0.1, 0)["pinned"] > 0.9 * there
+    tiers = [storage.tier for storage in storages(on_gpu, {"device": there // 3, "pinned": there - 1})]
+    assert tiers == ["file", "pinned", "device"]
+    assert storages(on_gpu, {"device": there, "pinned": there})[0].tier == "device"
+
+
+def test_by_default_histories_may_take_what_is_free(graph: Data) -> None:
+    chosen = plan(gcn_norm(graph), gcn(graph), device_memory="5 MiB")
+    assert chosen.tier == "host" and 0.5 * free_memory(CPU) < chosen.rooms["host"] < 1.5 * free_memory(CPU)
+
+
+def test_histories_may_be_in_files_while_it_is_made(graph: Data, tmp_path: Path) -> None:
+    options = {"device_memory": "5 MiB", "host_memory": "2 MB"}
+    in_files = plan(gcn_norm(graph), gcn(graph, tier=FileTier(tmp_path)), **options)
+    assert in_files.storages == plan(gcn_norm(graph), gcn(graph), **options).storages
+
+
+def test_hot_rows_are_on_the_device(graph: Data) -> None:
+    model = gcn(graph)
+    without = plan(gcn_norm(graph), model, device_memory="1 GiB").step_memory.constant
+    model.keep_hot(torch.arange(500))
+    hot = plan(gcn_norm(graph), model, device_memory="1 GiB").step_memory.constant
+    assert hot - without == pytest.approx(2 * 500 * 64 * 4, rel=0.1)
+
+
 def test_full_batch_where_it_fits(graph: Data) -> None:
     data, model = gcn_norm(graph), gcn(graph)
     chosen = plan(data, model, device_memory="1 GiB", prefetch=0)
@@ -194,7 +271,7 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     held, environment = {key: value.clone() for key, value in data.to_dict().items()}, dict(os.environ)
     attributes = {key: value for key, value in vars(model).items() if key != "training"}
 
-    first = plan(data, model, device_memory="8 MiB")
+    first = plan(data, model, device_memory="8 MiB", host_memory="1 GiB")
     assert_same(before, tables(model))
     assert_same(dict(enumerate(ages)), dict(enumerate(history.age for history in model.histories)))
     assert_same(held, data.to_dict())
@@ -203,7 +280,7 @@ def test_nothing_is_changed(graph: Data, name: str) -> None:
     assert torch.equal(random, torch.get_rng_state()) and environment == dict(os.environ)
     assert modes == [module.training for module in model.modules()]
     assert {key: value for key, value in vars(model).items() if key != "training"} == attributes
-    assert plan(data, model, device_memory="8 MiB") == first
+    assert plan(data, model, device_memory="8 MiB", host_memory="1 GiB") == first
 
 
 def test_monitors_and_regularisation(graph: Data) -> None:
@@ -416,6 +493,9 @@ def test_too_little_memory(graph: Data) -> None:
         ({"device_memory": 0}, ValueError, r"device_memory must be positive"),
         ({"device_memory": 1.5}, TypeError, r"device_memory must be"),
         ({"device_memory": True}, TypeError, r"device_memory must be"),
+        ({"host_memory": "much"}, ValueError, r'host_memory must be .*"8 GiB"'),
+        ({"host_memory": 0}, ValueError, r"host_memory must be positive"),
+        ({"host_memory": 1.5}, TypeError, r"host_memory must be"),
         ({"backend": "scotch"}, ValueError, r"backend must be one of"),
         ({"parts_a_batch": 0}, ValueError, r"parts_a_batch must be a whole number, at least 1"),
         ({"optimizer_states": -1}, ValueError, r"optimizer_states must be a whole number"),

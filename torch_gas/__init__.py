@@ -10,7 +10,7 @@ from torch_gas.partition import Partition, load_partition, metis, permute, save_
 from torch_gas.planner import Plan, plan
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN, scale
-from torch_gas.storage import FileTable, FileTier, StoredFeatures, store_features
+from torch_gas.storage import FileTable, FileTier, StoredFeatures, hot_nodes, store_features
 from torch_gas.transfer import AsyncIOPool
 from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
@@ -37,6 +37,7 @@ __all__ = [
     "gcn_norm",
     "gen_masks",
     "get_data",
+    "hot_nodes",
     "in_degree",
     "load_partition",
     "metis",

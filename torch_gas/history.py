@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.storage import FileTable, FileTier
+from torch_gas.storage import FileTable, FileTier, HotRows, HotSet
 from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -92,6 +93,7 @@ class History(torch.nn.Module):
         self._registration: _core.Registration | None = None  # holds the table page-locked
         self.transfers: AsyncIOPool | None = None  # what moves rows while layers run, if anything does
         self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
+        self._hot: HotRows | None = None
         table_device = torch.device("cpu" if device is None else device)
         dtype = dtype or self._dtype
         shape = (num_embeddings, _core.stored_width(embedding_dim, dtype))
@@ -133,7 +135,12 @@ class History(torch.nn.Module):
         return cast(Tensor, self._buffers["emb"])
 
     def settle(self) -> None:
-        """Blocks the host until no transfer of the table is under way."""
+        """Blocks the host until no transfer of the table is under way: it may then be read and written by the host."""
+        self._wait()
+        if self._hot is not None:
+            self._hot.forget()
+
+    def _wait(self) -> None:
         if self.transfers is not None:
             self.transfers.settle(self.table)
 
@@ -216,18 +223,25 @@ class History(torch.nn.Module):
             return rows if out is None else out.copy_(rows)
         if out is None:
             out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self._device)
+        if self._hot is None:
+            self._read(n_id, out)
+        else:
+            self._hot_rows(self._hot).pull(n_id, out, self._read)
+        return out
+
+    def _read(self, n_id: Tensor, out: Tensor) -> None:
+        """Writes the rows ``n_id`` of the table to ``out``."""
         if self.is_remote and self.transfers is not None:
             self.transfers.pull_now(self.table, n_id.cpu(), out)
-            return out
-        self.settle()
+            return
+        self._wait()
         if self.is_remote and self.tier == "pinned":
             _core.gather_rows(self.table, n_id.to(self._device), out=out)
             finish(self._device)  # the host may write to the table after this call
         elif self.table.device == out.device:
             _core.gather_rows(self.table, n_id.to(out.device), out=out)
         else:
-            out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), dtype))
-        return out
+            out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), out.dtype))
 
     @torch.no_grad()
     def push(
@@ -253,9 +267,10 @@ class History(torch.nn.Module):
             OSError: if the disk of a table in a file is full or fails. These rows are then zero and as if never pushed.
         """
         self.check_rows(x)
-        self.settle()
+        self._wait()
         try:
-            self._write(x.detach(), n_id, offset, count)
+            with self.writing(x, n_id):
+                self._write(x.detach(), n_id, offset, count)
         except OSError:
             self.forget(n_id, offset, count)
             raise
@@ -279,16 +294,70 @@ class History(torch.nn.Module):
                 "give n_id, or offset and count, to push some rows"
             )
 
+    # -- hot rows ------------------------------------------------------------------------------------------------------
+
+    def keep_hot(self, nodes: HotSet | None) -> None:
+        """Keeps the rows of some nodes on the device of the model; see :meth:`ScalableGNN.keep_hot`."""
+        if nodes is not None and self.table.is_cuda:
+            raise ValueError(
+                "keep_hot: the history lies on a GPU, where all its rows are; create it in host memory or in a file"
+            )
+        if nodes is not None and self._file is None and _is_shared(self._memory):
+            raise ValueError(_NOT_SHARED)
+        self._hot = None if nodes is None else HotRows(nodes)
+
+    @property
+    def hot_bytes(self) -> int:
+        """Memory that hot rows take on the device of the model, in bytes."""
+        return 0 if self._hot is None else self._hot.nodes.n_id.numel() * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as the table holds it."""
+        return self.table.size(1) * self.table.element_size()
+
+    def num_hot(self, n_id: Tensor) -> int:
+        """How many of the rows ``n_id`` [S] are hot."""
+        return 0 if self._hot is None else int(self._hot.nodes.holds(n_id.cpu()).sum())
+
+    def cold(self, n_id: Tensor) -> Tensor:
+        """Those of ``n_id`` [S] whose rows come from the table, [R]: the same tensor for the same ``n_id``."""
+        return n_id if self._hot is None else self._hot.nodes.split(n_id).cold_ids
+
+    def put_together(self, out: Tensor, n_id: Tensor, cold: Tensor) -> None:
+        """Writes the rows ``n_id`` to ``out`` [S, C], of which the cold ones, [R, C], came from the table."""
+        if self._hot is None:
+            out.copy_(cold)
+        else:
+            self._hot_rows(self._hot).put_together(n_id, out, cold)
+
+    def _hot_rows(self, hot: HotRows) -> HotRows:
+        """Hot rows as the table has them."""
+        if not hot.are_of(self.table, self._device):
+            hot.load(self.table, self._device, self._read)
+        return hot
+
+    @contextmanager
+    def writing(self, x: Tensor, n_id: Tensor | None) -> Iterator[None]:
+        """While entered, the rows ``x`` [B, C] are written to the table at ``n_id`` [B]; hot ones are then written as well."""
+        hot = self._hot if self._hot is not None and self._hot.are_of(self.table, self._device) else None
+        yield
+        if hot is not None and n_id is not None:
+            hot.write(x.detach(), n_id)
+            hot.note(self.table)
+
+    # -- ages ----------------------------------------------------------------------------------------------------------
+
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
-        self.settle()
+        self._wait()
         if self._file is not None:
             self._file.commit(self.pushed_at, int(self.clock))
 
     def read_ahead(self, n_id: Tensor) -> None:
         """Asks the system for rows of a table in a file that are pulled soon; others are where they are."""
         if self._file is not None:
-            self._file.read_ahead(n_id)
+            self._file.read_ahead(self.cold(n_id))
 
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
@@ -356,6 +425,8 @@ class History(torch.nn.Module):
         """Moves table, ages and clock to memory that other processes can map."""
         if self._file is not None:
             raise ValueError("History: a table in a file belongs to one process and cannot be shared; leave out tier")
+        if self._hot is not None:
+            raise ValueError(_NOT_SHARED)
         if self.table.device.type != "cpu":
             raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
         if not self._memory.is_shared():
@@ -426,6 +497,12 @@ class History(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
+
+
+_NOT_SHARED = (
+    "keep_hot: hot rows cannot follow what other processes write to a table in shared memory; call keep_hot(None), or leave out "
+    "share_memory()"
+)
 
 
 def _convert(table: Tensor | FileTable, dtype: torch.dtype) -> Tensor:

@@ -121,10 +121,10 @@ class _Builder:
         batch.num_nodes = n_id.numel()
         return SubData(batch, batch_size, n_id, offset, count)
 
-    def halo_size(self, parts: Sequence[int]) -> int:
-        """S of the batch of some parts."""
+    def halo(self, parts: Sequence[int]) -> Tensor:
+        """Ids of the halo of the batch of some parts, [S]."""
         offset, count = self._ranges(parts)
-        return self.subgraph(offset, count).n_id.numel() - int(count.sum())
+        return self.subgraph(offset, count).n_id[int(count.sum()) :]
 
     def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Start and length of some parts."""
@@ -485,16 +485,30 @@ class SubgraphLoader(DataLoader[SubData]):
         return self._largest_halo
 
     def _find_largest_halo(self) -> int | None:
-        if not isinstance(self.batch_sampler, BatchSampler):
+        if self._fixed_batches is not None:
+            return max(self.builder.halo(parts).numel() for parts in self._fixed_batches)
+        if not isinstance(self.batch_sampler, BatchSampler) or not isinstance(
+            self.batch_sampler.sampler, RandomSampler
+        ):
             return None
-        parts, sampler = cast("list[int]", self.dataset), self.batch_sampler.sampler
-        size = self.batch_sampler.batch_size
-        if isinstance(sampler, SequentialSampler):
-            return max(self.builder.halo_size(parts[i : i + size]) for i in range(0, len(parts), size))
-        if not isinstance(sampler, RandomSampler):
+        halos = sorted(self.builder.halo([part]).numel() for part in cast("list[int]", self.dataset))
+        return min(sum(halos[-self.batch_sampler.batch_size :]), self.num_nodes)
+
+    @property
+    def _fixed_batches(self) -> list[list[int]] | None:
+        """The parts of each batch, where they are the same in each epoch."""
+        sampler = self.batch_sampler
+        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, SequentialSampler):
             return None
-        halos = sorted(self.builder.halo_size([part]) for part in parts)
-        return min(sum(halos[-size:]), self.num_nodes)
+        parts, size = cast("list[int]", self.dataset), sampler.batch_size
+        return [parts[i : i + size] for i in range(0, len(parts), size)]
+
+    def halo_counts(self) -> Tensor:
+        """In how many halos each node is, [N]: of the batches, or of single parts where batches are not always the same."""
+        counts = torch.zeros(self.num_nodes, dtype=torch.int64)
+        for parts in self._fixed_batches or [[part] for part in cast("list[int]", self.dataset)]:
+            counts[self.builder.halo(parts)] += 1
+        return counts
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0:

@@ -20,7 +20,7 @@ from torch_gas.halo import append
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
-from torch_gas.storage import FileTier, StoredFeatures
+from torch_gas.storage import FileTier, HotSet, StoredFeatures
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
 from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
 from torch_gas.wiring.fused import fused
@@ -178,6 +178,35 @@ class ScalableGNN(torch.nn.Module):
         """Forgets all histories; models extend this by their own parameters."""
         for history in self.histories:
             history.reset_parameters()
+
+    def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
+        """Keeps the rows of some nodes on the device of the model, in front of histories in host memory or in files.
+
+        Batches read these rows there, and only the others from the tables. What is pushed is written to both, so that training is
+        bit for bit the same with and without. Rows come there when they are first needed, and once more when a table was
+        written to by others; a reference to ``emb`` of a table in a file must therefore not be kept over a step.
+
+        Args:
+            n_id: their ids, [H], best those that :func:`torch_gas.hot_nodes` finds; None to keep none any more.
+            max_bytes: memory of the device that the rows of all histories may take. The first of ``n_id`` are kept then, as many
+                as fit.
+
+        Returns:
+            The number of nodes whose rows are kept.
+
+        Raises:
+            TypeError: if ``n_id`` is no vector of integers.
+            ValueError: if an id is there twice, ``max_bytes`` is negative, or histories lie on a GPU or in shared memory.
+            IndexError: if an id is negative or not below N.
+        """
+        if max_bytes is not None and max_bytes < 0:
+            raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
+        if n_id is not None and max_bytes is not None:
+            n_id = n_id[: max_bytes // max(sum(history.row_bytes for history in self.histories), 1)]
+        nodes = None if n_id is None else HotSet(n_id, self.num_nodes)
+        for history in self.histories:
+            history.keep_hot(nodes)
+        return 0 if nodes is None else nodes.n_id.numel()
 
     def commit_histories(self) -> None:
         """Makes histories that lie in files survive a crash from now on; see :class:`~torch_gas.FileTier`. Others are left."""
@@ -524,6 +553,7 @@ class Call:
         self.pool: AsyncIOPool | None = None  # where histories are in host memory and the model on a GPU
         self.coming: Coming | None = None
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
+        self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self._halo_there: Tensor | None = None
         self._observer: Observer | None = None
         self.on_own_graph = num_rows == model.num_nodes
@@ -631,7 +661,8 @@ class Call:
             return
         coming, model._coming = model._coming, None
         is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
-        self._ask(self.pool, coming.halo if coming is not None and is_this else self.n_id[self.batch_size :])
+        self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
+        self._ask(self.pool, self._halo)
         yield
         model._coming = self.coming
 
@@ -640,10 +671,11 @@ class Call:
         outlook = getattr(self.n_id, "outlook", None)
         if outlook is not None and self.model.buffer_size is None:
             pool.buffer_size = max(pool.buffer_size, outlook.largest_halo or 0)
-        pool.forget_pulls(halo)
-        for history in self.model.histories:
+        wanted = [history.cold(halo) for history in self.model.histories]
+        pool.forget_pulls(*wanted)
+        for history, index in zip(self.model.histories, wanted, strict=True):
             if not pool.is_asked(history.table):
-                pool.async_pull(history.table, None, None, halo, history.row_dtype or history.pull_dtype)
+                pool.async_pull(history.table, None, None, index, history.row_dtype or history.pull_dtype)
 
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
@@ -659,13 +691,14 @@ class Call:
                 history.read_ahead(coming.halo)
             if n_id.numel() == batch_size:
                 return rows
-            halo = self._halo_at(history.table.device, n_id, batch_size)
-            return append(rows, halo.numel(), lambda out: history.pull(halo, out=out))
-        table = history.table
+            far = self._halo_at(history.table.device, n_id, batch_size)
+            return append(rows, far.numel(), lambda out: history.pull(far, out=out))
+        table, halo = history.table, self._halo
         arrived = self.pool.synchronize_pull(table)
-        out = append(rows, arrived.size(0), lambda out: out.copy_(arrived))
+        out = append(rows, halo.numel(), lambda out: history.put_together(out, halo, arrived))
         self.pool.free_pull(table)
-        self.pool.async_push(rows.detach(), offset, count, table)
+        with history.writing(rows, n_id[:batch_size]):
+            self.pool.async_push(rows.detach(), offset, count, table)
         history.mark(n_id[:batch_size], offset, count)
         history.row_dtype = rows.dtype
         self._pushed.append(history)
@@ -686,7 +719,9 @@ class Call:
         if coming is None:
             return
         for history in self._pushed:
-            pool.async_pull(history.table, None, None, coming.halo, history.row_dtype or history.pull_dtype)
+            pool.async_pull(
+                history.table, None, None, history.cold(coming.halo), history.row_dtype or history.pull_dtype
+            )
         self._pushed.clear()
 
     def _next_batch(self) -> Coming | None:

@@ -223,6 +223,11 @@ class ScaledGNN(ScalableGNN):
         if reset is not None:
             reset()
 
+    def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
+        """As in :class:`ScalableGNN`, once the model has been tried out and has histories."""
+        self.found  # noqa: B018  # an error as long as it has none
+        return super().keep_hot(n_id, max_bytes)
+
     # -- what the model needs ------------------------------------------------------------------------------------------
 
     def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:

@@ -29,6 +29,7 @@ class LayerStatistics(NamedTuple):
         drift: :math:`\|h - \bar h\| / \|\bar h\|` of all rows :math:`h` that were to replace :math:`\bar h`; nan where none were.
         storage: the same of all pushed rows :math:`\bar h` and what the storage type makes of them, :math:`h`; nan where it can
             hold them exactly.
+        hot: share of the pulled rows that were hot; see :meth:`ScalableGNN.keep_hot`.
     """
 
     layer: int
@@ -37,6 +38,7 @@ class LayerStatistics(NamedTuple):
     never: float
     drift: float
     storage: float
+    hot: float
 
     def age(self, share: float = 0.5) -> int:
         """The age that ``share`` of the pulled rows do not exceed, of those that had been written; 0 where there are none."""
@@ -52,25 +54,28 @@ class Sums:
         ages: [1 + AGES]; the first entry counts rows that were never written.
         squares: squared norms, of the differences between new and old rows and of the old ones, [2].
         rounding: squared norms, of the differences between rows and what is stored of them and of the rows, [2].
+        hot: number of pulled rows that were hot, a scalar.
     """
 
     ages: Tensor
     squares: Tensor
     rounding: Tensor
+    hot: Tensor
 
     def copy(self) -> Sums:
         """Sums of their own with the same values."""
-        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone())
+        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone(), self.hot.clone())
 
     def statistics(self, layer: int, earlier: Sums | None) -> LayerStatistics:
         """What was counted since ``earlier``."""
-        ages, squares, rounding = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu()
+        ages, squares, rounding, hot = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu(), self.hot.cpu()
         if earlier is not None:
-            ages = ages - earlier.ages.cpu()
+            ages, hot = ages - earlier.ages.cpu(), hot - earlier.hot.cpu()
             squares, rounding = squares - earlier.squares.cpu(), rounding - earlier.rounding.cpu()
         pulled = int(ages.sum())
         never = int(ages[0]) / pulled if pulled > 0 else 0.0
-        return LayerStatistics(layer, pulled, ages[1:], never, _relative(squares), _relative(rounding))
+        share = int(hot) / pulled if pulled > 0 else 0.0
+        return LayerStatistics(layer, pulled, ages[1:], never, _relative(squares), _relative(rounding), share)
 
 
 def _relative(squares: Tensor) -> float:
@@ -144,6 +149,7 @@ class Counter:
         pushed_at = history.pushed_at[ids]
         ages = (int(history.clock) - pushed_at).clamp_(0, AGES - 1).add_(1).masked_fill_(pushed_at < 0, 0)
         sums.ages.index_add_(0, ages, torch.ones_like(ages))
+        sums.hot += history.num_hot(n_id[batch_size:][halo])
 
         batch = self._choose(batch_size)
         ids, pushed = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch]
@@ -164,5 +170,6 @@ class Counter:
         if sums is None:
             ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
             squares, rounding = torch.zeros(2, 2, dtype=torch.float64, device=device)
-            sums = self.counts.sums[history] = Sums(ages, squares, rounding)
+            hot = torch.zeros((), dtype=torch.int64, device=device)
+            sums = self.counts.sums[history] = Sums(ages, squares, rounding, hot)
         return sums

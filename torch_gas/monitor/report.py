@@ -28,7 +28,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
-    """A line for each history: the ages of the rows pulled from it, the drift of those pushed to it, and how they are rounded."""
+    """A line for each history: ages of rows pulled from it, the hot ones, drift of those pushed to it and their rounding."""
     most = max((_oldest(layer.ages) for layer in layers), default=0)
     header = ["history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift"]
     lines = [_statistics_line(layer, most) for layer in layers]
@@ -36,6 +36,10 @@ def statistics_table(layers: Sequence[LayerStatistics]) -> str:
         header.append("storage error")
         for line, layer in zip(lines, layers, strict=True):
             line.append(f"{100 * layer.storage:.2g} %")
+    if any(layer.hot > 0 for layer in layers):
+        header.append("hot")
+        for line, layer in zip(lines, layers, strict=True):
+            line.append(percent(layer.hot))
     return text_table(header, lines)
 
 

@@ -19,6 +19,7 @@ from torch_gas.planner.batches import sample
 from torch_gas.planner.memory import StepMemory
 from torch_gas.planner.probe import Loss, measure
 from torch_gas.planner.record import Plan, Prediction
+from torch_gas.planner.tiers import storages
 from torch_gas.planner.units import free_memory, in_units, parse_bytes
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN
@@ -32,6 +33,7 @@ def plan(
     model: ScalableGNN,
     *,
     device_memory: int | str | None = None,
+    host_memory: int | str | None = None,
     ptr: Tensor | None = None,
     backend: str | None = None,
     parts_a_batch: int | None = None,
@@ -52,10 +54,15 @@ def plan(
     the histories are not part of it. Call it with the model on the device that is to train it: layers take other memory on
     another. Sums of PyTorch's allocators are predicted; a CUDA context comes on top of them.
 
+    Histories belong in the fastest tier that has room for them: the GPU beside the peak of a step, host memory, a file. The plan
+    says which, and what narrower storage types would change. While it is made they may lie in any of them, in files for example.
+
     Args:
         data: the graph, in any order of nodes.
         model: a model with histories for this graph; any :class:`~torch_gas.ScalableGNN`, as :func:`torch_gas.scale` makes.
         device_memory: what training may take, in bytes or as in ``"8 GiB"`` and ``"500 MB"``; by default what is free.
+        host_memory: what histories may take in host memory, in the same ways; by default what is free there, on the CPU beside
+            the peak of a step.
         ptr: start of each part, from :func:`torch_gas.metis`, where ``data`` was partitioned and permuted already. Only the
             parts in a batch are then chosen, and any number of them is counted at no cost.
         backend: what :func:`torch_gas.metis` will partition by; ``"metis"`` by default.
@@ -66,14 +73,15 @@ def plan(
         optimizer_states: tensors as large as the parameters that the optimiser keeps: 2 for Adam, 0 for plain SGD.
         prefetch: batches made ahead, as in :class:`~torch_gas.SubgraphLoader`.
         neighbors: ``"in"`` or ``"both"``, as in :class:`~torch_gas.SubgraphLoader`; by default what a scaled model needs.
-        margin: the share of the device's memory to leave free, for what is not counted and batches larger than those looked at.
+        margin: the share of device and of host memory to leave free, for what is not counted and for batches that are larger than
+            those looked at.
 
     Returns:
         The plan, whose ``num_parts`` and ``batch_size`` are for :func:`torch_gas.metis` and
         :class:`~torch_gas.SubgraphLoader`. Where the whole graph fits, it is one batch.
 
     Raises:
-        TypeError: if ``model`` has no histories, or ``device_memory`` is no number of bytes.
+        TypeError: if ``model`` has no histories, or ``device_memory`` or ``host_memory`` is no number of bytes.
         ValueError: if an argument is out of its range, the model is for another graph, or not even the smallest batches fit.
 
     Example:
@@ -94,6 +102,7 @@ def plan(
         memory = free_memory(model.device) + resident
     else:
         memory = parse_bytes(device_memory, "plan(): device_memory")
+    host = None if host_memory is None else parse_bytes(host_memory, "plan(): host_memory")
     if neighbors is None:
         neighbors = model.found.neighbors if isinstance(model, ScaledGNN) else "in"
     whole = torch.tensor([0, count_nodes(data, "plan()")])
@@ -114,12 +123,13 @@ def plan(
         candidates = search.over_batches(loader.ptr)
     if not candidates[-1].fits:
         raise ValueError(_too_small(candidates[-1], _limit(memory, margin), ptr is not None))
-    history_bytes = sum(store.table.nbytes + store.pushed_at.nbytes for store in model._stores)
+    rooms = _rooms(model, memory, host, margin, candidates[-1].peak_memory)
     return Plan(
         **asdict(candidates[-1]),
         device_memory=memory,
         margin=margin,
-        history_bytes=history_bytes,
+        rooms=rooms,
+        storages=storages(model, rooms),
         step_memory=step_memory,
         candidates=tuple(candidates),
     )
@@ -161,7 +171,7 @@ class _Search(NamedTuple):
     def _predict(self, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> Prediction:
         sizes = sample(self.loader, batch_size, ptr, perm)
         rows, halo = (sum(numbers) / len(sizes) for numbers in list(zip(*sizes, strict=True))[:2])
-        row_bytes = sum(history.table.nbytes // history.num_embeddings for history in self.model.histories)
+        row_bytes = sum(history.row_bytes for history in self.model.histories)
         peak = max(self.step_memory(size) for size in sizes)
         return Prediction(
             num_parts=ptr.numel() - 1,
@@ -180,8 +190,23 @@ def _resident(model: ScalableGNN) -> int:
     """Bytes that the model holds on its device between steps."""
     stores = {id(tensor) for store in model._stores for tensor in store.buffers()}
     own = [*model.parameters(), *(buffer for buffer in model.buffers() if id(buffer) not in stores)]
-    on_gpu = [tensor for store in model._stores for tensor in store.buffers() if tensor.is_cuda]
-    return _bytes([*own, *on_gpu])
+    return _bytes(own) + _stored(model, "cuda") + sum(history.hot_bytes for history in model.histories)
+
+
+def _stored(model: ScalableGNN, kind: str) -> int:
+    """Bytes that histories and tables take now in the memory of devices of this kind."""
+    return _bytes(tensor for store in model._stores for tensor in store.buffers() if tensor.device.type == kind)
+
+
+def _rooms(model: ScalableGNN, memory: int, host: int | None, margin: float, peak: int) -> dict[str, int]:
+    """Bytes that histories may take in each tier, the fastest first, beside steps that take ``peak``."""
+    on_gpu = model.device.type == "cuda"
+    if host is None:
+        host = free_memory(torch.device("cpu"), "host_memory") + _stored(model, "cpu") - (0 if on_gpu else peak)
+    room = {"pinned" if on_gpu else "host": max(int((1 - margin) * host), 0)}
+    if not on_gpu:
+        return room
+    return {"device": max(int((1 - margin) * memory - peak + _stored(model, "cuda")), 0), **room}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

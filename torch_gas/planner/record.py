@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch_gas.planner.memory import StepMemory
+from torch_gas.planner.tiers import Storage
 from torch_gas.planner.units import in_units
 
 
@@ -46,17 +47,42 @@ class Plan(Prediction):
 
     Args:
         device_memory: what the device has for training, in bytes.
-        margin: the share of it that is left free.
-        history_bytes: all histories and tables of the model with the ages of their rows, in bytes, wherever they live.
+        margin: the share of it, and of host memory, that is left free.
+        rooms: what histories may take in each tier, in bytes, the fastest first.
+        storages: histories as they are and, where these take less, in narrower storage types, with the tier in which they belong.
         step_memory: how ``peak_memory`` follows from the size of a batch.
         candidates: all predictions in the order in which they were made, the one that was chosen last.
     """
 
     device_memory: int
     margin: float
-    history_bytes: int
+    rooms: dict[str, int] = field(hash=False)
+    storages: tuple[Storage, ...]
     step_memory: StepMemory
     candidates: tuple[Prediction, ...] = field(repr=False)
+
+    @property
+    def history_bytes(self) -> int:
+        """All histories and tables of the model with the ages of their rows, in bytes, wherever they live."""
+        return self.storages[0].nbytes
+
+    @property
+    def tier(self) -> str:
+        """Where histories belong: ``"device"``, ``"pinned"``, ``"host"`` or ``"file"``."""
+        return self.storages[0].tier
+
+    @property
+    def placement(self) -> str:
+        """Where histories belong, why, and which storage type would take them to a faster tier."""
+        rooms = " and ".join(f"{in_units(room)} {_FREE[tier]}" for tier, room in self.rooms.items())
+        found = f"They belong {_PLACES[self.tier]}: {rooms} are free for them."
+        for storage in self.storages[1:]:
+            if storage.tier != self.tier:
+                return (
+                    f"{found} With history_dtype={storage.dtype} ({in_units(storage.nbytes)}) they would fit "
+                    f"{_PLACES[storage.tier]}."
+                )
+        return found
 
     @property
     def reason(self) -> str:
@@ -85,11 +111,18 @@ class Plan(Prediction):
                 self.reason,
                 f"Peak memory of a step: {', '.join(terms)}.",
                 f"Histories: {in_units(self.history_bytes)}, of which a step writes {in_units(self.pushed_bytes)} and reads "
-                f"{in_units(self.pulled_bytes)}.",
+                f"{in_units(self.pulled_bytes)}. {self.placement}",
             ]
         )
 
 
+_PLACES = {
+    "device": 'on the GPU (device="cuda")',
+    "pinned": 'in page-locked host memory (tier="pinned")',
+    "host": "in host memory",
+    "file": "in files (tier=FileTier(folder))",
+}
+_FREE = {"device": "on the GPU", "pinned": "in host memory", "host": "in host memory"}
 _TERMS = ("in any case", "a row of the batch", "a row of the halo", "an edge")
 _HEAD = ("parts", "in a batch", "steps", "nodes", "S / B", "peak memory", "written", "read", "")
 

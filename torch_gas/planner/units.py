@@ -45,8 +45,12 @@ def in_units(size: float) -> str:
     return f"{size:.{digits}f} {unit}"
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, name: str = "device_memory") -> int:
     """Bytes that tensors on ``device`` may still take; what torch's allocator keeps for itself is among them.
+
+    Args:
+        device: the CPU or a CUDA device.
+        name: the argument of plan() that stands for it.
 
     Raises:
         ValueError: if the system does not tell.
@@ -57,5 +61,5 @@ def free_memory(device: torch.device) -> int:
     path = Path("/proc/meminfo")
     match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text() if path.exists() else "", re.MULTILINE)
     if match is None:
-        raise ValueError('plan(): this system does not tell how much memory is free; pass device_memory="8 GiB"')
+        raise ValueError(f'plan(): this system does not tell how much memory is free; pass {name}="8 GiB"')
     return 1024 * int(match[1])

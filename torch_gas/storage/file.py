@@ -146,6 +146,9 @@ class FileTable(_core.FileRows):
         if self._owner is None:
             raise ValueError(f"{self.path} was opened to be read, not to be written to")
         super().before_write()
+        self._tear()
+
+    def _tear(self) -> None:
         if self.header.committed:
             self.header.committed = False
             self._write_header()
@@ -175,7 +178,7 @@ class FileTable(_core.FileRows):
         """
         self.check_usable()
         if pushed_at is not None:
-            self.before_write()
+            self._tear()  # though rows stay as they are
             _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
         self._flush()
         self.header.generation += 1

@@ -233,9 +233,9 @@ class AsyncIOPool:
         """Whether a pull of table ``src`` waits or is in flight."""
         return any(pull.table.rows is src for pull in self._queue)
 
-    def forget_pulls(self, index: Tensor | None = None) -> None:
-        """Drops all pulls that were asked for, but those of the very tensor ``index``. The host does not wait."""
-        for pull in [p for p in self._queue if index is None or p.index is not index]:
+    def forget_pulls(self, *wanted: Tensor) -> None:
+        """Drops all pulls that were asked for, but those of the very tensors ``wanted``. The host does not wait."""
+        for pull in [p for p in self._queue if not any(p.index is index for index in wanted)]:
             self._drop(pull)
 
     def _find(self, src: _core.Table | None) -> _Pull:
