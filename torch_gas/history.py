@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._core import checks
+from torch_gas.checked import checked, renamed
 from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -56,6 +58,7 @@ class History(torch.nn.Module):
     pushed_at: Tensor
     clock: Tensor
 
+    @checked
     def __init__(
         self,
         num_embeddings: int,
@@ -166,6 +169,8 @@ class History(torch.nn.Module):
         self.pushed_at.fill_(-1)
         self.clock.zero_()
 
+    @checked
+    @renamed("History.pull", index="n_id")
     @torch.no_grad()
     def pull(
         self, n_id: Tensor | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
@@ -200,6 +205,8 @@ class History(torch.nn.Module):
             out.copy_(_core.gather_rows(self.emb, n_id.to(self.table.device), dtype))
         return out
 
+    @checked
+    @renamed("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
         self,
@@ -243,22 +250,29 @@ class History(torch.nn.Module):
             finish(self._device)
         self.mark(n_id, offset, count)
 
+    @checked
+    @renamed("History.mark", index="n_id")
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         now = int(self.clock)
         if offset is not None and count is not None:
+            checks.within("mark", *checks.ranges("mark", "offset", offset, count), self.num_embeddings)
             times = torch.full((int(count.sum()),), now, dtype=torch.int64, device=self.pushed_at.device)
             _core.write_chunks(self.pushed_at, offset, count, times)
         elif n_id is not None:
-            self.pushed_at[n_id.to(self.pushed_at.device)] = now
+            ids = n_id.to(self.pushed_at.device)
+            if self.device.type == "cuda":
+                self.pushed_at[ids] = now  # where ids were checked
+            else:
+                _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now))
         else:
             self.pushed_at.fill_(now)
 
+    @checked
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
-        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-            came = x.dtype if isinstance(x, Tensor) else type(x)
-            raise TypeError(f"History.push: x must be a floating-point tensor, but is {came}")
+        if x.dtype not in FLOATS:
+            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}")
         if x.dim() != 2 or x.size(1) != self.embedding_dim:
             raise ValueError(
                 f"History.push: x must be [B, {self.embedding_dim}], but is {list(x.shape)}; "

@@ -33,6 +33,7 @@ from torch_gas.adjacency import (
     num_nodes_of,
     to_csr,
 )
+from torch_gas.checked import checked
 from torch_gas.features import take
 from torch_gas.partition.record import check_ids
 from torch_gas.partition.reorder import edge_attrs
@@ -270,6 +271,7 @@ class SubgraphLoader(DataLoader[SubData]):
         ...     assert batch_size == int(count.sum())
     """
 
+    @checked
     def __init__(
         self,
         data: Data,
@@ -340,6 +342,7 @@ class SubgraphLoader(DataLoader[SubData]):
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
         return self._serve(self._tasks)
 
+    @checked
     def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
         """Batches of the given parts, in their order, instead of those of an epoch.
 
@@ -483,6 +486,7 @@ class EvalSubgraphLoader(SubgraphLoader):
     one contiguous range of nodes and moves as one block.
     """
 
+    @checked
     def __init__(
         self, data: Data, ptr: Tensor, batch_size: int = 1, bipartite: bool = True, log: bool = True, **kwargs: Any
     ) -> None:

@@ -9,6 +9,7 @@ from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
+from torch_gas.checked import renamed
 
 _TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -215,12 +216,15 @@ def batch_rows(table: Tensor, offset: Tensor, count: Tensor, halo: Tensor) -> Te
         >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
         tensor([3., 4., 0.])
     """
-    _table("batch_rows", table)
-    _index("batch_rows", halo)
+    call = "batch_rows"
+    _table(call, table)
+    checks.ids(call, "halo", halo)
+    offset, count = checks.ranges(call, "offset", offset, count)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
     rows = empty((batch_size + halo.numel(), *table.shape[1:]), table.dtype)
     read_chunks(table, offset, count, out=rows[:batch_size])
-    gather_rows(table, halo, out=rows[batch_size:])
+    with renamed(call, index="halo"):
+        gather_rows(table, halo, out=rows[batch_size:])
     return rows
 
 
@@ -287,9 +291,11 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Tensor, num_rows: int
 
 
 def _convertible(call: str, table: Tensor, name: str, dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{call}: `{name}` must be a torch.dtype, but is {type(dtype).__name__}")
     if dtype != table.dtype and not (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         raise TypeError(
             f"{call}: `{name}` must have the type of the table, or both must be one of "
-            f"{checks.names(FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
+            f"{checks.names(FLOAT_TYPES)}, but `table` is {table.dtype} and `{name}` {dtype}; convert "
             "one of them with `.to()`"
         )
