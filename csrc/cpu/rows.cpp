@@ -206,6 +206,7 @@ Ranges disjoint_chunk_ranges(const char* call, const Table& table, const int64_t
 
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
+  if (table.num_cols == 0) return;  // and there may be no memory
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   const int64_t ahead = rows_ahead(table_stride);
@@ -234,6 +235,7 @@ template <class I>
 void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads) {
   check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
   check_distinct(index, rows.num_rows, table.num_rows, threads);
+  if (table.num_cols == 0) return;
   const int64_t table_stride = table.num_cols * element_size(table.dtype);
   const int64_t rows_stride = table.num_cols * element_size(rows.dtype);
   const int64_t ahead = rows_ahead(table_stride);
@@ -254,6 +256,7 @@ void scatter_rows(const Table& table, const I* index, const Rows& rows, int thre
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads) {
+  if (table.num_cols == 0) return;
   const int64_t row_bytes = table.num_cols * element_size(rows.dtype);
   const bool streamed = is_streamed(rows.data, row_bytes, rows.num_rows * row_bytes);
   with_copy(table.dtype, rows.dtype, streamed, [&](auto copy) {
@@ -264,6 +267,7 @@ void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, con
 
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads) {
+  if (table.num_cols == 0) return;
   const int64_t row_bytes = table.num_cols * element_size(table.dtype);
   const bool streamed = is_streamed(table.data, row_bytes, rows.num_rows * row_bytes);
   with_copy(rows.dtype, table.dtype, streamed, [&](auto copy) {
