@@ -26,9 +26,9 @@ def soak() -> ModuleType:
 
 def test_a_few_seconds(soak: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "results" / "soak.json"
-    result = soak.main(["--minutes", "0.08", "--seed", "1", "--out", str(out)])
+    result = soak.main(["--minutes", "0.1", "--seed", "1", "--out", str(out)])
     assert json.loads(out.read_text()) == result
-    assert {"rows", "step", "error", "inference"} <= result["actions"].keys()
+    assert sum(result["actions"].values()) >= 5
 
 
 @pytest.mark.parametrize("name", ["memory", "threads", "files"])

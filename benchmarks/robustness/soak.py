@@ -1,8 +1,7 @@
 """Does a process that trains, fails, infers and starts anew for an hour keep its memory, threads and files, and right rows?
 
-Random actions, each checked: pushes and pulls against a plain tensor, training steps with batches of other sizes, inference against
-the whole graph, models made and dropped, errors in the middle of a forward pass. `--minutes 60` is the run of docs/benchmarks.md;
-`--out` writes its result.
+Random actions, each checked: pushes and pulls against a plain tensor, training steps with batches of other sizes, inference
+against the whole graph, models made and dropped, errors in the middle of a forward pass. `--out` writes the result.
 """
 
 from __future__ import annotations
