@@ -43,7 +43,7 @@ class Histories(RuleBasedStateMachine):
 
     def note(self, ids: list[int], x: Tensor) -> None:
         for i, row in zip(ids, x, strict=True):
-            self.rows[i], self.pushed[i] = row.to(self.dtype), self.clock
+            self.rows[i], self.pushed[i] = row.to(self.dtype, copy=True), self.clock
 
     def wanted(self, ids: list[int], dtype: torch.dtype) -> Tensor:
         return torch.stack([self.rows[i] for i in ids]).to(dtype) if ids else torch.empty(0, self.width, dtype=dtype)
@@ -173,4 +173,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=15, stateful_step_count=12, deadline=None, derandomize=True)
+TestHistories.settings = settings(max_examples=40, stateful_step_count=15, deadline=None, derandomize=True)

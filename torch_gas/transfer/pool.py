@@ -102,6 +102,10 @@ def _finish(tables: dict[int, _Table]) -> None:
     tables.clear()
 
 
+def _layout(table: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    return table.data_ptr(), table.shape, table.dtype
+
+
 def _fitting(buffers: list[_Buffer], pull: _Pull) -> _Buffer | None:
     return next((buffer for buffer in buffers if buffer.data.nbytes >= pull.nbytes), None)
 
@@ -398,7 +402,9 @@ class AsyncIOPool:
             raise ValueError(f"AsyncIOPool: `table` must be [N, C], but is {list(rows.shape)}")
         checks.contiguous("AsyncIOPool", "table", rows)
         known = self._tables.get(rows.data_ptr())
-        if known is not None and known.rows.shape != rows.shape:  # a view of the same memory
+        if known is not None and _layout(known.rows) != _layout(
+            rows
+        ):  # a view of the same memory, or that of a table gone
             if any(pull.table is known for pull in self._queue):
                 raise ValueError(
                     f"AsyncIOPool: `table` is {list(rows.shape)}, but begins where a table of {list(known.rows.shape)} does "
