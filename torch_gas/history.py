@@ -256,8 +256,9 @@ class History(torch.nn.Module):
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         now = int(self.clock)
         if offset is not None and count is not None:
-            checks.within("mark", *checks.ranges("mark", "offset", offset, count), self.num_embeddings)
-            times = torch.full((int(count.sum()),), now, dtype=torch.int64, device=self.pushed_at.device)
+            checks.ranges("mark", "offset", offset, count)
+            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
+            times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
             _core.write_chunks(self.pushed_at, offset, count, times)
         elif n_id is not None:
             ids = n_id.to(self.pushed_at.device)
