@@ -6,7 +6,6 @@ import collections.abc
 import contextlib
 import functools
 import inspect
-import math
 import numbers
 import re
 import types
@@ -24,7 +23,6 @@ T = TypeVar("T", bound=type)
 Admits = Callable[[Any], bool]
 
 # Numbers are taken as Python takes them, NumPy's among them; a flag is not a number.
-_SCALARS: dict[Any, tuple[type, ...]] = {int: (numbers.Integral,), float: (numbers.Real,)}
 _FLAGS = (bool, np.bool_)
 
 
@@ -48,8 +46,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         if not rules:  # at the first call, when everything that annotations name is defined
             rules.update({name: _rule(parameters[name].annotation, function) for name in names})
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in rules and value is not parameters[name].default:
-                _check(name, value, rules[name], parameters[name].annotation, function, args)
+            if name in rules and not rules[name](value) and value is not parameters[name].default:
+                _refuse(name, value, parameters[name].annotation, function, args)
         return function(*args, **kwargs)
 
     return wrapper
@@ -83,27 +81,24 @@ class renamed(contextlib.ContextDecorator):
             raise type(error)(f"{self._call}: {text}") from error
 
 
-def _check(
-    name: str, value: Any, admits: Admits, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
-    wrong: type[Exception] | None = None
-    if not admits(value):
+def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    wrong: type[Exception] = ValueError
+    words = str(annotation).split()
+    if isinstance(value, Tensor) and "Tensor" in words:
+        rule = "a dense tensor with memory"
+    elif type(value) is float and "float" in words:
+        rule = "a number"
+    elif type(value) is int and "int" in words:
+        rule = "a number of 64 bits"
+    else:
         wrong, rule = TypeError, str(annotation)
-    elif isinstance(value, Tensor) and "Tensor" in str(annotation).split():
-        if value.layout != torch.strided or value.is_meta:
-            wrong, rule = ValueError, "a dense tensor with memory"
-    elif type(value) is float and math.isnan(value):
-        wrong, rule = ValueError, "a number"
-    elif type(value) is int and not -(2**63) <= value < 2**63:
-        wrong, rule = ValueError, "a number of 64 bits"
-    if wrong is not None:
-        call = function.__qualname__
-        if function.__name__ == "__init__":
-            call = type(args[0]).__name__  # maybe a class that derives from it
-        came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
-        if wrong is ValueError and isinstance(value, Tensor):
-            came = f"{value.layout} on {value.device}"
-        raise wrong(f"{call}: {name} must be {rule}, but is {came}")
+    call = function.__qualname__
+    if function.__name__ == "__init__":
+        call = type(args[0]).__name__  # maybe a class that derives from it
+    came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
+    if wrong is ValueError and isinstance(value, Tensor):
+        came = f"{value.layout} on {value.device}"
+    raise wrong(f"{call}: {name} must be {rule}, but is {came}")
 
 
 def _rule(annotation: Any, function: Callable[..., Any]) -> Admits:
@@ -126,7 +121,7 @@ def _admits(hint: Any) -> Admits:
     if hint in (Any, object):
         return _anything
     if isinstance(hint, TypeVar) and hint.__constraints__:
-        return _any_of(hint.__constraints__)
+        return lambda value: isinstance(value, hint.__constraints__)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _any_of(inner)
@@ -142,8 +137,14 @@ def _admits(hint: Any) -> Admits:
         return lambda value: isinstance(value, origin) and all(key(k) and item(v) for k, v in value.items())
     if hint is bool:
         return lambda value: isinstance(value, _FLAGS)
-    if hint in _SCALARS:
-        return lambda value: isinstance(value, _SCALARS[hint]) and not isinstance(value, _FLAGS)
+    if hint is Tensor:
+        return lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if hint is int:
+        return lambda value: (
+            isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
+        )
+    if hint is float:
+        return lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value
     kind = origin or hint
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return lambda value: isinstance(value, kind)
