@@ -2,17 +2,21 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# A file of versions to install, such as requirements/ci.txt; the newest that fit by default.
+LOCK ?=
 BIN := $(VENV)/bin
+PIN := $(if $(LOCK),--constraint $(LOCK))
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint sparse clean
+.PHONY: demo test lint sparse sanitize fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 # The environment, with the extension built in it; again whenever the build's inputs change.
 $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,examples]"
+	$(BIN)/python -m pip install --quiet $(PIN) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(PIN) --editable ".[dev,examples]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -31,6 +35,30 @@ lint: $(VENV)/.installed
 sparse: $(VENV)/.installed
 	$(BIN)/python -c "import torch_sparse" 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --no-build-isolation torch-scatter torch-sparse
+
+# The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the extension. A preloaded libstdc++ lets errors be raised.
+sanitize: $(VENV)/.installed
+	TORCH_GAS_SANITIZE=address TORCH_GAS_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest -q -p no:cacheprovider tests/test_rows.py tests/test_subgraph.py tests/test_order.py tests/test_symmetric.py \
+	  tests/test_stream.py tests/test_product.py tests/test_dropout.py tests/test_fuzz.py
+
+# What the bindings do with arguments that nobody thought of; findings and new inputs lie in build/fuzz.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet atheris
+	mkdir -p build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py -max_total_time=$(FUZZ_SECONDS) -max_len=400 -artifact_prefix=build/fuzz/ \
+	  build/fuzz tests/fuzz/corpus
+
+# Known vulnerabilities of what CI installs; needs the network.
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement requirements/ci.txt --no-deps --disable-pip
+
+lock: $(VENV)/.installed
+	{ grep '^#' requirements/ci.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^torch(==|_scatter|_sparse)| @ '; } > ci.tmp
+	mv ci.tmp requirements/ci.txt
 
 clean:
 	rm -rf build dist $(VENV) torch_gas/*.so *.egg-info

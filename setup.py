@@ -7,6 +7,8 @@ Environment variables:
   built if nvcc is found.
 * `TORCH_GAS_CUDA_ARCHS`: architectures to build for, such as `90` or `80;90`, instead of all that
   matter.
+* `TORCH_GAS_SANITIZE`: `address` (with undefined behaviour) or `thread` builds the CPU code with that sanitizer of the compiler;
+  Python must then run with its library preloaded (`make sanitize`).
 * `TORCH_GAS_WERROR`: `1` turns compiler warnings into errors.
 * `CUDACXX`, `CUDA_HOME`: where nvcc is, if not on `PATH`.
 """
@@ -26,6 +28,7 @@ from setuptools import setup
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 WERROR = os.environ.get("TORCH_GAS_WERROR") == "1"
+SANITIZERS = {"": [], "address": ["-fsanitize=address,undefined"], "thread": ["-fsanitize=thread"]}
 
 
 def find_nvcc() -> str | None:
@@ -45,6 +48,14 @@ def find_nvcc() -> str | None:
             "only"
         )
     return nvcc
+
+
+def sanitizer_flags() -> list[str]:
+    """Flags of the compiler and the linker for the sanitizer that was asked for."""
+    choice = os.environ.get("TORCH_GAS_SANITIZE", "")
+    if choice not in SANITIZERS:
+        raise SystemExit(f"TORCH_GAS_SANITIZE must be address, thread or unset, but is {choice!r}")
+    return [*SANITIZERS[choice], "-O1", "-g1", "-fno-omit-frame-pointer"] if choice else []
 
 
 def supported_archs(nvcc: str) -> list[int]:
@@ -136,8 +147,8 @@ core = Pybind11Extension(
     sorted(["csrc/bindings.cpp", *glob("csrc/cpu/*.cpp")]),
     cxx_std=17,
     # Without the last flag GCC keeps branches in conversions of half types, for traps that nobody sets.
-    extra_compile_args=["-O3", "-Wall", "-Wextra", *["-Werror"] * WERROR, "-fno-trapping-math"],
-    extra_link_args=["-pthread"],
+    extra_compile_args=["-O3", "-Wall", "-Wextra", *["-Werror"] * WERROR, "-fno-trapping-math", *sanitizer_flags()],
+    extra_link_args=["-pthread", *sanitizer_flags()],
 )
 
 setup(ext_modules=[core], cmdclass={"build_ext": BuildExt})

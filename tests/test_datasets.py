@@ -783,7 +783,7 @@ def test_synthetic_extremes() -> None:
         ({"num_nodes": 100, "num_features": 0}, "must be positive.*num_features=0"),
         ({"num_nodes": 100, "homophily": 1.5}, r"homophily must lie in \[0, 1\].*1.5"),
         ({"num_nodes": 100, "avg_degree": -1}, "must not be negative.*avg_degree=-1"),
-        ({"num_nodes": 100, "noise": float("nan")}, "must not be negative.*noise=nan"),
+        ({"num_nodes": 100, "noise": float("nan")}, "noise must be a number, but is nan"),
     ],
 )
 def test_synthetic_bad_arguments(kwargs: dict[str, float], match: str) -> None:

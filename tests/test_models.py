@@ -382,17 +382,18 @@ def test_pna_conv_sums_pairs():
         (["mean", "median"], ["identity"], r"aggregators must be .*'max'\).*'median'"),
         (["mean"], ["linear"], r"scalers must be .*'attenuation'\).*'linear'"),
         ([], ["identity"], r"aggregators must be .* but is \[\]"),
-        ("mean", ["identity"], r"aggregators must be a list .* but is 'mean'"),
     ],
 )
 def test_pna_refuses_unknown_names(aggregators, scalers, message):
     with pytest.raises(ValueError, match=message):
         PNAConv(4, 4, aggregators, scalers, torch.ones(5))
+    with pytest.raises(TypeError, match=r"aggregators must be Sequence\[str\], but is 'mean'"):
+        PNAConv(4, 4, "mean", scalers, torch.ones(5))
 
 
 @pytest.mark.parametrize("cls", [PNA, PNA_JK])
 def test_pna_refuses_degrees_of_another_shape(cls):
-    with pytest.raises(ValueError, match=rf"{cls.__name__}: deg must be .* \[60\].* is \[9\]"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}: deg must be .* \[60\].* is .* \[9\]"):
         cls(N, 8, HIDDEN, OUT, 2, **PAIR, deg=torch.ones(9))
     with pytest.raises(ValueError, match="deg must hold the in-degree"):
         cls(N, 8, HIDDEN, OUT, 2, **PAIR, deg=torch.zeros(N))

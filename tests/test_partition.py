@@ -357,7 +357,7 @@ EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
     [
         (EDGES, 0, {}, ValueError, r"num_parts must be at least 1, but is 0"),
         (EDGES, -3, {}, ValueError, r"num_parts must be at least 1, but is -3"),
-        (EDGES, 2.0, {}, TypeError, r"num_parts must be an int, but is 2\.0"),
+        (EDGES, 2.0, {}, TypeError, r"num_parts must be int, but is 2\.0"),
         (
             EDGES,
             2,
@@ -374,7 +374,7 @@ EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
             r"ignores weights",
         ),
         (EDGES, 2, {"seed": -1}, ValueError, r"seed must lie in 0 \.\. 2\*\*31 - 1, but is -1"),
-        (EDGES, 2, {"seed": 1.5}, TypeError, r"seed must be an int or None, but is 1\.5"),
+        (EDGES, 2, {"seed": 1.5}, TypeError, r"seed must be int \| None, but is 1\.5"),
         (EDGES, 2, {"num_nodes": None}, ValueError, r"num_nodes is unknown.*pass num_nodes"),
         (EDGES, 2, {"num_nodes": 0}, ValueError, r"at least one node, but num_nodes is 0"),
         (
@@ -426,7 +426,7 @@ EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
             2,
             {"edge_weight": [1, 2, 3]},
             TypeError,
-            r"edge_weight must be a real tensor, but is list",
+            r"edge_weight must be Tensor \| None, but is list",
         ),
         (EDGES, 2, {"node_weight": torch.ones(4)}, TypeError, r"node_weight must be integers"),
         (

@@ -291,7 +291,7 @@ IDENTITY = torch.arange(4)
             TypeError,
             r"perm must be an integer tensor, but is torch\.float32",
         ),
-        (data4(), [0, 1, 2, 3], TypeError, r"perm must be an integer tensor, but is list"),
+        (data4(), [0, 1, 2, 3], TypeError, r"perm must be Tensor \| Partition, but is list"),
         (
             Data(edge_index=torch.tensor([[0], [1]])),
             IDENTITY,
@@ -302,7 +302,7 @@ IDENTITY = torch.arange(4)
             HeteroData(),
             IDENTITY,
             TypeError,
-            r"must be a torch_geometric\.data\.Data, but is HeteroData",
+            r"data must be Data, but is HeteroData",
         ),
         (Batch.from_data_list([data4()]), IDENTITY, ValueError, r"data is a Batch"),
         (data4(edge_perm=torch.arange(3)), IDENTITY, ValueError, r"data\.edge_perm is reserved"),
@@ -359,7 +359,7 @@ def test_permute_refuses_a_matrix_of_another_size():
         (torch.rand(4), None, ValueError, r"perm is needed"),
         (torch.rand(5), IDENTITY, ValueError, r"perm must have shape \[5\], but has \[4\]"),
         (torch.tensor(1.0), IDENTITY, ValueError, r"is a scalar"),
-        ("data", None, TypeError, r"but is str"),
+        ("data", None, TypeError, r"value must be DataOrTensor, but is 'data'"),
     ],
 )
 def test_unpermute_refuses(value, perm, error, message):

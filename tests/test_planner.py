@@ -474,7 +474,7 @@ def test_free_memory() -> None:
 
 def test_too_little_memory(graph: Data) -> None:
     data, model = gcn_norm(graph), gcn(graph)
-    with pytest.raises(ValueError, match=r"parameters, their gradients and the optimiser take .* narrower"):
+    with pytest.raises(ValueError, match=r"parameters, their gradients and the optimiser .* take .* narrower"):
         plan(data, model, device_memory="50 kB")
     constant = plan(data, model, device_memory="1 GiB").step_memory.constant
     least = round(constant / 0.9) + 2000

@@ -294,10 +294,18 @@ def test_training_with_no_refresh_is_plain_training() -> None:
 # -- misuse ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True])
-def test_numbers_must_be_positive(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "error", "match"),
+    [
+        (0, ValueError, "must be a whole number of at least 1, but is 0"),
+        (-1, ValueError, "must be a whole number of at least 1, but is -1"),
+        (1.5, TypeError, "must be int.*, but is 1.5"),
+        (True, TypeError, "must be int.*, but is True"),
+    ],
+)
+def test_numbers_must_be_positive(value: Any, error: type[Exception], match: str) -> None:
     for make in (EveryEpochs, EverySteps, Sweep, lambda k: Stalest(batches=k), lambda k: Stalest(nodes=k)):
-        with pytest.raises(ValueError, match=r"must be a whole number of at least 1, but is"):
+        with pytest.raises(error, match=match):
             make(value)
 
 
@@ -317,7 +325,7 @@ def test_bound_to_the_same_graph() -> None:
     data, policy = graph(), PUBLISHED
     loader = EvalSubgraphLoader(data, PTR)
     assert isinstance(policy, Policy)
-    with pytest.raises(TypeError, match="model must be a ScalableGNN, or made by scale"):
+    with pytest.raises(TypeError, match="model must be ScalableGNN, but is"):
         policy.bind(nn.GCN(C, H, 3), loader)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loader has 60 nodes, but the model was made for 61"):
         policy.bind(Net(N + 1, H), loader)

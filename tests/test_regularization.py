@@ -64,14 +64,14 @@ def test_gradients_of_both_branches_agree_with_finite_differences() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), float("inf")])
 def test_noise_must_be_positive(noise: float) -> None:
-    with pytest.raises(ValueError, match="local_perturbation: noise must be positive"):
+    with pytest.raises(ValueError, match=r"local_perturbation: noise must be (positive|a number)"):
         local_perturbation(torch.tanh, torch.ones(2, 2), noise=noise)
-    with pytest.raises(ValueError, match="LocalPerturbation: noise must be positive"):
+    with pytest.raises(ValueError, match=r"LocalPerturbation: noise must be (positive|a number)"):
         LocalPerturbation(noise=noise)
 
 
 def test_out_must_be_that_of_the_layer() -> None:
-    with pytest.raises(ValueError, match=r"out is \[2, 1\], but the layer gives \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"out is .* \[2, 1\], but the layer gives .* \[2, 3\]"):
         local_perturbation(torch.tanh, torch.ones(2, 3), torch.ones(2, 1))
 
 
@@ -372,9 +372,8 @@ def test_no_layer_between_two_histories() -> None:
     ("options", "message"),
     [
         ({"weight": -1.0}, "weight must be at least 0, but is -1.0"),
-        ({"weight": float("nan")}, "weight must be at least 0, but is nan"),
-        ({"layers": "convs.1"}, "layers must be a list of names, but is 'convs.1'"),
-        ({"layers": []}, r"layers must be a list of names, but is \[\]"),
+        ({"weight": float("nan")}, "weight must be a number, but is nan"),
+        ({"layers": []}, r"layers must be a list of names, but is empty"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

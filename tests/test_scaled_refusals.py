@@ -217,9 +217,9 @@ SAGE = nn.GraphSAGE(C, H, 2, OUT)
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "match"),
     [
-        (("model", graph()), {}, TypeError, r"scale\(\) takes a torch.nn.Module, but got <class 'str'>"),
-        ((SAGE, "data"), {}, TypeError, r"scale\(\): data must be .*Data, but is <class 'str'>"),
-        ((SAGE, graph().x), {}, TypeError, r"scale\(\): data must be .*Data, but is <class 'torch.Tensor'>"),
+        (("model", graph()), {}, TypeError, "scale: model must be Module, but is 'model'"),
+        ((SAGE, "data"), {}, TypeError, r"scale: data must be Data \| None, but is 'data'"),
+        ((SAGE, graph().x), {}, TypeError, r"scale: data must be Data \| None, but is Tensor"),
         ((SAGE,), {}, ValueError, r"scale\(\) needs the graph: pass data.*or num_nodes"),
         ((SAGE, graph()), {"num_nodes": 3}, ValueError, r"data has 60 nodes, but num_nodes is 3; drop one"),
         ((SAGE, Data(x=torch.rand(9, C))), {}, ValueError, "data has no adjacency: set data.edge_index or data.adj_t"),

@@ -389,3 +389,24 @@ def test_a_bound_holds_when_halos_grow() -> None:
                 assert torch.equal(pool.synchronize_pull(rows), rows[:size])
                 pool.free_pull(rows)
                 assert pool.nbytes <= max(bound, largest)
+
+
+def test_views_of_a_table_and_tables_that_moved() -> None:
+    pool, table = AsyncIOPool(), torch.arange(12.0).view(6, 2)
+    out = torch.empty(1, 2)
+    pool.pull_now(table, torch.tensor([5]), out)
+    pool.pull_now(table[:3], torch.tensor([2]), out)  # begins where the table does
+    assert out.tolist() == [[4.0, 5.0]]
+    with pytest.raises(IndexError, match=r"AsyncIOPool.pull_now: .*`index`.* 5"):
+        pool.pull_now(table[:3], torch.tensor([5]), out)
+    pool.async_pull(table, None, None, torch.tensor([5]))
+    with pytest.raises(ValueError, match=r"`src` is .* that is being pulled; pass the whole table"):
+        pool.async_pull(table[:3], None, None, torch.tensor([2]))
+    assert pool.synchronize_pull(table).tolist() == [[10.0, 11.0]]
+
+    pool.reset()
+    known = pool._table(torch.zeros(6, 2))
+    pool._tables[table.data_ptr()] = known  # as if that table had lain here before it moved
+    pool.pull_now(table, torch.tensor([5]), out)
+    assert out.tolist() == [[10.0, 11.0]]
+    assert pool._tables[table.data_ptr()] is not known

@@ -92,6 +92,8 @@ def is_edge_index(adj: Any) -> bool:
 def check_adjacency(adj: Any, name: str) -> None:
     """Raises TypeError unless ``adj`` is in one of the four formats."""
     if is_matrix(adj) or is_edge_index(adj):
+        if isinstance(adj, Tensor) and adj.is_meta:
+            raise ValueError(f"{name} is on the device meta, where no edges are; pass one with memory")
         return
     came = f"{tuple(adj.shape)} {adj.dtype} {adj.layout}" if isinstance(adj, Tensor) else type(adj)
     raise TypeError(f"{name} must be {FORMATS}, but is {came}")

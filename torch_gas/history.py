@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._core import checks
+from torch_gas.checked import checked, renamed
 from torch_gas.storage import FileTable, FileTier, HotRows, HotSet
 from torch_gas.transfer import AsyncIOPool, finish
 
@@ -62,6 +64,7 @@ class History(torch.nn.Module):
     pushed_at: Tensor
     clock: Tensor
 
+    @checked
     def __init__(
         self,
         num_embeddings: int,
@@ -199,6 +202,8 @@ class History(torch.nn.Module):
         self.pushed_at.fill_(-1)
         self.clock.zero_()
 
+    @checked
+    @renamed("History.pull", index="n_id")
     @torch.no_grad()
     def pull(
         self, n_id: Tensor | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
@@ -243,6 +248,8 @@ class History(torch.nn.Module):
         else:
             out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), out.dtype))
 
+    @checked
+    @renamed("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
         self,
@@ -359,6 +366,8 @@ class History(torch.nn.Module):
         if self._file is not None:
             self._file.read_ahead(self.cold(n_id))
 
+    @checked
+    @renamed("History.mark", index="n_id")
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         self._mark(int(self.clock), n_id, offset, count)
@@ -371,10 +380,16 @@ class History(torch.nn.Module):
 
     def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
         if offset is not None and count is not None:
-            times = torch.full((int(count.sum()),), now, dtype=torch.int64, device=self.pushed_at.device)
+            checks.ranges("mark", "offset", offset, count)
+            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
+            times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
             _core.write_chunks(self.pushed_at, offset, count, times)
         elif n_id is not None:
-            self.pushed_at[n_id.to(self.pushed_at.device)] = now
+            ids = n_id.to(self.pushed_at.device)
+            if self.device.type == "cuda":
+                self.pushed_at[ids] = now  # where ids were checked
+            else:
+                _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now))
         else:
             self.pushed_at.fill_(now)
 
@@ -384,11 +399,11 @@ class History(torch.nn.Module):
         _fill(table, x)
         return _convert(table, x.dtype).to(x.dtype)
 
+    @checked
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
-        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-            came = x.dtype if isinstance(x, Tensor) else type(x)
-            raise TypeError(f"History.push: x must be a floating-point tensor, but is {came}")
+        if x.dtype not in FLOATS:
+            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}")
         if x.dim() != 2 or x.size(1) != self.embedding_dim:
             raise ValueError(
                 f"History.push: x must be [B, {self.embedding_dim}], but is {list(x.shape)}; "

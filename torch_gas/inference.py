@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,6 +182,12 @@ def layerwise_inference(
         ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
             graph once.
     """
+    if not hasattr(loader, "num_nodes"):
+        raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
+    if not isinstance(progress, bool):
+        raise TypeError(f"{model._name}: progress must be True or False, but is {progress!r}")
+    if not isinstance(path, (str, os.PathLike, NoneType)):
+        raise TypeError(f"{model._name}: path must be that of a file, but is {type(path).__name__}")
     if model.training:
         raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
     if loader.num_nodes != model.num_nodes:

@@ -33,6 +33,7 @@ from torch_gas.adjacency import (
     num_nodes_of,
     to_csr,
 )
+from torch_gas.checked import checked
 from torch_gas.epochs import Epoch, Epochs, checksum
 from torch_gas.features import is_node_attr, take
 from torch_gas.partition.record import check_ids
@@ -274,6 +275,7 @@ class SubgraphLoader(DataLoader[SubData]):
         ...     assert batch_size == int(count.sum())
     """
 
+    @checked
     def __init__(
         self,
         data: Data,
@@ -353,6 +355,7 @@ class SubgraphLoader(DataLoader[SubData]):
                 self._epochs.hand_out(epoch)
                 yield batch
 
+    @checked
     def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
         """Batches of the given parts, in their order, instead of those of an epoch.
 
@@ -546,6 +549,7 @@ class EvalSubgraphLoader(SubgraphLoader):
     one contiguous range of nodes and moves as one block.
     """
 
+    @checked
     def __init__(
         self, data: Data, ptr: Tensor, batch_size: int = 1, bipartite: bool = True, log: bool = True, **kwargs: Any
     ) -> None:

@@ -26,10 +26,12 @@ from torch_gas.adjacency import (
     num_destinations,
     to_csr,
 )
+from torch_gas.checked import checked
 from torch_gas.partition.record import check_ids, count_nodes
 from torch_gas.partition.reorder import edge_attrs, from_coo
 
 
+@checked
 def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) -> Data:
     r"""Normalises edge weights as GCN, APPNP and GCNII do: :math:`D^{-1/2} (A + I) D^{-1/2}`.
 
@@ -76,6 +78,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
     return out
 
 
+@checked
 def add_self_loops(data: Data) -> Data:
     """Adds a self-loop to every node that has none, as GAT does (Section 7 of the paper).
 
@@ -105,6 +108,7 @@ def add_self_loops(data: Data) -> Data:
     return _with_edges(data, key, adj, edge_index, weight, num_nodes, True)
 
 
+@checked
 def in_degree(adj: Any, num_nodes: int) -> Tensor:
     """The number of edges into each node, [num_nodes], int64; weights do not count.
 

@@ -39,7 +39,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas.adjacency import find_adjacency, is_matrix
+from torch_gas.checked import checked, checked_fields
 from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.partition.record import check_ids
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN
 from torch_gas.transfer import finish
@@ -64,8 +67,8 @@ class Cost:
     batches: int = 0
 
 
-def _check_positive(value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _check_positive(value: int, what: str) -> None:
+    if value < 1:
         raise ValueError(f"{what} must be a whole number of at least 1, but is {value!r}")
 
 
@@ -105,6 +108,7 @@ class Exact(Refresh):
         return refresher.forward_whole()
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Sweep(Refresh):
     """Forward passes of all batches, ``times`` in a row.
@@ -123,6 +127,7 @@ class Sweep(Refresh):
             refresher.forward(refresher.batches)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Stalest(Refresh):
     """Forward passes of the batches whose rows are the oldest, until a budget is spent.
@@ -140,7 +145,9 @@ class Stalest(Refresh):
     def __post_init__(self) -> None:
         if (self.batches is None) == (self.nodes is None):
             raise ValueError("Stalest: give a budget, either batches or nodes")
-        _check_positive(self.nodes if self.batches is None else self.batches, "Stalest: the budget")
+        for name, budget in (("batches", self.batches), ("nodes", self.nodes)):
+            if budget is not None:
+                _check_positive(budget, f"Stalest: {name}")
 
     def run(self, refresher: Refresher) -> None:
         batches = refresher.batches
@@ -169,6 +176,7 @@ class Policy(ABC):
     def __or__(self, other: Policy) -> Policy:
         return Joined(self, other)
 
+    @checked
     def bind(self, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> Refresher:
         """The policy at work.
 
@@ -193,6 +201,7 @@ class Never(Policy):
         return ()
 
 
+@checked_fields
 @dataclass(frozen=True)
 class BeforeTraining(Policy):
     """Once, before the first epoch, so that no batch reads rows that were never pushed."""
@@ -203,6 +212,7 @@ class BeforeTraining(Policy):
         return (self.refresh,) if moment == "training" else ()
 
 
+@checked_fields
 @dataclass(frozen=True)
 class EveryEpochs(Policy):
     """After every ``k``-th epoch."""
@@ -217,6 +227,7 @@ class EveryEpochs(Policy):
         return (self.refresh,) if moment == "epoch" and count % self.k == 0 else ()
 
 
+@checked_fields
 @dataclass(frozen=True)
 class EverySteps(Policy):
     """After every ``k``-th step of the optimiser."""
@@ -231,6 +242,7 @@ class EverySteps(Policy):
         return (self.refresh,) if moment == "step" and count % self.k == 0 else ()
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Joined(Policy):
     """Whenever one of two policies says so. Of refreshes that are due at once, an exact one replaces all others."""
@@ -264,13 +276,15 @@ class Refresher:
     """
 
     def __init__(self, policy: Policy, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> None:
-        if not isinstance(model, ScalableGNN):
-            raise TypeError(f"Policy.bind: model must be a ScalableGNN, or made by scale(), but is {type(model)}")
         for name, graph in (("loader", loader), ("data", data)):
             if graph is not None and graph.num_nodes != model.num_nodes:
                 raise ValueError(
                     f"Policy.bind: {name} has {graph.num_nodes} nodes, but the model was made for {model.num_nodes}"
                 )
+        if data is not None:
+            key, adj = find_adjacency(data)
+            if not is_matrix(adj):
+                check_ids(adj, model.num_nodes, f"Policy.bind: data.{key}")
         if data is not None and not _same_order(data, loader.data):
             raise ValueError(
                 "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import compiled
-from torch_gas.adjacency import check_adjacency, find_adjacency, num_destinations
+from torch_gas.adjacency import check_adjacency, find_adjacency, is_sparse_tensor, num_destinations
+from torch_gas.checked import checked
 from torch_gas.checkpoint import histories as files
 from torch_gas.compiled import Running, is_called_compiled, is_compiled, untraced, untraced_frame
 from torch_gas.halo import append
@@ -97,6 +98,7 @@ class ScalableGNN(torch.nn.Module):
     skips_by_nan = True  # how inference skips convolutions whose result is known; see torch_gas.inference
     _observer: Callable[[], Observer | None] | None = None  # a weak reference
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -115,6 +117,8 @@ class ScalableGNN(torch.nn.Module):
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()
+        if num_nodes < 1:
+            raise ValueError(f"{type(self).__name__}: num_nodes must be at least 1, but is {num_nodes}")
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers must be at least 1, but is {num_layers}")
         widths = [hidden_channels] * (num_layers - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
@@ -123,6 +127,8 @@ class ScalableGNN(torch.nn.Module):
                 f"{type(self).__name__}: hidden_channels must be one number or {num_layers - 1} (one for each history "
                 f"between {num_layers} layers), but has {len(widths)}"
             )
+        if any(width < 1 for width in widths):
+            raise ValueError(f"{type(self).__name__}: hidden_channels must be at least 1, but is {hidden_channels}")
         self.num_nodes = num_nodes
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
@@ -263,11 +269,24 @@ class ScalableGNN(torch.nn.Module):
             return self(*args, **kwargs)
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
-        num_rows = x.size(0) if isinstance(x, Tensor) else None
+        num_rows = self._rows_of(x)
         if all(given is None for given in (batch_size, n_id, offset, count)):
             self._check_whole([x])
         with Running(self, lambda stack: self._enter(stack, num_rows, adj_t, batch_size, n_id, offset, count)):
             return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+
+    @untraced
+    def _rows_of(self, x: Any) -> int | None:
+        """How many rows there are; None where ``forward`` takes something else than ``x``."""
+        if x is None or is_sparse_tensor(x):
+            return None
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{self._name}: x must be a tensor of rows or a SubData, but is {type(x).__name__}")
+        if x.dim() == 0 or x.is_meta:
+            raise ValueError(
+                f"{self._name}: x must be rows of nodes, [B + S, C] or [N, C], but is {list(x.shape)} on {x.device}"
+            )
+        return x.size(0)
 
     def _enter(self, stack: ExitStack, num_rows: int | None, adj: Any, *ids: Any) -> None:
         call = stack.enter_context(self._calling(num_rows, adj, *ids))
@@ -583,7 +602,7 @@ class Call:
 
     def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
         name, batch_size = self.model._name, self.batch_size
-        if not isinstance(n_id, Tensor) or n_id.dim() != 1 or n_id.dtype not in (torch.int64, torch.int32):
+        if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
         num_rows = n_id.numel()
         graph = getattr(n_id, "num_nodes", self.model.num_nodes)
@@ -607,7 +626,7 @@ class Call:
             raise ValueError(f"{name}: offset and count go together; give both or neither")
         if self.offset is not None and self.count is not None:
             for key, ranges in (("offset", self.offset), ("count", self.count)):
-                if not isinstance(ranges, Tensor) or ranges.dim() != 1 or ranges.dtype != torch.int64:
+                if not _is_vector(ranges) or ranges.dtype != torch.int64:
                     raise TypeError(f"{name}: {key} must be a one-dimensional int64 tensor, as the loader makes it")
             if self.offset.numel() != self.count.numel():
                 raise ValueError(
@@ -731,3 +750,8 @@ class Call:
         if batch is not None:
             self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
         return self.coming
+
+
+def _is_vector(value: Any) -> bool:
+    """Whether it is a dense tensor of one dimension, with memory."""
+    return isinstance(value, Tensor) and value.dim() == 1 and value.layout == torch.strided and not value.is_meta

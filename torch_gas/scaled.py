@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.adjacency import is_csr
+from torch_gas.checked import checked
 from torch_gas.compiled import is_called_compiled, is_compiled, untraced
 from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _PREFIX = "model."
 
 
+@checked
 def scale(
     model: Module,
     data: Data | None = None,
@@ -104,8 +106,6 @@ def scale(
         ...     out = model(batch)
         ...     assert out.shape == (batch.batch_size, 10)
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"scale() takes a torch.nn.Module, but got {type(model)}")
     for child in model.modules():
         if isinstance(child, ScalableGNN):
             raise ValueError(
@@ -113,8 +113,8 @@ def scale(
             )
     if hasattr(model, "_orig_mod"):
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
-    if data is not None and not isinstance(data, Data):
-        raise TypeError(f"scale(): data must be a torch_geometric.data.Data, but is {type(data)}")
+    if regularization is not None and not callable(getattr(regularization, "attach", None)):
+        raise TypeError(f"scale(): regularization must be a LocalPerturbation, but is {type(regularization).__name__}")
     if data is not None and is_csr(data.x):
         raise ValueError(
             "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"

@@ -9,8 +9,11 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from torch_gas.adjacency import check_adjacency, is_csr, is_sparse_tensor
+from torch_gas.checked import checked
+from torch_gas.partition.record import INTEGERS
 
 
+@checked
 def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> float:
     """Micro-averaged F1 score: accuracy for one label per node, F1 at logit > 0 for several (paper,
     section 5).
@@ -30,6 +33,10 @@ def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> f
         >>> compute_micro_f1(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
         0.5
     """
+    if logits.is_complex() or y.is_complex() or (y.dim() == 1 and y.dtype not in INTEGERS):
+        raise TypeError(
+            f"compute_micro_f1: logits must be real and class ids y integers, but logits is {logits.dtype} and y is {y.dtype}"
+        )
     if logits.dim() != 2 or y.shape not in (logits.shape, logits.shape[:1]):
         raise ValueError(
             "compute_micro_f1: logits must be [N, C] and y class ids [N] or labels [N, C], but "
@@ -46,12 +53,17 @@ def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> f
     if logits.size(0) == 0:
         raise ValueError("compute_micro_f1: no row is selected, and nothing has no score: check mask")
     if y.dim() == 1:
+        if int(y.max()) >= logits.size(1):
+            raise ValueError(
+                f"compute_micro_f1: y holds class {int(y.max())}, but logits has scores of {logits.size(1)} classes"
+            )
         return int((logits.argmax(dim=-1) == y).sum()) / y.size(0)
     predicted, true = logits > 0, y > 0.5
     both, either = int((predicted & true).sum()), int(predicted.sum() + true.sum())
     return 2 * both / either if either else 0.0
 
 
+@checked
 def gen_masks(
     y: Tensor,
     train_per_class: int = 20,
@@ -82,7 +94,7 @@ def gen_masks(
         >>> train.shape, train.sum(0).tolist(), test.sum(0).tolist()
         (torch.Size([30, 4]), [6, 6, 6, 6], [15, 15, 15, 15])
     """
-    if y.dim() != 1 or y.is_floating_point() or y.numel() == 0:
+    if y.dim() != 1 or y.dtype not in INTEGERS or y.numel() == 0:
         raise ValueError(f"gen_masks: y must be class ids [N], but is {y.dtype} {list(y.shape)}")
     if train_per_class < 0 or val_per_class < 0 or num_splits < 1:
         raise ValueError(
@@ -111,6 +123,7 @@ def gen_masks(
     return train_mask.to(y.device), val_mask.to(y.device), test_mask.to(y.device)
 
 
+@checked
 def index_to_mask(index: Tensor, size: int) -> Tensor:
     """The mask, bool [size], that is true at ``index``.
 
@@ -134,6 +147,7 @@ def index_to_mask(index: Tensor, size: int) -> Tensor:
     return mask
 
 
+@checked
 def dropout(adj: Any, p: float, training: bool = True) -> Any:
     """Drops edges at random; returns the same format and leaves ``adj`` unchanged.
 

@@ -124,6 +124,7 @@ Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* 
 
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
+  if (table.num_cols == 0) return;  // and there may be no memory
   const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
@@ -152,6 +153,7 @@ template <class I>
 void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads) {
   check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
   check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
+  if (table.num_cols == 0) return;
   const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
@@ -172,6 +174,7 @@ void scatter_rows(const Table& table, const I* index, const Rows& rows, int thre
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads) {
+  if (table.num_cols == 0) return;
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows);
   with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
@@ -182,6 +185,7 @@ void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, con
 
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads) {
+  if (table.num_cols == 0) return;
   const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
   const bool streamed = is_streamed(table.data, table_stride, rows.num_rows);
   with_copy(rows.dtype, table.dtype, table.num_cols, streamed, [&](auto copy) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 import torch
@@ -42,7 +43,7 @@ def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = N
 
 
 def id_type(call: str, dtype: torch.dtype) -> None:
-    if dtype not in ID_BITS:
+    if not isinstance(dtype, torch.dtype) or dtype not in ID_BITS:
         raise TypeError(f"{call}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
 
 
@@ -63,6 +64,12 @@ def ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, 
     return start, count
 
 
+def within(call: str, start: Tensor, count: Tensor, num_rows: int) -> None:
+    """Ranges of rows that a table has; the core refuses them as well, but later than others need their sum."""
+    if bool(((start < 0) | (count < 0) | (count > num_rows) | (start > num_rows - count)).any()):
+        raise IndexError(f"{call}: ranges of `offset` and `count` must lie within the {num_rows} rows of `table`")
+
+
 def length(call: str, name: str, value: Tensor, size: int) -> None:
     if value.numel() != size:
         raise ValueError(f"{call}: `{name}` must have {size} elements, but has {value.numel()}")
@@ -76,11 +83,25 @@ def same_length(call: str, name: str, value: Tensor, other_name: str, other: Ten
         )
 
 
+def kind(call: str, name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{call}: `{name}` must be a {wanted.__name__}, but is {type(value).__name__}")
+
+
+def number(call: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{call}: `{name}` must be a number, but is {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{call}: `{name}` must be a number, but is nan")
+
+
 def size(call: str, name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{call}: `{name}` must be an int, but is {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{call}: `{name}` must not be negative, but is {value}")
+    if value >= 2**64:
+        raise ValueError(f"{call}: `{name}` must be less than 2**64, but is {value}")
 
 
 def tensor(call: str, name: str, value: object) -> None:

@@ -41,11 +41,8 @@ def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Ten
     checks.host(call, "x", x)
     checks.element_type(call, "x", x, FLOAT_TYPES)
     checks.contiguous(call, "x", x)
-    if not isinstance(p, (int, float)):
-        raise TypeError(f"{call}: `p` must be a number, but is {type(p).__name__}")
+    checks.number(call, "p", p)
     checks.size(call, "seed", seed)
-    if seed >= 2**64:
-        raise ValueError(f"{call}: `seed` must be less than 2**64, but is {seed}")
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
     else:

@@ -148,6 +148,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
     """
     call = "entry_softmax"
     checked, left, right = _scores(call, matrix, left, right)
+    checks.number(call, "slope", slope)
     out = left.new_empty((matrix.col.numel(), left.shape[1]))
     _C.entry_softmax(
         _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, out.data_ptr(), left.shape[1],
@@ -182,6 +183,7 @@ def entry_softmax_backward(
     """
     call = "entry_softmax_backward"
     checked, left, right = _scores(call, matrix, left, right)
+    checks.number(call, "slope", slope)
     heads = left.shape[1]
     softmax = _entries(call, "softmax", softmax, matrix, heads, left)
     grad = _entries(call, "grad", grad, matrix, heads, left)
@@ -195,6 +197,7 @@ def entry_softmax_backward(
 
 def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[Sparse, int]:
     """The matrix with contiguous tensors, and its number of rows; `more_numbers` allows more of them than entries."""
+    checks.kind(call, "matrix", matrix, Sparse)
     rowptr, col = checks.csr(call, matrix.rowptr, matrix.col)
     checks.size(call, "num_cols", matrix.num_cols)
     order = matrix.order
@@ -253,7 +256,7 @@ def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor) -> tuple[Spa
         checks.element_type(call, name, value, _TYPES)
         if value.dim() != 2 or value.shape[0] != size or value.shape[1] != left.shape[1]:
             raise ValueError(
-                f"{call}: `{name}` must have a number for each of {size} rows and each head, but has shape "
+                f"{call}: `{name}` must have a number for each of {size} rows and each head of `left`, but has shape "
                 f"{list(value.shape)}"
             )
     checks.same_type(call, "right", right, "left", left)

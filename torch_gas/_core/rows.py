@@ -11,6 +11,7 @@ from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import is_quantized, row_shape
+from torch_gas.checked import renamed
 
 _TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
 
@@ -220,14 +221,17 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
         >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
         tensor([3., 4., 0.])
     """
-    _table("batch_rows", table)
-    _index("batch_rows", halo)
+    call = "batch_rows"
+    _table(call, table)
+    checks.ids(call, "halo", halo)
+    offset, count = checks.ranges(call, "offset", offset, count)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
     dtype = dtype or table.dtype
     _convertible("batch_rows", table, "dtype", dtype)
     rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
     read_chunks(table, offset, count, out=rows[:batch_size])
-    gather_rows(table, halo, out=rows[batch_size:])
+    with renamed(call, index="halo"):
+        gather_rows(table, halo, out=rows[batch_size:])
     return rows
 
 
@@ -297,6 +301,8 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{call}: `{name}` must be a torch.dtype, but is {type(dtype).__name__}")
     if dtype == table.dtype or is_quantized(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype == torch.int8 and dtype in FLOAT_TYPES:
@@ -306,6 +312,6 @@ def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None
         )
     raise TypeError(
         f"{call}: `{name}` must have the type of the table, or both must be one of "
-        f"{checks.names(FLOAT_TYPES)}, but the table is {table.dtype} and `{name}` {dtype}; convert "
+        f"{checks.names(FLOAT_TYPES)}, but `table` is {table.dtype} and `{name}` {dtype}; convert "
         "one of them with `.to()`"
     )

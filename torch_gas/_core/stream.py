@@ -59,6 +59,8 @@ def stream_parts(
     num_nodes = checks.num_rows(call, rowptr)
     checks.size(call, "num_parts", num_parts)
     checks.size(call, "seed", seed)
+    if not callable(report):
+        raise TypeError(f"{call}: `report` must be a function, but is {type(report).__name__}")
     if edge_weight is not None:
         edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, col.numel())
     if node_weight is not None:

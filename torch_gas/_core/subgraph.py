@@ -74,6 +74,8 @@ def subgraph(
     call = "subgraph"
     rowptr, col = checks.csr(call, rowptr, col)
     start, count = checks.ranges(call, "start", start, count)
+    checks.kind(call, "ascending", ascending, bool)
+    checks.kind(call, "coo", coo, bool)
     threads = torch.get_num_threads()
     found = _C.Subgraph(
         ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), checks.num_rows(call, rowptr), col.numel(),

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas.checked import checked
+
 COMMUNITIES = 6
 SIZES = (5, 35)  # nodes of a community, the upper end left out
 INSIDE, BETWEEN = 0.55, 0.25  # probability that two nodes of a graph are joined
 
 
+@checked
 def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
     r"""Graphs like those of CLUSTER (Dwivedi et al., https://arxiv.org/abs/2003.00982), drawn anew and joined into one.
 

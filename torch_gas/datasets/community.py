@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import _core
+from torch_gas.checked import checked
 
 # Communities have the size of a neighbourhood and not of a class, as in real graphs: were every
 # class one community, partitions of a large graph would cut nearly all edges, and no method on
@@ -16,6 +17,7 @@ FEATURE_ROWS_AT_ONCE = 65_536
 EDGES_AT_ONCE = 1 << 20
 
 
+@checked
 def synthetic(
     num_nodes: int,
     num_classes: int = 10,

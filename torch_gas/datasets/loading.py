@@ -14,6 +14,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
+from torch_gas.checked import checked
 from torch_gas.datasets.cluster import synthetic_cluster
 from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home
@@ -24,6 +25,7 @@ SPLITS = ("train", "val", "test")
 SETS_OF_GRAPHS = ("PPI", "CLUSTER", "synthetic-cluster")
 
 
+@checked
 def get_data(
     root: str | os.PathLike[str], name: str, *, split: str = "train", layout: str = "adj_t"
 ) -> tuple[Data, int, int]:

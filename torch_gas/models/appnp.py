@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model
 from torch_gas.models.dropout import dropout
 
@@ -44,6 +45,7 @@ class APPNP(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -58,6 +60,8 @@ class APPNP(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
+        self.check_sizes(dropout, in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels)
+        self.check_share(alpha=alpha)
         super().__init__(num_nodes, out_channels, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels

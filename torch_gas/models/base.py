@@ -58,6 +58,19 @@ class Model(ScalableGNN):
             if name != "histories":
                 reset(child)
 
+    def check_sizes(self, dropout: float, **sizes: int) -> None:
+        """Raises ValueError unless ``dropout`` is a probability and each of ``sizes`` positive."""
+        self.check_share(dropout=dropout)
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, but is {size}")
+
+    def check_share(self, **shares: float) -> None:
+        """Raises ValueError unless each of ``shares`` lies in [0, 1]."""
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{type(self).__name__}: {name} must lie in [0, 1], but is {share}")
+
     def check_edge_weight(self, adj_t: Any, edge_weight: Tensor | None) -> None:
         """Raises ValueError where weights come twice: layers would use those of the matrix only."""
         if edge_weight is not None and is_matrix(adj_t):

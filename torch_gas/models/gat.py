@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from torch_geometric.nn import GATConv
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model
 from torch_gas.models.dropout import dropout
 
@@ -55,6 +56,7 @@ class GAT(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -72,6 +74,10 @@ class GAT(Model):
         add_self_loops: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.check_sizes(
+            dropout, in_channels=in_channels, hidden_channels=hidden_channels, hidden_heads=hidden_heads,
+            out_channels=out_channels, out_heads=out_heads,
+        )  # fmt: skip
         width = hidden_channels * hidden_heads
         super().__init__(num_nodes, width, num_layers, pool_size, buffer_size, device, **kwargs)
         self.in_channels = in_channels

@@ -11,6 +11,7 @@ from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCNConv
 
 from torch_gas.adjacency import is_csr
+from torch_gas.checked import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 
@@ -60,6 +61,7 @@ class GCN(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -78,6 +80,7 @@ class GCN(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCN2Conv
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 
@@ -49,6 +50,7 @@ class GCN2(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -69,6 +71,10 @@ class GCN2(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        self.check_share(alpha=alpha)
+        if theta < 0:
+            raise ValueError(f"GCN2: theta must not be negative, but is {theta}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
 from torch_geometric.nn import GINConv
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model
 from torch_gas.models.dropout import dropout
 
@@ -46,6 +47,7 @@ class GIN(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -64,6 +66,7 @@ class GIN(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout

@@ -16,6 +16,7 @@ from torch_geometric.typing import PairTensor
 from torch_geometric.utils import degree, scatter, segment, spmm
 
 from torch_gas.adjacency import is_csr, is_sparse_tensor
+from torch_gas.checked import checked
 from torch_gas.halo import linear
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
@@ -61,6 +62,7 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
 
     avg_log_deg: Tensor
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -70,9 +72,13 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         deg: Tensor,
     ) -> None:
         super().__init__(aggr=None)
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(
+                f"PNAConv: in_channels and out_channels must be at least 1, but are {in_channels} and {out_channels}"
+            )
         _check_names("aggregators", aggregators, AGGREGATORS)
         _check_names("scalers", scalers, SCALERS)
-        if not bool((deg > 0).any()):
+        if deg.is_complex() or not bool((deg > 0).any()):
             raise ValueError(
                 "PNAConv: deg must hold the in-degree of each node, of which some are positive; "
                 "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
@@ -143,7 +149,7 @@ def _takes_products(rows: Tensor) -> bool:
 
 def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in valid]
-    if isinstance(names, str) or unknown or len(names) == 0:
+    if unknown or len(names) == 0:
         raise ValueError(f"PNAConv: {argument} must be a list of some of {valid}, but is {names!r}")
 
 
@@ -200,6 +206,7 @@ class PNA(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -220,6 +227,7 @@ class PNA(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
         check_degrees(self, deg)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -256,10 +264,10 @@ class PNA(Model):
 
 
 def check_degrees(model: Model, deg: Tensor) -> None:
-    """Raises ValueError unless ``deg`` has one entry for each node of the model's graph."""
-    if deg.dim() != 1 or deg.numel() != model.num_nodes:
+    """Raises ValueError unless ``deg`` has one number for each node of the model's graph."""
+    if deg.is_complex() or deg.dim() != 1 or deg.numel() != model.num_nodes:
         raise ValueError(
             f"{type(model).__name__}: deg must be the in-degree of each node, [{model.num_nodes}] "
-            f"(not the histogram that PyG's PNAConv takes), but is {list(deg.shape)}; "
+            f"(not the histogram that PyG's PNAConv takes), but is {deg.dtype} {list(deg.shape)}; "
             "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
         )

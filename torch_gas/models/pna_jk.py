@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 from torch_gas.models.pna import PNAConv, check_degrees
@@ -51,6 +52,7 @@ class PNA_JK(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -71,6 +73,7 @@ class PNA_JK(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
         check_degrees(self, deg)
         self.in_channels = in_channels
         self.out_channels = out_channels

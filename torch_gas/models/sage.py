@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from torch_geometric.nn import SAGEConv
 
+from torch_gas.checked import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 
@@ -42,6 +43,7 @@ class SAGE(Model):
         torch.Size([1000, 10])
     """
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -59,6 +61,7 @@ class SAGE(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
+        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout

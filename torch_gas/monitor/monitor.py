@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 from torch.nn import Module
 
+from torch_gas.checked import checked
 from torch_gas.history import History
 from torch_gas.loader import SubgraphLoader
 from torch_gas.monitor import report
@@ -80,6 +81,7 @@ class Monitor:
         True
     """
 
+    @checked
     def __init__(
         self,
         model: Module,

@@ -21,6 +21,7 @@ from torch_gas.adjacency import (
     num_nodes_of,
     stored_edges,
 )
+from torch_gas.checked import checked
 from torch_gas.partition import backends
 from torch_gas.partition.memory import held_memory, in_units, peak_memory
 from torch_gas.partition.record import Partition, check_ids, count_nodes, make_partition
@@ -28,6 +29,7 @@ from torch_gas.partition.record import Partition, check_ids, count_nodes, make_p
 BACKENDS = ("metis", "kaminpar", "stream", "random")
 
 
+@checked
 def metis(
     adj: Any,
     num_parts: int,
@@ -85,14 +87,10 @@ def metis(
         >>> ptr
         tensor([0, 2, 4])
     """
-    if isinstance(num_parts, bool) or not isinstance(num_parts, int):
-        raise TypeError(f"metis(): num_parts must be an int, but is {num_parts!r}")
     if num_parts < 1:
         raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
     if backend not in BACKENDS:
         raise ValueError(f"metis(): backend must be one of {BACKENDS}, but is {backend!r}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"metis(): seed must be an int or None, but is {seed!r}")
     if seed is not None and not 0 <= seed < 2**31:
         raise ValueError(f"metis(): seed must lie in 0 .. 2**31 - 1, but is {seed}")
     if recursive and backend != "metis":
@@ -134,6 +132,7 @@ def metis(
     return partition
 
 
+@checked
 def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> float:
     """The share of edges whose two ends lie in different parts; 0 for a graph without edges.
 
@@ -162,6 +161,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     return _cut(adj, part)
 
 
+@checked
 def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
     """Writes a partition to ``path``, a NumPy ``.npz`` archive, replaced at once or not at all.
 
@@ -179,6 +179,7 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
             os.remove(temporary)
 
 
+@checked
 def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -> Partition:
     """Reads what :func:`save_partition` wrote, and checks it.
 
@@ -244,8 +245,8 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
 def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tensor | None:
     if weight is None:
         return None
-    if not isinstance(weight, Tensor) or weight.is_complex():
-        raise TypeError(f"metis(): {name} must be a real tensor, but is {type(weight).__name__}")
+    if weight.is_complex():
+        raise TypeError(f"metis(): {name} must be a real tensor, but is {weight.dtype}")
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
     if of == "node" and weight.is_floating_point():

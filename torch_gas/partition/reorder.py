@@ -28,6 +28,7 @@ from torch_gas.adjacency import (
     stored_edges,
     to_csr,
 )
+from torch_gas.checked import checked
 from torch_gas.features import take
 from torch_gas.partition.record import INTEGERS, Partition, check_ids, check_perm, count_nodes
 from torch_gas.storage import StoredFeatures
@@ -35,6 +36,7 @@ from torch_gas.storage import StoredFeatures
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 
 
+@checked
 def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     """Reorders the nodes of a graph, so that the parts of :func:`metis` become contiguous.
 
@@ -68,6 +70,9 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     """
     start = time.perf_counter()
     num_nodes = _check_data(data, "permute()")
+    for key in ("edge_index", "adj_t"):
+        if data.get(key) is not None:
+            check_adjacency(data[key], f"permute(): data.{key}")
     perm = check_perm(perm.perm if isinstance(perm, Partition) else perm, num_nodes, "permute()")
     first = "perm" not in data
     if first and "edge_perm" in data:
@@ -89,6 +94,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     return out
 
 
+@checked
 def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> DataOrTensor:
     """Brings a permuted graph, or rows in its order (a model's output), back to the original order.
 

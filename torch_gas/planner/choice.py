@@ -96,7 +96,7 @@ def plan(
         >>> plan(data, model, device_memory="1 GiB").is_full_batch
         True
     """
-    _check(data, model, ptr, backend, parts_a_batch, optimizer_states, margin)
+    _check(data, model, ptr, backend, parts_a_batch, loss, optimizer_states, margin)
     resident, states = _resident(model), optimizer_states * _bytes(p for p in model.parameters() if p.requires_grad)
     if device_memory is None:
         memory = free_memory(model.device) + resident
@@ -113,7 +113,8 @@ def plan(
     step_memory = step_memory._replace(constant=step_memory.constant + resident + states)
     if step_memory.constant >= (1 - margin) * memory:
         raise ValueError(
-            f"plan(): parameters, their gradients and the optimiser take {in_units(step_memory.constant)} whatever the batch is, "
+            f"plan(): parameters, their gradients and the optimiser (optimizer_states is {optimizer_states}) "
+            f"take {in_units(step_memory.constant)} whatever the batch is, "
             f"more than {_limit(memory, margin)}; give more device_memory, or make the model narrower"
         )
     search = _Search(model, loader, step_memory, (1 - margin) * memory)
@@ -227,7 +228,7 @@ def _too_small(last: Prediction, limit: str, has_ptr: bool) -> str:
 
 
 def _check(
-    data: Any, model: Any, ptr: Any, backend: Any, parts_a_batch: Any, optimizer_states: Any, margin: Any
+    data: Any, model: Any, ptr: Any, backend: Any, parts_a_batch: Any, loss: Any, optimizer_states: Any, margin: Any
 ) -> None:
     if not isinstance(model, ScalableGNN):
         raise TypeError(
@@ -253,10 +254,15 @@ def _check(
         raise ValueError(
             "plan(): ptr is a partition, and backend and parts_a_batch are for making one; drop one or the other"
         )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"plan(): loss must be a function of (out, batch), but is {type(loss).__name__}")
     if backend not in (None, *BACKENDS):
         raise ValueError(f"plan(): backend must be one of {BACKENDS}, but is {backend!r}")
-    for name, value, least in (("parts_a_batch", parts_a_batch, 1), ("optimizer_states", optimizer_states, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    for name, value, least in (
+        ("parts_a_batch", 1 if parts_a_batch is None else parts_a_batch, 1),
+        ("optimizer_states", optimizer_states, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"plan(): {name} must be a whole number, at least {least}, but is {value!r}")
-    if not 0 <= margin < 1:
+    if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise ValueError(f"plan(): margin must be a share in 0 .. 1, less than 1, but is {margin!r}")

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch.nn import Module
 
+from torch_gas.checked import checked
 from torch_gas.regularization.names import plain
 
 
+@checked
 def parameter_groups(
     model: Module, weight_decay: float, others: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
@@ -42,6 +44,10 @@ def parameter_groups(
     model, others = plain(model), others or {}
     decays: dict[str | None, float] = {None: weight_decay}
     decays.update(others.items())
+    for name, decay in decays.items():
+        if decay < 0:
+            which = "weight_decay" if name is None else f"others[{name!r}]"
+            raise ValueError(f"parameter_groups: {which} must not be negative, but is {decay}")
     groups: dict[str | None, list[Any]] = {name: [] for name in decays}
     for key, parameter in model.named_parameters():
         holding = [name for name in others if key == name or key.startswith(f"{name}.")]

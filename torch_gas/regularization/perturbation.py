@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GINConv, GINEConv
 
+from torch_gas.checked import checked
 from torch_gas.compiled import is_called_compiled, is_compiled
 from torch_gas.halo import batch_rows, join
 from torch_gas.regularization.names import named, plain
@@ -20,6 +21,7 @@ from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.places import Places
 
 
+@checked
 def local_perturbation(
     layer: Callable[[Tensor], Tensor], h: Tensor, out: Tensor | None = None, noise: float = 0.1
 ) -> Tensor:
@@ -54,12 +56,15 @@ def local_perturbation(
         >>> loss.backward()
     """
     _check_noise(noise, "local_perturbation")
+    if h.dim() != 2 or not h.is_floating_point():
+        raise ValueError(f"local_perturbation: h must be rows [n, C] of floats, but is {h.dtype} {list(h.shape)}")
     if out is None:
         out = layer(h)
     changed = layer(h + noise * torch.randn_like(h))
-    if out.shape != changed.shape:
+    if out.shape != changed.shape or out.dtype != changed.dtype:
         raise ValueError(
-            f"local_perturbation: out is {list(out.shape)}, but the layer gives {list(changed.shape)}; pass out=layer(h)"
+            f"local_perturbation: out is {out.dtype} {list(out.shape)}, but the layer gives {changed.dtype} "
+            f"{list(changed.shape)}; pass out=layer(h)"
         )
     return _distance(out, changed)
 
@@ -103,12 +108,15 @@ class LocalPerturbation:
         ...     loss.backward()
     """
 
+    @checked
     def __init__(self, weight: float = 1.0, noise: float = 0.1, layers: Sequence[str] | None = None) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(f"LocalPerturbation: weight must be at least 0, but is {weight}")
         _check_noise(noise, "LocalPerturbation")
-        if isinstance(layers, str) or (layers is not None and len(layers) == 0):
-            raise ValueError(f"LocalPerturbation: layers must be a list of names, but is {layers!r}")
+        if layers is not None and len(layers) == 0:
+            raise ValueError(
+                "LocalPerturbation: layers must be a list of names, but is empty; None takes all hidden layers"
+            )
         self.weight, self.noise = weight, noise
         self.layers = None if layers is None else list(layers)
 

@@ -14,11 +14,13 @@ from torch.nn.functional import normalize
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from torch_gas.checked import checked
 from torch_gas.regularization.names import named, plain
 
 _START = 20  # steps of the power method before training
 
 
+@checked
 def spectral_norm(model: Module, bound: float = 1.0, layers: Sequence[str] | None = None) -> list[str]:
     r"""Bounds the Lipschitz constant of linear layers, ``x`` to ``x W^T``, by that of their weights in training and evaluation:
 

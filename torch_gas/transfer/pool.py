@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._core import checks
+from torch_gas.checked import checked, renamed
 from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging, with_index
 
 IO = Literal["concurrent", "serial"]
@@ -105,6 +107,10 @@ def _finish(tables: dict[int, _Table]) -> None:
     tables.clear()
 
 
+def _layout(table: _core.Table) -> tuple[int, torch.Size, torch.dtype]:
+    return table.data_ptr(), table.shape, table.dtype
+
+
 def _fitting(buffers: list[_Buffer], pull: _Pull) -> _Buffer | None:
     return next((buffer for buffer in buffers if buffer.data.nbytes >= pull.nbytes), None)
 
@@ -132,6 +138,7 @@ class AsyncIOPool:
         ValueError: if ``pool_size`` is below 1, ``buffer_size`` or ``pool_bytes`` is negative, or ``io`` is none of both.
     """
 
+    @checked
     def __init__(
         self,
         pool_size: int = 2,
@@ -146,6 +153,8 @@ class AsyncIOPool:
             raise ValueError(f"AsyncIOPool: pool_size must be at least 1, but is {pool_size}")
         if buffer_size is not None and buffer_size < 0:
             raise ValueError(f"AsyncIOPool: buffer_size must not be negative, but is {buffer_size}")
+        if embedding_dim is not None and embedding_dim < 0:
+            raise ValueError(f"AsyncIOPool: embedding_dim must not be negative, but is {embedding_dim}")
         if pool_bytes is not None and pool_bytes < 0:
             raise ValueError(f"AsyncIOPool: pool_bytes must not be negative, but is {pool_bytes}")
         if io not in get_args(IO):
@@ -165,6 +174,7 @@ class AsyncIOPool:
         # Ids on the host, with their version, and on the device: those of this batch and of the next.
         self._ids: deque[tuple[Tensor, int, Tensor]] = deque(maxlen=2)
 
+    @checked
     def to(self, device: torch.device | str) -> AsyncIOPool:
         """This pool for another device; transfers under way are finished first."""
         self.reset()
@@ -179,6 +189,8 @@ class AsyncIOPool:
 
     # -- pull ----------------------------------------------------------------------------------------------------------
 
+    @checked
+    @renamed("AsyncIOPool.async_pull", table="src")
     @torch.no_grad()
     def async_pull(
         self,
@@ -199,11 +211,18 @@ class AsyncIOPool:
         """
         if (offset is None) != (count is None):
             raise ValueError("AsyncIOPool.async_pull: offset and count go together; give both or neither")
-        pull = _Pull(self._table(src), offset, count, index, dtype or src.dtype)
+        table = self._table(src)
+        if offset is not None and count is not None:
+            checks.within("async_pull", *checks.ranges("async_pull", "offset", offset, count), src.size(0))
+        if index is not None:
+            checks.vector("async_pull", "index", index)
+            checks.element_type("async_pull", "index", index, checks.ID_BITS)
+        pull = _Pull(table, offset, count, index, dtype or src.dtype)
         if self.io == "concurrent" and not any(p.buffer is None for p in self._queue) and self._may_start(pull):
             self._start(pull)
         self._queue.append(pull)
 
+    @checked
     def synchronize_pull(self, src: _core.Table | None = None) -> Tensor:
         """The rows [R, C] of the oldest pull (of table ``src``), ready for the current stream.
 
@@ -220,6 +239,7 @@ class AsyncIOPool:
         self._lanes.compute.hold(pull.buffer.data)
         return pull.rows
 
+    @checked
     def free_pull(self, src: _core.Table | None = None) -> None:
         """Releases the buffer of the oldest pull (of table ``src``) and starts the next one that waits."""
         self._drop(self._find(src))
@@ -242,7 +262,8 @@ class AsyncIOPool:
         for pull in self._queue:
             if src is None or pull.table.rows.data_ptr() == src.data_ptr():
                 return pull
-        raise RuntimeError("AsyncIOPool: no such pull is under way; call async_pull first")
+        of = "" if src is None else " of src"
+        raise RuntimeError(f"AsyncIOPool: no such pull{of} is under way; call async_pull first")
 
     def _drop(self, pull: _Pull) -> None:
         if pull.buffer is not None and pull.taken:
@@ -328,6 +349,8 @@ class AsyncIOPool:
         lane.run(partial(there.copy_, pinned, non_blocking=True))
         return there
 
+    @checked
+    @renamed("AsyncIOPool.pull_now", table="src")
     @torch.no_grad()
     def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
@@ -340,6 +363,8 @@ class AsyncIOPool:
 
     # -- push ----------------------------------------------------------------------------------------------------------
 
+    @checked
+    @renamed("AsyncIOPool.async_push", table="dst")
     @torch.no_grad()
     def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
@@ -379,7 +404,20 @@ class AsyncIOPool:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _table(self, rows: _core.Table) -> _Table:
+        if rows.dim() != 2:
+            raise ValueError(f"AsyncIOPool: `table` must be [N, C], but is {list(rows.shape)}")
+        if isinstance(rows, Tensor):
+            checks.contiguous("AsyncIOPool", "table", rows)
         known = self._tables.get(rows.data_ptr())
+        # It may be a view of the same memory, or lie where a table lay that is gone.
+        if known is not None and _layout(known.rows) != _layout(rows):
+            if any(pull.table is known for pull in self._queue):
+                raise ValueError(
+                    f"AsyncIOPool: `table` is {list(rows.shape)}, but begins where a table of {list(known.rows.shape)} does "
+                    "that is being pulled; pass the whole table"
+                )
+            known.settle()
+            known = None
         if known is None:
             on_host = self.device.type == "cuda" and rows.device.type == "cpu"
             known = self._tables[rows.data_ptr()] = _Table(rows, staged=on_host and not rows.is_pinned())

@@ -1,0 +1,156 @@
+"""Arguments of public calls, checked by name: against annotations, and by the core."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import functools
+import inspect
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound=type)
+Admits = Callable[[Any], bool]
+
+# Numbers are taken as Python takes them, NumPy's among them; a flag is not a number.
+_FLAGS = (bool, np.bool_)
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which then refuses arguments that its annotations do not admit.
+
+    NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory. What an annotation
+    names for type checkers only is left to ``function``.
+
+    Raises:
+        TypeError: if an argument has none of the types in its annotation.
+        ValueError: if a number is NaN or does not fit 64 bits, or a tensor is sparse or without memory.
+    """
+    parameters = inspect.signature(function).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [name for name, p in parameters.items() if p.kind not in variable]
+    rules: dict[str, Admits] = {}
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not rules:  # at the first call, when everything that annotations name is defined
+            rules.update({name: _rule(parameters[name].annotation, function) for name in names})
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in rules and not rules[name](value) and value is not parameters[name].default:
+                _refuse(name, value, parameters[name].annotation, function, args)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def checked_fields(cls: T) -> T:
+    """A dataclass whose fields are checked against their annotations when it is made."""
+    cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
+    return cls
+
+
+class renamed(contextlib.ContextDecorator):
+    """Within it, errors of the core speak of the call and the arguments that the user knows.
+
+    Args:
+        call: what the user called.
+        **names: the user's name for an argument of the core.
+    """
+
+    def __init__(self, call: str, **names: str) -> None:
+        self._call, self._names = call, names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, (TypeError, ValueError, IndexError)):
+            text = re.sub(r"`(\w+)`", lambda found: f"`{self._names.get(found[1], found[1])}`", str(error))
+            text = re.sub(r"\b(\w+)\[", lambda found: f"{self._names.get(found[1], found[1])}[", text)
+            text = re.sub(r"^[\w.]+(\(\))?: ", "", text)
+            raise type(error)(f"{self._call}: {text}") from error
+
+
+def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    wrong: type[Exception] = ValueError
+    words = str(annotation).split()
+    if isinstance(value, Tensor) and "Tensor" in words:
+        rule = "a dense tensor with memory"
+    elif type(value) is float and "float" in words:
+        rule = "a number"
+    elif type(value) is int and "int" in words:
+        rule = "a number of 64 bits"
+    else:
+        wrong, rule = TypeError, str(annotation)
+    call = function.__qualname__
+    if function.__name__ == "__init__":
+        call = type(args[0]).__name__  # maybe a class that derives from it
+    came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
+    if wrong is ValueError and isinstance(value, Tensor):
+        came = f"{value.layout} on {value.device}"
+    raise wrong(f"{call}: {name} must be {rule}, but is {came}")
+
+
+def _rule(annotation: Any, function: Callable[..., Any]) -> Admits:
+    """Tells what a parameter of ``function`` may be."""
+    if annotation is inspect.Parameter.empty:
+        return _anything
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return _admits(typing.get_type_hints(holder, inspect.unwrap(function).__globals__)["it"])
+    except NameError:  # defined for type checkers only
+        return _anything
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _admits(hint: Any) -> Admits:
+    """Tells what is of a type."""
+    if hint in (Any, object):
+        return _anything
+    if isinstance(hint, TypeVar) and hint.__constraints__:
+        return lambda value: isinstance(value, hint.__constraints__)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _any_of(inner)
+    if origin is typing.Literal:
+        return lambda value: isinstance(value, str)  # of which the function knows more
+    if origin is collections.abc.Callable:
+        return callable
+    if origin is collections.abc.Sequence:
+        item = _admits(inner[0])
+        return lambda value: isinstance(value, origin) and not isinstance(value, (str, bytes)) and all(map(item, value))
+    if origin is collections.abc.Mapping:
+        key, item = map(_admits, inner)
+        return lambda value: isinstance(value, origin) and all(key(k) and item(v) for k, v in value.items())
+    if hint is bool:
+        return lambda value: isinstance(value, _FLAGS)
+    if hint is Tensor:
+        return lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if hint is int:
+        return lambda value: (
+            isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
+        )
+    if hint is float:
+        return lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value
+    kind = origin or hint
+    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
+        return lambda value: isinstance(value, kind)
+    return _anything
+
+
+def _any_of(hints: tuple[Any, ...]) -> Admits:
+    rules = tuple(map(_admits, hints))
+    return lambda value: any(admits(value) for admits in rules)
