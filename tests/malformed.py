@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from surface import Call
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas import History, Partition, SubgraphLoader, _core
+from torch_gas import FileTier, History, Partition, SubgraphLoader, _core
 from torch_gas.refresh import Policy, Refresh
 from torch_gas.regularization import LocalPerturbation
 from torch_gas.scalable import ScalableGNN
@@ -47,6 +48,12 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "Partition": (Partition,),
     "Module": (torch.nn.Module,),
     "ScalableGNN": (ScalableGNN,),
+    "_core.Table": (Tensor, _core.FileRows),
+    "Table": (Tensor, _core.FileRows),
+    "FileRows": (_core.FileRows,),
+    "FileTier": (FileTier,),
+    "Sync": (str,),
+    "np.ndarray": (np.ndarray,),
     "History": (History,),
     "SubData": (tuple,),
     "SubgraphLoader": (SubgraphLoader,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,20 @@ from torch import Tensor
 from torch_geometric.nn import GraphSAGE
 
 import torch_gas
-from torch_gas import AsyncIOPool, History, Monitor, SubgraphLoader, _core, datasets, models, refresh, regularization
+from torch_gas import (
+    AsyncIOPool,
+    FileTable,
+    FileTier,
+    History,
+    Monitor,
+    StoredFeatures,
+    SubgraphLoader,
+    _core,
+    datasets,
+    models,
+    refresh,
+    regularization,
+)  # fmt: skip
 
 N, C = 12, 4
 PTR = torch.tensor([0, 4, 8, N])
@@ -184,6 +198,67 @@ def _() -> Call:
     for _ in range(100):
         pool.async_pull(table, None, None, torch.tensor([1]))
     return Call(pool.free_pull, {"src": table})
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def fresh() -> str:
+    """The name of a new file."""
+    return f"{len(os.listdir())}.table"
+
+
+def table() -> FileTable:
+    """A table in a file."""
+    made = FileTable(FileTier(fresh()), N, C, torch.float32)
+    _core.scatter_rows(made, torch.arange(N), rows())
+    return made
+
+
+@call_of("FileTier")
+def _() -> Call:
+    return new(FileTier, path="folder")
+
+
+@call_of("FileTable")
+def _() -> Call:
+    @functools.wraps(FileTable)
+    def make(**arguments: Any) -> None:
+        FileTable(**arguments).close()
+
+    return Call(make, {"tier": FileTier("a.table", reuse=True), "num_rows": N, "num_cols": C, "dtype": torch.float32})
+
+
+@call_of("StoredFeatures")
+def _() -> Call:
+    return new(StoredFeatures, path=torch_gas.store_features(rows(), fresh()).path)
+
+
+@call_of("StoredFeatures.batch_rows")
+def _() -> Call:
+    features = torch_gas.store_features(rows(), fresh())
+    given = {"offset": torch.tensor([5, 0]), "count": torch.tensor([2, 1]), "halo": torch.tensor([7])}
+    return Call(features.batch_rows, given)
+
+
+@call_of("store_features")
+def _() -> Call:
+    @functools.wraps(torch_gas.store_features)
+    def store(**arguments: Any) -> None:
+        os.unlink(torch_gas.store_features(**arguments).path)
+
+    return Call(store, defaults(store, x=rows(), path=fresh(), perm=torch.arange(N).flip(0)))
+
+
+@call_of("hot_nodes")
+def _() -> Call:
+    return new(torch_gas.hot_nodes, loader=SubgraphLoader(graph(), PTR), number=3)
+
+
+@call_of("ScalableGNN.keep_hot")
+def _() -> Call:
+    model = net()
+    return Call(model.keep_hot, {"n_id": torch.tensor([4, 0, 7]), "max_bytes": 1000}, (model,))
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -454,6 +529,17 @@ of_core("write_chunks", table=rows(), rows=rows(3), **RANGES)
 
 # -- what there is to call ---------------------------------------------------------------------------------------------
 
+
+@call_of("_core.read_ahead")
+def _() -> Call:
+    return Call(_core.read_ahead, {"table": table(), "index": torch.tensor([4, 0, 7])})
+
+
+@call_of("_core.clear_rows")
+def _() -> Call:
+    return Call(_core.clear_rows, {"table": table(), "offset": torch.tensor([5, 0]), "count": torch.tensor([2, 1])})
+
+
 LEFT_OUT = {
     "refresh.Exact": "takes nothing",
     "refresh.Never": "takes nothing",
@@ -464,6 +550,11 @@ LEFT_OUT = {
     "ScaledGNN": "made by scale()",
     "get_data": "reads files; see tests/test_datasets.py",
     "datasets.get_data": "is get_data",
+    "_core.FileRows": "a record, which tables in files are made of",
+    "_core.row_shape": "tells the shape of rows",
+    "_core.stored_width": "tells the shape of rows",
+    "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
+    "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.Registration": "made by register()",
     "_core.Sparse": "a record, which the functions that take it check",
     "_core.Staging": "for a CUDA device; see tests/test_cuda.py",

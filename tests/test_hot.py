@@ -71,7 +71,7 @@ def test_hot_nodes_are_in_the_most_halos(options: dict[str, Any], batches: list[
 
 @pytest.mark.parametrize("number", [-1, 1.5, True])
 def test_a_bad_number_is_an_error(number: Any) -> None:
-    with pytest.raises(ValueError, match="hot_nodes: number must be a whole number"):
+    with pytest.raises((TypeError, ValueError), match="hot_nodes: number must"):
         hot_nodes(loader(), number)
 
 
@@ -353,7 +353,7 @@ def test_as_many_are_kept_as_fit() -> None:
     [
         (torch.tensor([0.0]), None, TypeError, "keep_hot: n_id must be a one-dimensional integer tensor"),
         (torch.tensor([[0]]), None, TypeError, "keep_hot: n_id must be a one-dimensional integer tensor"),
-        ([0, 1], None, TypeError, "keep_hot: n_id must be a one-dimensional integer tensor"),
+        ([0, 1], None, TypeError, r"keep_hot: n_id must be Tensor \| None, but is list"),
         (torch.tensor([0, N]), None, IndexError, rf"keep_hot: n_id goes from 0 to {N}, but must be in 0 .. {N - 1}"),
         (torch.tensor([5, -1]), None, IndexError, "keep_hot: n_id goes from -1 to 5"),
         (torch.tensor([5, 3, 5]), None, ValueError, "keep_hot: n_id holds an id twice"),

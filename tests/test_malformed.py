@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from malformed import Malformed, malformed
@@ -76,6 +77,15 @@ VALID = {
     ("_core.batch_rows", "table", "flat"): "rows may be single numbers",
     ("_core.batch_rows", "table", "integers"): "rows may be of any type",
     ("_core.batch_rows", "halo", "one row *"): "a halo may have any size",
+    ("FileTier", "path", "an unknown name"): "it becomes the name of a folder",
+    ("ScalableGNN.keep_hot", "n_id", "one row less"): "any rows may be hot",
+    ("store_features", "path", "an unknown name"): "it becomes the name of a file",
+    ("plan", "host_memory", "beyond 64 bits"): "memory may be of any size",
+    ("StoredFeatures*", "halo", "one row *"): "a halo may have any size",
+    ("store_features", "x", "an array"): "arrays are stored as well",
+    ("store_features", "x", "one column less"): "rows may have any width",
+    ("store_features", "x", "integers"): "features may be whole numbers",
+    ("_core.read_ahead", "index", "one row *"): "any rows may be read ahead",
     ("_core.entry_softmax*", "slope", "negative"): "a slope may be negative",
     ("_core.product", "rows", "one column less"): "rows may have any width",
     ("_core.subgraph", "col", "one row more"): "edges behind the last row belong to nobody",
@@ -149,7 +159,7 @@ def reason_of(name: str, variant: Malformed) -> str | None:
 def is_about_value(variant: Malformed) -> bool:
     """Whether only the value may be wrong, and not the type."""
     of_types = ("a string", "a flag", "a fraction")
-    return isinstance(variant.value, (Tensor, Data, int, float, str)) and variant.kind not in of_types
+    return isinstance(variant.value, (Tensor, Data, np.ndarray, int, float, str)) and variant.kind not in of_types
 
 
 def complaint_about(name: str, call: Any, variant: Malformed) -> str | None:

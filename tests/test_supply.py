@@ -23,7 +23,8 @@ SOURCES = [
 MAY_UNPICKLE = {
     f"tests/test_{name}.py"
     for name in (
-        "history", "history_machine", "loader", "loader_ahead", "loader_both", "monitor", "regularization", "scalable", "scaled",
+        "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state", "monitor",
+        "regularization", "scalable", "scaled", "storage",
     )
 }  # fmt: skip
 MAY_EXECUTE = {"tests/test_docs.py", "tests/test_monitor.py"}

@@ -185,6 +185,7 @@ class ScalableGNN(torch.nn.Module):
         for history in self.histories:
             history.reset_parameters()
 
+    @checked
     def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
         """Keeps the rows of some nodes on the device of the model, in front of histories in host memory or in files.
 
@@ -207,7 +208,7 @@ class ScalableGNN(torch.nn.Module):
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
-        if n_id is not None and max_bytes is not None:
+        if n_id is not None and max_bytes is not None and n_id.dim() == 1:  # or HotSet refuses it
             n_id = n_id[: max_bytes // max(sum(history.row_bytes for history in self.histories), 1)]
         nodes = None if n_id is None else HotSet(n_id, self.num_nodes)
         for history in self.histories:
@@ -280,6 +281,11 @@ class ScalableGNN(torch.nn.Module):
         """How many rows there are; None where ``forward`` takes something else than ``x``."""
         if x is None or is_sparse_tensor(x):
             return None
+        if isinstance(x, StoredFeatures):
+            raise TypeError(
+                f"{self._name}: features in a file are read for batches only; call model(loader=EvalSubgraphLoader(data, ptr)) "
+                "for the whole graph"
+            )
         if not isinstance(x, Tensor):
             raise TypeError(f"{self._name}: x must be a tensor of rows or a SubData, but is {type(x).__name__}")
         if x.dim() == 0 or x.is_meta:
@@ -350,11 +356,6 @@ class ScalableGNN(torch.nn.Module):
 
     @untraced
     def _check_whole(self, values: Sequence[Any]) -> None:
-        if any(isinstance(value, StoredFeatures) for value in values):
-            raise TypeError(
-                f"{self._name}: features in a file are read for batches only; call model(loader=EvalSubgraphLoader(data, ptr)) "
-                "for the whole graph"
-            )
         if any(getattr(value, "of_batch", False) for value in values):
             raise ValueError(
                 f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "

@@ -223,6 +223,7 @@ class ScaledGNN(ScalableGNN):
         if reset is not None:
             reset()
 
+    @checked
     def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
         """As in :class:`ScalableGNN`, once the model has been tried out and has histories."""
         self.found  # noqa: B018  # an error as long as it has none

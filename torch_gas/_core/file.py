@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ class FileRows:
     is_cuda = False
     device = torch.device("cpu")
 
-    def __init__(self, file: int, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, file: int, offset: int, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.file, self.offset, self.shape, self.dtype = file, offset, torch.Size(shape), dtype
         self._version = 0  # as that of a tensor
 
@@ -101,6 +101,7 @@ def read_ahead(table: FileRows, index: Tensor) -> None:
     Raises:
         IndexError: An id lies outside 0 .. N-1.
     """
+    _in_file("read_ahead", table)
     index = checks.ids("read_ahead", "index", index)
     table.check_usable()
     _C.read_ahead(_bytes(table), ID_BITS[index.dtype], index.data_ptr(), index.numel())
@@ -118,6 +119,7 @@ def clear_rows(table: FileRows, offset: Tensor, count: Tensor) -> None:
         IndexError: A range lies outside the table.
         OSError: The system failed.
     """
+    _in_file("clear_rows", table)
     offset, count = checks.ranges("clear_rows", "offset", offset, count)
     _C.clear_rows(_bytes(table), offset.data_ptr(), count.data_ptr(), offset.numel())
 
@@ -130,6 +132,11 @@ def noted_failure(file: int) -> str:
 def forget_failure(file: int) -> None:
     """Begins anew."""
     _C.forget_failure(file)
+
+
+def _in_file(call: str, table: object) -> None:
+    if not isinstance(table, FileRows):
+        raise TypeError(f"{call}: `table` must be a FileRows, but is {type(table).__name__}")
 
 
 def _bytes(table: FileRows) -> object:

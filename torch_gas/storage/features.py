@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_gas import _core
+from torch_gas.checked import checked, renamed
 from torch_gas.storage.file import FileTable
 from torch_gas.storage.tier import FileTier
 
 _BLOCK = 2**24  # numbers that are read at a time
-
-
-class Rows(Protocol):
-    """A matrix of which rows can be read: a tensor, a numpy array (also one mapped from a file) ..."""
-
-    @property
-    def shape(self) -> Any:
-        """[N, C]."""
-
-    def __getitem__(self, index: Any) -> Any:
-        """The rows of a slice or of an array of ids."""
 
 
 class StoredFeatures:
@@ -53,6 +43,7 @@ class StoredFeatures:
         (torch.Size([2, 2]), tensor([[3., 4.]]))
     """
 
+    @checked
     def __init__(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         self.path = os.fspath(path)
         self._table = FileTable.read_only(self.path)
@@ -81,6 +72,8 @@ class StoredFeatures:
         """The rows of some ids, as a tensor [M, C]."""
         return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
 
+    @checked
+    @renamed("StoredFeatures.batch_rows")
     def batch_rows(self, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
         """The rows of ranges of nodes, and behind them those of ``halo``, [B + S, C]; see :class:`~torch_gas.SubData`."""
         return _core.batch_rows(self._table, offset, count, halo, self.dtype)
@@ -103,8 +96,9 @@ class StoredFeatures:
         return f"StoredFeatures({self.path!r}, {list(self.shape)}, dtype={self.dtype})"
 
 
+@checked
 def store_features(
-    x: Rows,
+    x: Tensor | np.ndarray[Any, Any],
     path: str | os.PathLike[str],
     *,
     perm: Tensor | None = None,
@@ -131,11 +125,11 @@ def store_features(
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"store_features: x must be [N, C] with at least one element, but has shape {list(x.shape)}")
     num_rows, num_cols = x.shape
-    if perm is not None and (perm.dim() != 1 or perm.numel() != num_rows):
-        raise ValueError(
-            f"store_features: perm must be [{num_rows}], one id for each row of x, but is {list(perm.shape)}"
-        )
+    if perm is not None:
+        _check_order(perm, num_rows)
     dtype = dtype or _read(x, slice(0, 1)).dtype
+    if dtype.is_complex:
+        raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
     table = FileTable(FileTier(path), num_rows, _core.stored_width(num_cols, dtype), dtype)
     block = max(1, _BLOCK // num_cols)
     try:
@@ -155,12 +149,26 @@ def store_features(
     return StoredFeatures(path)
 
 
+def _check_order(perm: Tensor, num_rows: int) -> None:
+    if perm.dtype not in (torch.int64, torch.int32) or perm.dim() != 1 or perm.numel() != num_rows:
+        raise ValueError(
+            f"store_features: perm must be [{num_rows}], one id of int64 for each row of x, but is {list(perm.shape)} of "
+            f"{perm.dtype}"
+        )
+    ids = perm.long()
+    seen = torch.zeros(num_rows, dtype=torch.bool)
+    if int(ids.min()) >= 0 and int(ids.max()) < num_rows:
+        seen[ids] = True
+    if not bool(seen.all()):
+        raise ValueError(f"store_features: perm must hold each id of 0 .. {num_rows - 1} once, as metis() returns it")
+
+
 def _order(perm: Tensor) -> int:
     """A check sum of an order of nodes that is never 0."""
     return zlib.crc32(perm.cpu().long().numpy().tobytes()) or 1
 
 
-def _read(x: Rows, index: slice | Tensor) -> Tensor:
+def _read(x: Tensor | np.ndarray[Any, Any], index: slice | Tensor) -> Tensor:
     """Some rows of ``x``; a copy, if it is no tensor, because that may lie where nobody may write."""
     if isinstance(x, Tensor):
         return x[index]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.checked import checked
 from torch_gas.storage.header import SIZE, Header, type_name
 from torch_gas.storage.tier import FileTier, Sync
 
@@ -46,7 +47,10 @@ class FileTable(_core.FileRows):
         OSError: if the system refuses.
     """
 
+    @checked
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
+        if num_rows < 1 or num_cols < 1:
+            raise ValueError(f"FileTable: num_rows and num_cols must be at least 1, but are {num_rows} and {num_cols}")
         wanted = Header(num_rows, num_cols, type_name(dtype))
         path = os.fspath(tier.path)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +220,8 @@ class FileTable(_core.FileRows):
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
         if self._reading_ahead is None or self._reading_ahead.done():
-            self._reading_ahead = _reader(os.getpid()).submit(_core.read_ahead, self, index)
+            rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
+            self._reading_ahead = _reader(os.getpid()).submit(_core.read_ahead, rows, index)
 
     def map(self) -> Tensor:
         """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""

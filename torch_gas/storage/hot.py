@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas.checked import checked
 from torch_gas.transfer import send_ids, version
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _PIECE = 2**20  # bytes
 _SPLITS = 4  # that are remembered: of the batch and the halo, and of the next halo, with one to spare
 
 
+@checked
 def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
     """The nodes that are in the most halos, which are those whose rows histories are asked for most often.
 
@@ -45,8 +47,10 @@ def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
         >>> hot_nodes(loader, number=50).shape
         torch.Size([50])
     """
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
-        raise ValueError(f"hot_nodes: number must be a whole number, not negative, but is {number!r}")
+    if number is not None and number < 0:
+        raise ValueError(f"hot_nodes: number must not be negative, but is {number}")
+    if not hasattr(loader, "halo_counts"):
+        raise TypeError(f"hot_nodes: loader must be a SubgraphLoader, but is {type(loader).__name__}")
     counts = loader.halo_counts()
     order = counts.argsort(descending=True, stable=True)
     return order[: int((counts > 0).sum())][:number]

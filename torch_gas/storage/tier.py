@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from torch_gas.checked import checked_fields
+
 Sync = Literal["commit", "never"]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class FileTier:
     """Histories in files, for tables that are larger than memory: ``ScalableGNN(..., tier=FileTier("histories"))``.
@@ -26,7 +29,7 @@ class FileTier:
             They survive the end of the process in either case.
 
     Raises:
-        TypeError: if ``path`` is no path.
+        TypeError: if an argument has a wrong type.
         ValueError: if ``sync`` is neither.
     """
 
@@ -35,8 +38,6 @@ class FileTier:
     sync: Sync = "commit"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, (str, os.PathLike)):
-            raise TypeError(f"FileTier: path must be a path, but is {self.path!r}")
         if self.sync not in get_args(Sync):
             raise ValueError(f"FileTier: sync must be one of {get_args(Sync)}, but is {self.sync!r}")
 
