@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, worker
 from torch_gas import loader as loader_module
 from torch_gas.adjacency import coo
 
@@ -458,7 +459,14 @@ def test_batches_made_in_inference_mode_are_not_kept() -> None:
 
 
 def loader_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("torch_gas_loader")]
+    """Names of the functions that threads of loaders began with."""
+    names = []
+    for frame in sys._current_frames().values():
+        while frame.f_back is not None:
+            frame = frame.f_back
+        if frame.f_code.co_filename == worker.__file__:
+            names.append(frame.f_code.co_name)
+    return names
 
 
 def test_an_abandoned_epoch_leaves_no_threads() -> None:
