@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import random_graph
+from interrupts import interrupt_after
 from nets import Net
 from torch_geometric.nn import GraphSAGE
 
@@ -24,53 +25,6 @@ from torch_gas import EvalSubgraphLoader, FileTier, SubgraphLoader, checkpoint, 
 
 N, ROUNDS = 300, int(os.environ.get("TORCH_GAS_INTERRUPTS", 40))
 DATA, PTR = random_graph(N, 1800), torch.arange(0, N + 1, 30)
-
-
-class Interrupts:
-    """Does what Ctrl-C does, after some time."""
-
-    def __init__(self) -> None:
-        self.left = 0
-
-    def __enter__(self) -> Interrupts:
-        self.before = signal.signal(signal.SIGALRM, self._interrupt), sys.unraisablehook
-        sys.unraisablehook = self._report
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        handler, sys.unraisablehook = self.before
-        signal.signal(signal.SIGALRM, handler)
-
-    def _interrupt(self, *_: Any) -> None:
-        if self.left > 0:
-            self.left -= 1
-            raise KeyboardInterrupt
-
-    def _report(self, failure: Any) -> None:
-        if failure.exc_type is not KeyboardInterrupt:  # which Python ignores in finalizers
-            self.before[1](failure)
-
-    def during(self, work: Callable[[], None], seconds: float, times: int = 1) -> bool:
-        """Interrupts ``work`` after some time, and perhaps once more soon after that; whether it came in time."""
-        self.left = times
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1e-4)
-        try:
-            try:
-                work()
-            finally:
-                self.left = 0
-        except KeyboardInterrupt:
-            return True
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            torch.set_grad_enabled(True)  # which torch does not always do, as after `with torch.no_grad()` in a step
-        return False
-
-
-@pytest.fixture
-def interrupts() -> Iterator[Interrupts]:
-    with Interrupts() as made:
-        yield made
 
 
 def make(kind: str, folder: Path) -> Any:
@@ -104,7 +58,7 @@ def assert_sound(model: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["explicit", "scaled", "file"])
 @pytest.mark.parametrize("phase", ["training", "inference", "checkpoint"])
-def test_interrupts_at_any_moment(kind: str, phase: str, tmp_path: Path, interrupts: Interrupts) -> None:
+def test_interrupts_at_any_moment(kind: str, phase: str, tmp_path: Path) -> None:
     model, rng = make(kind, tmp_path), random.Random(f"{kind} {phase}")
     loader = SubgraphLoader(DATA, PTR, 2, shuffle=True, prefetch=2)
     path = tmp_path / "run.safetensors"
@@ -123,7 +77,7 @@ def test_interrupts_at_any_moment(kind: str, phase: str, tmp_path: Path, interru
     work()
     usual, interrupted = time.perf_counter() - start, 0
     for round in range(ROUNDS):
-        interrupted += interrupts.during(work, rng.uniform(1e-4, usual), times=1 + round % 2)
+        interrupted += interrupt_after(rng.uniform(1e-4, usual), work, times=1 + round % 2)
     assert interrupted > ROUNDS // 8  # others came too late
     if phase == "checkpoint":
         checkpoint.load(path, model=model, loader=loader)
@@ -173,6 +127,7 @@ import os, resource, sys, torch
 import torch.nn.functional as F
 sys.path.insert(0, os.environ["TESTS"])
 from graphs import random_graph
+from interrupts import interrupt_after
 from nets import Net
 from torch_gas import SubgraphLoader
 
@@ -221,10 +176,9 @@ def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path
     batches: Any = iter(loader)
     next(batches)
     (worker,) = loader._iterator._workers
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"worker.*(killed by signal|exited unexpectedly)"):
-        for _ in batches:
-            pass
+    with pytest.raises(RuntimeError, match="worker .* is killed by signal"):
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(60)  # torch raises the error where the main thread is when it hears of it
     assert_sound(model)
 
 

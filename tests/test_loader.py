@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -469,6 +470,14 @@ def loader_threads() -> list[str]:
     return names
 
 
+def wait_for_no_threads() -> None:
+    for _ in range(1000):
+        if not loader_threads():
+            return
+        time.sleep(0.01)
+    raise AssertionError("a thread goes on")
+
+
 def test_an_abandoned_epoch_leaves_no_threads() -> None:
     loader = SubgraphLoader(graph(), PTR, 1, cache_size=0)
     with pytest.raises(KeyError, match="user"):
@@ -477,7 +486,7 @@ def test_an_abandoned_epoch_leaves_no_threads() -> None:
             raise KeyError("user")
     for _ in loader:
         break
-    assert not loader_threads()
+    wait_for_no_threads()
     assert len(list(loader)) == 4
 
 
@@ -501,7 +510,7 @@ def test_an_error_while_making_a_batch_arrives() -> None:
             list(loader)
     finally:
         Failing.fail = False
-    assert not loader_threads()
+    wait_for_no_threads()
     assert len(list(loader)) == 4
 
 

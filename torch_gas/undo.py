@@ -55,12 +55,13 @@ class Undo:
     @property
     def is_running(self) -> bool:
         """Whether the call is still under way, in any thread."""
-        for frame in sys._current_frames().values():
-            caller: FrameType | None = frame
-            while caller is not None:
-                if caller is self._frame:
-                    return True
-                caller = caller.f_back
+        frames = list(
+            sys._current_frames().values()
+        )  # without one of them in a variable, which would keep itself alive
+        while frames:
+            if any(frame is self._frame for frame in frames):
+                return True
+            frames = [frame.f_back for frame in frames if frame.f_back is not None]
         return False
 
     def add(self, step: Callable[..., Any], *args: Any) -> None:
