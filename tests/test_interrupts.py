@@ -176,7 +176,7 @@ def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path
     batches: Any = iter(loader)
     next(batches)
     (worker,) = loader._iterator._workers
-    with pytest.raises(RuntimeError, match="worker .* is killed by signal"):
+    with pytest.raises(RuntimeError, match=r"worker .* is killed by signal"):
         os.kill(worker.pid, signal.SIGKILL)
         time.sleep(60)  # torch raises the error where the main thread is when it hears of it
     assert_sound(model)
