@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from torch_gas import _core, sparse, wiring
 from torch_gas.sparse import Edges, aggregate, attention
-from torch_gas.wiring.fused import fused
+from torch_gas.undo import Undo
+from torch_gas.wiring.fused import fuse
 
 N = 40
 DATA = random_graph(N, 200)
@@ -50,6 +52,13 @@ OTHERS: dict[str, Callable[[], torch.nn.Module]] = {
     "PNA": lambda: nn.PNAConv(8, 8, ["mean"], ["identity"], torch.tensor([1, 2])),
     "SAGE max": lambda: nn.SAGEConv(8, 8, aggr="max"),
 }
+
+
+@contextmanager
+def fused(model: torch.nn.Module) -> Iterator[None]:
+    with Undo() as undo:
+        fuse(undo, model)
+        yield
 
 
 @pytest.fixture

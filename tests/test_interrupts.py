@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import random_graph
+from interrupts import interrupt_after
 from nets import Net
 from torch_geometric.nn import GraphSAGE
 
 from torch_gas import EvalSubgraphLoader, FileTier, SubgraphLoader, checkpoint, scale
 
-N = 300
+N, ROUNDS = 300, int(os.environ.get("TORCH_GAS_INTERRUPTS", 40))
 DATA, PTR = random_graph(N, 1800), torch.arange(0, N + 1, 30)
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Has the process get what Ctrl-C sends, once."""
-    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def make(kind: str, folder: Path) -> Any:
@@ -85,16 +73,14 @@ def test_interrupts_at_any_moment(kind: str, phase: str, tmp_path: Path) -> None
             checkpoint.save(path, model=model, loader=loader)
 
     work()
-    start = time.perf_counter()
-    work()
-    usual, interrupted = time.perf_counter() - start, 0
-    for _ in range(40):
-        try:
-            with interrupted_after(rng.uniform(1e-4, usual)):
-                work()
-        except KeyboardInterrupt:
+    interrupted, usual = 0, 0.02
+    for round in range(ROUNDS):
+        start = time.perf_counter()
+        if interrupt_after(rng.uniform(1e-4, usual), work, times=1 + round % 2):
             interrupted += 1
-    assert interrupted > 5  # others came too late
+        else:  # it came too late
+            usual = time.perf_counter() - start
+    assert interrupted > ROUNDS // 8
     if phase == "checkpoint":
         checkpoint.load(path, model=model, loader=loader)
     assert_sound(model)
@@ -143,6 +129,7 @@ import os, resource, sys, torch
 import torch.nn.functional as F
 sys.path.insert(0, os.environ["TESTS"])
 from graphs import random_graph
+from interrupts import interrupt_after
 from nets import Net
 from torch_gas import SubgraphLoader
 
@@ -163,6 +150,8 @@ except (RuntimeError, MemoryError) as error:
 else:
     raise AssertionError("there was memory enough")
 assert torch.equal(model.histories[1].emb, before[0])
+for parameter in model.parameters():
+    parameter.data.mul_(2)  # so that other rows are pushed
 batch = step(1)
 rows = batch.n_id[: batch.batch_size]
 assert (model.histories[1].age[rows] == 0).all() and (model.histories[1].emb[rows] != before[0][rows]).any()
@@ -189,10 +178,9 @@ def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path
     batches: Any = iter(loader)
     next(batches)
     (worker,) = loader._iterator._workers
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"worker.*(killed by signal|exited unexpectedly)"):
-        for _ in batches:
-            pass
+    with pytest.raises(RuntimeError, match=r"worker .* is killed by signal"):
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(60)  # torch raises the error where the main thread is when it hears of it
     assert_sound(model)
 
 

@@ -16,6 +16,7 @@ from torch_gas.adjacency import all_tensors, find_adjacency, map_tensors
 from torch_gas.models import SAGE
 from torch_gas.sparse import kept_edges
 from torch_gas.transfer import batches
+from torch_gas.worker import Task
 
 N = 70
 PTR = torch.tensor([0, 10, 10, 33, 50, 70])
@@ -80,10 +81,11 @@ def test_a_batch_that_is_not_there_yet_or_fails_is_not_known() -> None:
     batch = next(iter(batches))
     batch.n_id.outlook._ahead.clear()
     assert batch.n_id.outlook.next is None
-    batch.n_id.outlook._ahead.append(loader.Future())
+    task = Task(lambda: [][1])
+    batch.n_id.outlook._ahead.append(task)
     assert batch.n_id.outlook.next is None
-    batch.n_id.outlook._ahead[0].set_exception(MemoryError())
-    assert batch.n_id.outlook.next is None
+    task.run()
+    assert task.is_done and batch.n_id.outlook.next is None
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import degree
 
 from torch_gas import scale
+from torch_gas.undo import Undo
 from torch_gas.wiring.places import Handler, Place, Places
 
 N = 60
@@ -196,7 +197,8 @@ class Note(Handler):
 def test_places_are_met_in_order_and_change_nothing() -> None:
     data, model, note = graph(), nn.GCN(C, H, 2, OUT).eval(), Note()
     want = model(data.x, data.edge_index)
-    with Places(model, note, N):
+    with Undo() as undo:
+        Places(model, note, N).wire(undo)
         assert torch.equal(model(data.x, data.edge_index), want)
     scopes = [(place.scope, place.kind, shape) for place, shape in note.met]
     one = [("convs.0", "reduction", (N,)), ("convs.0", "hop", (N, H)), ("convs.0", "output", (N, H))]
@@ -211,14 +213,16 @@ def test_places_are_met_in_order_and_change_nothing() -> None:
 
 def test_only_the_kinds_of_interest() -> None:
     data, model, note = graph(), nn.GCN(C, H, 2, OUT), Note()
-    with Places(model, note, N, frozenset({"output"})):
+    with Undo() as undo:
+        Places(model, note, N, frozenset({"output"})).wire(undo)
         model(data.x, data.edge_index)
     assert [place.kind for place, _ in note.met] == ["output", "output"]
 
 
 def test_places_are_left_after_an_error() -> None:
     model = nn.GCN(C, H, 2, OUT)
-    with pytest.raises(RuntimeError), Places(model, Note(), N):
+    with pytest.raises(RuntimeError), Undo() as undo:
+        Places(model, Note(), N).wire(undo)
         model(graph().x[:, :3], graph().edge_index)
     assert not any("forward" in vars(m) or "propagate" in vars(m) or m._forward_hooks for m in model.modules())
     torch.zeros(3).index_add_(0, torch.tensor([1]), torch.ones(1))

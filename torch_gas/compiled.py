@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import Module
 
 if TYPE_CHECKING:
     from torch_gas.scalable import ScalableGNN
+    from torch_gas.undo import Undo
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -35,30 +35,11 @@ def untraced_frame(function: _F) -> _F:
     return cast("_F", torch.compiler.disable(function, recursive=False))
 
 
-class Running:
-    """While entered, a call of ``model`` is under way in this thread, and ``contexts`` are entered, all of them uncompiled.
-
-    Args:
-        model: the model.
-        contexts: makes what is to be entered, one after the other.
-    """
-
-    def __init__(self, model: ScalableGNN, contexts: Callable[[ExitStack], None]) -> None:
-        self.model, self.contexts = model, contexts
-
-    @untraced
-    def __enter__(self) -> None:
-        with ExitStack() as stack:
-            stack.callback(setattr, _thread, "model", getattr(_thread, "model", None))
-            _thread.model = self.model
-            self.contexts(stack)
-            self.stack = stack.pop_all()
-
-    @untraced
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stack.__exit__(kind, error, trace)
+def run_in_thread(undo: Undo, model: ScalableGNN) -> None:
+    """Says to operators in compiled code that they are called by ``model``."""
+    thread = vars(_thread)
+    undo.add(thread.update, {"model": thread.get("model")})
+    thread["model"] = model
 
 
 def eager() -> AbstractContextManager[Any]:

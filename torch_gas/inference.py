@@ -13,22 +13,24 @@ sweep is repeated with all convolutions computed, and so are those that follow.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 from tqdm import tqdm
 
 from torch_gas.compiled import eager, untraced
 from torch_gas.history import History
 from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.undo import Undo
 from torch_gas.wiring import outermost_convs
 
 if TYPE_CHECKING:
@@ -46,11 +48,15 @@ class _Unanswered(Exception):
 class Replay:
     """The state of the sweeps: which histories are exact, and which convolutions need not be computed.
 
-    While entered, the model's convolutions ask it before they compute.
+    From its beginning, the model's convolutions ask it before they compute.
+
+    Args:
+        model: in evaluation mode.
+        undo: holds what inference changes of it.
     """
 
-    def __init__(self, model: ScalableGNN) -> None:
-        self.model = model
+    def __init__(self, model: ScalableGNN, undo: Undo) -> None:
+        self.model, self.undo = model, undo
         self.exact: list[History] = []  # in the order of the sweeps
         self.target: History | None = None  # the one of this sweep
         self.skip = model.skips_by_nan
@@ -59,10 +65,16 @@ class Replay:
         self._templates: dict[int, Tensor] = {}
         self._batch_size = self._num_rows = 0
 
-    def begin(self, batch: SubData) -> None:
+    def begin_batch(self, batch: SubData) -> None:
         """Starts a forward pass."""
         self._answered = self._conv_calls = 0
         self._batch_size, self._num_rows = batch.batch_size, batch.n_id.numel()
+
+    def watch(self) -> _Watch:
+        """Finds out whether a pass reads results that were not computed."""
+        watch = _Watch()
+        self.undo.add(watch.leave)
+        return watch
 
     def answers(self, history: History) -> bool:
         """Whether ``history`` is exact already."""
@@ -92,22 +104,11 @@ class Replay:
         if self.skip and self.exact and rows.is_floating_point() and bool(rows.isnan().any()):
             raise _Unanswered
 
-    def __enter__(self) -> Replay:
-        convs = outermost_convs(self.model) if self.skip else ()
-        self.forwards = {conv: conv.__dict__.get("forward") for conv in convs}
-        for conv in self.forwards:
-            conv.forward = self._skippable(conv.forward)
-        self.model._replay = self
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.model._replay = None
-        for conv, own in self.forwards.items():
-            del conv.forward  # the class's own comes back
-            if own is not None:
-                conv.forward = own
+    def begin(self) -> None:
+        """From here on, the model knows of it."""
+        self.undo.set(self.model, "_replay", self)
+        for conv in set(outermost_convs(self.model)) if self.skip else ():
+            self.undo.set(conv, "forward", self._skippable(conv.forward))
 
     def _skippable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -144,6 +145,14 @@ class _Watch(TorchDispatchMode):
             raise _Unanswered
         return out
 
+    def leave(self) -> None:
+        """Leaves the mode if it has not been."""
+        if any(self is mode for mode in _get_current_dispatch_mode_stack()):
+            try:
+                self.__exit__(None, None, None)
+            except IndexError:  # all but the stack is as it was before
+                _pop_mode()
+
 
 def _has_nan(value: Any) -> bool:
     if isinstance(value, float):
@@ -153,7 +162,6 @@ def _has_nan(value: Any) -> bool:
 
 
 @untraced
-@torch.no_grad()
 def layerwise_inference(
     model: ScalableGNN,
     loader: SubgraphLoader,
@@ -199,7 +207,13 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
-    with eager(), Replay(model) as replay:
+    model._clean_up()
+    stance = eager()
+    with stance, stance, Undo(sys._getframe()) as undo, undo:
+        undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+        replay = Replay(model, undo)
+        replay.begin()
         while True:
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
@@ -224,9 +238,9 @@ def layerwise_inference(
 def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay, output: _Output) -> bool:
     """One pass over the batches; whether it ran to the end of ``forward`` and the output is complete."""
     for i, batch in enumerate(batches):
-        replay.begin(batch)
+        replay.begin_batch(batch)
         # What reads a result that was not computed does so in each batch: watching one is enough.
-        watch = _Watch() if i == 0 and replay.skip and replay.exact else nullcontext()
+        watch = replay.watch() if i == 0 and replay.skip and replay.exact else nullcontext()
         try:
             with watch:
                 out = model(batch.to(model.device))

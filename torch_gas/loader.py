@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +40,7 @@ from torch_gas.partition.reorder import edge_attrs
 from torch_gas.sparse import edges_of, kept_edges
 from torch_gas.storage import StoredFeatures
 from torch_gas.transfer import Courier, Event
+from torch_gas.worker import Task, Worker
 
 
 class SubData(NamedTuple):
@@ -218,16 +218,14 @@ class _Cache:
 class Outlook:
     """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
 
-    def __init__(self, loader: SubgraphLoader, ahead: deque[Future[Any]]) -> None:
+    def __init__(self, loader: SubgraphLoader, ahead: deque[Task[Any]]) -> None:
         self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
 
     @property
     def next(self) -> SubData | None:
         """The batch that comes next, where it is there already."""
-        coming = self._ahead[0] if self._ahead else None
-        if coming is None or not coming.done() or coming.cancelled() or coming.exception() is not None:
-            return None
-        return cast(SubData, coming.result()[0])
+        made = self._ahead[0].value if self._ahead else None
+        return None if made is None else cast(SubData, made[0])
 
     @property
     def largest_halo(self) -> int | None:
@@ -397,32 +395,27 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _batches(
         self, tasks: Iterator[Callable[[], SubData]]
-    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    ) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
-        ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
+        ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         prefetch = self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
             return
-        pool = ThreadPoolExecutor(1, "torch_gas_loader")
-        # Torch uses one thread inside of it: two teams of threads would spin for the same cores. A thread takes the setting
-        # over when it first asks for it, so that it can then be put back for all others.
-        num_threads = torch.get_num_threads()
-        pool.submit(torch.set_num_threads, 1).result()
-        pool.submit(torch.get_num_threads).result()
-        torch.set_num_threads(num_threads)
+        worker = Worker()
         try:
+            _use_one_thread(worker)
             for task in tasks:
-                ahead.append(pool.submit(self._send, task))
+                ahead.append(worker.submit(partial(self._send, task)))
                 if len(ahead) > prefetch:
                     yield *ahead.popleft().result(), ahead
             while ahead:
                 yield *ahead.popleft().result(), ahead
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            worker.close()
             ahead.clear()
 
     def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
@@ -584,6 +577,17 @@ def _check_data(data: Data) -> int:
             if data.get("perm") is not None:
                 value.check_order(data.perm, f"data.{key}")
     return int(data.num_nodes)
+
+
+def _use_one_thread(worker: Worker) -> None:
+    """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
+    num_threads = torch.get_num_threads()
+    try:
+        worker.submit(partial(torch.set_num_threads, 1)).result()
+        # A thread takes the setting over when it first asks for it, so that it can then be put back for all others.
+        worker.submit(torch.get_num_threads).result()
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _check_ptr(ptr: Tensor, data: Data) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -16,18 +16,20 @@ from torch_gas import compiled
 from torch_gas.adjacency import check_adjacency, find_adjacency, is_sparse_tensor, num_destinations
 from torch_gas.checked import checked
 from torch_gas.checkpoint import histories as files
-from torch_gas.compiled import Running, is_called_compiled, is_compiled, untraced, untraced_frame
+from torch_gas.compiled import is_called_compiled, is_compiled, untraced, untraced_frame
 from torch_gas.halo import append
 from torch_gas.history import History
 from torch_gas.inference import Replay, layerwise_inference
 from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.storage import FileTier, HotSet, StoredFeatures
 from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, send_ids, version
-from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, whole
-from torch_gas.wiring.fused import fused
+from torch_gas.undo import Undo
+from torch_gas.wiring import Batch, check_adjacency_of_batch, outermost_convs, wire_whole
+from torch_gas.wiring.fused import fuse
 
 if TYPE_CHECKING:
     from torch_gas.regularization import LocalPerturbation
+    from torch_gas.wiring.places import Places
 
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
@@ -273,8 +275,11 @@ class ScalableGNN(torch.nn.Module):
         num_rows = self._rows_of(x)
         if all(given is None for given in (batch_size, n_id, offset, count)):
             self._check_whole([x])
-        with Running(self, lambda stack: self._enter(stack, num_rows, adj_t, batch_size, n_id, offset, count)):
-            return super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+        with Undo(sys._getframe()) as undo, undo:
+            call = self._prepare(undo, num_rows, adj_t, batch_size, n_id, offset, count)
+            out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+            call.end()
+            return out
 
     @untraced
     def _rows_of(self, x: Any) -> int | None:
@@ -294,39 +299,48 @@ class ScalableGNN(torch.nn.Module):
             )
         return x.size(0)
 
-    def _enter(self, stack: ExitStack, num_rows: int | None, adj: Any, *ids: Any) -> None:
-        call = stack.enter_context(self._calling(num_rows, adj, *ids))
+    @untraced
+    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
+        call = self._begin(undo, num_rows, adj, *ids)
+        compiled.run_in_thread(undo, self)
         if not is_called_compiled() and not is_compiled(self):
-            stack.enter_context(fused(self))
-        wiring = stack.enter_context(self._wired(call))
-        stack.enter_context(self._regularized(call, wiring))
+            fuse(undo, self)
+        self._wire(undo, call)
+        return call
 
-    @contextmanager
-    def _calling(self, num_rows: int | None, adj: Any, *ids: Any) -> Iterator[Call]:
+    def _begin(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
         """A call of the model with checked arguments, whose transfers are under way."""
+        self._clean_up()
         self._follow_parameters()
         if len(self.histories) > 0 and self.device.type == "cuda":
             refuse_capture(self._name)
-        call = Call(self, num_rows, adj, *ids)
+        call = Call(self, undo, num_rows, adj, *ids)
         if self._call is not None:
             raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
-        self._call = call
-        try:
-            with call.transfer():
-                yield call
-        finally:
-            self._call = None
+        undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
+        undo.set(self, "_call", call)
+        call.begin()
+        return call
 
-    def _wired(self, call: Call) -> AbstractContextManager[Any]:
-        """What makes the layers safe on the batch of ``call``."""
+    def _clean_up(self) -> None:
+        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself."""
+        for left in (self._call, self._replay):
+            if left is not None:
+                left.undo.finish()
+
+    def _wire(self, undo: Undo, call: Call) -> None:
+        """Makes the layers safe on the batch of ``call``."""
         if call.n_id is None or call.batch_size is None:
-            return whole(self)
-        convs = set(outermost_convs(self))
-        return Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in")
+            wire_whole(undo, self)
+        else:
+            convs = set(outermost_convs(self))
+            Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in").wire(undo)
+        self._regularize(undo, call, None)
 
-    def _regularized(self, call: Call, wiring: Any) -> AbstractContextManager[Any]:
-        """What computes the penalty of ``call``."""
-        return nullcontext() if self._regularizer is None else self._regularizer.watch(self, call, wiring)
+    def _regularize(self, undo: Undo, call: Call, places: Places | None) -> None:
+        """Has the penalty of ``call`` computed."""
+        if self._regularizer is not None:
+            self._regularizer.watch(undo, self, call, places)
 
     def regularization(self) -> Tensor:
         """The penalty of the last call, a scalar to be added to the loss; 0 where it was not in training.
@@ -529,6 +543,7 @@ class ScalableGNN(torch.nn.Module):
         return 0 if self._pool is None else self._pool.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
+        self._clean_up()
         passing = ("_pool", "_call", "_replay", "_coming", "_penalty", "_observer")
         return {**self.__dict__, **dict.fromkeys(passing)}
 
@@ -551,6 +566,7 @@ class Call:
 
     Args:
         model: the model.
+        undo: holds what the call changes.
         num_rows: rows of its input, or None where it has none.
         adj: adjacency of the batch or the graph, or None.
         batch_size, n_id, offset, count: those of the batch, or None.
@@ -559,6 +575,7 @@ class Call:
     def __init__(
         self,
         model: ScalableGNN,
+        undo: Undo,
         num_rows: int | None,
         adj: Any,
         batch_size: int | None,
@@ -566,12 +583,13 @@ class Call:
         offset: Tensor | None,
         count: Tensor | None,
     ) -> None:
-        self.model = model
+        self.model, self.undo = model, undo
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
         self.forbidden: str | None = None  # why no history may be used now
         self.pool: AsyncIOPool | None = None  # where histories are in host memory and the model on a GPU
         self.coming: Coming | None = None
+        self.at_end: Callable[[], None] | None = None  # what follows a forward pass without an error
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self._halo_there: Tensor | None = None
@@ -659,9 +677,8 @@ class Call:
             )
         self.used.add(history)
 
-    @contextmanager
-    def transfer(self) -> Iterator[None]:
-        """Pulls of all histories are under way from the start, and those of the next batch at the end."""
+    def begin(self) -> None:
+        """Counts an optimiser step, and has the rows of the halo come."""
         model = self.model
         if self.n_id is not None and model.training and torch.is_grad_enabled():
             for history in model.histories:
@@ -677,14 +694,19 @@ class Call:
             if self.n_id is not None and self.batch_size is not None:
                 for history in model.histories:
                     history.read_ahead(self.n_id[self.batch_size :])
-            yield
             return
         coming, model._coming = model._coming, None
         is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
         self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
         self._ask(self.pool, self._halo)
-        yield
-        model._coming = self.coming
+
+    @untraced
+    def end(self) -> None:
+        """Ends a call whose forward pass has met no error."""
+        if self.at_end is not None:
+            self.at_end()
+        if self.pool is not None:
+            self.model._coming = self.coming  # whose pulls are under way
 
     def _ask(self, pool: AsyncIOPool, halo: Tensor) -> None:
         """Asks for the halo's rows, as far as the step before has not."""

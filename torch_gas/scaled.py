@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +24,7 @@ from torch_gas.loader import SubData, SubgraphLoader
 from torch_gas.scalable import Call, ScalableGNN
 from torch_gas.storage import FileTier
 from torch_gas.transfer import IO
+from torch_gas.undo import Undo
 from torch_gas.wiring import structure
 from torch_gas.wiring.arguments import (
     Arguments,
@@ -39,8 +40,8 @@ from torch_gas.wiring.arguments import (
     to_data,
 )
 from torch_gas.wiring.automatic import Automatic
-from torch_gas.wiring.fused import fused
-from torch_gas.wiring.places import Kind, Places, wired
+from torch_gas.wiring.fused import fuse
+from torch_gas.wiring.places import Kind, Places, wire
 from torch_gas.wiring.probe import Found, find
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ class ScaledGNN(ScalableGNN):
 
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
+        self._clean_up()
         return self.model
 
     def reset_parameters(self) -> None:
@@ -309,6 +311,7 @@ class ScaledGNN(ScalableGNN):
         Raises:
             ValueError: if the arguments are not those of one batch of this model's graph.
         """
+        self._clean_up()
         self._refuse_compiled()
         if loader is not None:
             if args or kwargs:
@@ -331,7 +334,8 @@ class ScaledGNN(ScalableGNN):
             self._check_order(ids[1])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
-        with self._calling(rows, adj, *(ids or (None,) * 4)) as call:
+        with Undo(sys._getframe()) as undo, undo:
+            call = self._begin(undo, rows, adj, *(ids or (None,) * 4))
             if call.n_id is not None:
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
@@ -340,12 +344,11 @@ class ScaledGNN(ScalableGNN):
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
-            with (
-                nullcontext() if call.n_id is None else fused(self.model),
-                self._wired(call) as wiring,
-                self._regularized(call, wiring),
-            ):
-                out = Module.__call__(self, *args, **kwargs)
+            if call.n_id is not None:
+                fuse(undo, self.model)
+            self._wire(undo, call)
+            out = Module.__call__(self, *args, **kwargs)
+            call.end()
             return out if call.n_id is None else self._cut(out, call)
 
     def _check_order(self, n_id: Any) -> None:
@@ -397,9 +400,13 @@ class ScaledGNN(ScalableGNN):
             kwargs = more | kwargs
         return args, kwargs, ids
 
-    def _wired(self, call: Call) -> AbstractContextManager[Any]:
-        if call.n_id is None and (not call.on_own_graph or self._found is None):
-            return nullcontext()  # the plain model
+    def _wire(self, undo: Undo, call: Call) -> None:
+        places = None  # for the plain model
+        if call.n_id is not None or (call.on_own_graph and self._found is not None):
+            places = self._wire_places(undo, call)
+        self._regularize(undo, call, places)
+
+    def _wire_places(self, undo: Undo, call: Call) -> Places:
         found, handler = self.found, Automatic(self, call)
         if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
             raise ValueError(
@@ -408,9 +415,11 @@ class ScaledGNN(ScalableGNN):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         if call.n_id is None or call.batch_size is None:
-            return Places(self.model, handler, self.num_nodes, kinds)
+            places = Places(self.model, handler, self.num_nodes, kinds)
+            places.wire(undo)
+            return places
         closed = found.closed and call.neighbors == "in"
-        return wired(self.model, handler, call.batch_size, call.n_id.numel(), closed, kinds)
+        return wire(undo, self.model, handler, call.batch_size, call.n_id.numel(), closed, kinds)
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)

@@ -71,20 +71,26 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         raise IsADirectoryError(f"{path} is a folder; give the path of a file")
     part = f"{path}.part"
     try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with _descriptor(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as number:
+            with open(number, "wb", closefd=False) as file:
+                yield file
+            os.fsync(number)
         os.replace(part, path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(part)
         raise
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
+    with _descriptor(os.path.dirname(path), os.O_RDONLY) as folder:
         os.fsync(folder)  # the new name
+
+
+@contextmanager
+def _descriptor(path: str, flags: int) -> Iterator[int]:
+    number = os.open(path, flags, 0o666)
+    try:
+        yield number
     finally:
-        os.close(folder)
+        os.close(number)
 
 
 class Saved:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch_gas.compiled import is_called_compiled, is_compiled
 from torch_gas.halo import batch_rows, join
 from torch_gas.regularization.names import named, plain
 from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.undo import Undo
 from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.places import Places
 
@@ -139,37 +140,29 @@ class LocalPerturbation:
             named(plain(model), name, "LocalPerturbation")
         model._regularizer = self
 
-    @contextmanager
-    def watch(self, model: ScalableGNN, call: Call, wiring: Any) -> Iterator[None]:
-        """While entered around ``forward`` of ``model``, its layers are perturbed; then its penalty is known.
+    def watch(self, undo: Undo, model: ScalableGNN, call: Call, places: Places | None) -> None:
+        """Has the layers of ``model`` perturbed during ``call``, at whose end its penalty is known.
 
         Args:
+            undo: holds what is changed of the model.
             model: the model.
             call: the call under way.
-            wiring: what was entered to wire it.
+            places: what wires it, if that is automatic.
         """
         model._penalty = None
         if not (model.training and torch.is_grad_enabled() and self.weight > 0):
-            yield
             return
-        watched = _Watch(self, model, call, wiring)
-        with watched:
-            yield
-        if not watched.terms:
-            raise ValueError(
-                f"{model._name}: LocalPerturbation met none of its layers. By default they lie between two histories, and this "
-                f"model has {len(model.histories)}; say which to perturb: LocalPerturbation(layers=[...])"
-            )
-        model._penalty = self.weight / max(len(model.histories), 1) * torch.stack(watched.terms).sum()
+        watch = _Watch(self, model, call, places)
+        watch.begin(undo)
+        call.at_end = watch.end
 
 
-class _Watch(ExitStack):
-    """While entered, the layers of one call are perturbed."""
+class _Watch:
+    """Perturbs the layers of one call."""
 
-    def __init__(self, regularizer: LocalPerturbation, model: ScalableGNN, call: Call, wiring: Any) -> None:
-        super().__init__()
-        self.noise, self.model, self.call = regularizer.noise, model, call
-        self.places = wiring if isinstance(wiring, Places) else None
+    def __init__(self, regularizer: LocalPerturbation, model: ScalableGNN, call: Call, places: Places | None) -> None:
+        self.weight, self.noise, self.model = regularizer.weight, regularizer.noise, model
+        self.call, self.places = call, places
         self.named = regularizer.layers is not None
         self.layers = dict.fromkeys(self._layers(regularizer.layers))  # each once
         self.terms: list[Tensor] = []
@@ -191,11 +184,21 @@ class _Watch(ExitStack):
                 "call local_perturbation(layer, h) in forward and return it beside the output, or do not compile the model"
             )
 
-    def __enter__(self) -> _Watch:
+    def begin(self, undo: Undo) -> None:
+        """Hooks the layers."""
         for layer in self.layers:
-            self.callback(layer.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-            self.callback(layer.register_forward_hook(self._after, prepend=True).remove)  # sees what `_before` computes
-        return self
+            undo.hook_before(layer, self._before)
+            undo.hook_after(layer, self._after, prepend=True)  # sees what `_before` computes
+
+    def end(self) -> None:
+        """Adds up the penalty."""
+        number = len(self.model.histories)
+        if not self.terms:
+            raise ValueError(
+                f"{self.model._name}: LocalPerturbation met none of its layers. By default they lie between two histories, and "
+                f"this model has {number}; say which to perturb: LocalPerturbation(layers=[...])"
+            )
+        self.model._penalty = self.weight / max(number, 1) * torch.stack(self.terms).sum()
 
     def _is_hidden(self) -> bool:
         """Whether what is called now lies between two histories."""

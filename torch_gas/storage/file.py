@@ -8,8 +8,7 @@ import mmap
 import os
 import warnings
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch_gas import _core
 from torch_gas.checked import checked
 from torch_gas.storage.header import SIZE, Header, type_name
 from torch_gas.storage.tier import FileTier, Sync
+from torch_gas.worker import Task, Worker
 
 
 class FileTable(_core.FileRows):
@@ -112,7 +112,7 @@ class FileTable(_core.FileRows):
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
-        self._reading_ahead: Future[None] | None = None
+        self._reading_ahead: Task[None] | None = None
 
     @property
     def generation(self) -> int:
@@ -219,9 +219,9 @@ class FileTable(_core.FileRows):
 
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
-        if self._reading_ahead is None or self._reading_ahead.done():
+        if self._reading_ahead is None or self._reading_ahead.is_done:
             rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
-            self._reading_ahead = _reader(os.getpid()).submit(_core.read_ahead, rows, index)
+            self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
 
     def map(self) -> Tensor:
         """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""
@@ -286,5 +286,5 @@ def _read(file: int, tensor: Tensor, place: int) -> None:
 
 
 @cache
-def _reader(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "torch_gas_read_ahead")
+def _reader(process: int) -> Worker:
+    return Worker()

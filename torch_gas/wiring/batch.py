@@ -6,9 +6,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import product
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, 
 from torch_gas.compiled import untraced
 from torch_gas.features import first_rows
 from torch_gas.halo import batch_rows
+from torch_gas.undo import Undo
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def takes_pair(forward: Callable[..., Any]) -> bool:
 
 
 class Batch:
-    """While entered, convolutions run on a batch and give B rows, and norms count the batch's rows only.
+    """Convolutions run on a batch and give B rows, and norms count the batch's rows only, once it is wired.
 
     Args:
         convs: the convolutions, none inside another.
@@ -68,28 +68,21 @@ class Batch:
         self.shape = torch.empty(0, batch_size, num_rows)
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Batch:
+    def wire(self, undo: Undo) -> None:
+        """Prepares the layers."""
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
             for inner in conv.modules():
-                _set_aside_cache(inner, self._stack)
-            _attach(conv, _Layer(conv, self) if has_halo else None, self._stack)
+                _set_aside_cache(undo, inner)
+            _attach(undo, conv, _Layer(conv, self) if has_halo else None)
         norms = set(_norms(self.norms))
         for norm in norms:
-            _attach(norm, _NormOfBatch(self) if has_halo else None, self._stack)
+            _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
         if norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
             for layer, name in product(layers, ("message", "edge_update")):
-                override(layer, name, _on_edges(self, getattr(layer, name)), self._stack)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-        self._resized.clear()
+                undo.set(layer, name, _on_edges(self, getattr(layer, name)))
 
     def resize(self, value: Any, num_dst: int, num_rows: int) -> Any:
         """An argument with B or B+S destinations, if it is an adjacency."""
@@ -103,18 +96,15 @@ class Batch:
         return self._resized[key][1]
 
 
-@contextmanager
-def whole(model: Module) -> Iterator[None]:
-    """While entered on a whole graph, layers have the hooks that they have on a batch, and these do nothing.
+def wire_whole(undo: Undo, model: Module) -> None:
+    """On a whole graph, layers get the hooks that they have on a batch, and these do nothing.
 
     Code that torch.compile made is not made anew where hooks come or go. So they are the same in all calls, and what they do
     is looked up in the module, which compiled code does check.
     """
     layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
-    with ExitStack() as stack:
-        for module in {*layers, *_norms(layers)}:
-            _attach(module, None, stack)
-        yield
+    for module in {*layers, *_norms(layers)}:
+        _attach(undo, module, None)
 
 
 WIRING = "_wiring_of_batch"
@@ -125,19 +115,11 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
     return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
 
 
-def _attach(module: Module, wiring: Any, stack: ExitStack) -> None:
+def _attach(undo: Undo, module: Module, wiring: Any) -> None:
     before, after = (_cut_norm, _extend_norm) if isinstance(module, _BatchNorm) else (_prepare, _cut)
-    override(module, WIRING, wiring, stack)
-    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.callback(module.register_forward_hook(after).remove)
-
-
-def override(module: Module, name: str, value: Any, stack: ExitStack) -> None:
-    if name in vars(module):
-        stack.callback(vars(module).update, {name: vars(module)[name]})
-    else:
-        stack.callback(vars(module).pop, name)
-    vars(module)[name] = value
+    undo.set(module, WIRING, wiring)
+    undo.hook_before(module, before)
+    undo.hook_after(module, after)
 
 
 class _Layer:
@@ -284,14 +266,13 @@ def _refuse_checkpoint(conv: Module) -> None:
         frame = frame.f_back
 
 
-def _set_aside_cache(conv: Module, stack: ExitStack) -> None:
+def _set_aside_cache(undo: Undo, conv: Module) -> None:
     """What a layer with ``cached=True`` stored belongs to one graph, and a batch is another each time."""
     if not getattr(conv, "cached", False):
         return
-    own = {key: value for key, value in vars(conv).items() if key.startswith("_cached")} | {"cached": True}
-    for key in own:
-        setattr(conv, key, False if key == "cached" else None)
-    stack.callback(vars(conv).update, own)
+    for name in [name for name in vars(conv) if name.startswith("_cached")]:
+        undo.set(conv, name, None)
+    undo.set(conv, "cached", False)
 
 
 def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: int | None) -> None:

@@ -6,8 +6,6 @@ averaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any, cast
 
@@ -22,28 +20,26 @@ from torch_gas.adjacency import is_csr, is_sparse_tensor
 from torch_gas.compiled import is_compiled
 from torch_gas.halo import linear
 from torch_gas.sparse import Edges, aggregate, attention, edges_of, is_weight, weight_of
-from torch_gas.wiring.batch import WIRING, override
+from torch_gas.undo import Undo
+from torch_gas.wiring.batch import WIRING
 
 
-@contextmanager
-def fused(model: Module) -> Iterator[None]:
-    """While entered, layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can.
+def fuse(undo: Undo, model: Module) -> None:
+    """Has layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can.
 
     Linear layers compute no gradients of halo rows that come from histories, and multiply sparse features as such.
     """
-    with ExitStack() as stack:
-        for module in model.modules():
-            if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
-                override(module, "forward", partial(_linear, module), stack)
-            if not isinstance(module, MessagePassing) or is_compiled(module):
-                continue
-            layer: Any = type(module)
-            if _is_product(layer):
-                override(module, "propagate", _Propagate(module), stack)
-            elif _is_gat(layer):
-                override(module, "propagate", _PropagateHeads(module), stack)
-                override(module, "edge_updater", _Attention(module), stack)
-        yield
+    for module in model.modules():
+        if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
+            undo.set(module, "forward", partial(_linear, module))
+        if not isinstance(module, MessagePassing) or is_compiled(module):
+            continue
+        layer: Any = type(module)
+        if _is_product(layer):
+            undo.set(module, "propagate", _Propagate(module))
+        elif _is_gat(layer):
+            undo.set(module, "propagate", _PropagateHeads(module))
+            undo.set(module, "edge_updater", _Attention(module))
 
 
 @cache

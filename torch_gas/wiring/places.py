@@ -11,16 +11,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch_geometric.nn import MessagePassing
 
+from torch_gas.undo import Undo
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch
 from torch_gas.wiring.refusals import outermost_convs
@@ -85,18 +85,24 @@ _SAVED = {"scatter_reduce_", "index_reduce_"}
 ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
 
 
-@contextmanager
-def wired(
-    model: Module, handler: Handler, batch_size: int, num_rows: int, closed: bool, kinds: frozenset[Kind] = ALL
-) -> Iterator[Places]:
-    """While entered, the layers of ``model`` are called as a batch needs it, and ``handler`` is asked at its places."""
+def wire(
+    undo: Undo,
+    model: Module,
+    handler: Handler,
+    batch_size: int,
+    num_rows: int,
+    closed: bool,
+    kinds: frozenset[Kind] = ALL,
+) -> Places:
+    """Has the layers of ``model`` called as a batch needs it, and ``handler`` asked at its places."""
     places = Places(model, handler, num_rows, kinds)
-    with Batch(places.convs, [model], batch_size, num_rows, closed), places:
-        yield places
+    Batch(places.convs, [model], batch_size, num_rows, closed).wire(undo)
+    places.wire(undo)
+    return places
 
 
 class Places(TorchFunctionMode):
-    """While entered, meets the places of ``model`` in the order of its forward pass.
+    """Meets the places of ``model`` in the order of its forward pass, once it is wired.
 
     Args:
         model: any module.
@@ -112,26 +118,20 @@ class Places(TorchFunctionMode):
         self.scope, self._inside = "", 0
         self._calls: Counter[MessagePassing] = Counter()
         self._met: Counter[tuple[str, str, str]] = Counter()
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Places:
+    def wire(self, undo: Undo) -> None:
+        """Stands in for methods of the layers, and sees functions of torch."""
         names = {module: name for name, module in self.model.named_modules()}
         for conv in self.convs:
-            self._override(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
-            self._stack.callback(conv.register_forward_hook(self._leave).remove)
+            undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
+            undo.hook_after(conv, self._leave)
         if "hop" in self.kinds or "reduction" in self.kinds or "maximum" in self.kinds:
             for module in self.model.modules():
                 if isinstance(module, MessagePassing):
-                    self._override(module, "propagate", self._propagate(module))
+                    undo.set(module, "propagate", self._propagate(module))
         if "reduction" in self.kinds or "maximum" in self.kinds:
-            super().__enter__()
-            self._stack.callback(super().__exit__, None, None, None)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+            undo.add(_pop, self)
+            _push_mode(self)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -141,11 +141,6 @@ class Places(TorchFunctionMode):
             yield
         finally:
             self._calls, self._met, self.scope = calls, met, scope
-
-    def _override(self, module: Module, name: str, function: Any) -> None:
-        own = vars(module).get(name)
-        setattr(module, name, function)
-        self._stack.callback(lambda: delattr(module, name) if own is None else setattr(module, name, own))
 
     def _next(self, kind: Kind, line: str = "") -> Place:
         number = self._met[self.scope, kind, line]
@@ -233,6 +228,16 @@ class Places(TorchFunctionMode):
             value = self._ask(self._next("maximum", _line()), out)
             return out if value is None else value
         return out
+
+
+def _pop(mode: TorchFunctionMode) -> None:
+    """Takes ``mode`` from torch's stack if it is there."""
+    stack = _get_current_function_mode_stack()
+    position = next((i for i, each in enumerate(stack) if each is mode), len(stack))
+    for _ in stack[position:]:
+        _pop_mode()
+    for above in stack[position + 1 :]:
+        _push_mode(above)
 
 
 def _line() -> str:

@@ -22,8 +22,9 @@ from torch_geometric.data import Data
 
 from torch_gas.adjacency import find_adjacency
 from torch_gas.loader import SubData
+from torch_gas.undo import Undo
 from torch_gas.wiring.arguments import Inputs
-from torch_gas.wiring.places import Place, wired
+from torch_gas.wiring.places import Place, wire
 from torch_gas.wiring.small import NUM_NODES, batches_of, small_graph, widen
 from torch_gas.wiring.trial import Differs, Note, Record, Trial, same
 from torch_gas.wiring.undisturbed import call, materialize, to_model, undisturbed, varied
@@ -140,7 +141,8 @@ def _explain(model: Module, failure: Differs, exact: dict[Place, Tensor]) -> str
 def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], list[Place], Any]:
     record = Record()
     args, kwargs = inputs(to_model(model, data))
-    with wired(model, record, NUM_NODES, NUM_NODES, True):
+    with Undo() as undo, undo:
+        wire(undo, model, record, NUM_NODES, NUM_NODES, True)
         try:
             out = model(*args, **kwargs)
         except Exception as error:  # of any type, as the model is the user's code

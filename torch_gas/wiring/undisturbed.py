@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.data import Data
 
 from torch_gas.loader import SubData
+from torch_gas.undo import Undo
 from torch_gas.wiring.arguments import Inputs, square
-from torch_gas.wiring.places import Handler, wired
+from torch_gas.wiring.places import Handler, wire
 
 _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
 
@@ -91,7 +92,8 @@ def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
-    with wired(model, handler, batch.batch_size, num_rows, closed):
+    with Undo() as undo, undo:
+        wire(undo, model, handler, batch.batch_size, num_rows, closed)
         return model(*args, **kwargs)
 
 
