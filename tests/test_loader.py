@@ -21,6 +21,7 @@ from torch_geometric.data import Data
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, worker
 from torch_gas import loader as loader_module
 from torch_gas.adjacency import coo
+from torch_gas.storage import file
 
 N, E = 70, 500
 PTR = torch.tensor([0, 10, 10, 33, 50, 70, 70])  # parts 1 and 5 are empty
@@ -471,6 +472,7 @@ def loader_threads() -> list[str]:
 
 
 def wait_for_no_threads() -> None:
+    file._reader.cache_clear()  # of other tests, in which tables in files were read ahead
     for _ in range(1000):
         if not loader_threads():
             return

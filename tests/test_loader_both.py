@@ -163,5 +163,5 @@ def test_loader_can_be_pickled() -> None:
 
 @pytest.mark.parametrize("neighbors", ["out", None, "IN", True])
 def test_other_neighbors_are_an_error(neighbors: Any) -> None:
-    with pytest.raises(ValueError, match=rf'neighbors must be "in" or "both", but is {neighbors!r}'):
+    with pytest.raises((TypeError, ValueError), match=rf"neighbors must be .*, but is {neighbors!r}"):
         SubgraphLoader(graph(), PTR, neighbors=neighbors)
