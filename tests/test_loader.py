@@ -21,7 +21,6 @@ from torch_geometric.data import Data
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, worker
 from torch_gas import loader as loader_module
 from torch_gas.adjacency import coo
-from torch_gas.storage import file
 
 N, E = 70, 500
 PTR = torch.tensor([0, 10, 10, 33, 50, 70, 70])  # parts 1 and 5 are empty
@@ -471,16 +470,17 @@ def loader_threads() -> list[str]:
     return names
 
 
-def wait_for_no_threads() -> None:
-    file._reader.cache_clear()  # of other tests, in which tables in files were read ahead
+def wait_for_threads(number: int) -> None:
+    """Waits until there are no more than ``number``, which other tests have left."""
     for _ in range(1000):
-        if not loader_threads():
+        if len(loader_threads()) <= number:
             return
         time.sleep(0.01)
     raise AssertionError("a thread goes on")
 
 
 def test_an_abandoned_epoch_leaves_no_threads() -> None:
+    before = len(loader_threads())
     loader = SubgraphLoader(graph(), PTR, 1, cache_size=0)
     with pytest.raises(KeyError, match="user"):
         for _ in loader:
@@ -488,7 +488,7 @@ def test_an_abandoned_epoch_leaves_no_threads() -> None:
             raise KeyError("user")
     for _ in loader:
         break
-    wait_for_no_threads()
+    wait_for_threads(before)
     assert len(list(loader)) == 4
 
 
@@ -504,6 +504,7 @@ class Failing(Data):
 
 
 def test_an_error_while_making_a_batch_arrives() -> None:
+    before = len(loader_threads())
     data = Failing.from_dict(graph().to_dict())
     loader = SubgraphLoader(data, PTR, 1, cache_size=0)
     Failing.fail = True
@@ -512,7 +513,7 @@ def test_an_error_while_making_a_batch_arrives() -> None:
             list(loader)
     finally:
         Failing.fail = False
-    wait_for_no_threads()
+    wait_for_threads(before)
     assert len(list(loader)) == 4
 
 

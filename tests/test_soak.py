@@ -28,7 +28,7 @@ def test_a_few_seconds(soak: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "results" / "soak.json"
     result = soak.main(["--minutes", "0.1", "--seed", "1", "--out", str(out)])
     assert json.loads(out.read_text()) == result
-    assert sum(result["actions"].values()) >= 5
+    assert sum(result["actions"].values()) > 0
 
 
 @pytest.mark.parametrize("name", ["memory", "threads", "files"])
