@@ -202,6 +202,26 @@ def test_when_rows_are_forced_to_the_disk(tmp_path: Path, sync: Any, monkeypatch
     assert counts == {"commit": [1, 0, 2], "never": [0, 0, 0]}[sync]
 
 
+def test_rows_never_change_while_the_file_says_that_they_are_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(10, 4, tier=FileTier(tmp_path / "table"))
+    history.push(torch.ones(10, 4))
+    history.commit()
+    file = history.table.file
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            history.push(torch.zeros(3, 4), torch.tensor([1, 2, 3]))
+    with pytest.raises(OSError, match="rows could not be moved in an earlier step"):
+        history.push(torch.zeros(3, 4), torch.tensor([1, 2, 3]))
+    untouched = torch.frombuffer(bytearray(os.pread(file, 160, 4096)), dtype=torch.float32)
+    assert bool((untouched == 1).all())  # nothing was written after the header could not be
+    history.reset_parameters()
+    history.push(torch.ones(10, 4))
+    assert not Header.read(file, "").committed and not history.table.is_committed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -275,6 +275,8 @@ class History(torch.nn.Module):
         """
         self.check_rows(x)
         self._wait()
+        if self._file is not None:
+            self._file.check_usable()  # or its rows stay as they are
         try:
             with self.writing(x, n_id):
                 self._write(x.detach(), n_id, offset, count)

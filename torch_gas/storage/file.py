@@ -8,6 +8,7 @@ import mmap
 import os
 import warnings
 import weakref
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -142,7 +143,7 @@ class FileTable(_core.FileRows):
         if failure:
             raise OSError(
                 f"{self.path}: rows could not be moved in an earlier step ({failure}), so that some histories are wrong; make "
-                "room or repair the disk, then call reset_parameters() of the history, or load a checkpoint"
+                "room or repair the disk, then call reset_parameters() of the history, and load a checkpoint where there is one"
             )
 
     def before_write(self) -> None:
@@ -154,17 +155,17 @@ class FileTable(_core.FileRows):
 
     def _tear(self) -> None:
         if self.header.committed:
-            self.header.committed = False
-            self._write_header()
+            self._write_header(replace(self.header, committed=False))
 
     def explain(self, error: OSError) -> OSError:
         """The error with the name of the file, and what to do."""
         fix = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to the disk"
         return OSError(error.errno, f"{error.strerror}; {fix}, and go on", self.path)
 
-    def _write_header(self) -> None:
-        self.header.write(self.file)
+    def _write_header(self, header: Header) -> None:
+        header.write(self.file)
         self._flush()
+        self.header = header  # which holds only once the file says so
 
     def _flush(self) -> None:
         if self.sync != "never":
@@ -185,10 +186,7 @@ class FileTable(_core.FileRows):
             self._tear()  # though rows stay as they are
             _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
         self._flush()
-        self.header.generation += 1
-        self.header.clock = clock
-        self.header.committed = True
-        self._write_header()
+        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, committed=True))
         return self.generation
 
     def clear(self) -> None:
@@ -208,6 +206,7 @@ class FileTable(_core.FileRows):
             count: lengths of these ranges, [P].
         """
         try:
+            self.before_write()
             if offset is not None and count is not None:
                 _core.clear_rows(self, offset, count)
             elif n_id is not None:
