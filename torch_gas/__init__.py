@@ -1,9 +1,10 @@
 """Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
 
 from torch_gas import checkpoint, models, refresh, regularization
+from torch_gas.builder import SubData
 from torch_gas.datasets import get_data
 from torch_gas.history import History
-from torch_gas.loader import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.monitor import Monitor
 from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute

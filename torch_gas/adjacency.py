@@ -334,6 +334,15 @@ def _map_leaf(leaf: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return fn(leaf) if isinstance(leaf, Tensor) else leaf
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """The dense tensors that state ``value``; none for what is no tensor."""
+    if is_sparse_tensor(value):
+        return [part for part in value.csr() if part is not None]
+    if not isinstance(value, Tensor):
+        return []
+    return [value.crow_indices(), value.col_indices(), value.values()] if value.is_sparse_csr else [value]
+
+
 def all_tensors(value: Any) -> list[Tensor]:
     """The dense tensors in whose memory ``value`` lies, with those that an adjacency has computed for later."""
     found = []

@@ -27,9 +27,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 from tqdm import tqdm
 
+from torch_gas.builder import SubData
 from torch_gas.compiled import eager, untraced
 from torch_gas.history import History
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.loader import SubgraphLoader
 from torch_gas.undo import Undo
 from torch_gas.wiring import outermost_convs
 

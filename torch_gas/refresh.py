@@ -40,8 +40,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import find_adjacency, is_matrix
+from torch_gas.builder import SubData
 from torch_gas.checked import checked, checked_fields
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.loader import SubgraphLoader
 from torch_gas.partition.record import check_ids
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN

@@ -16,12 +16,14 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.adjacency import is_csr
+from torch_gas.builder import SubData
+from torch_gas.call import Call
 from torch_gas.checked import checked
 from torch_gas.compiled import is_called_compiled, is_compiled, untraced
 from torch_gas.history import History
 from torch_gas.inference import layerwise_inference
-from torch_gas.loader import SubData, SubgraphLoader
-from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.loader import SubgraphLoader
+from torch_gas.scalable import ScalableGNN
 from torch_gas.storage import FileTier
 from torch_gas.transfer import IO
 from torch_gas.undo import Undo

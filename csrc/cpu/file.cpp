@@ -145,6 +145,17 @@ void gather_unchecked(const FileTable& table, const I* index, const Rows& rows, 
   });
 }
 
+template <class I>
+void scatter_unchecked(const FileTable& table, const I* index, const Rows& rows, int) {
+  const int64_t from_stride = row_bytes(rows.dtype, table.num_cols);
+  std::vector<char> block;
+  for_each_run(index, 0, rows.num_rows, stride_of(table), kBlock, true,
+               [&](int64_t from, int64_t to) {
+                 write_rows(table, index[from], to - from, rows.dtype,
+                            rows.data + from * from_stride, block);
+               });
+}
+
 void read_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads) {
   const int64_t stride = row_bytes(rows.dtype, table.num_cols);
@@ -163,39 +174,6 @@ void write_unchecked(const FileTable& table, const Ranges& chunks, int64_t first
                    const char* from = rows.data + position * stride;
                    write_rows(table, row, length, rows.dtype, from, block);
                  });
-}
-
-template <class I>
-void gather_rows(const FileTable& table, const I* index, const Rows& rows, int threads) {
-  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  gather_unchecked(table, index, rows, threads);
-}
-
-template <class I>
-void scatter_rows(const FileTable& table, const I* index, const Rows& rows, int threads) {
-  check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
-  const int64_t from_stride = row_bytes(rows.dtype, table.num_cols);
-  std::vector<char> block;
-  for_each_run(index, 0, rows.num_rows, stride_of(table), kBlock, true,
-               [&](int64_t from, int64_t to) {
-                 write_rows(table, index[from], to - from, rows.dtype,
-                            rows.data + from * from_stride, block);
-               });
-}
-
-void read_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks =
-      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
-  read_unchecked(table, chunks, 0, rows, threads);
-}
-
-void write_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks =
-      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
-  write_unchecked(table, chunks, 0, rows, threads);
 }
 
 template <class I>
@@ -245,10 +223,8 @@ void forget_failure(int file) {
   failures.erase(file);
 }
 
-template void gather_rows(const FileTable&, const int32_t*, const Rows&, int);
-template void gather_rows(const FileTable&, const int64_t*, const Rows&, int);
-template void scatter_rows(const FileTable&, const int32_t*, const Rows&, int);
-template void scatter_rows(const FileTable&, const int64_t*, const Rows&, int);
+template void scatter_unchecked(const FileTable&, const int32_t*, const Rows&, int);
+template void scatter_unchecked(const FileTable&, const int64_t*, const Rows&, int);
 template void gather_unchecked(const FileTable&, const int32_t*, const Rows&, int);
 template void gather_unchecked(const FileTable&, const int64_t*, const Rows&, int);
 template void read_ahead(const FileTable&, const int32_t*, int64_t);

@@ -32,14 +32,15 @@ class FileError : public std::runtime_error {
   const int code;
 };
 
+// The loops of the calls in rows.h.
 template <class I>
-void gather_rows(const FileTable& table, const I* index, const Rows& rows, int threads);
+void gather_unchecked(const FileTable& table, const I* index, const Rows& rows, int threads);
 template <class I>
-void scatter_rows(const FileTable& table, const I* index, const Rows& rows, int threads);
-void read_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, int threads);
-void write_chunks(const FileTable& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, int threads);
+void scatter_unchecked(const FileTable& table, const I* index, const Rows& rows, int threads);
+void read_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                    int threads);
+void write_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,
+                     int threads);
 
 // Asks the system to read rows into the page cache while the caller goes on. `index` should ascend.
 template <class I>
@@ -53,13 +54,5 @@ void clear_rows(const FileTable& table, const int64_t* offset, const int64_t* co
 void note_failure(int file, const char* what);
 std::string noted_failure(int file);
 void forget_failure(int file);
-
-// The loops of these calls, as in rows.h.
-template <class I>
-void gather_unchecked(const FileTable& table, const I* index, const Rows& rows, int threads);
-void read_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,
-                    int threads);
-void write_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,
-                     int threads);
 
 }  // namespace torch_gas

@@ -144,15 +144,7 @@ void gather_unchecked(const Table& table, const I* index, const Rows& rows, int 
 }
 
 template <class I>
-void gather_rows(const Table& table, const I* index, const Rows& rows, int threads) {
-  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  gather_unchecked(table, index, rows, threads);
-}
-
-template <class I>
-void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads) {
-  check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
+void scatter_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   if (table.num_cols == 0) return;
   const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
@@ -194,26 +186,10 @@ void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, co
   });
 }
 
-void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks =
-      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
-  read_unchecked(table, chunks, 0, rows, threads);
-}
-
-void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, int threads) {
-  const Ranges chunks =
-      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
-  write_unchecked(table, chunks, 0, rows, threads);
-}
-
 template void check_distinct(const char*, const int32_t*, int64_t, int64_t, int);
 template void check_distinct(const char*, const int64_t*, int64_t, int64_t, int);
-template void gather_rows(const Table&, const int32_t*, const Rows&, int);
-template void gather_rows(const Table&, const int64_t*, const Rows&, int);
-template void scatter_rows(const Table&, const int32_t*, const Rows&, int);
-template void scatter_rows(const Table&, const int64_t*, const Rows&, int);
+template void scatter_unchecked(const Table&, const int32_t*, const Rows&, int);
+template void scatter_unchecked(const Table&, const int64_t*, const Rows&, int);
 template void gather_unchecked(const Table&, const int32_t*, const Rows&, int);
 template void gather_unchecked(const Table&, const int64_t*, const Rows&, int);
 

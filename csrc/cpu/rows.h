@@ -38,33 +38,54 @@ Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* 
 template <class I>
 void check_distinct(const char* call, const I* index, int64_t size, int64_t num_rows, int threads);
 
-// rows[i] = table[index[i]]
-template <class I>
-void gather_rows(const Table& table, const I* index, const Rows& rows, int threads);
-
-// table[index[i]] = rows[i]; ids must be distinct, or the result would depend on the order.
-template <class I>
-void scatter_rows(const Table& table, const I* index, const Rows& rows, int threads);
-
-// rows = the rows of the ranges (offset[p], count[p]) of the table, one after the other.
-void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                 int64_t num_chunks, const Rows& rows, int threads);
-
-// The inverse; ranges must not overlap.
-void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,
-                  int64_t num_chunks, const Rows& rows, int threads);
-
 // Rows that are contiguous on both sides, on the thread that calls.
 void convert_rows(char* to, DType to_type, const char* from, DType from_type, int64_t num_rows,
                   int64_t num_cols);
 
-// The loops of these calls, for callers that have made their checks (cuda/staged.cu). Those over
-// ranges move only as many rows as there are in `rows`: the ones from position `first` on.
+// The loops of the calls below, for callers that have made their checks. Those over ranges move
+// only as many rows as there are in `rows`: the ones from position `first` on.
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads);
+template <class I>
+void scatter_unchecked(const Table& table, const I* index, const Rows& rows, int threads);
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                     int threads);
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads);
+
+// The calls; `T` is Table or FileTable (file.h).
+
+// rows[i] = table[index[i]]
+template <class T, class I>
+void gather_rows(const T& table, const I* index, const Rows& rows, int threads) {
+  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
+  gather_unchecked(table, index, rows, threads);
+}
+
+// table[index[i]] = rows[i]; ids must be distinct, or the result would depend on the order.
+template <class T, class I>
+void scatter_rows(const T& table, const I* index, const Rows& rows, int threads) {
+  check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
+  check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
+  scatter_unchecked(table, index, rows, threads);
+}
+
+// rows = the rows of the ranges (offset[p], count[p]) of the table, one after the other.
+template <class T>
+void read_chunks(const T& table, const int64_t* offset, const int64_t* count, int64_t num_chunks,
+                 const Rows& rows, int threads) {
+  const Ranges chunks =
+      chunk_ranges("read_chunks", table.num_rows, offset, count, num_chunks, rows);
+  read_unchecked(table, chunks, 0, rows, threads);
+}
+
+// The inverse; ranges must not overlap.
+template <class T>
+void write_chunks(const T& table, const int64_t* offset, const int64_t* count, int64_t num_chunks,
+                  const Rows& rows, int threads) {
+  const Ranges chunks =
+      disjoint_chunk_ranges("write_chunks", table.num_rows, offset, count, num_chunks, rows);
+  write_unchecked(table, chunks, 0, rows, threads);
+}
 
 }  // namespace torch_gas

@@ -145,12 +145,12 @@ Bytes rows(Random& random, int64_t size, int threads) {
 
     const std::vector<I> index = ids<I>(random, size, num_rows);
     Bytes pulled(index.size() * width * element_size(rows_type));
-    gather_rows<I>(table, index.data(), batch(pulled, index.size()), threads);
+    gather_rows(table, index.data(), batch(pulled, index.size()), threads);
     append(result, pulled);
 
     const std::vector<I> targets = distinct_ids<I>(random, size, num_rows);
     Bytes pushed = random_rows(random, rows_type, targets.size() * width);
-    scatter_rows<I>(table, targets.data(), batch(pushed, targets.size()), threads);
+    scatter_rows(table, targets.data(), batch(pushed, targets.size()), threads);
     append(result, memory);
 
     const Parts parts = random_parts(random, num_rows);
@@ -168,7 +168,7 @@ Bytes rows(Random& random, int64_t size, int threads) {
       Bytes two = random_rows(random, rows_type, 2 * width);
       bool refused = false;
       try {
-        scatter_rows<I>(table, wrong.data(), batch(two, 2), threads);
+        scatter_rows(table, wrong.data(), batch(two, 2), threads);
       } catch (const std::exception&) {
         refused = true;
       }

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_gas.adjacency import is_csr, is_matrix
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.builder import SubData
+from torch_gas.loader import SubgraphLoader
 from torch_gas.monitor.gains import Gain, gains
 from torch_gas.monitor.jacobian import jacobian_norm
 from torch_gas.monitor.twin import Run, Twin, undisturbed

@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import map_tensors
+from torch_gas.builder import SubData
 from torch_gas.compiled import eager
 from torch_gas.halo import append
 from torch_gas.history import History
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.loader import SubgraphLoader
 from torch_gas.scalable import ScalableGNN
 from torch_gas.scaled import ScaledGNN
 

@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from torch_gas.adjacency import num_edges_of
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.builder import SubData
+from torch_gas.loader import SubgraphLoader
 from torch_gas.planner.batches import ranges_of
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered

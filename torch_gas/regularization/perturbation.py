@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GINConv, GINEConv
 
+from torch_gas.call import Call
 from torch_gas.checked import checked
 from torch_gas.compiled import is_called_compiled, is_compiled
 from torch_gas.halo import batch_rows, join
 from torch_gas.regularization.names import named, plain
-from torch_gas.scalable import Call, ScalableGNN
+from torch_gas.scalable import ScalableGNN
 from torch_gas.undo import Undo
 from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.places import Places

@@ -13,7 +13,7 @@ from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.structure import OTHER_GRAPH, agrees, complete, read
 
 if TYPE_CHECKING:
-    from torch_gas.scalable import Call
+    from torch_gas.call import Call
     from torch_gas.scaled import ScaledGNN
 
 

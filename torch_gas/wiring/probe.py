@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import find_adjacency
-from torch_gas.loader import SubData
+from torch_gas.builder import SubData
 from torch_gas.undo import Undo
 from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, wire

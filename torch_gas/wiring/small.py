@@ -10,8 +10,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.adjacency import coo, find_adjacency, resize
+from torch_gas.builder import SubData
 from torch_gas.features import is_node_attr, take
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.loader import SubgraphLoader
 from torch_gas.partition.reorder import edge_attrs, from_coo
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of

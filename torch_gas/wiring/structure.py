@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 
+from torch_gas.builder import SubData
 from torch_gas.history import History
-from torch_gas.loader import SubData, SubgraphLoader
+from torch_gas.loader import SubgraphLoader
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
