@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader, gcn_norm, in_degree, scale
+from torch_gas.compiled import OLDEST
 from torch_gas.models import GAT, GCN, GCN2, GIN, PNA
 
 N = 120
@@ -26,6 +27,7 @@ PTR = torch.tensor([0, 10, 31, 43, 70, 78, N])  # batches of six sizes
 HOW = ["torch.compile(model)", "model.compile()", "model.forward"]
 
 pytestmark = [
+    pytest.mark.skipif(torch.__version__ < OLDEST, reason=f"needs torch {OLDEST}"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch"),
     # torch.compile reads .grad of all tensors that come into a piece of code.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -348,6 +350,18 @@ def test_scaled_models_refuse() -> None:
     model.model.lin.compile(backend=backend)
     torch.testing.assert_close(model(batch), twin(batch))
     assert backend.number == 1
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_older_versions_of_torch_are_refused(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_gas.compiled.OLDEST", "99.0")
+    data, model = graph(), Net(N)
+    twin = copy.deepcopy(model)
+    fast, batch = compiled(model, how, backend="eager"), next(iter(SubgraphLoader(data, PTR, 1)))
+    for call in (lambda: fast(batch), lambda: fast.eval()(loader=EvalSubgraphLoader(data, PTR, 2))):
+        with pytest.raises(RuntimeError, match=r"Net: to compile a model with histories takes torch 99\.0 or later"):
+            call()
+    assert_equal(model, twin)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

@@ -25,6 +25,7 @@ from torch_geometric.nn import GCN as PlainGCN
 from torch_geometric.nn import GATConv, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, Monitor, SubData, SubgraphLoader, gcn_norm, scale
+from torch_gas.compiled import OLDEST
 from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, SAGE
 from torch_gas.monitor import Limits, bound_table, errors_table, gains, lipschitz
 from torch_gas.monitor.counts import Counter as Sampler
@@ -318,6 +319,7 @@ def test_scaled_models() -> None:
         Monitor(untried).errors(loader_of(data))
 
 
+@pytest.mark.skipif(torch.__version__ < OLDEST, reason=f"needs torch {OLDEST}")
 def test_compiled_model() -> None:
     model = make()
     compiled = torch.compile(model, backend="eager", dynamic=True)

@@ -202,7 +202,7 @@ def test_int32_and_undirected_edge_index():
     data = Data(edge_index=edge_index, num_nodes=3)
     out = permute(data, torch.tensor([2, 0, 1], dtype=torch.int32), log=False)
     assert out.edge_index.dtype == torch.int32 and out.edge_index.is_undirected
-    assert out.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
+    assert out.edge_index.as_tensor().tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
     assert_same(unpermute(out), data)
 
 

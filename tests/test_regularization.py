@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader, scale
+from torch_gas.compiled import OLDEST
 from torch_gas.models import APPNP, GCN, GIN
 from torch_gas.regularization import LocalPerturbation, local_perturbation, parameter_groups, spectral_norm
 
@@ -411,6 +412,7 @@ def test_layers_with_histories_inside_are_refused_before_anything_is_written() -
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.skipif(torch.__version__ < OLDEST, reason=f"needs torch {OLDEST}")
 @pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()", "layer"])
 def test_compiled_models_are_refused(how: str) -> None:
     data, model = graph(), Net(N, H, 4)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,17 +22,25 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+OLDEST = "2.11"  # torch that compiles a forward with hooks once, and not for each call
+
 _thread = threading.local()
 
 
 def untraced(function: _F) -> _F:
     """Decorator: neither the function nor what it calls is compiled."""
-    return cast("_F", torch.compiler.disable(function))
+    return _of_methods(torch.compiler.disable(function))
 
 
 def untraced_frame(function: _F) -> _F:
     """Decorator: the function is not compiled, but what it calls may be."""
-    return cast("_F", torch.compiler.disable(function, recursive=False))
+    return _of_methods(torch.compiler.disable(function, recursive=False))
+
+
+def _of_methods(wrapper: Any) -> Any:
+    """``wrapper`` without the attribute by which older versions of torch see through it, and then lose a method's object."""
+    vars(wrapper).pop("_torchdynamo_orig_callable", None)
+    return wrapper
 
 
 def run_in_thread(undo: Undo, model: ScalableGNN) -> None:
@@ -43,7 +51,7 @@ def run_in_thread(undo: Undo, model: ScalableGNN) -> None:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """While entered, compiled code runs as it was written, where torch can do so (from 2.6 on)."""
+    """While entered, compiled code runs as it was written; there is none before torch 2.6."""
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
@@ -51,7 +59,8 @@ def is_called_compiled() -> bool:
     """Whether this call comes from what `torch.compile(model)` returned."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename.endswith("_dynamo/eval_frame.py") and frame.f_code.co_name == "__call__":
+        is_call = frame.f_code.co_name in ("__call__", "_call_impl")  # its own; before torch 2.8, that of all modules
+        if is_call and type(frame.f_locals.get("self")).__name__ == "OptimizedModule":
             return True
         frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
     return False
@@ -61,6 +70,15 @@ def is_compiled(module: Module) -> bool:
     """Whether calls of ``module`` run compiled code of its own."""
     forward = vars(module).get("forward")
     return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def check_version(name: str) -> None:
+    """Raises where this torch cannot compile models that exchange rows; ``name`` is the model's."""
+    if torch.__version__ < OLDEST:
+        raise RuntimeError(
+            f"{name}: to compile a model with histories takes torch {OLDEST} or later, but this is {torch.__version__}; update "
+            "torch, or call the model as it is"
+        )
 
 
 def push_and_pull(model: ScalableGNN, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
@@ -84,11 +102,6 @@ def _exchange(x: Tensor, layer: int) -> Tensor:
     model = getattr(_thread, "model", None)
     if model is None or model._call is None:
         raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
-    if model._replay is not None:
-        raise RuntimeError(
-            f"{model._name}: inference over a loader cannot run compiled code with torch {torch.__version__}; update torch to "
-            "2.6 or later, or call it on a copy that is not compiled"
-        )
     call = model._call
     return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
 
@@ -98,12 +111,20 @@ _tags: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch
 
 
 # `written` stands for the histories: an operator without a result is dropped from a graph unless it writes to a tensor.
-@torch.library.custom_op("torch_gas::push", mutates_args=("written",), **_tags)
+# Schemas are stated, because torch 2.4 reads no annotations that are strings.
+@torch.library.custom_op(
+    "torch_gas::push", mutates_args=("written",), schema="(Tensor(a!) written, Tensor x, SymInt layer) -> ()", **_tags
+)
 def _push(written: Tensor, x: Tensor, layer: int) -> None:
     _exchange(x, layer)
 
 
-@torch.library.custom_op("torch_gas::push_and_pull", mutates_args=(), **_tags)
+@torch.library.custom_op(
+    "torch_gas::push_and_pull",
+    mutates_args=(),
+    schema="(Tensor rows, SymInt num_rows, SymInt layer) -> Tensor",
+    **_tags,
+)
 def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
     return _exchange(rows, layer)
 

@@ -294,7 +294,9 @@ class ScalableGNN(torch.nn.Module):
     def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
         call = self._begin(undo, num_rows, adj, *ids)
         compiled.run_in_thread(undo, self)
-        if not is_called_compiled() and not is_compiled(self):
+        if is_called_compiled() or is_compiled(self):
+            compiled.check_version(self._name)
+        else:
             fuse(undo, self)
         self._wire(undo, call)
         return call

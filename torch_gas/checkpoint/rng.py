@@ -36,8 +36,9 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def _to_tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    # Words of numpy are unsigned; torch 2.4 cannot save such tensors.
+    return torch.from_numpy(value.view(np.int32)) if isinstance(value, np.ndarray) else value
 
 
 def _to_array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, torch.Tensor) else value
+    return value.numpy().view(np.uint32) if isinstance(value, torch.Tensor) else value

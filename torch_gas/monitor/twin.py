@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,8 @@ class Twin:
         self.stale, self.loader = list(model.histories), loader
         self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
         own = {id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old._dtype) for old in self.stale}
-        self.model = copy.deepcopy(model, own).eval()
+        with _undrawn(model.device):  # PyG 2.6 draws parameters for copies of linear layers
+            self.model = copy.deepcopy(model, own).eval()
         if dtype is not None:
             self.model.to(dtype)
 
@@ -146,12 +147,17 @@ class Batches:
         return data
 
 
+def _undrawn(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the global random numbers as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextmanager
 def undisturbed(loader: SubgraphLoader, device: torch.device) -> Iterator[None]:
     """Leaves all random numbers as they were, those of the loader's order included. Compiled code runs as it was written."""
     generators = [loader.generator, getattr(loader.sampler, "generator", None)]
     states = [(generator, generator.get_state()) for generator in generators if generator is not None]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager():
+    with _undrawn(device), eager():
         try:
             yield
         finally:
