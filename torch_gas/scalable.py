@@ -292,11 +292,12 @@ class ScalableGNN(torch.nn.Module):
 
     @untraced
     def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
+        compiles = is_called_compiled() or is_compiled(self)
+        if compiles:
+            compiled.check_version(self._name)
         call = self._begin(undo, num_rows, adj, *ids)
         compiled.run_in_thread(undo, self)
-        if is_called_compiled() or is_compiled(self):
-            compiled.check_version(self._name)
-        else:
+        if not compiles:
             fuse(undo, self)
         self._wire(undo, call)
         return call
