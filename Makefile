@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint sparse sanitize fuzz audit lock clean
+.PHONY: demo test oldest lint sparse sanitize fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -24,6 +24,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=10
+
+# The tests with the oldest versions that are supported. The extension is the same for all of them.
+oldest:
+	$(MAKE) build/oldest/.installed VENV=build/oldest TORCH=torch==2.4.1 LOCK=requirements/oldest.txt
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -n auto
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

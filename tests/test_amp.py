@@ -50,6 +50,8 @@ def weights(name: str, data: Data) -> dict[str, Tensor]:
 def test_batches_equal_the_whole_graph(
     name: str, dtype: torch.dtype, history_dtype: torch.dtype | None, fmt: str
 ) -> None:
+    if name == "PNA" and dtype == torch.float16 and fmt == "EdgeIndex" and torch.__version__ < "2.6":
+        pytest.skip("this torch takes no maximum over rows of float16")
     data, model = graph(fmt), make(name, history_dtype=history_dtype).eval()
     coarse = {torch.bfloat16, torch.int8} & {
         dtype,

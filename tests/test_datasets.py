@@ -171,7 +171,9 @@ def write_ppi(home: Path) -> None:
     rng = np.random.default_rng(5)
     for split in ("train", "valid", "test"):
         graph = nx.disjoint_union(nx.cycle_graph(8), nx.cycle_graph(8)).to_directed()
-        content = nx.readwrite.json_graph.node_link_data(graph, edges="links")
+        nodes = [{"id": node} for node in graph]
+        links = [{"source": source, "target": target} for source, target in graph.edges]
+        content = {"directed": True, "multigraph": False, "graph": {}, "nodes": nodes, "links": links}
         (raw / f"{split}_graph.json").write_text(json.dumps(content))
         np.save(raw / f"{split}_feats.npy", rng.normal(size=(16, 3)))
         np.save(raw / f"{split}_labels.npy", rng.integers(0, 2, (16, 4)))
@@ -473,6 +475,7 @@ class Foreign(BaseTransform):
         return data
 
 
+@pytest.mark.filterwarnings("ignore:The .pre_transform. argument differs:UserWarning")
 def test_processed_files_of_pygas_are_renewed(tmp_path: Path) -> None:
     write(tmp_path, "Flickr")
     assert "edge_index" not in Flickr(str(tmp_path / "flickr"), pre_transform=Foreign())[0]

@@ -268,6 +268,7 @@ def test_gradients_of_sums_and_of_views() -> None:
     assert torch.equal(x.grad, mask.t())
 
 
+@pytest.mark.filterwarnings("ignore:Please use .torch.vmap.:FutureWarning")  # torch 2.4 itself
 def test_derivatives_of_every_order_and_direction() -> None:
     x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(again, (x,), check_forward_ad=True, check_batched_grad=True)
@@ -340,6 +341,7 @@ def test_modes() -> None:
         assert torch.equal(again(x, 0.5), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # torch 2.4 itself
 def test_checkpoints_draw_the_same_mask_again() -> None:
     x = torch.ones(50, requires_grad=True)
     out = checkpoint(lambda t: dropout(t, 0.5, True) * t, x, use_reentrant=False)
