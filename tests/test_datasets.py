@@ -475,7 +475,6 @@ class Foreign(BaseTransform):
         return data
 
 
-@pytest.mark.filterwarnings("ignore:The .pre_transform. argument differs:UserWarning")
 def test_processed_files_of_pygas_are_renewed(tmp_path: Path) -> None:
     write(tmp_path, "Flickr")
     assert "edge_index" not in Flickr(str(tmp_path / "flickr"), pre_transform=Foreign())[0]

@@ -121,10 +121,12 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
     try:
         with warnings.catch_warnings():
             # PyGAS kept the same files processed into another format, which is useless here.
-            warnings.filterwarnings("error", "The `pre_transform` argument differs")
+            differs = "The `pre_transform` argument differs"
+            warnings.filterwarnings("error", differs)
             try:
                 return read(home, force_reload=False)
             except UserWarning:
+                warnings.filterwarnings("ignore", differs)  # PyG 2.6 says so all the same
                 return read(home, force_reload=True)
     except ModuleNotFoundError as error:
         raise ImportError(
