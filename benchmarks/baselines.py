@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import NeighborLoader
@@ -38,7 +40,8 @@ class NeighborSampling:
     """Batches of GraphSAGE (https://arxiv.org/abs/1706.02216): seed nodes, some in-neighbours of each, some of each of these ...
 
     All sampled nodes are rows of a batch, seeds first; only seeds are in its ``train_mask``. Weights of sampled edges are divided
-    by the share of their destination's edges that was sampled, so that sums are right on average. Needs pyg-lib or torch-sparse.
+    by the share of their destination's edges that was sampled, so that sums are right on average. ``hops`` says how many rows are
+    at most 0, 1, ... hops from the seeds; see :class:`TrimmedNorms`. Needs pyg-lib or torch-sparse.
 
     Args:
         graph: with ``adj_t`` as a CSR matrix [N, N], ``x``, ``y`` and ``train_mask``.
@@ -49,7 +52,7 @@ class NeighborSampling:
     """
 
     def __init__(self, graph: Data, seeds: Tensor, batch_size: int, num_layers: int, seed: int = 0) -> None:
-        self.graph = graph
+        self.graph, self.num_layers = graph, num_layers
         rowptr, col = graph.adj_t.crow_indices(), graph.adj_t.col_indices()
         self.degree = rowptr.diff()
         destination = torch.repeat_interleave(self.degree, output_size=col.numel())
@@ -76,5 +79,33 @@ class NeighborSampling:
             weight = self.graph.adj_t.values()[found.e_id] / share
             adj_t = to_torch_csr_tensor(torch.stack([destination, source]), weight, (n_id.numel(), n_id.numel()))
             train_mask = torch.arange(n_id.numel()) < found.batch_size
-            data = Data(x=take(self.graph.x, n_id), y=self.graph.y[n_id], train_mask=train_mask, adj_t=adj_t)
+            hops = [found.batch_size]
+            for _ in range(self.num_layers):  # rows are in the order in which nodes were found
+                hops.append(max(hops[-1], 1 + _largest(source[destination < hops[-1]])))
+            data = Data(x=take(self.graph.x, n_id), y=self.graph.y[n_id], train_mask=train_mask, adj_t=adj_t, hops=hops)
             yield SubData(data, n_id.numel(), n_id, None, None)
+
+
+def _largest(ids: Tensor) -> int:
+    return int(ids.max()) if ids.numel() > 0 else -1
+
+
+class TrimmedNorms:
+    """Keeps the batch norms of a model, one behind each layer, to the rows that seeds depend on.
+
+    Of the nodes of the last hop no neighbours were sampled. Behind layer l, those at most L - l hops away have all they need; PyG
+    leaves the others out by ``trim_to_layer``. Here they are zeros, which no seed reads.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.hops: list[int] | None = None  # of the batch that comes, or None where all rows count
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+        for layer, norm in enumerate(norms, 1):
+            norm.register_forward_pre_hook(partial(self._trim, layer))
+            norm.register_forward_hook(self._pad)
+
+    def _trim(self, layer: int, norm: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0][: self.hops[-1 - layer]],) if self.hops is not None and norm.training else args
+
+    def _pad(self, norm: torch.nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        return F.pad(out, (0, 0, 0, self.hops[-1] - out.size(0))) if self.hops is not None and norm.training else out

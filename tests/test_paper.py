@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import runpy
@@ -465,6 +466,33 @@ def test_sampling_all_neighbours_is_exact_and_weights_make_up_for_others(small: 
         share = (weights > 0).sum(1) / (exact > 0).sum(1)
         assert 0 < float(share.min()) < 1
         torch.testing.assert_close(weights * share.view(-1, 1), exact[:, n_id] * (weights > 0))
+
+
+@needs_sampler
+def test_norms_see_the_rows_that_seeds_depend_on(small: Any) -> None:
+    import baselines
+
+    data, _ = small
+    num_layers, seeds = 3, torch.arange(5)
+    model = GCN(data.num_nodes, data.num_features, 16, 5, num_layers=num_layers, batch_norm=True).train()
+    found: list[torch.Tensor] = []
+    for norm in model.bns:
+        norm.register_forward_hook(lambda _, args, out: found.append(args[0].detach()))
+    norms = baselines.TrimmedNorms(model)
+    for batch, *ids in baselines.NeighborSampling(data, seeds, 2, num_layers):
+        hops, (source, destination) = batch.hops, batch.adj_t.to_sparse_coo().indices().flip(0)
+        assert len(hops) == num_layers + 1 and hops[0] == int(batch.train_mask.sum()) and hops[-1] == batch.num_nodes
+        for near, far in itertools.pairwise(hops):  # those near read all that are a hop further, and nothing beyond
+            read = set(source[destination < near].tolist())
+            assert set(range(near, far)) <= read and max(read) < far
+        norms.hops = hops
+        found.clear()
+        out = model(batch.x, batch.adj_t, *ids)
+        assert [rows.size(0) for rows in found] == [hops[2], hops[1]]
+        assert out.size(0) == batch.num_nodes
+        norms.hops = None
+        model(batch.x, batch.adj_t, *ids)
+        assert found[-1].size(0) == batch.num_nodes
 
 
 def test_batches_of_cluster_gcn_are_induced_subgraphs(small: Any) -> None:

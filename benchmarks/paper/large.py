@@ -22,6 +22,7 @@ from methods import (
     METHODS,
     Batches,
     LargeRecipe,
+    TrimmedNorms,
     history_bytes,
     make_large,
     prepare_large,
@@ -44,7 +45,7 @@ def run(name: str, dataset: str, task: Task, recipe: LargeRecipe, method: str, s
     torch.manual_seed(seed)
     model = make_large(name, task, recipe, args.device)
     optimizer = torch.optim.Adam(model.parameter_groups(recipe.weight_decay, recipe.last_weight_decay), lr=recipe.lr)
-    batches = Batches(method, task, recipe, seed, args.device)
+    batches, norms = Batches(method, task, recipe, seed, args.device), TrimmedNorms(model)
     everything = EvalSubgraphLoader(task.graph, task.ptr, recipe.batch_size, device=args.device)
     held_out = _held_out(name, dataset, args)
     whole = copy.copy(task.graph).to(args.device) if method == FULL_BATCH else None
@@ -67,6 +68,7 @@ def run(name: str, dataset: str, task: Task, recipe: LargeRecipe, method: str, s
         start = time.perf_counter()
         model.train()
         for batch, *ids in batches:
+            norms.hops = batch.get("hops")
             step(model, optimizer, batch, ids, batch.train_mask, recipe.max_norm)
         if args.device != "cpu":
             torch.cuda.synchronize()
@@ -76,6 +78,7 @@ def run(name: str, dataset: str, task: Task, recipe: LargeRecipe, method: str, s
             best = (val, test, epoch)
         progress.set_postfix_str(f"test {100 * best[1]:.2f} %")
     survey = batches.survey()
+    norms.hops = survey.largest[0].get("hops")
     return {
         "val": best[0],
         "test": best[1],

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from baselines import NeighborSampling, without_halo
+from baselines import TrimmedNorms as TrimmedNorms
 from training import FULL_BATCH, HISTORIES, Recipe, Task, arrange, step
 
 from torch_gas import SubgraphLoader, dropout, get_data, in_degree, models
