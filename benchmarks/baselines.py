@@ -31,7 +31,7 @@ def without_halo(batch: SubData) -> SubData:
     size = (batch_size, batch_size)
     adj_t = torch.sparse_csr_tensor(rowptr, col[inside], value[inside], size, check_invariants=False)
     rows = torch.arange(batch_size)
-    names = [name for name in data.keys() if name != "adj_t" and data.is_node_attr(name)]  # noqa: SIM118
+    names = [name for name in data.keys() if name != "adj_t" and data.is_node_attr(name)]  # noqa: SIM118  # Data iterates over pairs
     attributes = {name: take(data[name], rows) for name in names}
     return SubData(Data(**attributes, adj_t=adj_t), batch_size, n_id[:batch_size], offset, count)
 

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from graphs import random_graph
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN as PlainGCN
 
 from torch_gas import EvalSubgraphLoader, Monitor, ScalableGNN, SubgraphLoader, checkpoint, gcn_norm, scale
+from torch_gas.checkpoint import rng
 from torch_gas.checkpoint.file import Saved, write
 from torch_gas.models import GCN
 from torch_gas.refresh import EverySteps, Stalest
@@ -487,3 +489,8 @@ def test_fewer_devices_than_there_were(tmp_path: Path, monkeypatch: pytest.Monke
     checkpoint.save(tmp_path / "run", model=model)
     with pytest.warns(UserWarning, match="random numbers of 1 CUDA devices were saved, but 0 are here"):
         checkpoint.load(tmp_path / "run", model=model)
+
+
+def test_random_states_are_of_types_that_torch_2_4_can_save() -> None:
+    leaves = pytree.tree_leaves(rng.random_states())
+    assert {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)} == {torch.uint8, torch.int32}

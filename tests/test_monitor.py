@@ -250,6 +250,20 @@ def test_monitor_changes_no_bit_of_training(dropout: float) -> None:
     assert watched.training and all(p.grad is not None for p in watched.parameters())
 
 
+def test_measuring_draws_no_random_numbers() -> None:
+    class Drawing(torch.nn.Linear):  # whose copies draw parameters, as those of PyG 2.6's linear layers do
+        def __deepcopy__(self, memo: dict[int, Any]) -> Drawing:
+            return Drawing(self.in_features, self.out_features)
+
+    model, data = make(), random_graph(N, 300)
+    model.unused = Drawing(2, 2)
+    monitor, loader = Monitor(model), loader_of(data)
+    train(model, loader, epochs=1)
+    before = torch.get_rng_state()
+    monitor.errors(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_attaching_and_detaching() -> None:
     data, model = random_graph(N, 300), make()
     loader = loader_of(data)

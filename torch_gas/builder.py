@@ -79,7 +79,7 @@ class Builder:
                 check_ids(ids, self.num_nodes, f"data.{self.key}")
         self.csr: CSR = to_csr(self.adj, self.num_nodes)
         self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
-        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118
+        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118  # Data iterates over pairs
         self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
