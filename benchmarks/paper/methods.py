@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def make_large(name: str, task: Task, recipe: LargeRecipe, device: str) -> model
 class Batches:
     """What a method trains on: iterating gives the batches of an epoch, as models take them.
 
-    All methods but full batch have equally many or one more, each of about as many training nodes: those of a union of parts
+    All methods but full batch have equally many, each of about as many training nodes: those of a union of parts
     or, for sampling, random ones. With ``of_all_nodes``, sampling takes as many random nodes as the others have in a batch.
     """
 
@@ -78,7 +79,7 @@ class Batches:
         self.made: Iterable[Any] = [(task.graph,)]
         if method == SAMPLING:
             seeds = torch.arange(task.graph.num_nodes) if of_all_nodes else task.graph.train_mask.nonzero().view(-1)
-            batch_size = max(seeds.numel() * recipe.batch_size // recipe.parts, 1)
+            batch_size = ceil(seeds.numel() * recipe.batch_size / recipe.parts)  # so that no batch of a few is left over
             num_layers = recipe.model["num_layers"]
             self.made = NeighborSampling(task.graph, seeds, batch_size, num_layers, seed)
         elif method != FULL_BATCH:
