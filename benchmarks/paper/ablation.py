@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from cells import Cells, Tasks
+from cells import Cells, Job, Tasks
 from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
@@ -215,18 +215,14 @@ def _draw_accuracy(axes: Any, runs: dict[Variant, list[dict[str, Any]]], shown: 
 def main() -> None:
     args = parse(arguments(__doc__, "ablation.toml", seeds=3))
     recipes, cells = load_recipes(args.recipes, Regularised), Cells(args.out / "cells" / "ablation.jsonl")
-    tasks = Tasks(partial(prepare, args.root))
     variants = (*WITH_HISTORIES[False], FULL, *WITH_HISTORIES[True])
+    jobs = []
     # A seed at a time, so that a command that is stopped has told something of all variants.
-    todo = list(itertools.product(wanted(args, recipes), range(args.seeds), variants))
-    for (name, dataset), seed, variant in (progress := tqdm(todo)):
-        progress.set_description(f"{name} on {dataset}")
+    for (name, dataset), seed, variant in itertools.product(wanted(args, recipes), range(args.seeds), variants):
         recipe, of = recipes[name][dataset], _cell(name, dataset, variant, seed)
-        if cells.get(of, recipe.settings) is not None:
-            continue
-        task = tasks.get(name, dataset, recipe.parts, variant.partition or "metis")
-        if task is not None:
-            cells.run(of, recipe.settings, partial(run, name, task, recipe, variant, seed, args.device))
+        compute = partial(run, name=name, recipe=recipe, variant=variant, seed=seed, device=args.device)
+        jobs.append(Job(of, recipe.settings, compute, (recipe.parts, variant.partition or "metis")))
+    cells.run(jobs, Tasks(partial(prepare, args.root)))
     report(args, recipes, cells)
 
 

@@ -9,16 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from command import host, today
 from tqdm import tqdm
 
 MOST_SEEDS = 20  # as many as the paper has
 Key = TypeVar("Key", bound=Hashable)
+
+
+class Job(NamedTuple):
+    """A cell to be run."""
+
+    of: dict[str, Any]  # what tells it apart, with its "model" and "data"
+    recipe: dict[str, Any]  # all that decides on its result
+    compute: Callable[..., dict[str, Any]]  # gives the result, called with the task
+    settings: tuple[Any, ...] = ()  # of the task, beside model and data set
 
 
 class Cells:
@@ -40,22 +49,26 @@ class Cells:
         cell = self._found.get(_name(of))
         return cell["result"] if cell is not None and cell["recipe"] == _digest(recipe) else None
 
-    def run(self, of: dict[str, Any], recipe: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of the cell, computed now unless it is there already."""
-        result = self.get(of, recipe)
-        if result is None:
-            result = compute()
-            machine = {"date": today(), **host()}
-            cell = {"of": of, "recipe": _digest(recipe), "result": result, "machine": machine}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps(cell, allow_nan=False) + "\n"
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(file, line.encode())  # in one piece, beside those of other commands
-            finally:
-                os.close(file)
-            self._found[_name(of)] = cell
-        return result
+    def run(self, jobs: Iterable[Job], tasks: Tasks) -> None:
+        """Computes and adds what is not there yet; jobs on data sets that are not there are left out."""
+        for job in (progress := tqdm(list(jobs))):
+            progress.set_description(f"{job.of['model']} on {job.of['data']}")
+            if self.get(job.of, job.recipe) is None:
+                task = tasks.get(job.of["model"], job.of["data"], *job.settings)
+                if task is not None:
+                    self._add(job.of, job.recipe, job.compute(task=task))
+
+    def _add(self, of: dict[str, Any], recipe: dict[str, Any], result: dict[str, Any]) -> None:
+        machine = {"date": today(), **host()}
+        cell = {"of": of, "recipe": _digest(recipe), "result": result, "machine": machine}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(cell, allow_nan=False) + "\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, line.encode())  # in one piece, beside those of other commands
+        finally:
+            os.close(file)
+        self._found[_name(of)] = cell
 
     def complete(
         self, keys: Sequence[Key], of: Callable[[Key, int], dict[str, Any]], recipe: dict[str, Any]

@@ -6,12 +6,13 @@ each node once in all of them, but with histories it has a step of the optimiser
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells, Tasks, cell_of
+from cells import Cells, Job, Tasks, cell_of
 from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
@@ -111,16 +112,12 @@ def _band(axes: Any, x: Tensor, values: Tensor, color: str) -> None:
 def main() -> None:
     args = parse(arguments(__doc__, "convergence.toml", seeds=5))
     recipes, cells = load_recipes(args.recipes), Cells(args.out / "cells" / "convergence.jsonl")
-    tasks = Tasks(partial(prepare, args.root))
-    todo = [(*pair, method, seed) for pair in wanted(args, recipes) for method in METHODS for seed in range(args.seeds)]
-    for name, dataset, method, seed in (progress := tqdm(todo)):
-        progress.set_description(f"{name} on {dataset}")
+    jobs = []
+    for (name, dataset), method, seed in itertools.product(wanted(args, recipes), METHODS, range(args.seeds)):
         recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
-        if cells.get(of, recipe.settings) is not None:
-            continue
-        task = tasks.get(name, dataset, recipe.parts, PARTITIONS[method])
-        if task is not None:
-            cells.run(of, recipe.settings, partial(run, name, task, recipe, method, seed, args.device))
+        compute = partial(run, name=name, recipe=recipe, method=method, seed=seed, device=args.device)
+        jobs.append(Job(of, recipe.settings, compute, (recipe.parts, PARTITIONS[method])))
+    cells.run(jobs, Tasks(partial(prepare, args.root)))
     report(args, recipes, cells)
 
 

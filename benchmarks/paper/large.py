@@ -8,13 +8,14 @@ inside of batches (Cluster-GCN), and on sampled neighbours (GraphSAGE).
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells, Tasks, cell_of
+from cells import Cells, Job, Tasks, cell_of
 from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from methods import (
@@ -171,21 +172,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="what to train with (default: the recipe's)")
     args = parse(parser)
     recipes, cells = load_recipes(args.recipes, LargeRecipe), Cells(args.out / "cells" / "large.jsonl")
-    tasks = Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset]))
-    todo = [
-        (*pair, seed, method)
-        for pair in wanted(args, recipes)
-        for seed in range(args.seeds)
-        for method in args.methods or recipes[pair[0]][pair[1]].methods
-    ]
-    for name, dataset, seed, method in tqdm(todo):
-        recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
-        if cells.get(of, recipe.settings_of(method)) is not None:
-            continue
-        task = tasks.get(name, dataset)
-        if task is not None:
-            call = partial(run, name, dataset, task, recipe, method, seed, args)
-            cells.run(of, recipe.settings_of(method), call)
+    jobs = []
+    for (name, dataset), seed in itertools.product(wanted(args, recipes), range(args.seeds)):
+        recipe = recipes[name][dataset]
+        for method in args.methods or recipe.methods:
+            of, settings = cell_of(name, dataset, method, seed), recipe.settings_of(method)
+            compute = partial(run, name=name, dataset=dataset, recipe=recipe, method=method, seed=seed, args=args)
+            jobs.append(Job(of, settings, compute))
+    cells.run(jobs, Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset])))
     report(args, recipes, cells)
 
 

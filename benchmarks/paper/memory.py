@@ -6,17 +6,17 @@ neighbours (GraphSAGE). Bytes of tensors are counted, so that the figures depend
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells, Tasks
+from cells import Cells, Job, Tasks
 from command import arguments, check_found, pairs, parse, save, wanted
 from matplotlib import pyplot as plt
 from methods import COLORS, METHODS, Batches, LargeRecipe, history_bytes, make_large, prepare_large, step_bytes
 from shared import readable_log, save_picture, table
-from tqdm import tqdm
 from training import HISTORIES, Task, load_recipes, step
 
 LAYERS = (2, 3, 4)
@@ -110,15 +110,13 @@ def main() -> None:
     args = parse(arguments(__doc__, "memory.toml", seeds=1))
     recipes = load_recipes(args.recipes, partial(LargeRecipe, lr=0.01, epochs=1))
     cells = Cells(args.out / "cells" / "memory.jsonl")
-    tasks = Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset]))
-    todo = [(*pair, layers, method) for pair in wanted(args, recipes) for layers in LAYERS for method in METHODS]
-    for name, dataset, layers, method in tqdm(todo):
+    jobs = []
+    for (name, dataset), layers, method in itertools.product(wanted(args, recipes), LAYERS, METHODS):
         recipe, of = _of_depth(recipes[name][dataset], layers), _cell(name, dataset, layers, method)
-        if cells.get(of, recipe.settings) is not None:
-            continue
-        task = tasks.get(name, dataset)
-        if task is not None:
-            cells.run(of, recipe.settings, partial(measure, name, task, recipe, method, args.device))
+        jobs.append(
+            Job(of, recipe.settings, partial(measure, name=name, recipe=recipe, method=method, device=args.device))
+        )
+    cells.run(jobs, Tasks(lambda name, dataset: prepare_large(args.root, name, dataset, recipes[name][dataset])))
     report(args, recipes, cells)
 
 

@@ -11,7 +11,7 @@ import statistics
 from functools import partial
 from typing import Any, TypeAlias
 
-from cells import Cells, Tasks, cell_of
+from cells import Cells, Job, Tasks, cell_of
 from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
@@ -86,16 +86,12 @@ def draw(found: Found, recipes: Any) -> Any:
 def main() -> None:
     args = parse(arguments(__doc__, "small.toml", seeds=10))
     recipes, cells = load_recipes(args.recipes), Cells(args.out / "cells" / "small.jsonl")
-    tasks = Tasks(partial(prepare, args.root))
-    todo = [(*pair, seed, m) for pair in wanted(args, recipes) for seed in range(args.seeds) for m in METHODS]
-    for name, dataset, seed, method in (progress := tqdm(todo)):
-        progress.set_description(f"{name} on {dataset}")
+    jobs = []
+    for (name, dataset), seed, method in itertools.product(wanted(args, recipes), range(args.seeds), METHODS):
         recipe, of = recipes[name][dataset], cell_of(name, dataset, method, seed)
-        if cells.get(of, recipe.settings) is not None:
-            continue
-        task = tasks.get(name, dataset, recipe.parts)
-        if task is not None:
-            cells.run(of, recipe.settings, partial(run, name, task, recipe, method, seed, args.device))
+        compute = partial(run, name=name, recipe=recipe, method=method, seed=seed, device=args.device)
+        jobs.append(Job(of, recipe.settings, compute, (recipe.parts,)))
+    cells.run(jobs, Tasks(partial(prepare, args.root)))
     report(args, recipes, cells)
 
 

@@ -6,13 +6,14 @@ and the exact evaluation after each epoch are float32 in all runs, so that only 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from cells import Cells, Tasks, cell_of
+from cells import Cells, Job, Tasks, cell_of
 from command import TITLES, arguments, check_found, pairs, parse, save, spread, wanted
 from matplotlib import pyplot as plt
 from shared import save_picture, table
@@ -94,16 +95,12 @@ def draw(found: Found) -> Any:
 def main() -> None:
     args = parse(arguments(__doc__, "storage.toml", seeds=10))
     recipes, cells = load_recipes(args.recipes), Cells(args.out / "cells" / "storage.jsonl")
-    tasks = Tasks(partial(prepare, args.root))
-    todo = [(*pair, seed, kind) for pair in wanted(args, recipes) for seed in range(args.seeds) for kind in TYPES]
-    for name, dataset, seed, kind in (progress := tqdm(todo)):
-        progress.set_description(f"{name} on {dataset}")
+    jobs = []
+    for (name, dataset), seed, kind in itertools.product(wanted(args, recipes), range(args.seeds), TYPES):
         recipe, of = recipes[name][dataset], cell_of(name, dataset, kind, seed)
-        if cells.get(of, recipe.settings) is not None:
-            continue
-        task = tasks.get(name, dataset, recipe.parts)
-        if task is not None:
-            cells.run(of, recipe.settings, partial(run, name, task, recipe, kind, seed, args.device))
+        compute = partial(run, name=name, recipe=recipe, kind=kind, seed=seed, device=args.device)
+        jobs.append(Job(of, recipe.settings, compute, (recipe.parts,)))
+    cells.run(jobs, Tasks(partial(prepare, args.root)))
     report(args, recipes, cells)
 
 
