@@ -352,7 +352,7 @@ def test_sides_train_the_same_parameters(name: str, pygas: Path) -> None:
     graphs = sides.make_graphs(setting)
     trained = {}
     with torch.random.fork_rng(devices=[]):
-        makes = sides.Sides(setting, graphs, name, 0.0, sides.load_pygas(pygas))
+        makes = sides.Sides(setting, graphs, name, 0.0, load("predecessor").load_pygas(pygas))
         for side in (*sides.FORMATS, sides.PYGAS, sides.PLAIN, sides.SAMPLING, sides.CLUSTER, sides.FULL):
             running = makes.make(side)
             start = torch.nn.utils.parameters_to_vector(running.model.parameters())
@@ -393,7 +393,7 @@ def test_a_phase_is_timed_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_folder_without_pygas_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("torch_sparse")
     with pytest.raises(SystemExit, match="has no folder torch_geometric_autoscale; give the root"):
-        load("sides").load_pygas(tmp_path)
+        load("predecessor").load_pygas(tmp_path)
 
 
 @pytest.mark.parametrize("suite", ["cpu", "gpu"])

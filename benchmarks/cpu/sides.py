@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from baselines import without_halo
+from predecessor import PYGAS, SparseTensor
 from torch import Tensor
 from torch.nn import Module, ModuleList
 from torch.utils.data import RandomSampler
@@ -30,15 +29,10 @@ from torch_geometric.loader import NeighborLoader
 from torch_gas import ScalableGNN, SubgraphLoader, add_self_loops, gcn_norm, in_degree, metis, models, permute
 from torch_gas.datasets import synthetic
 
-try:
-    from torch_sparse import SparseTensor
-except ImportError:
-    SparseTensor = None
-
 FORMATS = ("csr", "EdgeIndex", "edge_index") + (() if SparseTensor is None else ("SparseTensor",))
 MODELS = ("GCN", "SAGE", "GAT", "APPNP", "GCNII", "GIN", "PNA")
 WEIGHTED = ("GCN", "APPNP", "GCNII")
-PYGAS, PLAIN, CLUSTER, FULL = "PyGAS", "plain PyG", "Cluster-GCN", "full batch"
+PLAIN, CLUSTER, FULL = "plain PyG", "Cluster-GCN", "full batch"
 SAMPLING = "NeighborLoader"
 HAS_SAMPLER = any(importlib.util.find_spec(name) for name in ("pyg_lib", "torch_sparse"))
 NUM_SAMPLED = 10
@@ -235,16 +229,6 @@ class WithoutHalo:
 
 
 # -- PyGAS -------------------------------------------------------------------------------------------------------------
-
-
-def load_pygas(path: Path) -> ModuleType:
-    """The package in a local build of PyGAS."""
-    if SparseTensor is None:
-        raise SystemExit("--pygas needs torch-sparse, which PyGAS is built on: pip install torch-sparse torch-scatter")
-    if not (path / "torch_geometric_autoscale").is_dir():
-        raise SystemExit(f"--pygas: {path} has no folder torch_geometric_autoscale; give the root of PyGAS' repository")
-    sys.path.append(str(path))
-    return importlib.import_module("torch_geometric_autoscale")
 
 
 def on_pygas(library: ModuleType, ours: ScalableGNN) -> Module:

@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from predecessor import PYGAS, load_pygas
 from shared import RESULTS, host, save_picture, save_section, table, today
 from sides import (
     CLUSTER,
@@ -30,12 +31,10 @@ from sides import (
     MODELS,
     PHASES,
     PLAIN,
-    PYGAS,
     SAMPLING,
     Graphs,
     Setting,
     Sides,
-    load_pygas,
     make_graphs,
 )
 
