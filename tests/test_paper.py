@@ -22,6 +22,7 @@ from torch_gas import SubgraphLoader, gcn_norm, get_data, metis, permute
 from torch_gas.models import GCN
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
+RESULTS = PAPER.parent / "results" / "paper"
 FOLDERS = (PAPER.parent, PAPER, PAPER.parents[1] / "examples")
 TINY = """
 [GCN."synthetic:300"]
@@ -306,10 +307,12 @@ def test_recipes_of_storage_types_are_those_of_other_tables() -> None:
     assert storage["WordNet"].settings == convergence["WordNet"].settings
 
 
-def test_the_page_of_results_has_the_tables_that_are_committed() -> None:
-    from page import PAGE, filled
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_pages_have_the_tables_that_are_committed(name: str) -> None:
+    from page import PAGES, ROOT, filled
 
-    page, sections = PAGE.read_text(), json.loads((PAPER.parent / "results" / "paper" / "results.json").read_text())
+    assert ROOT / name in PAGES
+    page, sections = (ROOT / name).read_text(), json.loads((RESULTS / "results.json").read_text())
     assert filled(page, sections) == page, "python benchmarks/paper/page.py"
     changed = page.replace("<!-- end -->", "| an old row |\n<!-- end -->")
     assert changed != page and filled(changed, sections) == page

@@ -1,4 +1,4 @@
-"""Puts tables of benchmarks/results/paper into docs/results.md, each behind the comment that names it.
+"""Puts tables of benchmarks/results/paper into README.md and docs/results.md, each behind the comment that names it.
 
 ``<!-- table SECTION NUMBER: COLUMN; COLUMN -->`` names a section, which of its tables, and the columns to show (all if none is
 named); the table goes from there to ``<!-- end -->``.
@@ -15,7 +15,8 @@ from typing import Any
 from command import RESULTS
 from shared import table_lines
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 PLACE = re.compile(r"(<!-- table (\w+) (\d+)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -34,10 +35,11 @@ def filled(page: str, sections: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "paper", help="folder of results")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (default: docs/results.md)")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, help="default: README.md and docs/results.md")
     args = parser.parse_args()
     sections = json.loads((args.results / "results.json").read_text())
-    args.page.write_text(filled(args.page.read_text(), sections))
+    for page in args.pages:
+        page.write_text(filled(page.read_text(), sections))
 
 
 if __name__ == "__main__":
