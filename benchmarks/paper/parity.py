@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--pygas", type=Path, required=True, help="root of PyGAS' repository, built in place")
     parser.add_argument("--epochs", type=int, default=5, help="for which both train (default: 5)")
     args = parse(parser)
+    if args.epochs < 1:
+        parser.error(f"--epochs: at least 1, but it is {args.epochs}")
     recipes, library = load_recipes(args.recipes), load_pygas(args.pygas)
     tasks, rows = Tasks(lambda name, dataset: _dense(args.root, name, dataset, recipes[name][dataset])), []
     with torchs_dropout():
