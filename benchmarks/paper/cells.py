@@ -52,8 +52,8 @@ class Cells:
     def run(self, jobs: Iterable[Job], tasks: Tasks) -> None:
         """Computes and adds what is not there yet; jobs on data sets that are not there are left out."""
         for job in (progress := tqdm(list(jobs))):
-            progress.set_description(f"{job.of['model']} on {job.of['data']}")
             if self.get(job.of, job.recipe) is None:
+                progress.set_description(f"{job.of['model']} on {job.of['data']}")
                 task = tasks.get(job.of["model"], job.of["data"], *job.settings)
                 if task is not None:
                     self._add(job.of, job.recipe, job.compute(task=task))

@@ -149,6 +149,8 @@ def draw(found: Found) -> Any:
     shown = list(dict.fromkeys(key[:2] for key in found))
     figure, grid = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 3.8), layout="constrained", squeeze=False)
     for axes, pair in zip(grid[0], shown, strict=True):
+        sizes = [runs[0]["step, bytes"] / MIB for key, runs in found.items() if key[:2] == pair]
+        middle = statistics.geometric_mean([min(sizes), max(sizes)])
         for method in METHODS:
             runs = found.get((*pair, method), [])
             if runs:
@@ -156,7 +158,8 @@ def draw(found: Found) -> Any:
                 deviation = statistics.stdev(values) if len(values) > 1 else 0
                 mean, memory = statistics.fmean(values), runs[0]["step, bytes"] / MIB
                 axes.errorbar(memory, mean, deviation, fmt="o", color=COLORS[method], capsize=3, markersize=8)
-                axes.annotate(method, (memory, mean), (9, -3), textcoords="offset points", fontsize=9)
+                side, shift = ("right", -9) if memory > middle else ("left", 9)
+                axes.annotate(method, (memory, mean), (shift, -3), textcoords="offset points", fontsize=9, ha=side)
         axes.set_xscale("log")
         readable_log(axes.xaxis)
         axes.margins(x=0.35, y=0.15)
