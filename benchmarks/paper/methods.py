@@ -79,9 +79,8 @@ class Batches:
         self.made: Iterable[Any] = [(task.graph,)]
         if method == SAMPLING:
             seeds = torch.arange(task.graph.num_nodes) if of_all_nodes else task.graph.train_mask.nonzero().view(-1)
-            batch_size = ceil(
-                seeds.numel() * recipe.batch_size / recipe.parts
-            )  # so that no batch of a few is left over
+            # Rounded up, so that no batch of a few seeds is left over: its step would undo much of the others'.
+            batch_size = ceil(seeds.numel() * recipe.batch_size / recipe.parts)
             num_layers = recipe.model["num_layers"]
             self.made = NeighborSampling(task.graph, seeds, batch_size, num_layers, seed)
         elif method != FULL_BATCH:
