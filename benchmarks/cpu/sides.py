@@ -7,7 +7,6 @@ same order: ours over every format and PyGAS train the same parameters. PyGAS is
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import time
 import warnings

@@ -56,7 +56,10 @@ def compare(name: str, task: Task, recipe: Recipe, seed: int, library: Any, args
         for key, value in ours.named_parameters():
             found[key].copy_(value)
     pair = {OURS: ours, PYGAS: AsOurs(theirs)}
-    optimizers = {OURS: _adam(ours, recipe), PYGAS: _adam(theirs, recipe)}
+    optimizers = {}
+    for side, model in ((OURS, ours), (PYGAS, theirs)):  # which name modules for weight decay alike
+        groups = models.base.Model.parameter_groups(model, recipe.weight_decay, recipe.last_weight_decay)
+        optimizers[side] = torch.optim.Adam(groups, lr=recipe.lr)
     options = {"prefetch": 0} if args.device == "cpu" else {"device": args.device}
     batches = SubgraphLoader(task.graph, task.ptr, recipe.batch_size, shuffle=True, seed=seed, **options)
 
@@ -85,13 +88,6 @@ def compare(name: str, task: Task, recipe: Recipe, seed: int, library: Any, args
         "validation, %": scores[0],
         "validation of PyGAS, %": scores[1],
     }
-
-
-def _adam(model: Any, recipe: Recipe) -> torch.optim.Adam:
-    """With the recipe's weight decays, for the modules that both libraries name alike."""
-    kinds = zip((model.reg_modules, model.nonreg_modules), (recipe.weight_decay, recipe.last_weight_decay), strict=True)
-    groups = [{"params": list(modules.parameters()), "weight_decay": decay} for modules, decay in kinds]
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=recipe.lr)
 
 
 def _largest(pairs: Any) -> str:
