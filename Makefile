@@ -7,8 +7,9 @@ LOCK ?=
 BIN := $(VENV)/bin
 PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
+KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout fuzz)
 
-.PHONY: demo test oldest lint sparse sanitize fuzz audit lock clean
+.PHONY: demo test conformance oldest lint sparse sanitize fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -41,20 +42,23 @@ sparse: $(VENV)/.installed
 	$(BIN)/python -c "import torch_sparse" 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --no-build-isolation torch-scatter torch-sparse
 
+# Contract 1 for every convolution of PyG, measured again; docs/conformance.md is what it writes.
+conformance: $(VENV)/.installed
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m conformance --output ../docs/conformance.md
+
 # The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the extension. A preloaded libstdc++ lets errors be raised.
 sanitize: $(VENV)/.installed
 	TORCH_GAS_SANITIZE=address TORCH_GAS_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/test_rows.py tests/test_subgraph.py tests/test_order.py tests/test_symmetric.py \
-	  tests/test_stream.py tests/test_product.py tests/test_dropout.py tests/test_fuzz.py
+	  $(BIN)/pytest -q -p no:cacheprovider $(KERNEL_TESTS)
 
 # What the bindings do with arguments that nobody thought of; findings and new inputs lie in build/fuzz.
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p build/fuzz
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py -max_total_time=$(FUZZ_SECONDS) -max_len=400 -artifact_prefix=build/fuzz/ \
-	  build/fuzz tests/fuzz/corpus
+	OMP_NUM_THREADS=1 $(BIN)/python tests/_core/fuzz/run.py -max_total_time=$(FUZZ_SECONDS) -max_len=400 -artifact_prefix=build/fuzz/ \
+	  build/fuzz tests/_core/fuzz/corpus
 
 # Known vulnerabilities of what CI installs; needs the network.
 audit: $(VENV)/.installed

@@ -17,7 +17,7 @@ from torch_geometric.loader import NeighborLoader
 from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_gas import SubData, in_degree
-from torch_gas.features import take
+from torch_gas.graph.attributes import take
 
 NUM_SAMPLED = (10, 5)  # neighbours of a seed, and of any further node
 

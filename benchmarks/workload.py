@@ -10,7 +10,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import ScalableGNN, in_degree
-from torch_gas.halo import append
+from torch_gas.graph.halo import append
 from torch_gas.models import GAT, GCN, GCN2, PNA
 
 MODELS = ("GCN", "GAT", "GCNII", "PNA")

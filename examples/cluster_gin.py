@@ -18,9 +18,9 @@ from torch_gas import (
     metis,
     permute,
 )
+from torch_gas.extensions.refresh import PUBLISHED
+from torch_gas.extensions.regularization import LocalPerturbation
 from torch_gas.models import GIN
-from torch_gas.refresh import PUBLISHED
-from torch_gas.regularization import LocalPerturbation
 
 args = parse_args(__doc__, epochs=150, seed=0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import compute_micro_f1
-from torch_gas.adjacency import all_tensors
+from torch_gas.graph.formats import all_tensors
 from torch_gas.planner.meter import metered
 
 

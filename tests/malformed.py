@@ -14,9 +14,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import FileTier, History, Partition, SubgraphLoader, _core
-from torch_gas.refresh import Policy, Refresh
-from torch_gas.regularization import LocalPerturbation
-from torch_gas.scalable import ScalableGNN
+from torch_gas.extensions.refresh import Policy, Refresh
+from torch_gas.extensions.regularization import LocalPerturbation
+from torch_gas.session.base import ScalableGNN
 
 
 class Malformed(NamedTuple):

@@ -27,9 +27,8 @@ from torch_gas import (
     _core,
     datasets,
     models,
-    refresh,
-    regularization,
-)  # fmt: skip
+)
+from torch_gas.extensions import refresh, regularization
 
 N, C = 12, 4
 PTR = torch.tensor([0, 4, 8, N])

@@ -1,21 +1,26 @@
 """Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
 
-from torch_gas import checkpoint, models, refresh, regularization
-from torch_gas.builder import SubData
+from torch_gas import checkpoint, models
+from torch_gas._util.moved import keep_old_paths
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.hot_nodes import hot_nodes
+from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.datasets import get_data
+from torch_gas.extensions import refresh, regularization
+from torch_gas.extensions.monitor import Monitor
+from torch_gas.graph.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.history import History
-from torch_gas.loader import EvalSubgraphLoader, SubgraphLoader
-from torch_gas.monitor import Monitor
-from torch_gas.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
 from torch_gas.planner import Plan, plan
-from torch_gas.scalable import ScalableGNN
-from torch_gas.scaled import ScaledGNN, scale
-from torch_gas.storage import FileTable, FileTier, StoredFeatures, hot_nodes, store_features
+from torch_gas.pygas import compute_micro_f1, dropout, gen_masks
+from torch_gas.session.base import ScalableGNN
+from torch_gas.session.scale import ScaledGNN, scale
+from torch_gas.table import FileTable, FileTier, StoredFeatures, store_features
 from torch_gas.transfer import AsyncIOPool
-from torch_gas.utils import compute_micro_f1, dropout, gen_masks
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+keep_old_paths()
 
 __all__ = [
     "AsyncIOPool",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
-from torch_gas.checked import checked, renamed
-from torch_gas.storage import FileTable, FileTier, HotRows, HotSet
+from torch_gas._util.arguments import checked, renamed
+from torch_gas.table import FileTable, FileTier, HotRows, HotSet
 from torch_gas.transfer import AsyncIOPool, finish
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

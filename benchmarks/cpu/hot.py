@@ -26,7 +26,7 @@ from torch_geometric.utils import degree
 from torch_gas import FileTier, SubData, SubgraphLoader, gcn_norm, get_data, hot_nodes, metis, permute
 from torch_gas.datasets import synthetic
 from torch_gas.models import GCN
-from torch_gas.storage import HotSet
+from torch_gas.table import HotSet
 
 REAL = ("Amazon-Computers", "WordNet")
 SHARES = (0.01, 0.05, 0.1, 0.2)

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import RESULTS, host, save_picture, save_section, table, today
 
 from torch_gas import metis
-from torch_gas.adjacency import edge_pieces
 from torch_gas.datasets import synthetic
+from torch_gas.graph.formats import edge_pieces
 from torch_gas.partition import Partition
 from torch_gas.partition.memory import held_memory, peak_memory
 

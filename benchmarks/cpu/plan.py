@@ -32,8 +32,8 @@ from torch_gas import (
     permute,
     plan,
 )
-from torch_gas.adjacency import all_tensors
 from torch_gas.datasets import synthetic
+from torch_gas.graph.formats import all_tensors
 from torch_gas.models import GAT, GCN, GCN2, PNA
 from torch_gas.planner.meter import metered
 

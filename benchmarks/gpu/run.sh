@@ -48,7 +48,7 @@ build() {
 
 cuda_tests() {
   local files
-  mapfile -t files < <(grep -lE 'mark\.cuda' tests/test_*.py)  # others need packages that this script does not
+  mapfile -t files < <(grep -rlE 'mark\.cuda' --include='test_*.py' tests)  # others need packages that this script does not
   TORCH_GAS_GPU_LANE=1 "$python" -m pytest -q -p no:cacheprovider -m cuda "${files[@]}"
 }
 
@@ -61,7 +61,7 @@ sanitizer() {
   fi
   log="$(mktemp)"
   compute-sanitizer --tool "$1" --error-exitcode 1 --report-api-errors no --kernel-name kns=torch_gas \
-    "$python" -m pytest -q -x -p no:cacheprovider tests/test_cuda.py \
+    "$python" -m pytest -q -x -p no:cacheprovider tests/_core/test_cuda.py \
     -k "test_chunks or test_nothing_to_move or test_tables_that_start_anywhere" 2>&1 | tee "$log"
   status=${PIPESTATUS[0]}
   if grep -q "Device not supported" "$log"; then status=77; fi

@@ -23,7 +23,7 @@ from torch_geometric.data import Data
 from workload import MODELS, block_graph, make_model, train_step, without_histories
 
 from torch_gas import ScalableGNN, SubData, SubgraphLoader
-from torch_gas.adjacency import all_tensors
+from torch_gas.graph.formats import all_tensors
 
 NUM_CLASSES, NUM_LAYERS = 32, 4
 NONE = "no histories"

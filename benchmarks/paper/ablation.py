@@ -23,7 +23,7 @@ from tqdm import tqdm
 from training import FULL_BATCH, HISTORIES, Recipe, Task, best, load_recipes, make_model, prepare, train
 
 from torch_gas import Monitor, ScalableGNN, SubgraphLoader
-from torch_gas.regularization import LocalPerturbation
+from torch_gas.extensions.regularization import LocalPerturbation
 
 MEASUREMENTS = 8  # of errors, in a run
 PARTS = {"metis": "METIS parts", "random": "random parts"}

@@ -14,8 +14,8 @@ from baselines import TrimmedNorms as TrimmedNorms
 from training import FULL_BATCH, HISTORIES, Recipe, Task, arrange, step
 
 from torch_gas import SubgraphLoader, dropout, get_data, in_degree, models
-from torch_gas.adjacency import all_tensors
 from torch_gas.datasets import synthetic
+from torch_gas.graph.formats import all_tensors
 from torch_gas.planner.meter import metered
 
 SAMPLING, CLUSTER = "GraphSAGE sampling", "Cluster-GCN"

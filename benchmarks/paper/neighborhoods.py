@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_gas.features import take
+from torch_gas.graph.attributes import take
+from torch_gas.graph.product import Edges, aggregate
 from torch_gas.models import GCN
-from torch_gas.sparse import Edges, aggregate
 
 
 class Depth(NamedTuple):

@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_gas import SubgraphLoader, add_self_loops, compute_micro_f1, gcn_norm, get_data, metis, models, permute
-from torch_gas.regularization import LocalPerturbation
+from torch_gas.extensions.regularization import LocalPerturbation
 
 if sys.version_info >= (3, 11):
     import tomllib

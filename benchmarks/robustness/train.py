@@ -15,8 +15,8 @@ from torch_geometric import seed_everything
 
 from torch_gas import EvalSubgraphLoader, FileTier, Monitor, SubgraphLoader, checkpoint, gcn_norm, metis, permute
 from torch_gas.datasets import synthetic
+from torch_gas.extensions.refresh import BeforeTraining, EveryEpochs, EverySteps, Stalest
 from torch_gas.models import GCN
-from torch_gas.refresh import BeforeTraining, EveryEpochs, EverySteps, Stalest
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--folder", required=True, help="where checkpoint.safetensors and final.safetensors go")

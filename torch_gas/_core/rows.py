@@ -11,7 +11,7 @@ from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import is_quantized, row_shape
-from torch_gas.checked import renamed
+from torch_gas._util.arguments import renamed
 
 _TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 
 COMMUNITIES = 6
 SIZES = (5, 35)  # nodes of a community, the upper end left out

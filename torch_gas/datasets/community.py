@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import _core
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 
 # Communities have the size of a neighbourhood and not of a class, as in real graphs: were every
 # class one community, partitions of a large graph would cut nearly all edges, and no method on

@@ -14,7 +14,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 from torch_gas.datasets.cluster import synthetic_cluster
 from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home

@@ -27,7 +27,7 @@ from torch_geometric.utils import to_undirected
 
 from torch_gas.datasets.ogb import URL as OGB_URL
 from torch_gas.datasets.ogb import OGBNodes, raw_files
-from torch_gas.utils import gen_masks
+from torch_gas.pygas import gen_masks
 
 
 @dataclass(frozen=True)

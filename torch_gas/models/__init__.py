@@ -8,6 +8,6 @@ from torch_gas.models.gin import GIN
 from torch_gas.models.pna import PNA, PNAConv
 from torch_gas.models.pna_jk import PNA_JK
 from torch_gas.models.sage import SAGE
-from torch_gas.scalable import ScalableGNN
+from torch_gas.session.base import ScalableGNN
 
 __all__ = ["APPNP", "GAT", "GCN", "GCN2", "GIN", "PNA", "PNA_JK", "SAGE", "PNAConv", "ScalableGNN"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, ModuleList
 from torch_geometric.nn.inits import reset
 
-from torch_gas.adjacency import is_matrix
-from torch_gas.scalable import ScalableGNN
+from torch_gas.graph.formats import is_matrix
+from torch_gas.session.base import ScalableGNN
 
 
 class Model(ScalableGNN):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.adjacency import is_csr
-from torch_gas.features import with_values
-from torch_gas.halo import batch_rows, join
+from torch_gas.graph.attributes import with_values
+from torch_gas.graph.formats import is_csr
+from torch_gas.graph.halo import batch_rows, join
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from torch_geometric.nn import GATConv
 
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 from torch_gas.models.base import Model
 from torch_gas.models.dropout import dropout
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCNConv
 
-from torch_gas.adjacency import is_csr
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
+from torch_gas.graph.formats import is_csr
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCN2Conv
 
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 

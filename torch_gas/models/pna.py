@@ -15,12 +15,12 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import PairTensor
 from torch_geometric.utils import degree, scatter, segment, spmm
 
-from torch_gas.adjacency import is_csr, is_sparse_tensor
-from torch_gas.checked import checked
-from torch_gas.halo import linear
+from torch_gas._util.arguments import checked
+from torch_gas.graph.formats import is_csr, is_sparse_tensor
+from torch_gas.graph.halo import linear
+from torch_gas.graph.product import aggregate, edges_of
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
-from torch_gas.sparse import aggregate, edges_of
 
 AGGREGATORS = ("sum", "mean", "min", "max")
 SCALERS = ("identity", "amplification", "attenuation")

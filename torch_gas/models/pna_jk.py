@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
 
-from torch_gas.checked import checked
+from torch_gas._util.arguments import checked
 from torch_gas.models.base import Model, batch_norms
 from torch_gas.models.dropout import dropout
 from torch_gas.models.pna import PNAConv, check_degrees

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_gas import _core
-from torch_gas.adjacency import is_ascending, row_pointers, stored_edges
+from torch_gas.graph.formats import is_ascending, row_pointers, stored_edges
 
 # Partitioners also come as 32-bit builds, which must be able to sum the weights.
 MAX_TOTAL_WEIGHT = 2**31 - 1

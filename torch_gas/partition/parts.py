@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas.adjacency import (
+from torch_gas._util.arguments import checked
+from torch_gas.graph.checks import check_ids, count_nodes
+from torch_gas.graph.formats import (
     check_adjacency,
     edge_pieces,
     find_adjacency,
@@ -21,10 +23,9 @@ from torch_gas.adjacency import (
     num_nodes_of,
     stored_edges,
 )
-from torch_gas.checked import checked
 from torch_gas.partition import backends
 from torch_gas.partition.memory import held_memory, in_units, peak_memory
-from torch_gas.partition.record import Partition, check_ids, count_nodes, make_partition
+from torch_gas.partition.record import Partition, make_partition
 
 BACKENDS = ("metis", "kaminpar", "stream", "random")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from torch_gas.graph.checks import INTEGERS
 
 
 class Partition(NamedTuple):
@@ -61,29 +59,3 @@ def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
     if bool((count > 1).any()):
         raise ValueError(f"{where}: perm holds {int(count.argmax())} more than once: {advice}")
     return perm
-
-
-def check_ids(ids: Tensor, num_nodes: int, where: str) -> None:
-    """Raises IndexError, with the value, where an id is none of the graph's."""
-    if ids.numel() == 0:
-        return
-    low, high = ids.aminmax()
-    if int(low) < 0 or int(high) >= num_nodes:
-        bad = ids[(ids < 0) | (ids >= num_nodes)]
-        raise IndexError(
-            f"{where} holds the node id {int(bad[0])}, but ids must lie in 0 .. {num_nodes - 1}:"
-            " correct it or num_nodes"
-        )
-
-
-def count_nodes(data: Data, where: str) -> int:
-    """N as ``data`` states it; a guess from the largest id would lose isolated nodes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Unable to accurately infer 'num_nodes'")
-        try:
-            num_nodes = data.num_nodes
-        except UserWarning:
-            num_nodes = None
-    if num_nodes is None:
-        raise ValueError(f"{where}: the number of nodes of data is unknown: set data.num_nodes")
-    return int(num_nodes)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
 import time
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
-from torch_geometric.typing import TensorFrame
 
-from torch_gas.adjacency import (
+from torch_gas._util.arguments import checked
+from torch_gas.graph.attributes import take
+from torch_gas.graph.checks import check_ids, count_nodes
+from torch_gas.graph.coo import (
+    count_edges,
+    edge_attrs,
+    edge_index_like,
+    from_coo,
+    holds_edges,
+    holds_ids,
+    level_of,
+    matrix_like,
+    primary_key,
+    sort_key,
+)
+from torch_gas.graph.formats import (
     EDGES_AT_ONCE,
     check_adjacency,
     coo,
@@ -23,15 +35,11 @@ from torch_gas.adjacency import (
     is_ascending,
     is_edge_index_object,
     is_matrix,
-    is_sparse_tensor,
-    num_edges_of,
     stored_edges,
     to_csr,
 )
-from torch_gas.checked import checked
-from torch_gas.features import take
-from torch_gas.partition.record import INTEGERS, Partition, check_ids, check_perm, count_nodes
-from torch_gas.storage import StoredFeatures
+from torch_gas.partition.record import Partition, check_perm
+from torch_gas.table import StoredFeatures
 
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 
@@ -134,103 +142,25 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
     del data.perm
     edge_order = None
     if "edge_perm" in data:
-        edge_order = _inverse(check_perm(data.edge_perm, _num_edges(data), "unpermute(): data.edge_perm, one per edge"))
+        edge_order = _inverse(
+            check_perm(data.edge_perm, count_edges(data), "unpermute(): data.edge_perm, one per edge")
+        )
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
-
-
-def edge_attrs(data: Data) -> list[str]:
-    """Names of what ``data`` holds per edge, its adjacency aside."""
-    num_nodes, num_edges = count_nodes(data, "edge_attrs()"), _num_edges(data)
-    return [
-        key
-        for key, value in data.to_dict().items()
-        if not _is_adjacency(data, key, value) and _level(data, key, value, num_nodes, num_edges) == "edge"
-    ]
-
-
-def from_coo(
-    like: Any,
-    src: Tensor,
-    dst: Tensor,
-    value: Tensor | None,
-    num_nodes: int,
-    order: Tensor | None = None,
-) -> tuple[Any, Tensor | None]:
-    """The adjacency with these edges in the format of ``like``, and the order of its edges.
-
-    Args:
-        like: an adjacency [N, N], which gives format, integer type and sort order.
-        src: sources, [E].
-        dst: destinations, [E].
-        value: values of a sparse matrix, [E, ...], or None.
-        num_nodes: N.
-        order: position of each edge in the arguments, [E]. By default, edges are sorted as the
-            format asks for: by destination, then source, in a matrix; not at all in a plain
-            ``edge_index``.
-
-    Returns:
-        The adjacency and ``order``, which is None where edges stay where they are.
-    """
-    if order is None:
-        key = _sort_key(like, src, dst, num_nodes)
-        order = None if key is None else key.argsort(stable=True)
-    if order is not None:
-        order = order.to(src.device)
-        src, dst = src[order], dst[order]
-        value = None if value is None else value[order]
-    if is_matrix(like):
-        rowptr = torch.searchsorted(dst, torch.arange(num_nodes + 1, device=dst.device))
-        return _matrix_like(like, rowptr, src, value), order
-    return _edge_index_like(like, torch.stack([src, dst]).to(like.dtype), num_nodes), order
-
-
-def _matrix_like(like: Any, rowptr: Tensor, col: Tensor, value: Tensor | None) -> Any:
-    size = (rowptr.numel() - 1, rowptr.numel() - 1)
-    if is_sparse_tensor(like):
-        torch_sparse = sys.modules["torch_sparse"]
-        storage = torch_sparse.SparseStorage(
-            rowptr=rowptr,
-            col=col,
-            value=value,
-            sparse_sizes=size,
-            is_sorted=True,
-            trust_data=True,
-        )
-        return torch_sparse.SparseTensor.from_storage(storage)
-    dtype = like.col_indices().dtype
-    return torch.sparse_csr_tensor(
-        rowptr.to(dtype),
-        col.to(dtype),
-        cast(Tensor, value),
-        size=(*size, *like.shape[2:]),
-        check_invariants=False,  # Sorted by the callers; unset, torch warns.
-    )
-
-
-def _edge_index_like(like: Any, edge_index: Tensor, num_nodes: int) -> Any:
-    if not is_edge_index_object(like):
-        return edge_index
-    return EdgeIndex(
-        edge_index,
-        sparse_size=(num_nodes, num_nodes),
-        sort_order=like.sort_order,
-        is_undirected=like.is_undirected,
-    )
 
 
 def _reorder(
     data: Data, index: Tensor, new_id: Tensor, edge_order: Tensor | None, where: str
 ) -> tuple[Data, Tensor | None]:
     """``data`` with node ``index[i]`` at i; ``new_id`` is the inverse of ``index``."""
-    num_nodes, num_edges, primary = index.numel(), _num_edges(data), _primary(data)
+    num_nodes, num_edges, primary = index.numel(), count_edges(data), primary_key(data)
     out = copy.copy(data)
     if primary is not None:
         out[primary], edge_order = _relabel_adjacency(data, primary, new_id, edge_order, where)
     for key, value in data.to_dict().items():
         if key == primary:
             continue
-        if _is_adjacency(data, key, value):
+        if holds_edges(data, key, value):
             out[key], _ = _relabel_adjacency(data, key, new_id, None, where)
             continue
         if isinstance(value, StoredFeatures):
@@ -238,8 +168,8 @@ def _reorder(
                 f"{where}: data.{key} lies in a file, whose rows are not moved; leave it out, and then set "
                 f"data.{key} = store_features(..., perm=perm)"
             )
-        level = _level(data, key, value, num_nodes, num_edges)
-        if _holds_ids(data, key, value, num_nodes):
+        level = level_of(data, key, value, num_nodes, num_edges)
+        if holds_ids(data, key, value, num_nodes):
             value = _relabel(value, new_id, f"{where}: data.{key}")
         if level == "node":
             value = take(value, index, data.__cat_dim__(key, value))
@@ -270,7 +200,7 @@ def _relabel_adjacency(
         edge_index = torch.empty(2, src.numel(), dtype=src.dtype, device=src.device)
         for piece, src, dst in edge_pieces(adj):
             edge_index[0, piece], edge_index[1, piece] = new_id[src], new_id[dst]
-        return _edge_index_like(adj, edge_index, num_nodes), None
+        return edge_index_like(adj, edge_index, num_nodes), None
     src, dst, value = coo(adj)
     return from_coo(adj, new_id[src], new_id[dst], value, num_nodes, order)
 
@@ -296,62 +226,7 @@ def _permute_matrix(adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
         new_col[first:last] = key % new_id.numel()
         order[first:last] = edge[by_column]
     value = None if value is None else value[order]
-    return _matrix_like(adj, new_rowptr, new_col, value), order
-
-
-def _primary(data: Data) -> str | None:
-    """The adjacency whose order edge attributes follow: PyG looks at ``edge_index`` first."""
-    return next((key for key in ("edge_index", "adj_t") if data.get(key) is not None), None)
-
-
-def _num_edges(data: Data) -> int:
-    # Not data.num_edges: beside a sparse matrix, it counts any attribute with "edge" in its name.
-    key = _primary(data)
-    return 0 if key is None else num_edges_of(data[key])
-
-
-def _is_adjacency(data: Data, key: str, value: Any) -> bool:
-    named = key in ("edge_index", "adj_t") and value is not None
-    return named or is_edge_index_object(value) or isinstance(data.__cat_dim__(key, value), tuple)
-
-
-def _level(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -> Literal["node", "edge"] | None:
-    """What ``value`` holds one entry of per node or per edge; None where it is neither."""
-    stem = key.removesuffix("_index")
-    # A list of ids (edge_label_index) keeps its order, and so does what describes its entries
-    # (edge_label).
-    if (stem != key and stem in data) or (key != "edge" and f"{key}_index" in data):
-        return None
-    ids = _holds_ids(data, key, value, num_nodes)
-    if isinstance(value, (Tensor, np.ndarray)):
-        if value.ndim == 0 or (ids and value.ndim > 1):
-            return None
-        length = value.shape[data.__cat_dim__(key, value)]
-    elif is_sparse_tensor(value):
-        length = value.size(0)
-    elif isinstance(value, (list, tuple, TensorFrame)):
-        length = len(value)
-    else:
-        return None
-    # PyG's rule for graphs with as many edges as nodes, which it does not apply to lists.
-    named, tie = "edge" in key, num_nodes == num_edges
-    is_node = data.is_node_attr(key) or (is_sparse_tensor(value) and length == num_nodes)
-    if is_node and not (tie and named):
-        return "node"
-    return "edge" if length == num_edges and (named or not (tie or ids)) else None
-
-
-def _holds_ids(data: Data, key: str, value: Any, num_nodes: int) -> bool:
-    if "batch" in key:  # Counts graphs, not nodes.
-        return False
-    if isinstance(value, Tensor):
-        integer = value.dtype in INTEGERS
-    elif isinstance(value, np.ndarray):
-        integer = value.dtype.kind in "iu"
-    else:
-        integer = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
-    inc = data.__inc__(key, value) if integer else None
-    return isinstance(inc, int) and inc == num_nodes
+    return matrix_like(adj, new_rowptr, new_col, value), order
 
 
 def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
@@ -365,21 +240,11 @@ def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
     return type(value)(new.tolist())
 
 
-def _sort_key(adj: Any, src: Tensor, dst: Tensor, num_nodes: int) -> Tensor | None:
-    """Ascends along the edges as ``adj`` must hold them; None if any order will do."""
-    if is_matrix(adj):
-        return dst * num_nodes + src
-    sort_order = adj.sort_order if is_edge_index_object(adj) else None
-    if sort_order is None:
-        return None
-    return dst * num_nodes + src if sort_order == "col" else src * num_nodes + dst
-
-
 def _is_sorted(data: Data) -> bool:
-    adj = data[cast(str, _primary(data))]
+    adj = data[cast(str, primary_key(data))]
     num_nodes, last = count_nodes(data, "permute()"), -1
     for _, src, dst in edge_pieces(adj):
-        key = _sort_key(adj, src, dst, num_nodes)
+        key = sort_key(adj, src, dst, num_nodes)
         if key is None:
             return True
         if int(key[0]) < last or not is_ascending(key):

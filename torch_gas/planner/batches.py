@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_gas.loader import SubgraphLoader
+from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.planner.memory import Size
 
 EPOCHS = 4  # whose batches are looked at

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas.loader import SubgraphLoader
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.checks import count_nodes
 from torch_gas.partition import metis
 from torch_gas.partition.parts import BACKENDS
-from torch_gas.partition.record import count_nodes
 from torch_gas.planner.batches import sample
 from torch_gas.planner.memory import StepMemory
 from torch_gas.planner.probe import Loss, measure
 from torch_gas.planner.record import Plan, Prediction
 from torch_gas.planner.tiers import storages
 from torch_gas.planner.units import free_memory, in_units, parse_bytes
-from torch_gas.scalable import ScalableGNN
-from torch_gas.scaled import ScaledGNN
+from torch_gas.session.base import ScalableGNN
+from torch_gas.session.scale import ScaledGNN
 
 PARTS_A_BATCH = 8
 LEAST_NODES = 16  # in a part, on average

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from torch_gas.adjacency import num_edges_of
-from torch_gas.builder import SubData
-from torch_gas.loader import SubgraphLoader
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.formats import num_edges_of
 from torch_gas.planner.batches import ranges_of
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
-from torch_gas.scalable import ScalableGNN
+from torch_gas.session.base import ScalableGNN
 from torch_gas.wiring.arguments import square
-from torch_gas.wiring.undisturbed import restored
+from torch_gas.wiring.trial.undisturbed import restored
 
 Loss = Callable[[Any, SubData], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 
 from torch_gas import _core
 from torch_gas.history import History
-from torch_gas.scalable import ScalableGNN
+from torch_gas.session.base import ScalableGNN
 
 _NARROW = (torch.bfloat16, torch.int8)  # of float16 and bfloat16, only the latter has the range of float32
 

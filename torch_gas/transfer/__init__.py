@@ -12,8 +12,7 @@ Ordering rules, all kept by events and never by waiting on the host:
 * a buffer is filled again only after its consumer has read it.
 """
 
-from torch_gas.transfer.batches import Courier
 from torch_gas.transfer.lanes import Event, finish, refuse_capture, send_ids
-from torch_gas.transfer.pool import IO, AsyncIOPool, version
+from torch_gas.transfer.pool import IO, AsyncIOPool
 
-__all__ = ["IO", "AsyncIOPool", "Courier", "Event", "finish", "refuse_capture", "send_ids", "version"]
+__all__ = ["IO", "AsyncIOPool", "Event", "finish", "refuse_capture", "send_ids"]

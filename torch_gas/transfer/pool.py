@@ -13,7 +13,8 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
-from torch_gas.checked import checked, renamed
+from torch_gas._util.arguments import checked, renamed
+from torch_gas._util.version import version
 from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging, with_index
 
 IO = Literal["concurrent", "serial"]
@@ -94,11 +95,6 @@ class _Pull:
         """The rows, [R, C]."""
         assert self.buffer is not None
         return self.buffer.data[: self.nbytes].view(self.dtype).view(self.num_rows, self.width)
-
-
-def version(tensor: _core.Table) -> int:
-    """Changes whenever ``tensor`` is written to; tensors of inference mode do not tell."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _finish(tables: dict[int, _Table]) -> None:

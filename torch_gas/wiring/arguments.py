@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_gas.adjacency import (
+from torch_gas.graph.formats import (
     find_adjacency,
     is_csr,
     is_edge_index,

@@ -17,11 +17,11 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
-from torch_gas.adjacency import is_edge_index, is_edge_index_object, is_matrix, resize
-from torch_gas.compiled import untraced
-from torch_gas.features import first_rows
-from torch_gas.halo import batch_rows
-from torch_gas.undo import Undo
+from torch_gas._util.tracing import untraced
+from torch_gas.graph.attributes import first_rows
+from torch_gas.graph.formats import is_edge_index, is_edge_index_object, is_matrix, resize
+from torch_gas.graph.halo import batch_rows
+from torch_gas.wiring.undo import Undo
 
 
 @functools.cache

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
-from torch_gas import sparse
-from torch_gas.adjacency import is_csr, is_sparse_tensor
-from torch_gas.compiled import is_compiled
-from torch_gas.halo import linear
-from torch_gas.sparse import Edges, aggregate, attention, edges_of, is_weight, weight_of
-from torch_gas.undo import Undo
+from torch_gas.graph import product as sparse
+from torch_gas.graph.formats import is_csr, is_sparse_tensor
+from torch_gas.graph.halo import linear
+from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight, weight_of
 from torch_gas.wiring.batch import WIRING
+from torch_gas.wiring.compiled import is_compiled
+from torch_gas.wiring.undo import Undo
 
 
 def fuse(undo: Undo, model: Module) -> None:

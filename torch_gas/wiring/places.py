@@ -20,10 +20,10 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch_geometric.nn import MessagePassing
 
-from torch_gas.undo import Undo
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch
 from torch_gas.wiring.refusals import outermost_convs
+from torch_gas.wiring.undo import Undo
 
 Kind = Literal["output", "hop", "reduction", "maximum"]
 

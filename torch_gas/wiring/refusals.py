@@ -1,7 +1,7 @@
 """Layers that would compute something else on a batch than on the whole graph, and what to use instead.
 
 In explicit wiring these tables are all that stands between such a layer and wrong rows. In automatic wiring they give better
-words to what the trial of :mod:`torch_gas.wiring.probe` would find as well.
+words to what the trial of :mod:`torch_gas.wiring.trial.probe` would find as well.
 """
 
 from __future__ import annotations

@@ -1,0 +1,217 @@
+"""What a loader knows beyond a batch, and batches that are brought to a device; here by a courier that stays on the host."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from graphs import FORMATS, random_graph, to_format
+from torch.utils.data import SequentialSampler
+from torch_geometric.data import Data
+
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas._util.thread import Task
+from torch_gas.batch import courier as batches
+from torch_gas.batch import loader
+from torch_gas.graph.formats import all_tensors, find_adjacency, map_tensors
+from torch_gas.graph.product import kept_edges
+from torch_gas.models import SAGE
+
+N = 70
+PTR = torch.tensor([0, 10, 10, 33, 50, 70])
+DATA = random_graph(N, 500)
+
+
+class Courier:
+    """Copies, and counts."""
+
+    sent = received = pinned = 0
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        Courier.sent = Courier.received = Courier.pinned = 0
+
+    def pin(self, data: Data) -> Data:
+        Courier.pinned += 1
+        return copy.copy(data)
+
+    def send(self, data: Data) -> tuple[Data, str]:
+        Courier.sent += 1
+        sent = copy.copy(data)
+        for key, value in data.to_dict().items():
+            sent[key] = map_tensors(value, torch.clone)
+        return sent, f"arrival of {data.num_nodes}"
+
+    def receive(self, data: Data, arrived: str) -> None:
+        Courier.received += 1
+        assert arrived == f"arrival of {data.num_nodes}"
+
+
+@pytest.fixture
+def courier(monkeypatch: pytest.MonkeyPatch) -> type[Courier]:
+    monkeypatch.setattr(loader, "Courier", Courier)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return Courier
+
+
+def coming(batch: SubData) -> SubData | None:
+    """The next batch, when it is there."""
+    for future in batch.n_id.outlook._ahead:
+        future.result()
+    return batch.n_id.outlook.next
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_batch_knows_the_next_one(shuffle: bool) -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, shuffle=shuffle, prefetch=1)
+    expected = None
+    for i, batch in enumerate(batches):
+        assert expected is None or batch.n_id is expected.n_id
+        expected = coming(batch)
+        assert (expected is None) == (i == len(batches) - 1)
+
+
+def test_no_outlook_without_prefetch() -> None:
+    assert [coming(batch) for batch in SubgraphLoader(DATA, PTR, 1, prefetch=0)] == [None] * 4
+
+
+def test_a_batch_that_is_not_there_yet_or_fails_is_not_known() -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, prefetch=1)
+    batch = next(iter(batches))
+    batch.n_id.outlook._ahead.clear()
+    assert batch.n_id.outlook.next is None
+    task = Task(lambda: [][1])
+    batch.n_id.outlook._ahead.append(task)
+    assert batch.n_id.outlook.next is None
+    task.run()
+    assert task.is_done and batch.n_id.outlook.next is None
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])
+def test_copies_have_no_outlook(copier: object) -> None:
+    batch = next(iter(SubgraphLoader(DATA, PTR, 2)))
+    copied = copier(batch)
+    assert copied.n_id.outlook is None and torch.equal(copied.n_id, batch.n_id)
+
+
+@pytest.mark.parametrize("neighbors", ["in", "both"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_largest_halo(size: int, neighbors: str) -> None:
+    batches = SubgraphLoader(DATA, PTR, size, neighbors=neighbors)
+    assert batches.largest_halo == max(batch.halo_size for batch in batches)
+    shuffled = SubgraphLoader(DATA, PTR, size, shuffle=True, seed=3, neighbors=neighbors)
+    halos = sorted(batch.halo_size for batch in SubgraphLoader(DATA, PTR, 1, neighbors=neighbors))
+    assert shuffled.largest_halo == min(sum(halos[-size:]), N)
+    for _ in range(5):
+        assert max(batch.halo_size for batch in shuffled) <= shuffled.largest_halo
+
+
+def test_largest_halo_of_a_sampler_that_is_not_known() -> None:
+    class Own(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter([0, 0, 1])
+
+        def __len__(self) -> int:
+            return 3
+
+    assert SubgraphLoader(DATA, PTR, 2, sampler=Own()).largest_halo is None
+    assert SubgraphLoader(DATA, PTR, 2, sampler=SequentialSampler(range(4))).largest_halo is not None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_on_a_device(courier: type[Courier], prefetch: int, workers: int) -> None:
+    here = list(SubgraphLoader(DATA, PTR, 2, prefetch=prefetch, num_workers=workers))
+    batches = SubgraphLoader(DATA, PTR, 2, prefetch=prefetch, device="cuda", num_workers=workers)
+    for _ in range(2):
+        there = list(batches)
+        for left, right in zip(here, there, strict=True):
+            assert torch.equal(left.n_id, right.n_id) and torch.equal(left.data.x, right.data.x)
+            assert torch.equal(left.data.edge_index, right.data.edge_index)
+            assert right.data.x.of_batch and right.n_id.num_nodes == N
+    assert courier.sent == courier.received == 2 * len(there)
+    assert courier.pinned == (0 if workers else len(there))  # kept batches, once and for all
+
+
+def test_an_epoch_that_is_left_early_on_a_device(courier: type[Courier]) -> None:
+    batches = SubgraphLoader(DATA, PTR, 1, device="cuda", prefetch=1)
+    next(iter(batches))
+    assert len(list(batches)) == 4
+    assert courier.received == 5
+
+
+def test_a_device_that_nothing_is_brought_to() -> None:
+    with pytest.raises(ValueError, match="device must be a CUDA device or the CPU, but is meta"):
+        SubgraphLoader(DATA, PTR, 1, device="meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device is cuda, but there is no CUDA device here; leave device out"):
+            SubgraphLoader(DATA, PTR, 1, device="cuda")
+
+
+class Stream:
+    """A lane of the courier's."""
+
+    stream = None  # the one that is current
+
+    def __init__(self, device: torch.device) -> None:
+        self.log: list[object] = []
+
+    def record(self) -> Stream:
+        self.log.append("record")
+        return self
+
+    def wait(self, event: object) -> None:
+        self.log.append("wait")
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        self.log.append(tensor.data_ptr())
+
+    def synchronize(self) -> None:
+        self.log.append("host waits")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_courier(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SideStream", Stream)
+    monkeypatch.setattr(batches, "CurrentStream", Stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: False)
+    data = to_format(random_graph(N, 500), fmt)
+    courier = batches.Courier(torch.device("cpu"))
+    compute: list[object] = courier._compute.log
+    sent, arrived = courier.send(data)
+    assert courier.receive(sent, arrived) is sent
+    tensors = all_tensors(sent.to_dict())
+    assert compute == ["record", "wait", *[tensor.data_ptr() for tensor in tensors]]
+    for left, right in zip(all_tensors(data.to_dict()), tensors, strict=True):
+        assert torch.equal(left, right) and left.data_ptr() != right.data_ptr()
+    # Two batches may have been received and not computed, but a third one is sent only then.
+    courier.receive(*courier.send(data))
+    assert "host waits" not in compute
+    courier.send(data)
+    assert compute.count("host waits") == 1
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_edges_are_put_in_the_order_of_sources_ahead(fmt: str, prefetch: int) -> None:
+    """Once a backward pass has needed it, and as long as one does."""
+    data = to_format(copy.copy(DATA), fmt)
+    model = SAGE(N, data.num_features, 4, 3, num_layers=2)
+
+    def ready(train: bool) -> list[bool]:
+        found = []
+        for batch in SubgraphLoader(data, PTR, 1, prefetch=prefetch) if train else EvalSubgraphLoader(data, PTR):
+            edges = kept_edges(find_adjacency(batch.data)[1])
+            found.append(edges is not None and edges._by_source is not None)
+            with torch.set_grad_enabled(train):
+                out = model(batch)
+            if train:
+                out.sum().backward()
+        return found
+
+    trained = ready(True)
+    assert not trained[0] and (fmt == "EdgeIndex" or trained[-1]), trained
+    assert not any(ready(False))

@@ -1,0 +1,219 @@
+"""Writes results down as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch_geometric
+
+from conformance.layers import CASES, WITHOUT, class_of
+from conformance.measure import TOLERANCE, WIRINGS, Result
+
+DTYPES = tuple(TOLERANCE)
+
+
+class Key(NamedTuple):
+    """What a result is of."""
+
+    wiring: str
+    name: str
+    fmt: str
+    dtype: torch.dtype
+
+
+Results = dict[Key, Result]
+_Reason = TypeVar("_Reason", str, tuple[str, str])
+
+_NONE = "\u2013"
+_STANDINGS = ("exact", "exact with some options", "refused", "not applicable", "WRONG")
+
+_INTRODUCTION = """\
+# Conformance
+
+Which layers of PyG give with histories what they give on the whole graph? This page lists every class of
+`torch_geometric.nn.conv`. It was written with {versions} by
+
+```bash
+python -m conformance --output docs/conformance.md
+```
+
+Options `--layers GCNConv,GATConv` and `--formats edge_index,csr` select some. The command fails if a result is WRONG.
+
+Each measurement takes a model of two layers, with a linear map before and another with tanh between, on a directed graph
+of 48 nodes with self-loops and isolated nodes. It compares the model with itself without histories:
+
+* **forward**: with exact histories, the rows of batches of one part, and of shuffled unions of parts;
+* **gradient**: that of all parameters, for a batch of all parts; and that of the last layer's, for a batch with a halo,
+  where this layer reads one hop;
+* **inference**: the output of `model(loader=...)`.
+
+A cell holds the largest difference in these three, relative to the largest value, in float32 · float64:
+
+* **exact** is what differs by at most {float32:.0e} · {float64:.0e}, as another order of summation does;
+* **`refused`** is what `torch_gas` raises an error for, which names the layer and says what to do instead;
+* **{none}** stands where PyG itself cannot run the layer on this format or type, histories or not.
+"""
+
+_WIRINGS = """\
+In **explicit** wiring the model derives from `ScalableGNN` and calls `push_and_pull` between its layers. In **automatic**
+wiring it is a plain model, and `torch_gas.scale(model, data)` does the rest."""
+
+
+def page(results: Results, formats: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """All of it.
+
+    Args:
+        results: of the same cases in each wiring, format and type.
+        formats: the columns.
+        missing: formats that are not installed.
+    """
+    names = sorted({key.name for key in results}, key=str.lower)
+    versions = f"torch {torch.__version__.partition('+')[0]} and torch_geometric {torch_geometric.__version__}"
+    limits = {"float32": TOLERANCE[torch.float32], "float64": TOLERANCE[torch.float64]}
+    sections = [_INTRODUCTION.format(versions=versions, none=_NONE, **limits).rstrip()]
+    if missing:
+        sections.append(f"{', '.join(missing)} is left out: torch-sparse was not installed.")
+    sections += [_WIRINGS, "## Counts", _summary(results)]
+    for wiring in WIRINGS:
+        sections += [f"## {wiring.capitalize()} wiring", _table(results, wiring, names, formats)]
+    sections += ["## What is refused", *_refusals(results, names)]
+    sections += ["## What is not applicable", _not_applicable(results, names, formats)]
+    if set(names) == set(CASES):
+        sections += ["## What is not measured", _without()]
+    return "\n\n".join(sections) + "\n"
+
+
+def counts(results: Results) -> str:
+    """The counts of all measurements, in one line."""
+    number = Counter(result.outcome for result in results.values())
+    parts = [f"{number[outcome]} {outcome}" for outcome in ("exact", "refused", "not applicable", "WRONG")]
+    return f"{len(results)} measurements: {', '.join(parts)}"
+
+
+def standing(results: Results, wiring: str, layer: str) -> str:
+    """How a class fares in a wiring, over its cases, formats and types."""
+    mine = (key for key in results if key.wiring == wiring and class_of(key.name) == layer)
+    outcomes = {results[key].outcome for key in mine} - {"not applicable"}
+    if outcomes == {"exact", "refused"}:
+        return "exact with some options"
+    return "WRONG" if "WRONG" in outcomes else outcomes.pop() if outcomes else "not applicable"
+
+
+def _summary(results: Results) -> str:
+    layers = {class_of(key.name) for key in results}
+    number = {wiring: Counter(standing(results, wiring, layer) for layer in layers) for wiring in WIRINGS}
+    rows = [
+        [name, *(str(number[wiring][name]) for wiring in WIRINGS)]
+        for name in _STANDINGS
+        if any(count[name] for count in number.values())
+    ]
+    return (
+        f"Of the {len(layers)} classes that are measured:\n\n{_markdown(['', *WIRINGS], rows)}\n\n"
+        "A class is exact with some options if it is refused with others, and not applicable if it needs a package that was "
+        f"not installed. All in all there are {counts(results)}."
+    )
+
+
+def _table(results: Results, wiring: str, names: Sequence[str], formats: Sequence[str]) -> str:
+    rows = []
+    for name in names:
+        cells = [_cell([results[Key(wiring, name, fmt, dtype)] for dtype in DTYPES]) for fmt in formats]
+        rows.append([_title(name), *cells])
+    return _markdown(["layer", *(f"`{fmt}`" for fmt in formats)], rows)
+
+
+def _cell(results: Sequence[Result]) -> str:
+    outcomes = {result.outcome for result in results}
+    if "WRONG" in outcomes:
+        return "**WRONG**"
+    if "refused" in outcomes:
+        return "`refused`"
+    if outcomes == {"not applicable"}:
+        return _NONE
+    return " · ".join(_number(max(result.errors.values())) if result.errors else _NONE for result in results)
+
+
+def _number(error: float) -> str:
+    return "0" if error == 0 else f"{error:.0e}"
+
+
+def _title(name: str) -> str:
+    """A case's name, with the class as code."""
+    layer, _, options = name.partition(" ")
+    return f"`{layer}` {options}".strip()
+
+
+def _refusals(results: Results, names: Sequence[str]) -> Iterable[str]:
+    messages: dict[str, dict[str, str]] = {wiring: {} for wiring in WIRINGS}
+    for key, result in results.items():
+        if result.outcome == "refused":
+            messages[key.wiring][key.name] = result.message
+    explicit, automatic = (messages[wiring] for wiring in WIRINGS)
+    both = {name: message for name, message in automatic.items() if explicit.get(name) == message}
+    for title, found in (
+        ("In both wirings:", both),
+        ("In explicit wiring:", {name: explicit[name] for name in explicit if name not in both}),
+        ("In automatic wiring:", {name: automatic[name] for name in automatic if name not in both}),
+    ):
+        if found:
+            groups = _group((_split(found[name]), _title(name)) for name in names if name in found)
+            lines = [f"* {', '.join(of)}: {why}. *Instead*: {instead}." for (why, instead), of in groups.items()]
+            yield f"{title}\n\n" + "\n".join(lines)
+    if not any(messages.values()):
+        yield "Nothing."
+
+
+def _split(message: str) -> tuple[str, str]:
+    """The reason and the alternative of a refusal."""
+    reason = re.sub(r"^\w+ cannot be used on a batch: (it )?", "", message)
+    why, _, instead = re.sub(r"; (?=(use|create|write) )", "\0", reason, count=1).partition("\0")
+    return why, instead
+
+
+def _not_applicable(results: Results, names: Sequence[str], formats: Sequence[str]) -> str:
+    found: dict[tuple[str, str], list[Key]] = {}
+    for key, result in results.items():
+        if key.wiring == WIRINGS[0] and result.outcome == "not applicable":
+            found.setdefault((key.name, _first_sentence(result.message)), []).append(key)
+    pairs = sorted(found.items(), key=lambda item: names.index(item[0][0]))
+    groups = _group((message, _title(name) + _where(keys, formats)) for (name, message), keys in pairs)
+    return "\n".join(f"* `{message}`: {', '.join(titles)}" for message, titles in groups.items()) or "Nothing."
+
+
+def _where(keys: Sequence[Key], formats: Sequence[str]) -> str:
+    """The formats of ``keys`` unless all, with the type where it is not either."""
+    if len(keys) == len(formats) * len(DTYPES):
+        return ""
+    found: dict[str, list[torch.dtype]] = {}
+    for key in keys:
+        found.setdefault(key.fmt, []).append(key.dtype)
+    return " with " + " and ".join(
+        fmt if len(dtypes) == len(DTYPES) else f"{fmt} in {str(dtypes[0]).removeprefix('torch.')}"
+        for fmt, dtypes in found.items()
+    )
+
+
+def _first_sentence(message: str) -> str:
+    return message.splitlines()[0].replace("`", "'").partition(". ")[0].rstrip(".")
+
+
+def _without() -> str:
+    groups = _group((reason, f"`{name}`") for name, reason in WITHOUT.items())
+    lines = "\n".join(f"* {', '.join(titles)}: {reason}" for reason, titles in groups.items())
+    return f"All but the base class are refused by name in both wirings.\n\n{lines}"
+
+
+def _group(pairs: Iterable[tuple[_Reason, str]]) -> dict[_Reason, list[str]]:
+    groups: dict[_Reason, list[str]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, []).append(name)
+    return groups
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

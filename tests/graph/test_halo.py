@@ -1,0 +1,133 @@
+"""Rows with a halo behind them: gradients that end at the batch's rows are those that would be cut off there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from graphs import random_graph
+from nets import Net
+from torch import Tensor
+
+from torch_gas import SubgraphLoader, models
+from torch_gas.graph.halo import append, batch_rows, join, linear
+from torch_gas.graph.product import Edges, aggregate
+from torch_gas.models.dropout import dropout
+
+B, S, C = 5, 7, 3
+HALO = torch.randn(S, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+WEIGHT, BIAS = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, C), (4,)))
+EDGES = Edges(torch.stack([torch.randint(B + S, (30,)), torch.randint(B, (30,))]), B, B + S)
+EDGE_WEIGHT = torch.rand(30, dtype=torch.float64, requires_grad=True)
+CONSUMERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: linear(x, WEIGHT, BIAS),
+    "linear without bias": lambda x: linear(x, WEIGHT, None),
+    "aggregate": lambda x: aggregate(x, EDGES, mean=True),
+    "aggregate with weights": lambda x: aggregate(x, EDGES, EDGE_WEIGHT),
+    "aggregate what is dropped": lambda x: aggregate(_dropped(x), EDGES),
+    "row by row": lambda x: x.exp(),
+}
+
+
+def _dropped(x: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    return dropout(x, 0.5, True)
+
+
+def rows() -> Tensor:
+    return torch.randn(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+
+def appended(rows: Tensor) -> Tensor:
+    return append(rows, S, lambda out: out.copy_(HALO))
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_gradients_are_those_of_rows_in_one_tensor(name: str) -> None:
+    consume, inputs = CONSUMERS[name], (rows(), WEIGHT, BIAS, EDGE_WEIGHT)
+    x = appended(inputs[0])
+    assert torch.equal(x, torch.cat([inputs[0], HALO])) and batch_rows(x) is inputs[0]
+    out, expected = consume(x), consume(torch.cat([inputs[0], HALO]))
+    assert torch.equal(out, expected)
+    found = torch.autograd.grad((out**2).sum(), inputs, allow_unused=True)
+    for left, right in zip(found, torch.autograd.grad((expected**2).sum(), inputs, allow_unused=True), strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+    def run(rows: Tensor, *_: Tensor) -> Tensor:
+        return consume(appended(rows)) ** 2
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_a_gradient_that_somebody_looks_at_is_whole(name: str) -> None:
+    inputs = rows()
+    x, plain = appended(inputs), torch.cat([inputs, HALO])
+    x.retain_grad()
+    plain.retain_grad()
+    for each in (x, plain):
+        (CONSUMERS[name](each) ** 2).sum().backward()
+    torch.testing.assert_close(x.grad, plain.grad, rtol=1e-12, atol=1e-12)
+    seen: list[Tensor] = []
+    x = appended(inputs)
+    x.register_hook(seen.append)
+    (CONSUMERS[name](x) ** 2).sum().backward()
+    torch.testing.assert_close(seen[0], plain.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_changed_since_are_not_the_batchs() -> None:
+    inputs = rows()
+    x, y = appended(inputs * 1), appended(inputs * 1)
+    x.mul_(2)
+    y[1] = 0.0
+    assert batch_rows(x) is None and batch_rows(y) is None and batch_rows(HALO) is None
+    before = inputs * 1
+    x = appended(before)
+    before.mul_(2)
+    assert batch_rows(x) is None
+    with torch.no_grad():
+        assert batch_rows(appended(inputs)) is None and batch_rows(appended(before)) is None
+    assert join(HALO, HALO) is HALO  # nothing to learn
+
+
+@pytest.mark.parametrize("name", ["GCN", "GAT", "SAGE", "GIN", "PNA"])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_training_is_the_same_as_with_gradients_of_all_rows(
+    name: str, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_graph(40, 200)
+    ptr = torch.tensor([0, 10, 20, 30, 40])
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(0)
+        shape = (40, 8, 4, 2, 3, 1, 3) if name == "GAT" else (40, 8, 8, 3, 3)
+        more = (["mean", "max"], ["identity", "attenuation"], torch.ones(40)) if name == "PNA" else ()
+        model = getattr(models, name)(*shape, *more, dropout=p)
+        for batch in SubgraphLoader(data, ptr, 2):
+            model(batch).square().mean().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    found = gradients()
+    for module in ("halo", "sparse", "models.dropout", "wiring.batch"):
+        monkeypatch.setattr(f"torch_gas.{module}.batch_rows", lambda x: None)
+    for left, right in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_linear_layers_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called by it in batches; hooks and the layers themselves stay as they were."""
+    seen: list[int] = []
+    monkeypatch.setattr("torch_gas.wiring.fused.linear", lambda x, *args: seen.append(len(x)) or linear(x, *args))
+    model, data = Net(40, num_layers=2), random_graph(40, 200)
+    batch = next(iter(SubgraphLoader(data, torch.tensor([0, 10, 40]), 1)))
+    model(batch)
+    number = len(seen)
+    model.convs[-1].lin_l.forward = lambda x: x @ model.convs[-1].lin_l.weight.t()  # somebody's own
+    model(batch)
+    assert len(seen) == 2 * number - 1
+    del model.convs[-1].lin_l.forward
+    assert seen and all("forward" not in vars(module) for module in model.modules())

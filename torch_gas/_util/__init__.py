@@ -1,0 +1,1 @@
+"""Small helpers that know nothing of graphs: checked arguments, a thread, versions of tensors."""

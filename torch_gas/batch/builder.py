@@ -1,0 +1,221 @@
+"""Batches: unions of parts with their one-hop halo, and how they are made from a graph.
+
+A batch holds every edge into its B nodes (Section 2 of https://arxiv.org/abs/2106.05609), so it needs the S
+in-neighbours outside of it: rows B .. B+S-1 of every node tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas import _core
+from torch_gas.graph.attributes import is_node_attr, take
+from torch_gas.graph.checks import check_ids
+from torch_gas.graph.coo import edge_attrs
+from torch_gas.graph.formats import (
+    CSR,
+    batch_adjacency,
+    coo,
+    find_adjacency,
+    is_matrix,
+    is_sparse_tensor,
+    num_nodes_of,
+    tensors_of,
+    to_csr,
+)
+from torch_gas.table import StoredFeatures
+
+
+class SubData(NamedTuple):
+    """One mini-batch; unpacks as ``batch, *args`` with ``model(batch.x, batch.adj_t, *args)``.
+
+    Args:
+        data: node attributes of B+S rows, edge attributes and adjacency of the E_B edges into the batch.
+        batch_size: B.
+        n_id: global ids of the B batch and S halo nodes, [B + S].
+        offset: global id at which each part of the batch starts, [P].
+        count: number of nodes of each part, [P]; sums to B.
+    """
+
+    data: Data
+    batch_size: int
+    n_id: Tensor
+    offset: Tensor
+    count: Tensor  # type: ignore[assignment]  # PyGAS's name, which hides tuple.count
+
+    def to(self, *args: Any, **kwargs: Any) -> SubData:
+        """Moves ``data``; the ids stay in host memory, where the histories are addressed from."""
+        return self._replace(data=copy.copy(self.data).to(*args, **kwargs))
+
+    @property
+    def halo_size(self) -> int:
+        """S."""
+        return self.n_id.numel() - self.batch_size
+
+    def __repr__(self) -> str:
+        return (
+            f"SubData({self.data}, batch_size={self.batch_size}, halo_size={self.halo_size}, parts={len(self.count)})"
+        )
+
+
+class Builder:
+    """Makes the batch of some parts. It is the loader's ``collate_fn``, so it can be sent to worker processes."""
+
+    def __init__(self, data: Data, ptr: Tensor, bipartite: bool, neighbors: str = "in") -> None:
+        self.data, self.ptr, self.bipartite, self.neighbors = data, ptr, bipartite, neighbors
+        self.num_nodes = check_data(data)
+        self.key, self.adj = find_adjacency(data)
+        stated = num_nodes_of(self.adj)
+        if stated is not None and stated != self.num_nodes:
+            raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
+        if not is_matrix(self.adj):
+            for ids in coo(self.adj)[:2]:
+                check_ids(ids, self.num_nodes, f"data.{self.key}")
+        self.csr: CSR = to_csr(self.adj, self.num_nodes)
+        self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
+        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118  # Data iterates over pairs
+        self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
+        self.signature = _signature(data)
+        self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
+
+    def __call__(self, parts: Sequence[int]) -> SubData:
+        return self.batch(*self._ranges(parts))
+
+    def batch(self, offset: Tensor, count: Tensor) -> SubData:
+        """The batch of the nodes in some ranges."""
+        sub = self.subgraph(offset, count)
+        n_id, batch_size = sub.n_id, int(count.sum())
+        num_dst = batch_size if self.bipartite and self.csc is None else n_id.numel()
+        adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst, n_id.numel())
+
+        batch = copy.copy(self.data)  # with what it holds per graph
+        batch[self.key] = adj
+        for key in self.node_keys:
+            value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
+            if isinstance(value, StoredFeatures):
+                batch[key] = value.batch_rows(offset, count, n_id[batch_size:])
+            elif dim == 0 and _core.is_table(value):
+                batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
+            else:
+                batch[key] = take(value, n_id, dim)
+        if self.csr.perm is not None:
+            e_id = self.csr.perm.index_select(0, e_id)
+        for key in self.edge_keys:
+            batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
+        batch.num_nodes = n_id.numel()
+        return SubData(batch, batch_size, n_id, offset, count)
+
+    def halo(self, parts: Sequence[int]) -> Tensor:
+        """Ids of the halo of the batch of some parts, [S]."""
+        offset, count = self._ranges(parts)
+        return self.subgraph(offset, count).n_id[int(count.sum()) :]
+
+    def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Start and length of some parts."""
+        index = torch.tensor(parts, dtype=torch.int64)
+        return self.ptr[index], self.ptr[index + 1] - self.ptr[index]
+
+    def subgraph(self, offset: Tensor, count: Tensor) -> _core.Subgraph:
+        """Edges and ids of the batch of the nodes in some ranges."""
+        matrix = is_matrix(self.adj)
+        sub = _core.subgraph(self.csr.rowptr, self.csr.col, offset, count, ascending=matrix, coo=not matrix)
+        return sub if self.csc is None else self._with_outgoing(sub, offset, count)
+
+    def _with_outgoing(self, sub: _core.Subgraph, offset: Tensor, count: Tensor) -> _core.Subgraph:
+        """``sub`` with the edges from the batch to nodes outside of it, which then belong to the halo."""
+        assert self.csc is not None
+        colptr, row, perm = self.csc
+        out = _core.subgraph(colptr, row, offset, count)
+        batch_size = out.rowptr.numel() - 1
+        leaves = out.col >= batch_size
+        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[leaves]
+        halo = torch.cat([sub.halo, out.halo]).unique()
+        dst = torch.searchsorted(halo, out.halo)[out.col[leaves].long() - batch_size]
+        order = dst.argsort(stable=True)
+        counts = dst.bincount(minlength=halo.numel())
+        rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
+        return _core.Subgraph(
+            torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
+            torch.cat([rows[sub.col.long()], src[order]]),
+            torch.cat([sub.e_id, perm[out.e_id[leaves]][order]]),
+            torch.cat([sub.n_id[:batch_size], halo]),
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.signature = _signature(self.data)  # which tells tensors apart by identity
+
+    def check_unchanged(self) -> None:
+        """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
+        if _signature(self.data) != self.signature:
+            raise RuntimeError(
+                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; "
+                "make a new loader (and partition and permute again if nodes or edges changed), or move a copy: "
+                "copy.copy(data).to(device)"
+            )
+
+
+def check_data(data: Data) -> int:
+    if not isinstance(data, Data):
+        raise TypeError(f"data must be a torch_geometric.data.Data, but is {type(data)}")
+    if data.num_nodes is None or data.num_nodes < 1:
+        raise ValueError("data has no nodes: set data.x or data.num_nodes")
+    for key, value in data.to_dict().items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise ValueError(
+                f"data.{key} is on {value.device}, but batches are made on the CPU: use data.cpu() for the loader "
+                "and move each batch with batch.to(device)"
+            )
+        if isinstance(value, StoredFeatures):
+            if len(value) != data.num_nodes:
+                raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")
+            if data.get("perm") is not None:
+                value.check_order(data.perm, f"data.{key}")
+    return int(data.num_nodes)
+
+
+def check_ptr(ptr: Tensor, data: Data) -> Tensor:
+    num_nodes = check_data(data)
+    if not isinstance(ptr, Tensor) or ptr.dtype not in (torch.int64, torch.int32) or ptr.dim() != 1:
+        raise TypeError("ptr must be a one-dimensional integer tensor, as metis() returns it")
+    if ptr.numel() < 2 or int(ptr[0]) != 0 or int(ptr[-1]) != num_nodes:
+        ends = "" if ptr.numel() == 0 else f" and goes from {int(ptr[0])} to {int(ptr[-1])}"
+        raise ValueError(
+            f"ptr must go from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{ends}; "
+            "was it computed for another graph?"
+        )
+    if bool((ptr.diff() < 0).any()):
+        raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
+    perm = getattr(ptr, "perm", None)  # metis() leaves it there
+    order = data.get("perm", torch.arange(num_nodes))
+    if perm is not None and not torch.equal(perm, getattr(order, "step", order)):  # permute() leaves it there
+        raise ValueError(
+            "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
+            "returned together with this ptr"
+        )
+    return ptr.to(torch.int64)
+
+
+def _signature(data: Data) -> list[tuple[str, Any]]:
+    """What must not change while a loader lives: names, shapes and devices, and all of the adjacency."""
+    key, adj = find_adjacency(data)
+    versions = [tensor._version for tensor in tensors_of(adj) if not tensor.is_inference()]
+    shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
+    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, (id(adj), versions)), *sorted(shapes)]
+
+
+def _shape(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (list, tuple)):
+        return (len(value),)
+    return (*getattr(value, "shape", ()), getattr(value, "device", None))
+
+
+def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
+    value = data[key]
+    return is_node_attr(data, key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)

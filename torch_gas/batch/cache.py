@@ -1,0 +1,71 @@
+"""Batches that come again, so that they need not be made again."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.batch.builder import SubData
+from torch_gas.graph.formats import tensors_of
+
+
+class BatchCache:
+    """Batches that come again, up to a number of bytes; a batch that was changed in place is made anew."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> int:
+        return self.capacity  # a copy starts empty
+
+    def __setstate__(self, capacity: int) -> None:
+        self.__init__(capacity)  # type: ignore[misc]
+
+    def clear(self) -> None:
+        """Forgets all batches."""
+        self._entries.clear()
+        self.size = 0
+
+    def get(self, parts: tuple[int, ...]) -> SubData | None:
+        entry = self._entries.get(parts)
+        if entry is None:
+            return None
+        batch, versions = entry
+        if [tensor._version for tensor in _tensors(batch)] != versions:
+            return None
+        return batch._replace(data=copy.copy(batch.data))
+
+    def put(self, parts: tuple[int, ...], batch: SubData) -> None:
+        tensors = _tensors(batch)
+        if any(tensor.is_inference() for tensor in tensors):  # they tell of no change, and cannot be trained on
+            return
+        size = sum(tensor.nbytes for tensor in tensors)
+        with self._lock:
+            if parts not in self._entries and self.size + size > self.capacity:
+                return
+            if parts not in self._entries:
+                self.size += size
+            kept = batch._replace(data=copy.copy(batch.data))
+            self._entries[parts] = (kept, [tensor._version for tensor in tensors])
+
+
+def contents_of(data: Data) -> list[tuple[Any, int]]:
+    """What may change between two epochs: each attribute, and how often it was changed in place."""
+    return [
+        (value, value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
+        for value in data.to_dict().values()
+    ]
+
+
+def _tensors(batch: SubData) -> list[Tensor]:
+    found = [batch.n_id, batch.offset, batch.count]
+    for value in batch.data.to_dict().values():
+        found += tensors_of(value)
+    return found

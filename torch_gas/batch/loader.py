@@ -1,0 +1,381 @@
+"""Loaders: the mini-batches of an epoch, made ahead and brought to the model's device."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch_geometric.data import Data
+
+from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
+from torch_gas.batch.builder import Builder, SubData, check_ptr
+from torch_gas.batch.cache import BatchCache, contents_of
+from torch_gas.batch.courier import Courier
+from torch_gas.batch.epochs import Epoch, Epochs, checksum
+from torch_gas.graph.formats import num_destinations
+from torch_gas.graph.product import edges_of, kept_edges
+from torch_gas.transfer import Event
+
+
+class Outlook:
+    """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
+
+    def __init__(self, loader: SubgraphLoader, ahead: deque[Task[Any]]) -> None:
+        self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
+
+    @property
+    def next(self) -> SubData | None:
+        """The batch that comes next, where it is there already."""
+        made = self._ahead[0].value if self._ahead else None
+        return None if made is None else cast(SubData, made[0])
+
+    @property
+    def largest_halo(self) -> int | None:
+        """As :attr:`SubgraphLoader.largest_halo`."""
+        loader = self._loader()
+        return None if loader is None else loader.largest_halo
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+class SubgraphLoader(DataLoader[SubData]):
+    """Mini-batches of ``batch_size`` parts each, over all parts, with the halo of each batch.
+
+    Args:
+        data: a graph in the order of ``perm``; see :func:`torch_gas.permute`.
+        ptr: start of each part and N, [num_parts + 1], from :func:`torch_gas.metis`.
+        batch_size: parts in a batch.
+        bipartite: whether the adjacency has B rows (default) or B+S rows, of which the last S are empty.
+        neighbors: ``"in"`` for the edges into the batch, or ``"both"`` for those from it as well, whose ends outside then
+            belong to the halo. Layers that read both directions need it; its adjacency has B+S rows.
+        log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
+        shuffle: whether parts are grouped anew at random in each epoch.
+        seed: makes the order reproducible whatever the global random state is.
+        prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. By default 2 where the
+            thread has a core to itself or batches go to a GPU, and 0 where torch's threads have all cores. With
+            ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
+        device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
+            memory. By default all of a batch does, and ``batch.to(device)`` moves it.
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
+        **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
+
+    Raises:
+        ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to.
+
+    Example:
+        >>> from torch_gas import SubgraphLoader, metis, permute
+        >>> from torch_gas.datasets import synthetic
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> loader = SubgraphLoader(data, ptr, batch_size=2, shuffle=True, seed=0)
+        >>> for batch, batch_size, n_id, offset, count in loader:
+        ...     assert batch.x.size(0) == n_id.numel()
+        ...     assert batch_size == int(count.sum())
+    """
+
+    @checked
+    def __init__(
+        self,
+        data: Data,
+        ptr: Tensor,
+        batch_size: int = 1,
+        bipartite: bool = True,
+        log: bool = True,
+        *,
+        neighbors: str = "in",
+        shuffle: bool = False,
+        seed: int | None = None,
+        prefetch: int | None = None,
+        cache_size: int = 2**30,
+        device: torch.device | str | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if batch_size is None:
+            raise ValueError("SubgraphLoader: batch_size must be a number of parts, at least 1, but is None")
+        if (prefetch is not None and prefetch < 0) or cache_size < 0:
+            raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
+        if neighbors not in ("in", "both"):
+            raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
+        self.builder = Builder(data, check_ptr(ptr, data), bipartite, neighbors)
+        self._prefetch = prefetch
+        self.device = torch.device("cpu" if device is None else device)
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
+            )
+        self._transposes = False  # whether the model used the edges of the last batch by source as well
+        self._courier: Courier | None = None
+        self._largest_halo: int | None = None
+        self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
+        self._contents = contents_of(data)
+        if seed is not None and kwargs.get("generator") is not None:
+            raise ValueError("give seed or generator, not both")
+        parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
+        if shuffle and seed is not None:
+            # A sampler of its own, because workers would draw from the loader's generator as well.
+            generator = torch.Generator().manual_seed(seed)
+            shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=generator)
+        super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
+        self._epochs = Epochs(self.batch_sampler, self.generator)
+        self._fingerprint: dict[str, Any] | None = None
+
+    @property
+    def _index_sampler(self) -> Epochs:  # what DataLoader draws batches from
+        return self._epochs
+
+    @property
+    def data(self) -> Data:
+        """The graph."""
+        return self.builder.data
+
+    @property
+    def ptr(self) -> Tensor:
+        """Start of each part and N, [num_parts + 1]."""
+        return self.builder.ptr
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.builder.num_nodes
+
+    @property
+    def prefetch(self) -> int:
+        """How many batches are made ahead."""
+        if self._prefetch is not None:
+            return self._prefetch
+        return 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
+
+    def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
+        with self._epochs.begin() as epoch:
+            for batch in self._serve(lambda: self._tasks(epoch)):
+                self._epochs.hand_out(epoch)
+                yield batch
+
+    @checked
+    def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
+        """Batches of the given parts, in their order, instead of those of an epoch.
+
+        Args:
+            batches: the parts of each batch, by their position in :attr:`ptr`.
+
+        Raises:
+            IndexError: if a part is negative or not below the number of parts.
+        """
+        num_parts = self.ptr.numel() - 1
+        for part in (part for parts in batches for part in parts):
+            if not 0 <= part < num_parts:
+                raise IndexError(f"SubgraphLoader.only: part {part} must be in 0 .. {num_parts - 1}")
+        return self._serve(lambda: iter([partial(self._make, tuple(parts)) for parts in batches]))
+
+    def _serve(self, tasks: Callable[[], Iterator[Callable[[], SubData]]]) -> Iterator[SubData]:
+        """The batches that ``tasks`` make, where the model can use them."""
+        self.builder.check_unchanged()
+        contents = contents_of(self.data)
+        if not all(a is b and v == w for (a, v), (b, w) in zip(contents, self._contents, strict=True)):
+            self._contents = contents
+            self._cache.clear()
+            self._iterator = None  # workers that persist hold the data as it was
+        for batch, arrived, ahead in self._batches(tasks()):
+            if arrived is not None:
+                assert self._courier is not None
+                self._courier.receive(batch.data, arrived)
+            # The model checks that the batch is of its graph and holds the edges it reads.
+            n_id: Any = batch.n_id
+            n_id.num_nodes, n_id.neighbors = self.num_nodes, self.builder.neighbors
+            n_id.num_edges, n_id.perm = batch.data.num_edges, self.data.get("perm")
+            n_id.outlook = Outlook(self, ahead)
+            for key in self.builder.node_keys:
+                if isinstance(batch.data[key], Tensor):
+                    batch.data[key].of_batch = True  # and that its rows are not taken for those of a graph
+            yield batch
+            edges = kept_edges(batch.data[self.builder.key])
+            self._transposes = edges is not None and edges.is_used_by_source
+
+    def _batches(
+        self, tasks: Iterator[Callable[[], SubData]]
+    ) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
+        """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
+        if self.device.type == "cuda" and self._courier is None:
+            self._courier = Courier(self.device)
+        ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
+        prefetch = self.prefetch
+        if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
+            for task in tasks:
+                yield *self._send(task), ahead
+            return
+        worker = Worker()
+        try:
+            _use_one_thread(worker)
+            for task in tasks:
+                ahead.append(worker.submit(partial(self._send, task)))
+                if len(ahead) > prefetch:
+                    yield *ahead.popleft().result(), ahead
+            while ahead:
+                yield *ahead.popleft().result(), ahead
+        finally:
+            worker.close()
+            ahead.clear()
+
+    def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
+        """Calls that make one batch of ``epoch`` each."""
+        with self._epochs.drawn(epoch):
+            batches: Any = super().__iter__() if self.num_workers > 0 else None
+        if batches is not None:
+            number = len(self) if epoch.batches is None else len(epoch.batches)
+            return (partial(next, batches) for _ in range(number))
+        parts_of_loader = cast("list[int]", self.dataset)
+        order = (tuple(parts_of_loader[i] for i in batch) for batch in self._epochs)
+        return (partial(self._make, parts) for parts in order)
+
+    def _send(self, task: Callable[[], SubData]) -> tuple[SubData, Event | None]:
+        batch = task()
+        if self._courier is None:
+            return batch, None
+        data, arrived = self._courier.send(batch.data)
+        return batch._replace(data=data), arrived
+
+    def state_dict(self) -> dict[str, Any]:
+        """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
+
+        It holds what is left of the epoch under way, and what decides the order of the next: the state of ``seed`` or
+        ``generator``. Where that is the global random state, save it as well, as :func:`torch_gas.checkpoint.save` does. An epoch
+        that was left by ``break`` counts as under way until the next one begins.
+
+        Raises:
+            TypeError: if the order comes from a sampler of the user's that has no ``state_dict`` and ``load_state_dict``, which
+                must hold what decides its next epoch.
+        """
+        return self._epochs.state_dict(self._identity())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``: whoever iterates next gets the rest of the epoch that was under way.
+
+        Raises:
+            ValueError: if it is of a loader of another graph, partition, order of nodes, batch size or way of shuffling.
+        """
+        self._epochs.load_state_dict(state, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which nodes a batch has."""
+        if self._fingerprint is None:
+            self._fingerprint = {
+                "num_nodes": self.num_nodes,
+                "num_parts": self.ptr.numel() - 1,
+                "batch_size": self.batch_size,
+                "drop_last": self.drop_last,
+                "ptr": checksum(self.ptr),
+                "perm": checksum(self.data.get("perm")),
+            }
+        return self._fingerprint
+
+    @property
+    def largest_halo(self) -> int | None:
+        """The most halo nodes that a batch may have, max S; None where a sampler of the user's decides on batches.
+
+        With shuffling it is an upper bound: the sum of the largest halos of single parts.
+        """
+        if self._largest_halo is None:
+            self._largest_halo = self._find_largest_halo()
+        return self._largest_halo
+
+    def _find_largest_halo(self) -> int | None:
+        if self._fixed_batches is not None:
+            return max(self.builder.halo(parts).numel() for parts in self._fixed_batches)
+        if not isinstance(self.batch_sampler, BatchSampler) or not isinstance(
+            self.batch_sampler.sampler, RandomSampler
+        ):
+            return None
+        halos = sorted(self.builder.halo([part]).numel() for part in cast("list[int]", self.dataset))
+        return min(sum(halos[-self.batch_sampler.batch_size :]), self.num_nodes)
+
+    @property
+    def _fixed_batches(self) -> list[list[int]] | None:
+        """The parts of each batch, where they are the same in each epoch."""
+        sampler = self.batch_sampler
+        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, SequentialSampler):
+            return None
+        parts, size = cast("list[int]", self.dataset), sampler.batch_size
+        return [parts[i : i + size] for i in range(0, len(parts), size)]
+
+    def halo_counts(self) -> Tensor:
+        """In how many halos each node is, [N]: of the batches, or of single parts where batches are not always the same."""
+        counts = torch.zeros(self.num_nodes, dtype=torch.int64)
+        for parts in self._fixed_batches or [[part] for part in cast("list[int]", self.dataset)]:
+            counts[self.builder.halo(parts)] += 1
+        return counts
+
+    def _make(self, parts: tuple[int, ...]) -> SubData:
+        if self._cache.capacity == 0:
+            return self._build(parts)
+        batch = self._cache.get(parts)
+        if batch is None:
+            batch = self._build(parts)
+            if self._courier is not None:
+                batch = batch._replace(data=self._courier.pin(batch.data))
+            self._cache.put(parts, batch)
+        return batch
+
+    def _build(self, parts: tuple[int, ...]) -> SubData:
+        batch = self.builder(parts)
+        if self._transposes:
+            adj = batch.data[self.builder.key]
+            edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
+            if edges is not None:
+                edges.transpose()
+        if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
+            batch.data.pin_memory()
+        return batch
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.data}, num_parts={self.ptr.numel() - 1}, batches={len(self)}, "
+            f"batch_size={self.batch_size})"
+        )
+
+
+class EvalSubgraphLoader(SubgraphLoader):
+    """Batches of ``batch_size`` consecutive parts in a fixed order, for evaluation.
+
+    Takes the arguments of :class:`SubgraphLoader` but ``shuffle``. Neighbouring parts are merged, so each batch is
+    one contiguous range of nodes and moves as one block.
+    """
+
+    @checked
+    def __init__(
+        self, data: Data, ptr: Tensor, batch_size: int = 1, bipartite: bool = True, log: bool = True, **kwargs: Any
+    ) -> None:
+        if kwargs.pop("shuffle", False):
+            raise ValueError("EvalSubgraphLoader: shuffle must be False; use SubgraphLoader to shuffle")
+        if batch_size < 1:
+            raise ValueError(f"EvalSubgraphLoader: batch_size must be at least 1, but is {batch_size}")
+        ptr = check_ptr(ptr, data)
+        merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
+        super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _use_one_thread(worker: Worker) -> None:
+    """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
+    num_threads = torch.get_num_threads()
+    try:
+        worker.submit(partial(torch.set_num_threads, 1)).result()
+        # A thread takes the setting over when it first asks for it, so that it can then be put back for all others.
+        worker.submit(torch.get_num_threads).result()
+    finally:
+        torch.set_num_threads(num_threads)

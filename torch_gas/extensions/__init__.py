@@ -1,0 +1,1 @@
+"""What watches training or takes part in it, and what a model does not need to know."""

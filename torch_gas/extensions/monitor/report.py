@@ -1,0 +1,178 @@
+"""Tables, figures and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_gas.extensions.monitor.bound import LayerBound
+from torch_gas.extensions.monitor.counts import LayerStatistics
+from torch_gas.extensions.monitor.errors import LayerError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = " ▁▂▃▄▅▆▇█"
+MOST_LINES = 6  # of layers, in one picture
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns of text, flush right."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)
+
+
+def statistics_table(layers: Sequence[LayerStatistics]) -> str:
+    """A line for each history: ages of rows pulled from it, the hot ones, drift of those pushed to it and their rounding."""
+    most = max((_oldest(layer.ages) for layer in layers), default=0)
+    header = ["history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift"]
+    lines = [_statistics_line(layer, most) for layer in layers]
+    if _are_rounded(layers):
+        header.append("storage error")
+        for line, layer in zip(lines, layers, strict=True):
+            line.append(f"{100 * layer.storage:.2g} %")
+    if any(layer.hot > 0 for layer in layers):
+        header.append("hot")
+        for line, layer in zip(lines, layers, strict=True):
+            line.append(percent(layer.hot))
+    return text_table(header, lines)
+
+
+def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
+    """Whether a storage type cannot hold the rows as they are."""
+    return not all(math.isnan(layer.storage) for layer in layers)
+
+
+def _statistics_line(layer: LayerStatistics, most: int) -> list[str]:
+    return [
+        str(layer.layer),
+        f"{layer.pulled:,}",
+        percent(layer.never),
+        str(layer.age()),
+        str(layer.age(0.9)),
+        str(_oldest(layer.ages)),
+        _spark(layer.ages[1 : most + 1]),
+        percent(layer.drift),
+    ]
+
+
+def errors_table(layers: Sequence[LayerError]) -> str:
+    """A line for each layer."""
+    lines = [(str(layer.layer), percent(layer.history), percent(layer.computed)) for layer in layers]
+    if lines:
+        lines[-1] = ("output", "", lines[-1][2])
+    return text_table(("layer", "error of history", "of batches"), lines)
+
+
+def bound_table(layers: Sequence[LayerBound]) -> str:
+    """A line for each layer."""
+    header = ("layer", "gain", "staleness", "error", "bound", "theorem", "worst ratio", "gains are")
+    return text_table(header, map(_bound_line, layers))
+
+
+def _bound_line(layer: LayerBound) -> tuple[str, ...]:
+    values = (layer.gain, layer.staleness, layer.measured, layer.bound, layer.theorem)
+    numbers = ["" if value is None else f"{value:.3g}" for value in values]
+    return (str(layer.layer), *numbers, percent(layer.worst), "estimated" if layer.estimated else "known")
+
+
+def percent(share: float) -> str:
+    """Such as ``12.5 %``."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _oldest(ages: Tensor) -> int:
+    seen = ages.nonzero()
+    return int(seen[-1]) if seen.numel() > 0 else 0
+
+
+def _spark(values: Tensor, width: int = 16) -> str:
+    """``values`` as small bars, several together where they are many."""
+    if values.numel() == 0:
+        return ""
+    bars = [int(part.sum()) for part in values.tensor_split(min(width, values.numel()))]
+    highest = max(max(bars), 1)
+    return "".join(BARS[-(-value * (len(BARS) - 1) // highest)] for value in bars)
+
+
+def figure(
+    statistics: Sequence[LayerStatistics], errors: Sequence[LayerError] | None, bound: Sequence[LayerBound] | None
+) -> Figure:
+    """See :meth:`torch_gas.extensions.monitor.Monitor.figure`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
+    plots: list[Any] = [(_plot_ages, statistics), (_plot_drift, statistics)]
+    plots += [(_plot_storage, statistics)] if _are_rounded(statistics) else []
+    plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
+    columns = 2 if len(plots) in (2, 4) else 3
+    rows = -(-len(plots) // columns)
+    drawn = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained")
+    for i, (plot, values) in enumerate(plots, 1):
+        axes = drawn.add_subplot(rows, columns, i)
+        plot(axes, values)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    return drawn
+
+
+def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
+    step = -(-len(layers) // MOST_LINES) or 1
+    for layer in layers[::step]:
+        most, total = _oldest(layer.ages), max(int(layer.ages.sum()), 1)
+        shares = 100 * layer.ages[: most + 1] / total
+        axes.stairs(shares, torch.arange(most + 2) - 0.5, label=f"history {layer.layer}")
+    axes.set(title="Ages of pulled rows", xlabel="optimiser steps", ylabel="share of rows [%]", ylim=(0, None))
+
+
+def _plot_drift(axes: Any, layers: Sequence[LayerStatistics]) -> None:
+    axes.plot([layer.layer for layer in layers], [100 * layer.drift for layer in layers], "o-", color="tab:green")
+    axes.set(title="Drift of pushed rows", xlabel="history", ylabel="change since the last push [%]", ylim=(0, None))
+    _whole_ticks(axes)
+
+
+def _plot_storage(axes: Any, layers: Sequence[LayerStatistics]) -> None:
+    axes.plot([layer.layer for layer in layers], [100 * layer.storage for layer in layers], "o-", color="tab:purple")
+    axes.set(title="Storage error of pushed rows", xlabel="history", ylabel="change by rounding [%]", ylim=(0, None))
+    _whole_ticks(axes)
+
+
+def _plot_errors(axes: Any, layers: Sequence[LayerError]) -> None:
+    numbers = [layer.layer for layer in layers]
+    axes.plot(numbers[:-1], [100 * layer.history for layer in layers[:-1]], "s--", color="tab:gray", label="histories")
+    axes.plot(numbers, [100 * layer.computed for layer in layers], "o-", color="tab:blue", label="rows of batches")
+    axes.set(title="Distance to exact rows", xlabel="layer", ylabel="relative error [%]", ylim=(0, None))
+    _whole_ticks(axes)
+
+
+def _plot_bound(axes: Any, layers: Sequence[LayerBound]) -> None:
+    layers = layers[1:]  # the first reads exact features, and has no error
+    numbers = [layer.layer for layer in layers]
+    label = "bound, estimated" if any(layer.estimated for layer in layers) else "bound by node"
+    axes.semilogy(numbers, [layer.bound for layer in layers], "v-", color="tab:orange", label=label)
+    if all(layer.theorem is not None for layer in layers):
+        axes.semilogy(numbers, [layer.theorem for layer in layers], "^:", color="tab:red", label="theorem")
+    axes.semilogy(numbers, [layer.measured for layer in layers], "o-", color="tab:blue", label="measured")
+    axes.set(title="Error and its bounds", xlabel="layer", ylabel="root mean square error of a row")
+    _whole_ticks(axes)
+
+
+def _whole_ticks(axes: Any) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def summary_writer() -> Any:
+    """A writer of TensorBoard's."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("Monitor.log needs TensorBoard: pip install tensorboard, or pass a writer") from error
+    return SummaryWriter()

@@ -1,0 +1,173 @@
+"""Runs of a copy of a model: on exact rows, and on batches with the histories that the model has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
+
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.formats import map_tensors
+from torch_gas.graph.halo import append
+from torch_gas.history import History
+from torch_gas.session.base import ScalableGNN
+from torch_gas.session.scale import ScaledGNN
+from torch_gas.wiring.compiled import eager
+
+
+class Run(NamedTuple):
+    """What a batch computes with histories as they are.
+
+    Args:
+        batch: the batch, where the model is.
+        out: what ``forward`` returned.
+        rows: the batch's rows of each layer, [B, C_l]; those of the output under L - 1.
+        read: what the model read from each history, rows of batch and halo, [B + S, C_l].
+    """
+
+    batch: SubData
+    out: Any
+    rows: dict[int, Tensor]
+    read: dict[int, Tensor]
+
+    @property
+    def ids(self) -> Tensor:
+        """Global ids of the batch's rows, [B]."""
+        return self.batch.n_id[: self.batch.batch_size]
+
+
+class Twin:
+    """A copy of a model in evaluation mode, with histories of its own, which are exact once :meth:`exact` has run.
+
+    The model itself and its histories stay as they are.
+
+    Args:
+        model: the model.
+        loader: batches of its graph.
+        dtype: type to compute in; that of the model by default.
+    """
+
+    def __init__(self, model: ScalableGNN, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
+        if loader.num_nodes != model.num_nodes:
+            raise ValueError(
+                f"Monitor: the loader's graph has {loader.num_nodes} nodes, but the model was made for {model.num_nodes}"
+            )
+        if isinstance(model, ScaledGNN):
+            model.found  # noqa: B018  # an error as long as it has no histories
+        self.stale, self.loader = list(model.histories), loader
+        self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
+        own = {id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old._dtype) for old in self.stale}
+        with _undrawn(model.device):  # PyG 2.6 draws parameters for copies of linear layers
+            self.model = copy.deepcopy(model, own).eval()
+        if dtype is not None:
+            self.model.to(dtype)
+
+    @property
+    def fresh(self) -> list[History]:
+        """Its own histories."""
+        return list(self.model.histories)
+
+    def exact(self, whole: bool) -> Tensor:
+        """The exact output, [N, C].
+
+        Args:
+            whole: whether to run on the whole graph at once, and not layer by layer in the memory of one batch.
+        """
+        with undisturbed(self.loader, self.model.device), torch.no_grad():
+            out = self.on_graph()[1] if whole else self.model(loader=self.batches)
+        return rows_of(out, self.model.num_nodes)
+
+    def on_graph(self) -> tuple[Data, Any]:
+        """The whole graph, where the model is, and what ``forward`` returns for it."""
+        data = self.batches.convert(self.loader.data)
+        if isinstance(self.model, ScaledGNN):
+            return data, self.model(data)
+        args, kwargs = self.model.inputs(data)
+        return data, self.model(*args, **kwargs)
+
+    def runs(self, apart: bool = False) -> Iterator[Run]:
+        """All batches of the loader, each with halo rows from the histories of the original.
+
+        Args:
+            apart: whether each layer is a function of its own, whose gradients end at the rows that it read.
+        """
+        for batch in self.batches:
+            rows: dict[int, Tensor] = {}
+            read: dict[int, Tensor] = {}
+            with self._reading(rows, read, apart):
+                out = self.model(batch)
+            rows[len(self.stale)] = rows_of(out, batch.batch_size)
+            yield Run(batch, out, rows, read)
+
+    @contextmanager
+    def _reading(self, rows: dict[int, Tensor], read: dict[int, Tensor], apart: bool) -> Iterator[None]:
+        """While entered, the model reads the original's histories and writes to none."""
+
+        def push_and_pull(history: History, x: Tensor, batch_size: int, n_id: Tensor, *ranges: Tensor) -> Tensor:
+            layer = next(i for i, own in enumerate(self.fresh) if own is history)
+            near, halo = x[:batch_size], n_id[batch_size:]
+            rows[layer] = near
+            if apart:
+                far = self.stale[layer].pull(halo, near.dtype)
+                read[layer] = torch.cat([near.detach(), far]).requires_grad_()
+                return read[layer].clone()  # which forward may write to
+            read[layer] = append(near, halo.numel(), lambda out: self.stale[layer].pull(halo, out=out))
+            return read[layer]
+
+        vars(self.model)["push_and_pull"] = push_and_pull
+        try:
+            yield
+        finally:
+            del vars(self.model)["push_and_pull"]
+
+
+class Batches:
+    """The batches of a loader on the device of a model, in the type that it computes in."""
+
+    def __init__(self, loader: SubgraphLoader, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.loader, self.device, self.dtype = loader, device, dtype
+        self.num_nodes = loader.num_nodes
+
+    def __iter__(self) -> Iterator[SubData]:
+        return (batch._replace(data=self.convert(batch.data)) for batch in self.loader)
+
+    def convert(self, data: Data) -> Data:
+        """A copy of ``data`` there, in that type."""
+        data = copy.copy(data).to(self.device)
+        if self.dtype is not None:
+            for key, value in data.to_dict().items():
+                data[key] = map_tensors(value, lambda held: held.to(self.dtype) if held.is_floating_point() else held)
+        return data
+
+
+def _undrawn(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the global random numbers as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def undisturbed(loader: SubgraphLoader, device: torch.device) -> Iterator[None]:
+    """Leaves all random numbers as they were, those of the loader's order included. Compiled code runs as it was written."""
+    generators = [loader.generator, getattr(loader.sampler, "generator", None)]
+    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
+    with _undrawn(device), eager():
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
+def rows_of(out: Any, num_rows: int) -> Tensor:
+    """The first tensor in ``out`` that has a row for each node, [num_rows, C]."""
+    for leaf in pytree.tree_leaves(out):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and leaf.size(0) == num_rows:
+            return leaf.view(num_rows, -1) if leaf.dim() == 1 else leaf.flatten(1)
+    raise ValueError(f"Monitor: forward returns no tensor with a row for each of its {num_rows} nodes")

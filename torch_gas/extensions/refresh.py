@@ -1,0 +1,414 @@
+"""Refresh policies: when histories are renewed beside training, how, and what it costs.
+
+A policy says when, and a :class:`Refresh` how: ``EverySteps(20, Stalest(batches=2))``. Policies are joined by ``|``; that of
+https://arxiv.org/abs/2106.05609 is :data:`PUBLISHED`: an exact pass before the first epoch, and one after each.
+
+Example:
+    >>> import torch
+    >>> from torch_gas import EvalSubgraphLoader, SubgraphLoader, metis, permute
+    >>> from torch_gas.datasets import synthetic
+    >>> from torch_gas.models import SAGE
+    >>> from torch_gas.extensions.refresh import BeforeTraining, EveryEpochs
+    >>> data = synthetic(1000)
+    >>> perm, ptr = metis(data, num_parts=8, log=False)
+    >>> data = permute(data, perm, log=False)
+    >>> model = SAGE(data.num_nodes, data.num_features, 16, out_channels=10, num_layers=2)
+    >>> refresher = (BeforeTraining() | EveryEpochs(2)).bind(model, EvalSubgraphLoader(data, ptr, batch_size=4))
+    >>> _ = refresher.before_training()
+    >>> for epoch in range(2):
+    ...     for batch in SubgraphLoader(data, ptr, batch_size=4):
+    ...         loss = model(batch).square().mean()  # and a step of the optimiser
+    ...         _ = refresher.after_step()
+    ...     out = refresher.after_epoch()
+    >>> out.shape  # exact, because the second epoch ended with a refresh
+    torch.Size([1000, 10])
+    >>> refresher.cost.refreshes, refresher.cost.sweeps, refresher.cost.batches
+    (2, 4, 8)
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas._util.arguments import checked, checked_fields
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.checks import check_ids
+from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.session.base import ScalableGNN
+from torch_gas.session.scale import ScaledGNN
+from torch_gas.transfer import finish
+
+Moment = Literal["training", "step", "epoch"]
+
+
+@dataclass
+class Cost:
+    """What refreshes have cost so far.
+
+    Args:
+        seconds: wall-clock time; on a GPU, until it was done.
+        refreshes: how many there were.
+        sweeps: passes over all nodes: L for exact inference layer by layer, 1 for a pass over the whole graph.
+        batches: forward passes of a batch, or of the whole graph.
+    """
+
+    seconds: float = 0.0
+    refreshes: int = 0
+    sweeps: int = 0
+    batches: int = 0
+
+
+def _check_positive(value: int, what: str) -> None:
+    if value < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, but is {value!r}")
+
+
+# -- how ---------------------------------------------------------------------------------------------------------------
+
+
+class Refresh(ABC):
+    """A way to renew histories: in evaluation mode, without gradient, with the parameters as they are."""
+
+    exact: ClassVar[bool] = False  # whether all histories are exact afterwards, and the outputs are known
+
+    @abstractmethod
+    def run(self, refresher: Refresher) -> Any:
+        """Renews the histories of the refresher's model.
+
+        Returns:
+            The exact outputs of all nodes, or None.
+        """
+
+
+@dataclass(frozen=True)
+class Exact(Refresh):
+    """All histories become what they are on the whole graph, and the exact outputs come with them.
+
+    Over the loader it takes L sweeps, each of which computes one layer, in the memory of one batch. Where :meth:`Policy.bind`
+    got the whole graph, it takes one pass over that, in the memory of full-batch evaluation: less work where it fits, because
+    what lies between two convolutions is not computed L times.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def run(self, refresher: Refresher) -> Any:
+        if refresher.data is None:
+            return refresher.model(loader=refresher.batches)  # type: ignore[arg-type]  # reads it as it reads a loader
+        refresher.cost.sweeps += 1
+        refresher.cost.batches += 1
+        return refresher.forward_whole()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class Sweep(Refresh):
+    """Forward passes of all batches, ``times`` in a row.
+
+    All rows become those of the parameters as they are, but are computed from halo rows that may be older: the history of layer l
+    is exact after l sweeps, and all are after L-1. The outputs of the last sweep are not kept.
+    """
+
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self.times, "Sweep: times")
+
+    def run(self, refresher: Refresher) -> None:
+        for _ in range(self.times):
+            refresher.forward(refresher.batches)
+
+
+@checked_fields
+@dataclass(frozen=True)
+class Stalest(Refresh):
+    """Forward passes of the batches whose rows are the oldest, until a budget is spent.
+
+    The age of a batch is the mean over its rows and all histories; a row that was never pushed is older than any other.
+
+    Args:
+        batches: how many batches of the loader.
+        nodes: instead, how many rows B these may have together.
+    """
+
+    batches: int | None = None
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.batches is None) == (self.nodes is None):
+            raise ValueError("Stalest: give a budget, either batches or nodes")
+        for name, budget in (("batches", self.batches), ("nodes", self.nodes)):
+            if budget is not None:
+                _check_positive(budget, f"Stalest: {name}")
+
+    def run(self, refresher: Refresher) -> None:
+        batches = refresher.batches
+        order = batches.ages(refresher.model).argsort(descending=True, stable=True)
+        if self.nodes is not None:
+            largest = int(batches.sizes.max())
+            if self.nodes < largest:
+                raise ValueError(
+                    f"Stalest: nodes is {self.nodes}, but the largest batch of the loader has {largest}; raise it, or make the "
+                    "loader's batches smaller"
+                )
+            order = order[batches.sizes[order].cumsum(0) <= self.nodes]
+        refresher.forward(batches.only(order[: self.batches].tolist()))
+
+
+# -- when --------------------------------------------------------------------------------------------------------------
+
+
+class Policy(ABC):
+    """Says when histories are refreshed, and how."""
+
+    @abstractmethod
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        """The refreshes that are due before ``"training"``, or after the ``count``-th ``"step"`` or ``"epoch"``."""
+
+    def __or__(self, other: Policy) -> Policy:
+        return Joined(self, other)
+
+    @checked
+    def bind(self, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> Refresher:
+        """The policy at work.
+
+        Args:
+            model: the model that trains.
+            loader: batches that together hold each node once; best an :class:`torch_gas.EvalSubgraphLoader`.
+            data: the whole graph in the order of the loader's, on the device of the model. Where it is given, exact refreshes run
+                it in one pass.
+
+        Raises:
+            TypeError: if ``model`` has no histories.
+            ValueError: if ``loader`` or ``data`` are of another graph or order than the model's.
+        """
+        return Refresher(self, model, loader, data)
+
+
+@dataclass(frozen=True)
+class Never(Policy):
+    """No refresh: histories hold what training pushed, and rows are up to an epoch old."""
+
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        return ()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class BeforeTraining(Policy):
+    """Once, before the first epoch, so that no batch reads rows that were never pushed."""
+
+    refresh: Refresh = Exact()
+
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        return (self.refresh,) if moment == "training" else ()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class EveryEpochs(Policy):
+    """After every ``k``-th epoch."""
+
+    k: int = 1
+    refresh: Refresh = Exact()
+
+    def __post_init__(self) -> None:
+        _check_positive(self.k, "EveryEpochs: k")
+
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        return (self.refresh,) if moment == "epoch" and count % self.k == 0 else ()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class EverySteps(Policy):
+    """After every ``k``-th step of the optimiser."""
+
+    k: int
+    refresh: Refresh = Exact()
+
+    def __post_init__(self) -> None:
+        _check_positive(self.k, "EverySteps: k")
+
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        return (self.refresh,) if moment == "step" and count % self.k == 0 else ()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class Joined(Policy):
+    """Whenever one of two policies says so. Of refreshes that are due at once, an exact one replaces all others."""
+
+    first: Policy
+    second: Policy
+
+    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
+        due = [*self.first.due(moment, count), *self.second.due(moment, count)]
+        exact = [refresh for refresh in due if refresh.exact]
+        return exact[:1] or list(dict.fromkeys(due))
+
+
+PUBLISHED: Policy = BeforeTraining() | EveryEpochs()
+"""The paper's recipe: an exact pass before the first epoch, and after each epoch, whose outputs serve as evaluation."""
+
+
+# -- at work -----------------------------------------------------------------------------------------------------------
+
+
+class Refresher:
+    """A policy bound to a model, made by :meth:`Policy.bind`. Tell it what happens; it refreshes histories when they are due.
+
+    Each call returns the exact outputs of all nodes in evaluation mode (over the loader, in host memory) where a refresh has
+    computed them on the way, so that evaluation costs nothing more; otherwise None. Modes of the model and random numbers stay as
+    they were.
+
+    Attributes:
+        cost: what it has cost so far.
+        steps, epochs: how many there were. A run that was interrupted goes on from :meth:`state_dict`.
+    """
+
+    def __init__(self, policy: Policy, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> None:
+        for name, graph in (("loader", loader), ("data", data)):
+            if graph is not None and graph.num_nodes != model.num_nodes:
+                raise ValueError(
+                    f"Policy.bind: {name} has {graph.num_nodes} nodes, but the model was made for {model.num_nodes}"
+                )
+        if data is not None:
+            key, adj = find_adjacency(data)
+            if not is_matrix(adj):
+                check_ids(adj, model.num_nodes, f"Policy.bind: data.{key}")
+        if data is not None and not _same_order(data, loader.data):
+            raise ValueError(
+                "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"
+            )
+        self.policy, self.model, self.data = policy, model, data
+        self.cost, self.steps, self.epochs = Cost(), 0, 0
+        self.batches = _Batches(loader, self.cost)
+
+    def before_training(self) -> Any:
+        """To be called before the first epoch."""
+        return self._tell("training", 0)
+
+    def after_step(self) -> Any:
+        """To be called after each step of the optimiser."""
+        self.steps += 1
+        return self._tell("step", self.steps)
+
+    def after_epoch(self) -> Any:
+        """To be called after each epoch."""
+        self.epochs += 1
+        return self._tell("epoch", self.epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, which decides when refreshes are due, and their cost."""
+        return {"steps": self.steps, "epochs": self.epochs, "cost": asdict(self.cost)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``; a run that does so has had its refresh before training."""
+        if state.keys() != self.state_dict().keys():
+            raise ValueError("Refresher.load_state_dict: this is not what state_dict() of a refresher returned")
+        self.steps, self.epochs = state["steps"], state["epochs"]
+        vars(self.cost).update(state["cost"])  # the same object, which batches count on
+
+    def _tell(self, moment: Moment, count: int) -> Any:
+        outputs = None
+        for refresh in self.policy.due(moment, count):
+            with self._evaluation():
+                outputs = refresh.run(self)
+            self.cost.refreshes += 1
+        return outputs
+
+    def forward(self, batches: Any) -> None:
+        """Runs the model on ``batches``, whose rows are pushed."""
+        for batch in batches:
+            self.model(batch.to(self.model.device))
+
+    def forward_whole(self) -> Any:
+        """Runs the model on the whole graph; all rows are pushed."""
+        if isinstance(self.model, ScaledGNN):
+            return self.model(self.data)
+        args, kwargs = self.model.inputs(self.data)
+        return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Evaluation mode without gradient, whose time counts and which leaves modes and random numbers as they were."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        device = self.model.device
+        devices = [device] if device.type == "cuda" else []
+        for each in devices:
+            finish(each)
+        start = time.perf_counter()
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad():
+                self.model.eval()
+                yield
+            for each in devices:
+                finish(each)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            self.cost.seconds += time.perf_counter() - start
+
+
+class _Batches:
+    """The batches of a loader, counted as they are used."""
+
+    def __init__(self, loader: SubgraphLoader, cost: Cost) -> None:
+        self.loader, self.cost = loader, cost
+        parts: list[int] = list(loader.dataset)  # type: ignore[call-overload]  # those that are not empty
+        size = loader.batch_size or 1
+        self.parts = [parts[i : i + size] for i in range(0, len(parts), size)]
+        self.sizes = self._sums(loader.ptr.diff())
+
+    def __iter__(self) -> Iterator[SubData]:
+        self.cost.sweeps += 1
+        return self._counted(iter(self.loader))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def data(self) -> Data:
+        return self.loader.data
+
+    @property
+    def num_nodes(self) -> int:
+        return self.loader.num_nodes
+
+    def only(self, which: Sequence[int]) -> Iterator[SubData]:
+        """Those at the positions ``which``."""
+        return self._counted(self.loader.only([self.parts[i] for i in which]))
+
+    def ages(self, model: ScalableGNN) -> Tensor:
+        """Mean age of the rows of each batch over all histories."""
+        total = torch.zeros(self.loader.num_nodes, dtype=torch.int64)
+        for history in model.histories:
+            total += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
+        ends = torch.cat([total.new_zeros(1), total.cumsum(0)])[self.loader.ptr]
+        return self._sums(ends.diff()) / (self.sizes * max(len(model.histories), 1))
+
+    def _sums(self, of_parts: Tensor) -> Tensor:
+        """Sums over the parts of each batch."""
+        return torch.stack([of_parts[parts].sum() for parts in self.parts])
+
+    def _counted(self, batches: Iterator[SubData]) -> Iterator[SubData]:
+        for batch in batches:
+            self.cost.batches += 1
+            yield batch
+
+
+def _same_order(data: Data, other: Data) -> bool:
+    mine, theirs = data.get("perm"), other.get("perm")
+    if mine is None or theirs is None:
+        return mine is theirs
+    return mine is theirs or torch.equal(mine.cpu(), theirs.cpu())

@@ -1,0 +1,128 @@
+"""A bound of the spectral norm of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch_geometric.nn
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import normalize
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from torch_gas._util.arguments import checked
+from torch_gas.extensions.names import named, plain
+
+_START = 20  # steps of the power method before training
+
+
+@checked
+def spectral_norm(model: Module, bound: float = 1.0, layers: Sequence[str] | None = None) -> list[str]:
+    r"""Bounds the Lipschitz constant of linear layers, ``x`` to ``x W^T``, by that of their weights in training and evaluation:
+
+    .. math::
+        W \leftarrow W \cdot \min\!\Big(1, \frac{\text{bound}}{\sigma(W)}\Big),
+        \qquad \sigma(W) = \max_{\|x\|_2 = 1} \|W x\|_2
+
+    This is the projection of https://arxiv.org/abs/1804.04368 as a parametrisation of torch: weights below the bound stay what
+    they are. (:func:`torch.nn.utils.parametrizations.spectral_norm` sets :math:`\sigma` to 1 whatever it was.) As there, the
+    largest singular value is estimated by one step of the power method for each forward pass in training, and gradients flow
+    through it. Make the optimiser afterwards; :func:`torch.nn.utils.parametrize.remove_parametrizations` ends it.
+
+    Args:
+        model: any module; for one made by ``scale()``, names are those of the plain model.
+        bound: of the Lipschitz constant of each layer, positive.
+        layers: names of linear layers (``"lins.0"``) or of matrices (``"convs.0.weight1"``); by default, all linear layers
+            of torch and PyG.
+
+    Returns:
+        The names of the weights that are bounded.
+
+    Raises:
+        ValueError: if ``bound`` is not positive, or a name is not that of a matrix whose shape is known.
+
+    Example:
+        >>> import torch
+        >>> from torch_gas.extensions.regularization import spectral_norm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> spectral_norm(model, bound=0.5)
+        ['0.weight', '2.weight']
+    """
+    if not (bound > 0 and math.isfinite(bound)):
+        raise ValueError(f"spectral_norm: bound must be positive, but is {bound}")
+    model = plain(model)
+    if layers is None:
+        kinds = (torch.nn.Linear, torch_geometric.nn.Linear)
+        layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+        if not layers:
+            raise ValueError(f"spectral_norm: {type(model).__name__} has no linear layer; name its matrices in layers")
+    weights = [_weight_of(model, name) for name in layers]
+    for module, key, _ in weights:
+        parametrize.register_parametrization(module, key, _Bounded(getattr(module, key), bound))
+        if isinstance(module, torch_geometric.nn.Linear):  # writes its weight to the state by itself
+            module._register_state_dict_hook(_without_weight)
+    return [name for _, _, name in weights]
+
+
+def _weight_of(model: Module, name: str) -> tuple[Module, str, str]:
+    """The module that has the matrix ``name``, and its names there and in the model."""
+    path, _, last = name.rpartition(".")
+    parent = named(model, path, "spectral_norm") if path else model
+    if last in parent._parameters or parametrize.is_parametrized(parent, last):
+        module, key, full = parent, last, name
+    else:
+        module, key, full = named(model, name, "spectral_norm"), "weight", f"{name}.weight"
+    if parametrize.is_parametrized(module, key):
+        raise ValueError(
+            f"spectral_norm: {full} has a parametrisation already; leave it out of layers, or remove it first"
+        )
+    weight = module._parameters.get(key)
+    if weight is not None and is_lazy(weight):
+        raise ValueError(f"spectral_norm: {full} has no shape yet; call the model once before")
+    if weight is None or weight.dim() != 2:
+        raise ValueError(f"spectral_norm: {full} is no matrix of parameters; name linear layers or matrices in layers")
+    return module, key, full
+
+
+class _Bounded(Module):
+    """A matrix scaled down to ``bound``; ``u`` and ``v`` are estimates of its first singular vectors."""
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+        weight = weight.detach()
+        self.register_buffer("u", None)
+        self.register_buffer("v", torch.ones_like(weight[0]))
+        self.v = self._direction(weight[weight.norm(dim=1).argmax()])
+        for _ in range(_START):
+            self._step(weight)
+
+    @torch.no_grad()
+    def _step(self, weight: Tensor) -> None:
+        # Not in place, because the backward pass of an earlier call reads the vectors.
+        self.u = normalize(weight @ self.v, dim=0)
+        self.v = self._direction(weight.t() @ self.u)
+
+    def _direction(self, v: Tensor) -> Tensor:
+        return normalize(torch.where(v.any(), v, self.v), dim=0)  # a matrix of zeros may grow
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            self._step(weight)
+        sigma = self.u @ (weight @ self.v)
+        return weight * (self.bound / sigma.clamp(min=self.bound))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value
+
+
+def _without_weight(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if parametrize.is_parametrized(module, "weight"):
+        state.pop(f"{prefix}weight", None)

@@ -1,0 +1,1 @@
+"""Graphs as users hold them: adjacency formats, attributes of nodes and edges, normalisation, products."""

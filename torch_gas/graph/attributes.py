@@ -1,0 +1,71 @@
+"""Rows of what a graph holds for each node or edge, sparse matrices among them.
+
+Features of which few are not zero (bags of words) take little memory and time as a ``torch.sparse_csr`` matrix [N, C]: linear
+layers multiply it as it is, and dropout draws a number for each stored entry only, as all others stay zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.graph.formats import is_csr
+from torch_gas.table import StoredFeatures
+
+
+def is_node_attr(data: Data, key: str) -> bool:
+    """Whether ``data`` holds something for each node under this name."""
+    return isinstance(data[key], StoredFeatures) or bool(data.is_node_attr(key))
+
+
+def take(value: Any, index: Tensor, dim: int = 0) -> Any:
+    """The entries ``index`` [M] along ``dim`` of a tensor, sparse matrix, array or list."""
+    if is_csr(value):
+        return _take_rows(value, index.to(value.device))
+    if isinstance(value, Tensor):
+        return value.index_select(dim, index.to(value.device))
+    if isinstance(value, np.ndarray):
+        return value.take(index.cpu().numpy(), axis=dim)
+    if isinstance(value, (list, tuple)):
+        return type(value)(value[i] for i in index.tolist())
+    return value[index]
+
+
+def first_rows(x: Tensor, number: int) -> Tensor:
+    """The first rows of a tensor or sparse matrix, which share its memory."""
+    if not is_csr(x):
+        return x[:number]
+    rowptr, end = x.crow_indices()[: number + 1], int(x.crow_indices()[number])
+    return _csr(rowptr, x.col_indices()[:end], x.values()[:end], x)
+
+
+def with_values(x: Tensor, values: Tensor) -> Tensor:
+    """The sparse matrix with other values at the places of ``x``, which stays its :func:`pattern`."""
+    out: Any = _csr(x.crow_indices(), x.col_indices(), values, x)
+    out._pattern = pattern(x)
+    return cast(Tensor, out)
+
+
+def pattern(x: Tensor) -> Tensor:
+    """The sparse matrix whose places ``x`` took over."""
+    return getattr(x, "_pattern", x)
+
+
+def _take_rows(matrix: Tensor, index: Tensor) -> Tensor:
+    rowptr = matrix.crow_indices()
+    count = rowptr.diff()[index]
+    end = count.cumsum(0)
+    total = int(end[-1]) if end.numel() > 0 else 0
+    shift = rowptr[:-1][index] - (end - count)
+    entry = torch.repeat_interleave(shift, count, output_size=total) + torch.arange(total, device=shift.device)
+    rowptr = torch.cat([end.new_zeros(1), end]).to(rowptr.dtype)
+    return _csr(rowptr, matrix.col_indices()[entry], matrix.values()[entry], matrix)
+
+
+def _csr(rowptr: Tensor, col: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    size = (rowptr.numel() - 1, *like.shape[1:])
+    return torch.sparse_csr_tensor(rowptr, col, values, size=size, check_invariants=False)

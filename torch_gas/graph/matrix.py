@@ -1,0 +1,98 @@
+"""Self-loops and normalisation of a sparse matrix, some rows at a time.
+
+Nothing but the result is as large as the matrix: pairs of 64-bit ids of all its edges would be several times larger.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gas.graph.formats import CSR, is_csr
+
+EDGES_AT_ONCE = 2**19
+
+
+def with_self_loops(csr: CSR, fill: float) -> CSR:
+    """``csr`` with a self-loop of weight ``fill`` at each node that has none, its columns in ascending order."""
+    return _map(csr, fill, None)
+
+
+def normalised(csr: CSR, fill: float | None) -> CSR:
+    r""":math:`D^{-1/2} (A + I) D^{-1/2}`, or without the :math:`I` where ``fill`` is None."""
+    assert csr.value is not None
+    degree = csr.value.new_zeros(csr.rowptr.numel() - 1)
+    for dst, _, value in _rows(csr, fill):
+        degree.index_add_(0, dst, value)
+    scale = degree.pow(-0.5)
+    return _map(csr, fill, scale.masked_fill(scale == torch.inf, 0))
+
+
+def from_csr(like: Any, csr: CSR) -> Any:
+    """The matrix in the format of ``like``."""
+    if is_csr(like):
+        assert csr.value is not None
+        return torch.sparse_csr_tensor(csr.rowptr, csr.col, csr.value, size=like.shape, check_invariants=False)
+    torch_sparse = sys.modules["torch_sparse"]
+    storage = torch_sparse.SparseStorage(
+        rowptr=csr.rowptr,
+        col=csr.col,
+        value=csr.value,
+        sparse_sizes=(like.size(0), like.size(1)),
+        is_sorted=True,
+        trust_data=True,
+    )
+    return torch_sparse.SparseTensor.from_storage(storage)
+
+
+def _map(csr: CSR, fill: float | None, scale: Tensor | None) -> CSR:
+    """``csr`` with self-loops, and with each value multiplied by ``scale`` of both of its ends."""
+    rowptr, num_nodes = csr.rowptr, csr.rowptr.numel() - 1
+    if fill is not None:
+        count = rowptr.new_zeros(num_nodes)
+        for dst, _, _ in _rows(csr, fill):
+            count.index_add_(0, dst, torch.ones_like(dst, dtype=count.dtype))
+        rowptr = torch.cat([rowptr[:1], count.cumsum(0).to(rowptr.dtype)])
+    num_edges = int(rowptr[-1])
+    col = csr.col.new_empty(num_edges)
+    values = None if csr.value is None else csr.value.new_empty(num_edges, *csr.value.shape[1:])
+    done = 0
+    for dst, src, value in _rows(csr, fill):
+        if fill is not None:
+            order = (dst * num_nodes + src).argsort(stable=True)
+            dst, src, value = dst[order], src[order], None if value is None else value[order]
+        if scale is not None and value is not None:
+            value = scale[src] * value * scale[dst]
+        chunk = slice(done, done := done + src.numel())
+        col[chunk] = src.to(col.dtype)
+        if values is not None:
+            values[chunk] = value
+    return CSR(rowptr, col, values, None)
+
+
+def _rows(csr: CSR, fill: float | None) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    """Destinations, sources and values of the edges of some rows after the other.
+
+    With ``fill``, each row has one self-loop, its own or a new one; these come after the other edges.
+    """
+    rowptr, num_nodes, first = csr.rowptr, csr.rowptr.numel() - 1, 0
+    while first < num_nodes:
+        start = int(rowptr[first])
+        last = max(int(torch.searchsorted(rowptr, start + EDGES_AT_ONCE, right=True)) - 1, first + 1)
+        edges, node = slice(start, int(rowptr[last])), torch.arange(first, last, device=rowptr.device)
+        dst = torch.repeat_interleave(node, rowptr[first : last + 1].diff())
+        src = csr.col[edges].to(torch.int64)
+        value = None if csr.value is None else csr.value[edges]
+        if fill is not None:
+            is_loop = src == dst
+            if value is not None:
+                loops = value.new_full((node.numel(), *value.shape[1:]), fill)
+                loops[dst[is_loop] - first] = value[is_loop]
+                value = torch.cat([value[~is_loop], loops])
+            dst, src = torch.cat([dst[~is_loop], node]), torch.cat([src[~is_loop], node])
+        yield dst, src, value
+        first = last

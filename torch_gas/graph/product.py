@@ -1,0 +1,250 @@
+"""Message passing as sparse products on the CPU: the edges of an adjacency in both orders, and functions with gradients.
+
+PyG computes messages edge by edge over an ``edge_index``, and where it has a product, the backward pass sorts the edges again
+each time. Here edges are put in both orders once, and kept with the adjacency for all layers, steps and epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from torch_gas import _core
+from torch_gas._util.version import version
+from torch_gas.graph.attributes import pattern
+from torch_gas.graph.checks import check_ids
+from torch_gas.graph.formats import coo, is_csr, is_edge_index, is_matrix, is_sparse_tensor, to_csr
+from torch_gas.graph.halo import batch_rows, join
+
+_kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
+
+
+class Edges:
+    """The edges of an adjacency by destination and, once somebody needs a gradient, by source.
+
+    Numbers of edges (weights, attention coefficients) stay in the user's order.
+
+    Args:
+        adj: the adjacency, in any format, on the CPU.
+        num_dst: rows of the result.
+        num_src: rows of what is multiplied.
+
+    Raises:
+        IndexError: if an edge starts or ends outside of these rows.
+    """
+
+    def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
+        if is_edge_index(adj):
+            check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
+        rowptr, col, _, perm = to_csr(adj, num_dst if is_matrix(adj) else max(num_dst, num_src))
+        # Detached: views would keep the adjacency alive, by which they are kept.
+        rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
+        check_ids(col, num_src, "the sources of the adjacency")
+        self.num_dst = num_dst
+        self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
+        self.is_used_by_source = False
+        self._by_source: _core.Sparse | None = None
+
+    @property
+    def by_source(self) -> _core.Sparse:
+        """The transpose of ``by_destination``."""
+        self.is_used_by_source = True
+        return self.transpose()
+
+    def transpose(self) -> _core.Sparse:
+        """Computes ``by_source``, if nobody has."""
+        if self._by_source is None:
+            rowptr, col, num_src, order, _ = self.by_destination
+            colptr, row, perm = _core.transpose(rowptr, col, num_src)
+            self._by_source = _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
+        return self._by_source
+
+    def matrix(self, transposed: bool) -> _core.Sparse:
+        """The matrix [num_dst, num_src], or its transpose."""
+        return self.by_source if transposed else self.by_destination
+
+    def count(self) -> Tensor:
+        """Number of edges of each destination, at least 1, [num_dst, 1]."""
+        return self.by_destination.rowptr.diff().clamp(min=1).view(-1, 1)
+
+
+def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
+    """The edges of ``adj``, computed once; None where they are no matrix of numbers."""
+    if is_sparse_tensor(adj):
+        holder, held = adj.storage, [adj.storage._row, adj.storage._rowptr, adj.storage._col]
+    elif is_csr(adj):
+        holder, held = adj, [adj.crow_indices(), adj.col_indices()]
+    elif is_edge_index(adj) and not torch.is_inference(adj):
+        holder, held = adj, [adj]
+    else:
+        return None
+    weight = weight_of(adj)
+    if weight is not None and not is_weight(weight):
+        return None
+    key = (num_dst, num_src, *[None if tensor is None else version(tensor) for tensor in (*held, weight)])
+    state, edges = _kept.get(holder, (None, None))
+    if state != key:
+        edges = Edges(adj, num_dst, num_src)
+        _kept[holder] = (key, edges)
+    return cast(Edges, edges)
+
+
+def kept_edges(adj: Any) -> Edges | None:
+    """What :func:`edges_of` computed last for ``adj``, if anything."""
+    return cast("Edges | None", _kept.get(adj.storage if is_sparse_tensor(adj) else adj, (None, None))[1])
+
+
+def weight_of(adj: Any) -> Tensor | None:
+    """The values of a matrix; None where it has none, and for a list of edges."""
+    if is_sparse_tensor(adj):
+        return cast("Tensor | None", adj.storage._value)
+    return adj.values() if is_csr(adj) else None
+
+
+def is_weight(value: Any) -> bool:
+    """Whether it is a number for each edge."""
+    return isinstance(value, Tensor) and value.dim() == 1 and value.is_floating_point()
+
+
+class _Product(torch.autograd.Function):
+    """A matrix times rows; the gradient is the transpose times its gradient.
+
+    Given ``full`` as well, that is what the matrix is multiplied with, and ``rows`` are its first, which alone have a gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, edges: Edges, transposed: bool, full: Tensor | None = None
+    ) -> Tensor:
+        ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
+        needs_weight = ctx.needs_input_grad[1]
+        ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight)
+        return _core.product(edges.matrix(transposed), rows if full is None else full, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        rows, full, weight = ctx.saved_tensors
+        needs_rows, needs_weight, *_ = ctx.needs_input_grad
+        grad_rows = grad_weight = None
+        if needs_rows and torch.is_grad_enabled():
+            grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed)[: ctx.num_rows]
+        elif needs_rows:
+            matrix = ctx.edges.matrix(not ctx.transposed).first(ctx.num_rows)
+            grad_rows = _core.product(matrix, grads[0], weight)
+        if needs_weight:
+            right = rows if full is None else join(rows, full)
+            grad_weight = _Dots.apply(grads[0], right, ctx.edges, ctx.transposed)
+        return grad_rows, grad_weight, None, None, None
+
+
+class _Dots(torch.autograd.Function):
+    """Dot products of the rows that edges connect: the gradient of a product with regard to its weights."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, edges: Edges, transposed: bool) -> Tensor:
+        ctx.edges, ctx.transposed = edges, transposed
+        ctx.save_for_backward(left, right)
+        return _core.entry_dots(edges.matrix(transposed), left, right)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        left, right = ctx.saved_tensors
+        grad_left = _Product.apply(right, grads[0], ctx.edges, ctx.transposed)
+        return grad_left, _Product.apply(left, grads[0], ctx.edges, not ctx.transposed), None, None
+
+
+class _Softmax(torch.autograd.Function):
+    """Attention coefficients of GAT."""
+
+    @staticmethod
+    def forward(ctx: Any, dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
+        softmax = _core.entry_softmax(edges.by_destination, dst, src, slope)
+        ctx.slope, ctx.edges = slope, edges
+        ctx.save_for_backward(dst, src, softmax)
+        return softmax
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dst, src, softmax = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
+        matrix, (rowptr, _, _, order, _) = ctx.edges.by_destination, ctx.edges.by_source
+        grad_dst, grad_edge = _core.entry_softmax_backward(matrix, dst, src, ctx.slope, softmax, grads[0])
+        return grad_dst, _core.product(_core.Sparse(rowptr, order, grad_edge.size(0)), grad_edge), None, None
+
+
+def _softmax_backward(
+    edges: Edges, dst: Tensor, src: Tensor, slope: float, softmax: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of destinations and sources, by functions that have gradients themselves."""
+    ones_dst, ones_src = torch.ones_like(dst), torch.ones_like(src)
+    scores = _Dots.apply(torch.stack([dst, ones_dst], -1), torch.stack([ones_src, src], -1), edges, False)
+    ones_dst, ones_src = ones_dst.unsqueeze(-1), ones_src.unsqueeze(-1)
+    mean = _Dots.apply(_Product.apply(ones_src, softmax * grad, edges, False), ones_src, edges, False)
+    grad_edge = softmax * (grad - mean) * torch.where(scores > 0, 1.0, slope)
+    grads = (_Product.apply(ones, grad_edge, edges, i > 0) for i, ones in enumerate((ones_src, ones_dst)))
+    grad_dst, grad_src = (each.squeeze(-1) for each in grads)
+    return grad_dst, grad_src
+
+
+def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
+    """The sum or mean of each destination's sources, [num_dst, C] or [num_dst, H, C].
+
+    Types of less than 32 bits are summed up in float32.
+
+    Args:
+        rows: [num_src, C] or, for each head, [num_src, H, C], on the CPU.
+        edges: the edges.
+        weight: a number for each edge, [E], or for each edge and head, [E, H], that its row is multiplied by.
+        mean: whether sums are divided by the number of edges.
+
+    Raises:
+        TypeError: if ``rows`` are a sparse matrix.
+    """
+    if is_csr(rows):
+        raise TypeError(
+            "this layer sums up its input over edges before any linear layer, which takes dense features: "
+            "data.x = data.x.to_dense()"
+        )
+    dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
+    weight = None if weight is None else weight.to(dtype)
+    x = rows.to(dtype)
+    near = batch_rows(x)
+    out = (
+        _Product.apply(x, weight, edges, False)
+        if near is None
+        else _Product.apply(near, weight, edges, False, x.detach())
+    )
+    return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of a sparse matrix on the CPU, whose gradient sorts no entries but the first time.
+
+    Args:
+        x: features as a ``torch.sparse_csr`` matrix, [N, C_in].
+        weight: [C_out, C_in].
+        bias: [C_out], or None.
+    """
+    edges = edges_of(pattern(x), x.size(0), x.size(1))
+    assert edges is not None
+    out = aggregate(weight.t().contiguous(), edges, x.values())
+    return out if bias is None else out + bias
+
+
+def attention(dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
+    """Softmax of ``leaky_relu(dst + src)`` over the edges into each destination, [E, H].
+
+    Equation 3 of GAT (https://arxiv.org/abs/1710.10903). Types of less than 32 bits are computed with in float32.
+
+    Args:
+        dst: scores of destinations, [num_dst, H].
+        src: scores of sources, [num_src, H].
+        slope: factor of negative scores.
+        edges: the edges.
+    """
+    dtype = src.dtype if src.dtype == torch.float64 else torch.float32
+    return cast(Tensor, _Softmax.apply(dst.to(dtype), src.to(dtype), slope, edges)).to(src.dtype)

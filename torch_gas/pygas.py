@@ -1,0 +1,206 @@
+"""Small helpers that training scripts share: scores, random splits, masks, edge dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+
+from torch_gas._util.arguments import checked
+from torch_gas.graph.checks import INTEGERS
+from torch_gas.graph.formats import check_adjacency, is_csr, is_sparse_tensor
+
+
+@checked
+def compute_micro_f1(logits: Tensor, y: Tensor, mask: Tensor | None = None) -> float:
+    """Micro-averaged F1 score: accuracy for one label per node, F1 at logit > 0 for several (paper,
+    section 5).
+
+    Args:
+        logits: scores, [N, C].
+        y: class ids [N], or 0/1 labels [N, C].
+        mask: the rows to score, bool [N]; all by default.
+
+    Returns:
+        The score in [0, 1]. Several labels without a single true positive give 0.
+
+    Raises:
+        ValueError: if shapes do not fit or no row is selected.
+
+    Example:
+        >>> compute_micro_f1(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+        0.5
+    """
+    if logits.is_complex() or y.is_complex() or (y.dim() == 1 and y.dtype not in INTEGERS):
+        raise TypeError(
+            f"compute_micro_f1: logits must be real and class ids y integers, but logits is {logits.dtype} and y is {y.dtype}"
+        )
+    if logits.dim() != 2 or y.shape not in (logits.shape, logits.shape[:1]):
+        raise ValueError(
+            "compute_micro_f1: logits must be [N, C] and y class ids [N] or labels [N, C], but "
+            f"logits is {list(logits.shape)} and y is {list(y.shape)}"
+            + ("; pass y.view(-1)" if y.dim() == 2 and y.size(1) == 1 else "")
+        )
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.shape != logits.shape[:1]:
+            raise ValueError(
+                f"compute_micro_f1: mask must be bool [{logits.size(0)}], but is {mask.dtype} "
+                f"{list(mask.shape)}" + ("; pass one split, mask[:, i]" if mask.dim() == 2 else "")
+            )
+        logits, y = logits[mask], y[mask]
+    if logits.size(0) == 0:
+        raise ValueError("compute_micro_f1: no row is selected, and nothing has no score: check mask")
+    if y.dim() == 1:
+        if int(y.max()) >= logits.size(1):
+            raise ValueError(
+                f"compute_micro_f1: y holds class {int(y.max())}, but logits has scores of {logits.size(1)} classes"
+            )
+        return int((logits.argmax(dim=-1) == y).sum()) / y.size(0)
+    predicted, true = logits > 0, y > 0.5
+    both, either = int((predicted & true).sum()), int(predicted.sum() + true.sum())
+    return 2 * both / either if either else 0.0
+
+
+@checked
+def gen_masks(
+    y: Tensor,
+    train_per_class: int = 20,
+    val_per_class: int = 30,
+    num_splits: int = 20,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random splits with equally many training and validation nodes per class, the rest for test
+    (section 5).
+
+    Args:
+        y: class ids, [N]. Nodes with a negative id are unlabeled and in no mask.
+        train_per_class: training nodes per class.
+        val_per_class: validation nodes per class.
+        num_splits: number of independent splits.
+        seed: seed of a private generator; None draws from torch's global one. A seed gives the
+            splits that PyGAS draws after ``torch.manual_seed(seed)``.
+
+    Returns:
+        Training, validation and test masks, each bool [N, num_splits].
+
+    Raises:
+        ValueError: if ``y`` is not an integer vector, a count is negative, or a class has fewer
+            than ``train_per_class + val_per_class`` nodes.
+
+    Example:
+        >>> train, val, test = gen_masks(torch.arange(30) % 3, 2, 3, num_splits=4, seed=0)
+        >>> train.shape, train.sum(0).tolist(), test.sum(0).tolist()
+        (torch.Size([30, 4]), [6, 6, 6, 6], [15, 15, 15, 15])
+    """
+    if y.dim() != 1 or y.dtype not in INTEGERS or y.numel() == 0:
+        raise ValueError(f"gen_masks: y must be class ids [N], but is {y.dtype} {list(y.shape)}")
+    if train_per_class < 0 or val_per_class < 0 or num_splits < 1:
+        raise ValueError(
+            "gen_masks: counts must not be negative and num_splits must be positive, but are "
+            f"train_per_class={train_per_class}, val_per_class={val_per_class}, "
+            f"num_splits={num_splits}"
+        )
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    needed = train_per_class + val_per_class
+    labels = y.cpu()
+    train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool)
+    val_mask = torch.zeros_like(train_mask)
+    for label in range(int(labels.max()) + 1):
+        nodes = (labels == label).nonzero().view(-1)
+        if 0 < nodes.numel() < needed:
+            raise ValueError(
+                f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, "
+                f"but class {label} has {nodes.numel()}: lower the counts or mark the class as "
+                "unlabeled (-1)"
+            )
+        order = [torch.randperm(nodes.numel(), generator=generator) for _ in range(num_splits)]
+        drawn = nodes[torch.stack(order, dim=1)]
+        train_mask.scatter_(0, drawn[:train_per_class], True)
+        val_mask.scatter_(0, drawn[train_per_class:needed], True)
+    test_mask = (labels >= 0).view(-1, 1) & ~(train_mask | val_mask)
+    return train_mask.to(y.device), val_mask.to(y.device), test_mask.to(y.device)
+
+
+@checked
+def index_to_mask(index: Tensor, size: int) -> Tensor:
+    """The mask, bool [size], that is true at ``index``.
+
+    Args:
+        index: ids in 0 .. size-1.
+        size: length of the mask.
+
+    Raises:
+        IndexError: if an id is out of range; negative ids do not count from the end.
+
+    Example:
+        >>> index_to_mask(torch.tensor([0, 2]), 4)
+        tensor([ True, False,  True, False])
+    """
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
+        raise IndexError(
+            f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. {int(index.max())}"
+        )
+    mask = torch.zeros(size, dtype=torch.bool, device=index.device)
+    mask[index] = True
+    return mask
+
+
+@checked
+def dropout(adj: Any, p: float, training: bool = True) -> Any:
+    """Drops edges at random; returns the same format and leaves ``adj`` unchanged.
+
+    Weights that remain are divided by ``1 - p``, so that their sum is the same on average. Edges without weights, which
+    includes a matrix whose values are all 1, are not rescaled.
+
+    Args:
+        adj: ``edge_index`` [2, E], ``EdgeIndex``, ``torch.sparse_csr`` or
+            ``torch_sparse.SparseTensor``.
+        p: probability for an edge to be dropped.
+        training: False returns ``adj`` itself.
+
+    Raises:
+        TypeError: if ``adj`` is in none of the four formats.
+        ValueError: if ``p`` is not in [0, 1].
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        >>> dropout(edge_index, p=1.0).shape, dropout(edge_index, p=0.5, training=False).shape
+        (torch.Size([2, 0]), torch.Size([2, 3]))
+    """
+    check_adjacency(adj, "dropout: adj")
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
+    if not training or p == 0:
+        return adj
+    return _drop(adj, p)
+
+
+def _drop(adj: Any, p: float) -> Any:
+    if is_csr(adj):
+        keep = _keep(adj.values().size(0), p, adj.device)
+        kept_before = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
+        rowptr = kept_before[adj.crow_indices()].to(adj.crow_indices().dtype)
+        value = _rescaled(adj.values(), p)[keep]
+        return torch.sparse_csr_tensor(rowptr, adj.col_indices()[keep], value, size=adj.shape, check_invariants=False)
+    if is_sparse_tensor(adj):
+        value = adj.storage.value()
+        if value is not None:
+            adj = adj.set_value(_rescaled(value, p), layout="coo")
+        return adj.masked_select_nnz(_keep(adj.nnz(), p, adj.device()), layout="coo")
+    keep = _keep(adj.size(1), p, adj.device)
+    if isinstance(adj, EdgeIndex):
+        # Built anew, because of all the cached properties only size and order survive the loss of
+        # edges.
+        kept = adj.as_tensor()[:, keep]
+        return EdgeIndex(kept, sparse_size=adj.sparse_size(), sort_order=adj.sort_order)
+    return adj[:, keep]
+
+
+def _rescaled(value: Tensor, p: float) -> Tensor:
+    return value if bool((value == 1).all()) else value / (1 - p)
+
+
+def _keep(num_edges: int, p: float, device: torch.device) -> Tensor:
+    return torch.rand(num_edges, device=device) >= p

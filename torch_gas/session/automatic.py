@@ -1,0 +1,68 @@
+"""Fills the places of a model that runs on a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_gas.wiring.batch import pad
+from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.trial.structure import OTHER_GRAPH, agrees, complete, read
+
+if TYPE_CHECKING:
+    from torch_gas.session.call import Call
+    from torch_gas.session.scale import ScaledGNN
+
+
+class Automatic(Handler):
+    """Exchanges rows with the histories and tables of ``model`` during ``call``.
+
+    On its whole graph all rows are pushed, and nothing changes.
+    """
+
+    def __init__(self, model: ScaledGNN, call: Call) -> None:
+        self.model, self.call, self.found = model, call, model.found
+        self.device = model.device
+        self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
+        self.ids = (call.batch_size, call.n_id, call.offset, call.count)
+
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        """Rows of any value where inference knows the exact ones, which :meth:`at` then gives."""
+        replay = self.model._replay
+        need = self.found.needs.get(place)
+        if replay is None or need is None or need.action != "history" or self.call.batch_size is None:
+            return None
+        history = self.model.histories[need.number]
+        if not replay.answers(history):
+            return None
+        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.device)
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        need = self.found.needs.get(place)
+        if need is None and place.kind in ("output", "hop") and place not in self.found.known:
+            raise RuntimeError(
+                f"{place} was not called when the model was tried out by scale(), so it has no history; a model must "
+                "call its layers in one order, with training or evaluation as the only switch. Scale it again after a change"
+            )
+        if self.call.n_id is None:
+            if need is not None and need.action == "history":
+                self.model.push_and_pull(self.model.histories[need.number], value.reshape(value.size(0), -1))
+            return None
+        assert self.call.batch_size is not None
+        batch_size, num_rows = self.call.batch_size, self.call.n_id.numel()
+        if need is None:
+            return pad(value, batch_size, num_rows) if place.kind == "output" else None
+        if need.action != "history":
+            if need.action == "rows" and not self.model.training and not value.is_cuda:  # where it makes no host wait
+                table = self.model._tables[need.number]
+                if not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
+                    raise ValueError(OTHER_GRAPH)
+            if need.number not in self._read:
+                self._read[need.number] = read(need, self.model._tables[need.number], self.call.n_id, batch_size)
+            return complete(need, value, self._read[need.number], batch_size)
+        rows = value[:batch_size].reshape(batch_size, -1)
+        out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
+        return out.view(num_rows, *need.shape)

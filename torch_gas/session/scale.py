@@ -1,0 +1,478 @@
+"""scale(): histories for a model that knows nothing of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
+
+from torch_gas._util.arguments import checked
+from torch_gas._util.tracing import untraced
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.formats import is_csr
+from torch_gas.history import History
+from torch_gas.session.automatic import Automatic
+from torch_gas.session.base import ScalableGNN
+from torch_gas.session.call import Call
+from torch_gas.session.inference import layerwise_inference
+from torch_gas.table import FileTier
+from torch_gas.transfer import IO
+from torch_gas.wiring.arguments import (
+    Arguments,
+    Inputs,
+    adjacencies,
+    count_rows,
+    edge_tensors,
+    inputs_of,
+    names_of,
+    num_edges,
+    square,
+    takes_data,
+    to_data,
+)
+from torch_gas.wiring.compiled import is_called_compiled, is_compiled
+from torch_gas.wiring.fused import fuse
+from torch_gas.wiring.places import Kind, Places, wire
+from torch_gas.wiring.trial import structure
+from torch_gas.wiring.trial.probe import Found, find
+from torch_gas.wiring.undo import Undo
+
+if TYPE_CHECKING:
+    from torch_gas.extensions.regularization import LocalPerturbation
+
+_PREFIX = "model."
+
+
+@checked
+def scale(
+    model: Module,
+    data: Data | None = None,
+    *,
+    num_nodes: int | None = None,
+    inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
+    pool_size: int | None = None,
+    buffer_size: int | None = None,
+    device: torch.device | str | int | None = None,
+    history_dtype: torch.dtype | None = None,
+    save_histories: bool = True,
+    io: IO = "concurrent",
+    pool_bytes: int | None = None,
+    tier: str | FileTier | None = None,
+    huge_pages: bool = True,
+    check_finite: bool | None = None,
+    regularization: LocalPerturbation | None = None,
+) -> ScaledGNN:
+    r"""Makes a model train with historical embeddings, without a change to it.
+
+    The model is tried out on a graph of a few nodes, which tells where it needs histories (behind its message-passing layers
+    but the last, between the hops inside of a layer), which degrees it counts that only the whole graph can tell, and that a
+    batch's rows are then those of the whole graph. A model for which they are not is refused.
+
+    Args:
+        model: any module with message-passing layers. It is shared, not copied: training the result trains it.
+        data: the graph in the order of the loader's, that is after :func:`torch_gas.permute`.
+        num_nodes: number of nodes of the graph, N, instead of ``data``. The model is then tried out when it is first
+            called, and its layers may not normalise by degrees.
+        inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``, or by name in a dictionary. By
+            default the attributes of its parameters' names.
+        pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite: as in
+            :class:`ScalableGNN`.
+        regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
+            :class:`torch_gas.extensions.regularization.LocalPerturbation`.
+
+    Returns:
+        A model that is called with a batch of a loader, with a whole graph, or with ``loader=``, as any
+        :class:`ScalableGNN`; see :class:`ScaledGNN`.
+
+    Raises:
+        ValueError: if the model cannot be exact on batches; the error names the layer, the reason and what to do.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import GCN
+        >>> from torch_gas import SubgraphLoader, metis, permute, scale
+        >>> from torch_gas.datasets import synthetic
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> model = scale(GCN(data.num_features, 16, num_layers=3, out_channels=10), data)
+        >>> for batch in SubgraphLoader(data, ptr, batch_size=4):
+        ...     out = model(batch)
+        ...     assert out.shape == (batch.batch_size, 10)
+    """
+    for child in model.modules():
+        if isinstance(child, ScalableGNN):
+            raise ValueError(
+                f"scale(): {type(child).__name__} is a ScalableGNN, which has histories already; use it as it is"
+            )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("scale() takes the plain model, and not the result of torch.compile")
+    if regularization is not None and not callable(getattr(regularization, "attach", None)):
+        raise TypeError(f"scale(): regularization must be a LocalPerturbation, but is {type(regularization).__name__}")
+    if data is not None and is_csr(data.x):
+        raise ValueError(
+            "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
+        )
+    if data is not None and data.x is None and "num_nodes" not in data:
+        raise ValueError("scale(): data has neither x nor num_nodes; set one of them")
+    if data is not None and num_nodes not in (None, data.num_nodes):
+        raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
+    if data is None and num_nodes is None:
+        raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
+    if num_nodes is not None and (isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1):
+        raise ValueError(f"scale(): num_nodes must be a number of nodes, at least 1, but is {num_nodes!r}")
+    scaled = ScaledGNN(
+        model,
+        int(data.num_nodes if data is not None else num_nodes),  # type: ignore[arg-type]
+        inputs,
+        pool_size=pool_size,
+        buffer_size=buffer_size,
+        device=device,
+        history_dtype=history_dtype,
+        save_histories=save_histories,
+        io=io,
+        pool_bytes=pool_bytes,
+        tier=tier,
+        huge_pages=huge_pages,
+        check_finite=check_finite,
+    )
+    if data is not None:
+        scaled._perm = data.get("perm")
+        scaled._try_out(data, scaled._arguments, data)
+    if regularization is not None:
+        regularization.attach(scaled)
+    return scaled
+
+
+class ScaledGNN(ScalableGNN):
+    """A model with histories, made by :func:`scale`. It is called as
+
+    * ``model(batch)``, or ``model(batch.x, batch.edge_index, *further, *ids)`` with the four ids of the loader's batch last:
+      the batch's B rows;
+    * ``model(data)``, or with the model's own arguments: the plain model on a whole graph. On its own graph this refreshes the
+      histories; in evaluation mode any other graph will do;
+    * ``model(loader=loader)``: exact layer-wise inference in the memory of one batch.
+
+    Parameters are those of the plain model, which attributes lead to as well. ``state_dict`` holds its entries under their own
+    names, and the histories. :meth:`unscale` gives the plain model back.
+    """
+
+    skips_by_nan = False
+
+    def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
+        super().__init__(num_nodes, [], 1, **kwargs)
+        self.model = model
+        self.tables = torch.nn.ModuleList()
+        self._inputs = inputs
+        self._found: Found | None = None
+        self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
+        self._perm: Tensor | None = None  # the order of the graph's nodes, where it is known
+        self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
+        if hasattr(model, "histories") or hasattr(model, "tables"):
+            raise ValueError(
+                f"{type(model).__name__} has an attribute `histories` or `tables`, as a scaled model has; rename it"
+            )
+        self._register_state_dict_hook(_without_prefix)
+        self._register_load_state_dict_pre_hook(_with_prefix, with_module=True)
+
+    @property
+    def training(self) -> bool:
+        """The mode of the plain model, which may be switched there as well."""
+        model = vars(self)["_modules"].get("model")
+        return model is None or model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        model = vars(self)["_modules"].get("model") if "_modules" in vars(self) else None
+        if model is not None:
+            model.training = mode
+
+    @property
+    def found(self) -> Found:
+        """What the model was found to need on batches."""
+        if self._found is None:
+            raise RuntimeError(f"{self._name} has not been called on a batch yet, nor was scale() given data")
+        return self._found
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def _tables(self) -> list[History]:
+        return cast("list[History]", list(self.tables))
+
+    @property
+    def _stores(self) -> list[History]:
+        return [*self.histories, *self._tables]
+
+    def unscale(self) -> Module:
+        """The plain model, which was never changed."""
+        self._clean_up()
+        return self.model
+
+    def reset_parameters(self) -> None:
+        """Resets the plain model, and forgets all histories."""
+        super().reset_parameters()
+        reset = getattr(self.model, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    @checked
+    def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
+        """As in :class:`ScalableGNN`, once the model has been tried out and has histories."""
+        self.found  # noqa: B018  # an error as long as it has none
+        return super().keep_hot(n_id, max_bytes)
+
+    # -- what the model needs ------------------------------------------------------------------------------------------
+
+    def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
+        """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
+        self._refuse_compiled()
+        found = find(self.model, data, inputs)
+        where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
+        if isinstance(where["tier"], FileTier):
+            where["tier"] = None  # they are narrow, and filled once
+        tables = structure.tables(found, self.num_nodes, **where)
+        if tables and whole is None:
+            place = next(place for place, need in found.needs.items() if need.action != "history")
+            raise ValueError(
+                f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
+                "them all: pass it to scale(model, data) instead of num_nodes"
+            )
+        args, kwargs = inputs(data)
+        given = names_of(self.model, args, kwargs)
+        self._given = frozenset(given)
+        if whole is not None and tables:
+            self._check_given(given, adjacencies(args, kwargs)[0])
+            structure.fill(self.model, found, whole, inputs, tables)
+        histories: list[History] = []
+        for need in found.of("history"):
+            history = self._new_history(prod(need.shape), len(histories))
+            histories.append(history.to(self.device, need.dtype))
+        self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
+        self.tables = torch.nn.ModuleList(tables).to(self.device)
+        self.hidden_channels = [history.embedding_dim for history in histories]
+        self.num_layers = len(histories) + 1
+        self._found, self._unverified = found, len(tables) > 0
+
+    def _arguments(self, data: Data) -> Arguments:
+        if self._inputs is None:
+            return inputs_of(self.model, data)
+        args = self._inputs(data)
+        if isinstance(args, dict):
+            return (), args
+        return (tuple(args), {}) if isinstance(args, (tuple, list)) else ((args,), {})
+
+    # -- calling the model ---------------------------------------------------------------------------------------------
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see the error."""
+        raise RuntimeError(self._no_compiling("it"))
+
+    def _refuse_compiled(self) -> None:
+        if is_called_compiled():
+            raise RuntimeError(self._no_compiling("it"))
+        for name, module in self.named_modules():
+            if is_compiled(module) and any(isinstance(inner, MessagePassing) for inner in module.modules()):
+                raise RuntimeError(self._no_compiling(name.removeprefix(_PREFIX) or "it"))
+
+    def _no_compiling(self, what: str) -> str:
+        return (
+            f"{self._name}: {what} was compiled, but a model made by scale() is wired while it runs, which torch.compile cannot "
+            "follow; call it as it is, or derive it from ScalableGNN, which can be compiled. Modules without message passing "
+            "may be compiled in any model"
+        )
+
+    @untraced
+    def __call__(
+        self,
+        *args: Any,
+        loader: SubgraphLoader | None = None,
+        progress: bool = False,
+        device: torch.device | str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the model on a batch, on a whole graph, or layer by layer over a loader.
+
+        Args:
+            *args, **kwargs: a batch of a loader, a graph, or the arguments of the plain model, the ids of a batch last.
+            loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
+            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
+
+        Raises:
+            ValueError: if the arguments are not those of one batch of this model's graph.
+        """
+        self._clean_up()
+        self._refuse_compiled()
+        if loader is not None:
+            if args or kwargs:
+                raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
+            if self._found is None:
+                self._try_out(loader.data, self._arguments, loader.data)
+            return layerwise_inference(self, loader, progress, device, path)
+        self._check_no_target(device, path)
+        args, kwargs, ids = self._split(args, kwargs)
+        if ids and ids[1] is not None and self._found is None:
+            data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
+            self._try_out(data, inputs, None)
+        given = names_of(self.model, args, kwargs)
+        found = adjacencies(args, kwargs)
+        rows, adj = count_rows(given), found[0] if found else None
+        if ids is None:
+            held = [value.to_dict().values() if isinstance(value, Data) else [value] for value in given.values()]
+            self._check_whole([value for values in held for value in values])
+        else:
+            self._check_order(ids[1])
+        if len(self.tables) > 0 and (ids or rows == self.num_nodes):
+            self._check_given(given, adj)
+        with Undo(sys._getframe()) as undo, undo:
+            call = self._begin(undo, rows, adj, *(ids or (None,) * 4))
+            if call.n_id is not None:
+                args = tuple(square(value, call.n_id.numel()) for value in args)
+                kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
+            if call.n_id is not None and self._unverified:
+                all_edges = adj is not None and num_edges(adj) == getattr(call.n_id, "num_edges", -1)
+                batch = SubData(Data(), *ids)
+                structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
+                self._unverified = False
+            if call.n_id is not None:
+                fuse(undo, self.model)
+            self._wire(undo, call)
+            out = Module.__call__(self, *args, **kwargs)
+            call.end()
+            return out if call.n_id is None else self._cut(out, call)
+
+    def _check_order(self, n_id: Any) -> None:
+        perm = getattr(n_id, "perm", self._perm)
+        if perm is not self._perm and self._perm is not None and perm is not None and not torch.equal(perm, self._perm):
+            raise ValueError(
+                f"{self._name}: the loader's graph is in another order than the one that scale() was given (data.perm differs); "
+                "pass scale() the data that the loader has"
+            )
+        self._perm = self._perm if perm is None else perm  # the same object needs no comparison
+
+    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
+        """Raises where tables that were computed once would not fit the arguments."""
+        if self._given != given.keys():
+            raise ValueError(
+                f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
+                f"{', '.join(sorted(given))}, and what it counts on the whole graph depends on that; pass the same arguments, or "
+                "say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+            )
+        if adj is not None and any(value.requires_grad for value in edge_tensors(given, adj)):
+            raise ValueError(
+                f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "
+                "would not follow them; compute them inside the model, from edge attributes"
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain model."""
+        return self.model(*args, **kwargs)
+
+    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """The arguments of the plain model, and the ids of the batch."""
+        ids: Any = None
+        names = ("batch_size", "n_id", "offset", "count")
+        if args and isinstance(args[0], SubData):
+            ids, args = args[0][1:], (args[0].data, *args[1:])
+        elif len(args) > 4 and _are_ids(args[-4:]):
+            ids, args = args[-4:], args[:-4]
+        elif "n_id" in kwargs:
+            ids = tuple(kwargs.pop(name, None) for name in names)
+            if ids[0] is None:
+                raise ValueError(f"{self._name}: n_id needs batch_size; pass `*args` of the loader's batch")
+        if (
+            args
+            and isinstance(args[0], Data)
+            and len(args) == 1
+            and (self._inputs is not None or not takes_data(self.model))
+        ):
+            args, more = self._arguments(args[0])
+            kwargs = more | kwargs
+        return args, kwargs, ids
+
+    def _wire(self, undo: Undo, call: Call) -> None:
+        places = None  # for the plain model
+        if call.n_id is not None or (call.on_own_graph and self._found is not None):
+            places = self._wire_places(undo, call)
+        self._regularize(undo, call, places)
+
+    def _wire_places(self, undo: Undo, call: Call) -> Places:
+        found, handler = self.found, Automatic(self, call)
+        if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
+            raise ValueError(
+                f"{self._name} reads edges in both directions, and the batch holds those into its nodes; make the loader with "
+                'SubgraphLoader(..., neighbors="both")'
+            )
+        kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
+        if call.n_id is None or call.batch_size is None:
+            places = Places(self.model, handler, self.num_nodes, kinds)
+            places.wire(undo)
+            return places
+        closed = found.closed and call.neighbors == "in"
+        return wire(undo, self.model, handler, call.batch_size, call.n_id.numel(), closed, kinds)
+
+    def _cut(self, out: Any, call: Call) -> Any:
+        leaves, spec = pytree.tree_flatten(out)
+        per_node = self.found.per_node
+        if len(leaves) != len(per_node):
+            raise RuntimeError(
+                f"{self._name} returned {len(leaves)} values, but {len(per_node)} when it was tried out by scale()"
+            )
+        rows = zip(leaves, per_node, strict=True)
+        return pytree.tree_unflatten([leaf[: call.batch_size] if cut else leaf for leaf, cut in rows], spec)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = vars(self).get("_modules", {}).get("model")
+        own = name in vars(self) or name in vars(self).get("_modules", {}) or hasattr(type(self), name)
+        if model is not None and not own and hasattr(model, name):
+            setattr(model, name, value)  # where it is read as well
+        else:
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+
+def _are_ids(values: tuple[Any, ...]) -> bool:
+    size, *tensors = values
+    return (
+        isinstance(size, int)
+        and not isinstance(size, bool)
+        and all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
+    )
+
+
+def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in list(state):
+        if key.startswith(prefix + _PREFIX):
+            state[prefix + key.removeprefix(prefix + _PREFIX)] = state.pop(key)
+
+
+def _with_prefix(module: ScaledGNN, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    if module._found is None and any(key.startswith(f"{prefix}histories.") for key in state):
+        raise RuntimeError(
+            "load_state_dict: the state holds histories, and this scaled model has none yet; give scale() the data, or call the "
+            "model on a batch first"
+        )
+    for key in list(state):
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and not name.startswith("histories."):
+            state[prefix + _PREFIX + name] = state.pop(key)

@@ -1,0 +1,175 @@
+"""Node features in a file, for graphs whose features are larger than memory."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from torch_gas import _core
+from torch_gas._util.arguments import checked, renamed
+from torch_gas.table.file import FileTable
+from torch_gas.table.tier import FileTier
+
+_BLOCK = 2**24  # numbers that are read at a time
+
+
+class StoredFeatures:
+    """Node features [N, C] in a file that :func:`store_features` has written: ``data.x = StoredFeatures(path)``.
+
+    Loaders read the rows of a batch and its halo from the file. Nothing else of the matrix is in memory, beside what the system
+    keeps in its page cache.
+
+    Args:
+        path: the file.
+        dtype: type of the rows that batches get; by default that of the file, or float32 where it holds int8.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no features, or was not completed.
+        TypeError: if the file's type cannot become ``dtype``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_gas import StoredFeatures, store_features
+        >>> path = tempfile.mkdtemp() + "/x.table"
+        >>> x = store_features(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), path, perm=torch.tensor([1, 0]))
+        >>> x.shape, x[[0]]
+        (torch.Size([2, 2]), tensor([[3., 4.]]))
+    """
+
+    @checked
+    def __init__(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        self.path = os.fspath(path)
+        self._table = FileTable.read_only(self.path)
+        stored = self._table.dtype
+        self.dtype = dtype or (torch.float32 if stored == torch.int8 else stored)
+        self.shape = torch.Size([self._table.size(0), *_core.row_shape(self._table, self.dtype)])
+        self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
+
+    def size(self, dim: int | None = None) -> Any:
+        """``shape``, or one of its numbers."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """2."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows in the file."""
+        return self._table.nbytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The rows of some ids, as a tensor [M, C]."""
+        return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
+
+    @checked
+    @renamed("StoredFeatures.batch_rows")
+    def batch_rows(self, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
+        """The rows of ranges of nodes, and behind them those of ``halo``, [B + S, C]; see :class:`~torch_gas.SubData`."""
+        return _core.batch_rows(self._table, offset, count, halo, self.dtype)
+
+    def check_order(self, perm: Tensor, name: str) -> None:
+        """Raises ValueError if the rows were stored for another order of the nodes than ``perm``, [N]."""
+        if self._table.header.order not in (0, _order(perm)):
+            raise ValueError(
+                f"{name}: the features in {self.path} were stored for another partition than that of data.perm; store them again "
+                "with perm=perm, or permute by the partition that they were stored for"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # other processes open the file themselves
+        return StoredFeatures, (self.path, self.dtype)
+
+    def __deepcopy__(self, memo: Any) -> StoredFeatures:
+        return self
+
+    def __repr__(self) -> str:
+        return f"StoredFeatures({self.path!r}, {list(self.shape)}, dtype={self.dtype})"
+
+
+@checked
+def store_features(
+    x: Tensor | np.ndarray[Any, Any],
+    path: str | os.PathLike[str],
+    *,
+    perm: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> StoredFeatures:
+    """Writes node features to a file, some rows at a time.
+
+    Args:
+        x: features, [N, C]. ``numpy.load(file, mmap_mode="r")`` reads them without having them all in memory.
+        path: the new file.
+        perm: the order of nodes that :func:`torch_gas.metis` gave, [N], if the graph is in that order and ``x`` is not.
+        dtype: storage type; that of ``x`` by default. ``torch.int8`` stores each row as numbers in -127 .. 127 and a scale.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The features, for ``data.x``.
+
+    Raises:
+        FileExistsError: if there is such a file.
+        ValueError: if ``x`` is no matrix, or ``perm`` does not have its number of rows.
+        OSError: if the disk is full; the file is removed.
+    """
+    if len(x.shape) != 2 or 0 in x.shape:
+        raise ValueError(f"store_features: x must be [N, C] with at least one element, but has shape {list(x.shape)}")
+    num_rows, num_cols = x.shape
+    if perm is not None:
+        _check_order(perm, num_rows)
+    dtype = dtype or _read(x, slice(0, 1)).dtype
+    if dtype.is_complex:
+        raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
+    table = FileTable(FileTier(path), num_rows, _core.stored_width(num_cols, dtype), dtype)
+    block = max(1, _BLOCK // num_cols)
+    try:
+        for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
+            last = min(first + block, num_rows)
+            rows = _read(x, slice(first, last) if perm is None else perm[first:last])
+            rows = rows.to(torch.float32 if dtype == torch.int8 else dtype)
+            _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
+        if perm is not None:
+            table.header.order = _order(perm)
+        table.commit()
+    except BaseException:
+        os.unlink(table.path)
+        raise
+    finally:
+        table.close()
+    return StoredFeatures(path)
+
+
+def _check_order(perm: Tensor, num_rows: int) -> None:
+    if perm.dtype not in (torch.int64, torch.int32) or perm.dim() != 1 or perm.numel() != num_rows:
+        raise ValueError(
+            f"store_features: perm must be [{num_rows}], one id of int64 for each row of x, but is {list(perm.shape)} of "
+            f"{perm.dtype}"
+        )
+    ids = perm.long()
+    seen = torch.zeros(num_rows, dtype=torch.bool)
+    if int(ids.min()) >= 0 and int(ids.max()) < num_rows:
+        seen[ids] = True
+    if not bool(seen.all()):
+        raise ValueError(f"store_features: perm must hold each id of 0 .. {num_rows - 1} once, as metis() returns it")
+
+
+def _order(perm: Tensor) -> int:
+    """A check sum of an order of nodes that is never 0."""
+    return zlib.crc32(perm.cpu().long().numpy().tobytes()) or 1
+
+
+def _read(x: Tensor | np.ndarray[Any, Any], index: slice | Tensor) -> Tensor:
+    """Some rows of ``x``; a copy, if it is no tensor, because that may lie where nobody may write."""
+    if isinstance(x, Tensor):
+        return x[index]
+    return torch.from_numpy(np.array(x[index.numpy() if isinstance(index, Tensor) else index]))

@@ -1,0 +1,289 @@
+"""FileTable: a table in a file that one process at a time may use."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import warnings
+import weakref
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torch_gas import _core
+from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
+from torch_gas.table.header import SIZE, Header, type_name
+from torch_gas.table.tier import FileTier, Sync
+
+
+class FileTable(_core.FileRows):
+    """A table [N, C] in a file, whose rows are read and written by the calls of the core.
+
+    Commits make generations: what was written before a commit can be relied upon after a crash. A file in which rows were
+    written since the last commit by a process that is gone is *torn*: nobody knows which rows are old and which are new.
+
+    Args:
+        tier: the file, and how it is used.
+        num_rows: N.
+        num_cols: elements of a row.
+        dtype: their type.
+
+    Attributes:
+        path: the file.
+        pushed_at: for a file that is reused, when each row was last pushed, [N], else None.
+        clock: optimiser steps at the last commit.
+        torn: whether the file was found torn, and its rows are forgotten.
+        header: what the file says of itself.
+
+    Raises:
+        FileExistsError: if there is such a file, which is not to be reused.
+        ValueError: if the file is no table or holds another one.
+        RuntimeError: if a process has it open.
+        OSError: if the system refuses.
+    """
+
+    @checked
+    def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
+        if num_rows < 1 or num_cols < 1:
+            raise ValueError(f"FileTable: num_rows and num_cols must be at least 1, but are {num_rows} and {num_cols}")
+        wanted = Header(num_rows, num_cols, type_name(dtype))
+        path = os.fspath(tier.path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file, is_new = _open(path, tier.reuse)
+        try:
+            _lock(file, path, fcntl.LOCK_EX)
+            header = wanted if is_new else Header.read(file, path)
+            header.check_same(wanted, path)
+            header.owner = os.getpid()
+            if is_new:
+                os.ftruncate(file, wanted.file_size)
+            header.write(file)
+        except BaseException:
+            os.close(file)
+            if is_new:
+                os.unlink(path)
+            raise
+        self._begin(path, file, header, os.getpid(), tier.sync)
+        self.torn = not header.committed
+        self.pushed_at = None if is_new or self.torn else self._read_times()
+        if self.torn:
+            self.clear()
+            warnings.warn(
+                f"{path}: the process that wrote these rows ended before it committed them (after generation "
+                f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
+        """The table of a file that nobody writes to; any number of processes may read it.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is no table, or torn.
+            RuntimeError: if a process has it open for writing.
+        """
+        path = os.fspath(path)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock(file, path, fcntl.LOCK_SH)
+            header = Header.read(file, path)
+            if not header.committed:
+                raise ValueError(
+                    f"{path}: the process that wrote these rows ended before it was done; write them again"
+                )
+        except BaseException:
+            os.close(file)
+            raise
+        table = cls.__new__(cls)
+        table._begin(path, file, header, None, "never")
+        table.torn, table.pushed_at = False, None
+        return table
+
+    def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
+        super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
+        _core.forget_failure(file)
+        self.path, self.sync, self.header = path, sync, header
+        self._owner = owner  # None if all may read
+        self._failure = ""
+        self._close = weakref.finalize(self, os.close, file)
+        self._reading_ahead: Task[None] | None = None
+
+    @property
+    def generation(self) -> int:
+        """Number of commits so far."""
+        return self.header.generation
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether nothing was written since the last commit."""
+        return self.header.committed
+
+    @property
+    def clock(self) -> int:
+        """Optimiser steps at the last commit."""
+        return self.header.clock
+
+    def check_usable(self) -> None:
+        """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
+        if not self._close.alive:
+            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
+        if self._owner not in (None, os.getpid()):
+            raise RuntimeError(
+                f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
+                "a file"
+            )
+        failure = self._failure or _core.noted_failure(self.file)
+        if failure:
+            raise OSError(
+                f"{self.path}: rows could not be moved in an earlier step ({failure}), so that some histories are wrong; make "
+                "room or repair the disk, then call reset_parameters() of the history, and load a checkpoint where there is one"
+            )
+
+    def before_write(self) -> None:
+        """Notes in the file that its rows change from now on."""
+        if self._owner is None:
+            raise ValueError(f"{self.path} was opened to be read, not to be written to")
+        super().before_write()
+        self._tear()
+
+    def _tear(self) -> None:
+        if self.header.committed:
+            self._write_header(replace(self.header, committed=False))
+
+    def explain(self, error: OSError) -> OSError:
+        """The error with the name of the file, and what to do."""
+        fix = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to the disk"
+        return OSError(error.errno, f"{error.strerror}; {fix}, and go on", self.path)
+
+    def _write_header(self, header: Header) -> None:
+        header.write(self.file)
+        self._flush()
+        self.header = header  # which holds only once the file says so
+
+    def _flush(self) -> None:
+        if self.sync != "never":
+            os.fsync(self.file)
+
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
+        """Makes all rows written so far the next generation, which survives a crash.
+
+        Args:
+            pushed_at: when each row was last pushed, [N], int64; as it was by default.
+            clock: optimiser steps so far.
+
+        Returns:
+            Its number.
+        """
+        self.check_usable()
+        if pushed_at is not None:
+            self._tear()  # though rows stay as they are
+            _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
+        self._flush()
+        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, committed=True))
+        return self.generation
+
+    def clear(self) -> None:
+        """Makes all rows zero; their place on the disk is given back."""
+        self.before_write()
+        os.ftruncate(self.file, SIZE)
+        os.ftruncate(self.file, self.header.file_size)
+        _core.forget_failure(self.file)
+        self._failure = ""
+
+    def forget(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
+        """Makes rows zero whose write has failed, which needs no room on the disk; where that fails too, the table is not used.
+
+        Args:
+            n_id: row ids, [B]; all rows by default.
+            offset: starts of contiguous ranges of rows instead, [P].
+            count: lengths of these ranges, [P].
+        """
+        try:
+            self.before_write()
+            if offset is not None and count is not None:
+                _core.clear_rows(self, offset, count)
+            elif n_id is not None:
+                _core.clear_rows(self, n_id.long().cpu(), torch.ones(n_id.numel(), dtype=torch.int64))
+            else:
+                self.clear()
+        except OSError as error:
+            self._failure = str(error)
+
+    def read_ahead(self, index: Tensor) -> None:
+        """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
+        if self._reading_ahead is None or self._reading_ahead.is_done:
+            rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
+            self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
+
+    def map(self) -> Tensor:
+        """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""
+        self.check_usable()
+        return torch.frombuffer(mmap.mmap(self.file, self.nbytes, offset=SIZE), dtype=self.dtype).view(self.shape)
+
+    def close(self) -> None:
+        """Closes the file, which another process may then use."""
+        if self._close.alive:
+            _core.forget_failure(self.file)
+        self._close()
+
+    def _read_times(self) -> Tensor:
+        times = torch.empty(self.shape[0], dtype=torch.int64)
+        _read(self.file, times, self.header.rows_end)
+        return times - 1
+
+    def __repr__(self) -> str:
+        return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
+
+
+def _open(path: str, reuse: bool) -> tuple[int, bool]:
+    """The descriptor of the file, and whether it is a new one."""
+    if reuse and os.path.exists(path):
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC), False
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), True
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{path} exists already; pass FileTier(..., reuse=True) to go on with its rows, or delete it to begin anew"
+        ) from error
+
+
+def _lock(file: int, path: str, kind: int) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = Header.read(file, path).owner
+        if owner == os.getpid():
+            who, fix = "another table of this process", "delete the model that has it"
+        else:
+            who, fix = f"process {owner}", "wait until that has ended"
+        raise RuntimeError(
+            f"{path} is in use by {who}, and only one may write to it; {fix}, or choose another path"
+        ) from error
+
+
+def _write(file: int, tensor: Tensor, place: int) -> None:
+    data = memoryview(tensor.numpy().data).cast("B")
+    while data:
+        done = os.pwrite(file, data, place)
+        data, place = data[done:], place + done
+
+
+def _read(file: int, tensor: Tensor, place: int) -> None:
+    data = memoryview(tensor.numpy().data).cast("B")
+    while data:
+        done = os.preadv(file, [data], place)
+        if done == 0:
+            raise OSError(f"the file ends at byte {place}: it was cut while it was in use")
+        data, place = data[done:], place + done
+
+
+@cache
+def _reader(process: int) -> Worker:
+    return Worker()

@@ -1,0 +1,129 @@
+"""What `torch.compile` makes of a model: `forward` becomes a graph, and the exchange of rows an operator in it.
+
+What surrounds `forward` (checks, transfers, hooks) is Python that no graph should hold, so it runs as it is. Operators find the
+model by the thread, because only tensors and numbers can be given to them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+if TYPE_CHECKING:
+    from torch_gas.session.base import ScalableGNN
+    from torch_gas.wiring.undo import Undo
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+OLDEST = "2.11"  # torch that compiles a forward with hooks once, and not for each call
+
+_thread = threading.local()
+
+
+def run_in_thread(undo: Undo, model: ScalableGNN) -> None:
+    """Says to operators in compiled code that they are called by ``model``."""
+    thread = vars(_thread)
+    undo.add(thread.update, {"model": thread.get("model")})
+    thread["model"] = model
+
+
+def eager() -> AbstractContextManager[Any]:
+    """While entered, compiled code runs as it was written; there is none before torch 2.6."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+def is_called_compiled() -> bool:
+    """Whether this call comes from what `torch.compile(model)` returned."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        is_call = frame.f_code.co_name in ("__call__", "_call_impl")  # its own; before torch 2.8, that of all modules
+        if is_call and type(frame.f_locals.get("self")).__name__ == "OptimizedModule":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    return False
+
+
+def is_compiled(module: Module) -> bool:
+    """Whether calls of ``module`` run compiled code of its own."""
+    forward = vars(module).get("forward")
+    return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def check_version(name: str) -> None:
+    """Raises where this torch cannot compile models that exchange rows; ``name`` is the model's."""
+    if torch.__version__ < OLDEST:
+        raise RuntimeError(
+            f"{name}: to compile a model with histories takes torch {OLDEST} or later, but this is {torch.__version__}; update "
+            "torch, or call the model as it is"
+        )
+
+
+def push_and_pull(model: ScalableGNN, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
+    """:meth:`ScalableGNN.push_and_pull` as the graph has it."""
+    if n_id is None:
+        torch.ops.torch_gas.push(model._written, x.detach(), layer)
+        return x
+    num_rows = n_id.size(0)
+    if batch_size is None:
+        batch_size = num_rows
+    if x.size(0) != batch_size and x.size(0) != num_rows:
+        raise ValueError("number of rows")  # ends the compilation: the code as it was written gives the whole message
+    rows = x[:batch_size]
+    if batch_size == num_rows:
+        torch.ops.torch_gas.push(model._written, rows.detach(), layer)
+        return rows
+    return torch.ops.torch_gas.push_and_pull(rows, num_rows, layer)
+
+
+def _exchange(x: Tensor, layer: int) -> Tensor:
+    model = getattr(_thread, "model", None)
+    if model is None or model._call is None:
+        raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
+    call = model._call
+    return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
+
+
+# Transfers are issued by the host, so no CUDA graph can hold them; where torch knows this tag, it splits the graph there.
+_tags: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+# `written` stands for the histories: an operator without a result is dropped from a graph unless it writes to a tensor.
+# Schemas are stated, because torch 2.4 reads no annotations that are strings.
+@torch.library.custom_op(
+    "torch_gas::push", mutates_args=("written",), schema="(Tensor(a!) written, Tensor x, SymInt layer) -> ()", **_tags
+)
+def _push(written: Tensor, x: Tensor, layer: int) -> None:
+    _exchange(x, layer)
+
+
+@torch.library.custom_op(
+    "torch_gas::push_and_pull",
+    mutates_args=(),
+    schema="(Tensor rows, SymInt num_rows, SymInt layer) -> Tensor",
+    **_tags,
+)
+def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
+    return _exchange(rows, layer)
+
+
+@_push_and_pull.register_fake
+def _(rows: Tensor, num_rows: int, layer: int) -> Tensor:
+    return rows.new_empty(num_rows, rows.size(1))
+
+
+def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+    ctx.batch_size = inputs[0].size(0)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad[: ctx.batch_size], None, None
+
+
+_push_and_pull.register_autograd(_backward, setup_context=_note_rows)

@@ -1,0 +1,136 @@
+"""What the runs of a trial note at the places of a model, and the rows that they go on with there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_gas.batch.builder import SubData
+from torch_gas.wiring.arguments import is_adjacency, num_edges
+from torch_gas.wiring.batch import pad
+from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.trial.small import NUM_EDGES, NUM_NODES
+
+
+class Differs(Exception):
+    """A batch's rows are not those of the whole graph."""
+
+    def __init__(self, place: Place | None, how: str = "gives other rows than on the whole graph") -> None:
+        self.place, self.how = place, how
+
+
+class Record(Handler):
+    """Notes the exact values of all places, and the hops that leave edges out."""
+
+    def __init__(self) -> None:
+        self.values: dict[Place, Tensor] = {}
+        self.choosy: list[Place] = []
+
+    def passes(self, place: Place, adj: Any) -> None:
+        if is_adjacency(adj) and num_edges(adj) < NUM_EDGES:
+            self.choosy.append(place)
+
+    def at(self, place: Place, value: Tensor) -> None:
+        self.values[place] = value.detach().clone()
+
+
+class Trial(Handler):
+    """Gives exact rows to the halo, but for one place that is spoiled. Layers before that one are not computed."""
+
+    def __init__(
+        self,
+        exact: dict[Place, Tensor],
+        batch: SubData,
+        spoiled: Place | None = None,
+        by: float = 0.0,
+        known: Collection[Place] = (),
+    ) -> None:
+        self.exact, self.batch, self.spoiled, self.by, self.known = exact, batch, spoiled, by, known
+        places = list(exact)
+        before = places[: places.index(spoiled)] if spoiled is not None else []
+        self.done = {place for place in before if place.kind == "output"}
+        self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
+        self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
+        self.open: set[Place] = set()  # places that have halo rows
+
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        """The exact rows."""
+        return self.exact[place][self.batch.n_id.to(self.exact[place].device)] if place in self.done else None
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        exact = self.exact.get(place)
+        if exact is None:
+            raise Differs(place, "is called on a batch and not on the whole graph")
+        if place.kind == "maximum":
+            self.own[place] = value.clone()
+            if not same(value, exact):
+                if self.spoiled is not None and place not in self.known:
+                    raise Differs(place)
+                self.partial.add(place)
+            return exact.clone()
+        batch_size, num_rows = self.batch.batch_size, self.batch.n_id.numel()
+        if exact.size(0) != NUM_NODES or value.size(0) not in (batch_size, num_rows):
+            return None  # not a row for each node; whoever reads it is compared
+        want = exact[self.batch.n_id.to(exact.device)].clone()
+        rows = value[:batch_size]
+        if not same(rows, want[:batch_size]):
+            tried = self.spoiled is None or place in self.known  # else it differs by what was spoiled
+            if place.kind != "reduction" or value.size(0) == batch_size or not tried:
+                raise Differs(place)
+            self.partial.add(place)
+            rows = want[:batch_size]
+        if place.kind != "output" and value.size(0) == batch_size:
+            return None  # inside of a layer that takes a pair
+        if place.kind == "reduction":
+            self.own[place] = value.clone()
+        self.open.add(place)
+        halo = want[batch_size:]
+        if place == self.spoiled:
+            halo = spoil(halo, self.by)
+        return torch.cat([rows, halo])
+
+
+class Note(Handler):
+    """Notes places, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
+
+    def __init__(self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None) -> None:
+        self.exact, self.batch, self.spoiled = exact, batch, spoiled
+        self.met: set[Place] = set()
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        self.met.add(place)
+        batch_size, exact = self.batch.batch_size, self.exact.get(place)
+        if place.kind != "output" or value.size(0) != batch_size:
+            return None
+        if exact is None or exact.shape[1:] != value.shape[1:]:
+            return pad(value, batch_size, self.batch.n_id.numel())
+        halo = exact[self.batch.n_id[batch_size:].to(exact.device)].to(value.dtype)
+        return torch.cat([value, spoil(halo, nan) if place == self.spoiled else halo])
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether both are equal but for rounding."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.is_floating_point() or left.numel() == 0:
+        return torch.equal(left, right)
+    tolerance = torch.finfo(left.dtype).eps ** 0.45  # a standard deviation takes the root of a difference that cancels
+    left, right = left.double(), right.double()
+    largest = right.nan_to_num(posinf=0, neginf=0).abs()
+    largest = largest.amax(dim=0) if right.dim() > 1 else largest.max()  # of each column, as their units may differ
+    scale = torch.maximum(largest, largest.median()) + 1e-30
+    close = (left - right).abs() <= tolerance * (scale + right.abs())
+    return bool((close | (left == right) | (left.isnan() & right.isnan())).all())
+
+
+def spoil(halo: Tensor, by: float) -> Tensor:
+    """Other rows than the exact ones."""
+    if not halo.is_floating_point():
+        return halo + 1 + int(by == by and abs(by))
+    generator = torch.Generator().manual_seed(0)  # which leaves the model's random numbers alone
+    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator).to(halo))

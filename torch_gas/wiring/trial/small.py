@@ -1,0 +1,80 @@
+"""The small graph on which a model is tried out, and its batches."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas.batch.builder import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.attributes import is_node_attr, take
+from torch_gas.graph.coo import edge_attrs, from_coo
+from torch_gas.graph.formats import coo, find_adjacency, resize
+
+# Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
+# it. Nodes, edges, and rows and edges of each batch differ in number, so that a size tells what it is of.
+NUM_NODES, NUM_EDGES, REACH = 61, 200, 6
+PTR = torch.tensor([0, 19, 40, NUM_NODES])
+
+
+def small_graph(data: Data) -> Data:
+    """A random graph of NUM_NODES nodes with rows of ``data``, its edges sorted as matrices hold them."""
+    generator = torch.Generator().manual_seed(12)
+    key, adj = find_adjacency(data)
+    src, dst, value = coo(adj)
+    if src.numel() == 0:
+        raise ValueError("scale(): data has no edges to try the model on; a graph without edges needs no histories")
+    steps = torch.arange(-REACH, REACH + 1)
+    if not bool((src == dst).any()):
+        steps = steps[steps != 0]
+    pairs = torch.cartesian_prod(torch.arange(NUM_NODES), steps)
+    ends, step = pairs[torch.randperm(len(pairs), generator=generator)[:NUM_EDGES]].t()
+    starts = (ends + step) % NUM_NODES
+    order = (ends * NUM_NODES + starts).argsort()
+    starts, ends = starts[order], ends[order]
+    nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator)
+    edges = torch.randint(src.numel(), (NUM_EDGES,), generator=generator)
+    per_edge = edge_attrs(data)
+    small = copy.copy(data)
+    for name, held in data.to_dict().items():
+        if name == key:
+            continue
+        dim = data.__cat_dim__(name, held)
+        if name in per_edge:
+            small[name] = take(held, edges, dim)
+        elif is_node_attr(data, name):
+            small[name] = take(held, nodes, dim)
+    small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)
+    for name in per_edge if moved is not None else ():
+        small[name] = take(small[name], cast(Tensor, moved), data.__cat_dim__(name, small[name]))
+    small.num_nodes = NUM_NODES
+    for name in ("perm", "edge_perm"):
+        if name in small:
+            del small[name]
+    return small
+
+
+def batches_of(small: Data, neighbors: str) -> list[SubData]:
+    """Batches of one part each."""
+    return list(SubgraphLoader(small, PTR, 1, bipartite=False, neighbors=neighbors, prefetch=0))
+
+
+def widen(batch: SubData, small: Data) -> SubData:
+    """``batch`` with two nodes more in its halo, which no edge leads from."""
+    others = torch.ones(NUM_NODES, dtype=torch.bool)
+    others[batch.n_id] = False
+    extra = others.nonzero().view(-1)[:2]
+    n_id = torch.cat([batch.n_id, extra])
+    n_id.neighbors = batch.n_id.neighbors  # type: ignore[attr-defined]
+    data = copy.copy(batch.data)
+    key, adj = find_adjacency(data)
+    for name, held in small.to_dict().items():
+        if name != key and small.is_node_attr(name):
+            data[name] = take(held, n_id, small.__cat_dim__(name, held))
+    data[key] = resize(adj, n_id.numel(), n_id.numel())
+    data.num_nodes = n_id.numel()
+    return batch._replace(data=data, n_id=n_id)

@@ -1,0 +1,107 @@
+"""Runs of a model that leave it as it was: what they change of it, on purpose or not, is put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
+from torch_geometric.data import Data
+
+from torch_gas.batch.builder import SubData
+from torch_gas.wiring.arguments import Inputs, square
+from torch_gas.wiring.places import Handler, wire
+from torch_gas.wiring.undo import Undo
+
+_OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
+
+
+@contextmanager
+def undisturbed(model: Module) -> Iterator[None]:
+    """Leaves buffers, modes, other attributes and random numbers as they were."""
+    with restored(model, dict(model.named_buffers())), torch.no_grad():
+        torch.manual_seed(0)
+        model.eval()
+        yield
+
+
+@contextmanager
+def restored(model: Module, buffers: Iterable[str]) -> Iterator[None]:
+    """Puts back the buffers of these names, modes, other attributes and random numbers."""
+    names = set(buffers)
+    held = {key: value.clone() for key, value in model.named_buffers() if key in names and not is_lazy(value)}
+    attributes = [(vars(module), _plain(module)) for module in model.modules()]
+    devices = {value.device for value in _tensors(model) if value.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            for key, value in model.named_buffers():
+                if key in held:
+                    value.data.copy_(held[key])  # a backward pass may be waiting for the buffer
+            for now, before in attributes:
+                for key in now.keys() - before.keys() - _OF_MODULES:
+                    del now[key]
+                for key, (value, content) in before.items():
+                    if content is not None:
+                        value.clear()
+                        value.extend(content) if isinstance(value, list) else value.update(content)
+                    now[key] = value
+
+
+def _plain(module: Module) -> dict[str, tuple[Any, Any]]:
+    """What a module holds beside its registered parts, such as a cache or a counter, and the content of its containers."""
+    return {
+        key: (value, copy.copy(value) if isinstance(value, (list, dict, set)) else None)
+        for key, value in vars(module).items()
+        if key not in _OF_MODULES
+    }
+
+
+@contextmanager
+def varied(model: Module) -> Iterator[None]:
+    """Gives parameters and buffers other values, so that nothing is hidden by a gate that is zero at first."""
+    held = [(value, value.data) for value in _tensors(model) if value.is_floating_point()]
+    parameters = {id(value) for value in model.parameters()}
+    try:
+        for value, before in held:  # not in place, because a backward pass may be waiting for them
+            noise = torch.randn_like(before)
+            value.data = before + 0.1 * noise if id(value) in parameters else before * (1 + 0.2 * noise.abs())
+        yield
+    finally:
+        for value, before in held:
+            value.data = before
+
+
+def materialize(model: Module, data: Data, inputs: Inputs) -> None:
+    """Gives lazy parameters their shapes, with the user's random numbers."""
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        args, kwargs = inputs(to_model(model, data))
+        with torch.no_grad():
+            model(*args, **kwargs)
+
+
+def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed: bool) -> Any:
+    """Runs a batch with ``handler`` at its places; the result has B + S rows."""
+    num_rows = batch.n_id.numel()
+    args, kwargs = inputs(to_model(model, batch.data))
+    args = tuple(square(value, num_rows) for value in args)
+    kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
+    with Undo() as undo, undo:
+        wire(undo, model, handler, batch.batch_size, num_rows, closed)
+        return model(*args, **kwargs)
+
+
+def to_model(model: Module, data: Data) -> Data:
+    """``data`` on the device of ``model``."""
+    parameter = next(iter(_tensors(model)), None)
+    return data if parameter is None else copy.copy(data).to(parameter.device)
+
+
+def _tensors(model: Module) -> list[Tensor]:
+    return [value for value in (*model.parameters(), *model.buffers()) if not is_lazy(value)]

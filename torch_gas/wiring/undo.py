@@ -1,0 +1,94 @@
+"""What a call changes for as long as it runs, and how it is put back whenever the call ends."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, cast
+
+import torch
+from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
+
+from torch_gas._util.tracing import untraced
+
+
+class Undo:
+    """A log of steps that undo changes, which are run in reverse order when it is left.
+
+    Ctrl-C may come between any two operations, and so while the log is left, too. A step is therefore noted before the change
+    that it undoes is made, and forgotten after it has run; it does nothing where there is nothing to undo. Enter the log twice,
+    ``with undo, undo:``, so that the outer exit finishes what the inner one could not. What is left even so, because Ctrl-C
+    came again, stays in the log, and the next call finishes it.
+
+    Args:
+        frame: of the call whose changes it holds.
+    """
+
+    @untraced
+    def __init__(self, frame: FrameType | None = None) -> None:
+        self._frame = frame
+        self._steps: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    @untraced
+    def __enter__(self) -> Undo:
+        return self
+
+    @untraced
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._steps:
+            step, args = self._steps[-1]
+            step(*args)
+            self._steps.pop()
+        self._frame = None  # which holds the log
+
+    def finish(self) -> None:
+        """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
+        if self._steps and not self.is_running:
+            with torch.set_grad_enabled(torch.is_grad_enabled()), self:
+                pass
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the call is still under way, in any thread."""
+        frames = list(
+            sys._current_frames().values()
+        )  # without one of them in a variable, which would keep itself alive
+        while frames:
+            if any(frame is self._frame for frame in frames):
+                return True
+            frames = [frame.f_back for frame in frames if frame.f_back is not None]
+        return False
+
+    def add(self, step: Callable[..., Any], *args: Any) -> None:
+        """Notes ``step(*args)``, which may run more than once."""
+        self._steps.append((step, args))
+
+    def set(self, owner: object, name: str, value: Any) -> None:
+        """Sets an attribute of one instance."""
+        own = vars(owner)
+        if name in own:
+            self.add(own.update, {name: own[name]})
+        else:
+            self.add(own.pop, name, None)
+        own[name] = value
+
+    def hook_before(self, module: Module, hook: Callable[..., Any]) -> None:
+        """Registers a forward pre-hook with keyword arguments."""
+        with_kwargs = module._forward_pre_hooks_with_kwargs
+        handle = RemovableHandle(module._forward_pre_hooks, extra_dict=with_kwargs)
+        self.add(handle.remove)
+        with_kwargs[handle.id] = True
+        module._forward_pre_hooks[handle.id] = hook
+
+    def hook_after(self, module: Module, hook: Callable[..., Any], prepend: bool = False) -> None:
+        """Registers a forward hook."""
+        handle = RemovableHandle(module._forward_hooks)
+        self.add(handle.remove)
+        module._forward_hooks[handle.id] = hook
+        if prepend:
+            cast("OrderedDict[int, Any]", module._forward_hooks).move_to_end(handle.id, last=False)
