@@ -6,13 +6,14 @@ from torch_gas.batch.builder import SubData
 from torch_gas.batch.hot_nodes import hot_nodes
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.datasets import get_data
+from torch_gas.datasets.masks import gen_masks
 from torch_gas.extensions import refresh, regularization
 from torch_gas.extensions.monitor import Monitor
 from torch_gas.graph.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.history import History
 from torch_gas.partition import Partition, load_partition, metis, permute, save_partition, unpermute
 from torch_gas.planner import Plan, plan
-from torch_gas.pygas import compute_micro_f1, dropout, gen_masks
+from torch_gas.pygas import compute_micro_f1, dropout
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.scale import ScaledGNN, scale
 from torch_gas.table import FileTable, FileTier, StoredFeatures, store_features

@@ -38,7 +38,7 @@ Which layers of PyG give with histories what they give on the whole graph? This 
 `torch_geometric.nn.conv`. It was written with {versions} by
 
 ```bash
-python -m conformance --output docs/conformance.md
+make conformance
 ```
 
 Options `--layers GCNConv,GATConv` and `--formats edge_index,csr` select some. The command fails if a result is WRONG.

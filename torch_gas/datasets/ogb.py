@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset, download_url, extract_zip
 
-from torch_gas.pygas import index_to_mask
+from torch_gas.datasets.masks import index_to_mask
 
 URL = "http://snap.stanford.edu/ogb/data/nodeproppred"
 SPLIT = {"arxiv": "time", "products": "sales_ranking"}

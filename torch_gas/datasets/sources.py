@@ -25,9 +25,9 @@ from torch_geometric.datasets import (
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import to_undirected
 
+from torch_gas.datasets.masks import gen_masks
 from torch_gas.datasets.ogb import URL as OGB_URL
 from torch_gas.datasets.ogb import OGBNodes, raw_files
-from torch_gas.pygas import gen_masks
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-if TYPE_CHECKING:
-    from torch_gas.session.base import ScalableGNN
-    from torch_gas.wiring.undo import Undo
+from torch_gas.wiring.undo import Undo
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -27,7 +25,7 @@ OLDEST = "2.11"  # torch that compiles a forward with hooks once, and not for ea
 _thread = threading.local()
 
 
-def run_in_thread(undo: Undo, model: ScalableGNN) -> None:
+def run_in_thread(undo: Undo, model: Any) -> None:
     """Says to operators in compiled code that they are called by ``model``."""
     thread = vars(_thread)
     undo.add(thread.update, {"model": thread.get("model")})
@@ -65,7 +63,7 @@ def check_version(name: str) -> None:
         )
 
 
-def push_and_pull(model: ScalableGNN, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
+def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
     """:meth:`ScalableGNN.push_and_pull` as the graph has it."""
     if n_id is None:
         torch.ops.torch_gas.push(model._written, x.detach(), layer)
