@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from torch import Tensor
 from torch_gas import _core
 from torch_gas._core import checks
 from torch_gas._util.arguments import checked, renamed
-from torch_gas.table import FileTable, FileTier, HotRows, HotSet
-from torch_gas.transfer import AsyncIOPool, finish
-
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-STORAGE_TYPES = (*FLOATS, torch.int8)
+from torch_gas.table import FileTable, FileTier, HotSet, Table
+from torch_gas.table.codec import CODECS, FLOATS, codec_of
+from torch_gas.table.hot import Hot
+from torch_gas.table.memory import MemoryTable
+from torch_gas.transfer import AsyncIOPool
 
 
 class History(torch.nn.Module):
@@ -82,125 +81,120 @@ class History(torch.nn.Module):
                 "History: num_embeddings and embedding_dim must be at least 1, but are "
                 f"{num_embeddings} and {embedding_dim}"
             )
-        if dtype is not None and dtype not in STORAGE_TYPES:
-            raise TypeError(f"History: dtype must be one of {STORAGE_TYPES}, but is {dtype}")
+        if dtype is not None and dtype not in CODECS:
+            raise TypeError(f"History: dtype must be one of {tuple(CODECS)}, but is {dtype}")
         _check_tier(tier, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self._is_persistent = persistent
-        self._fixed_dtype = dtype is not None or isinstance(tier, FileTier)
-        self._device = torch.device("cpu")
-        self._dtype = torch.get_default_dtype()
-        self._tier = tier
-        self._huge_pages = huge_pages
-        self._registration: _core.Registration | None = None  # holds the table page-locked
-        self.transfers: AsyncIOPool | None = None  # what moves rows while layers run, if anything does
-        self.row_dtype: torch.dtype | None = None  # of the rows that were pushed last
-        self._hot: HotRows | None = None
-        table_device = torch.device("cpu" if device is None else device)
-        dtype = dtype or self._dtype
-        shape = (num_embeddings, _core.stored_width(embedding_dim, dtype))
-        self._file: FileTable | None = None
+        self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
+        self._model_dtype = torch.get_default_dtype()
+        self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
+        self._pool = AsyncIOPool()
+        where = torch.device("cpu" if device is None else device)
+        dtype = dtype or self._model_dtype
+        pushed_at, clock = None, 0
         if isinstance(tier, FileTier):
-            self._file = FileTable(tier, *shape, dtype)
+            file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
+            pushed_at, clock = file.pushed_at, file.clock
+            self._table: Table = file
         else:
-            emb = self._new_table(shape, dtype, table_device).zero_()
-            self.register_buffer("emb", emb, persistent=persistent)
-        pushed_at = torch.full((num_embeddings,), -1, dtype=torch.int64, device=table_device)
-        clock = torch.zeros((), dtype=torch.int64, device="cpu")
-        if self._file is not None and self._file.pushed_at is not None:
-            pushed_at, clock = self._file.pushed_at, clock + self._file.clock
+            options = {"huge_pages": huge_pages, "pageable": tier == "host"}
+            memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
+            self.register_buffer("emb", memory.storage, persistent=persistent)
+            self._table = memory
+        if pushed_at is None:
+            pushed_at, clock = torch.full((num_embeddings,), -1, dtype=torch.int64, device=where), 0
         self.register_buffer("pushed_at", pushed_at, persistent=persistent)
-        self.register_buffer("clock", clock, persistent=persistent)
-
-    def _new_table(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        table = torch.empty(shape, dtype=dtype, device=device)
-        if self._huge_pages and device.type == "cpu":
-            _core.advise_huge_pages(table)  # before anybody writes to it; rows are found without them as well
-        return table
+        self.register_buffer("clock", torch.tensor(clock, device="cpu"), persistent=persistent)
+        self._table.use(self._pool)
 
     def __getattr__(self, name: str) -> Any:
         if name == "emb":
             self.settle()
-            file = vars(self).get("_file")
-            if file is not None:
-                file.before_write()  # whoever asks may write to it
-                return file.map()
+            return self._table.tensor()
         return super().__getattr__(name)
 
-    @property
-    def table(self) -> Tensor | FileTable:
-        """The table for those who order transfers themselves: the host must not read or write it."""
-        return self._memory if self._file is None else self._file
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "emb" and "_table" in vars(self):
+            memory = self._table.base
+            if not isinstance(memory, MemoryTable):
+                raise AttributeError("History: the table lies in a file; write to it by push(), or by emb[...] = rows")
+            self.settle()
+            super().__setattr__(name, value)
+            memory.storage = value
+            memory.pin(self.compute_device)
+            if isinstance(self._table, Hot):
+                self._table = Hot(memory, self._table.nodes)
+        else:
+            super().__setattr__(name, value)
 
     @property
-    def _memory(self) -> Tensor:
-        return cast(Tensor, self._buffers["emb"])
+    def table(self) -> Table:
+        """Where the rows live, for those who order transfers themselves."""
+        return self._table
 
     def settle(self) -> None:
         """Blocks the host until no transfer of the table is under way: it may then be read and written by the host."""
-        self._wait()
-        if self._hot is not None:
-            self._hot.forget()
+        self._table.settle()
 
-    def _wait(self) -> None:
-        if self.transfers is not None:
-            self.transfers.settle(self.table)
+    # -- where rows live, and where they go ----------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where rows are pulled to: the device of the model."""
-        return self._device
+        """Where the table lives."""
+        return self._table.device
 
-    @device.setter
-    def device(self, device: torch.device) -> None:
-        self.settle()
-        self._go_to(device)
-        self.transfers = None
-        self.pin()
-
-    def _go_to(self, device: torch.device) -> None:
-        if device != self._device:
-            self._registration = None  # a device waits for its own work before memory is unlocked
-        self._device = device
+    @property
+    def compute_device(self) -> torch.device:
+        """Where rows are pulled to and pushed from: the device of the model."""
+        return self._pool.device
 
     @property
     def tier(self) -> str:
         """Where the table lives: ``"device"``, ``"pinned"``, ``"host"`` or ``"file"``."""
-        if self._file is not None:
-            return "file"
-        if self.table.is_cuda:
-            return "device"
-        return "pinned" if self._device.type == "cuda" and self.table.is_pinned() else "host"
+        return self._table.tier
 
     @property
-    def is_remote(self) -> bool:
-        """Whether rows cross between host memory and a CUDA device."""
-        return self._device.type == "cuda" and not self.table.is_cuda
+    def pool(self) -> AsyncIOPool:
+        """What moves rows: its own, or that of the model."""
+        return self._pool
+
+    def use(self, pool: AsyncIOPool) -> None:
+        """Has rows moved by ``pool``, from and to its device."""
+        if pool is self._pool:
+            return
+        self.settle()
+        memory = self._table.base
+        if isinstance(memory, MemoryTable) and pool.device != self._pool.device:
+            memory.unpin()
+        self._pool = pool
+        self._table.use(pool)
+        if isinstance(memory, MemoryTable):
+            memory.pin(pool.device)
+
+    def keep_hot(self, nodes: HotSet | None) -> None:
+        """Keeps the rows of some nodes on the device of the model; see :meth:`ScalableGNN.keep_hot`."""
+        if nodes is not None and self.tier == "device":
+            raise ValueError(
+                "keep_hot: the history lies on a GPU, where all its rows are; create it in host memory or in a file"
+            )
+        base = self._table.base
+        if nodes is not None and isinstance(base, MemoryTable) and base.is_shared:
+            raise ValueError(_NOT_SHARED)
+        self._table = base if nodes is None else Hot(base, nodes)
+
+    def num_hot(self, n_id: Tensor) -> int:
+        """How many of the rows ``n_id`` [S] are hot."""
+        table = self._table
+        return int(table.nodes.holds(n_id.cpu()).sum()) if isinstance(table, Hot) else 0
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
 
     @property
     def pull_dtype(self) -> torch.dtype:
-        """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where the table is int8."""
-        return self._dtype if self.table.dtype == torch.int8 else self.table.dtype
-
-    @property
-    def age(self) -> Tensor:
-        """Optimiser steps since each row was pushed, [N]; -1 where it never was."""
-        return torch.where(self.pushed_at < 0, self.pushed_at, self.clock.to(self.pushed_at.device) - self.pushed_at)
-
-    def tick(self) -> None:
-        """Counts one optimiser step: every row becomes one step older."""
-        self.clock += 1
-
-    def reset_parameters(self) -> None:
-        """Forgets all rows: zeros that were never pushed."""
-        self.settle()
-        if self._file is not None:
-            self._file.clear()
-        else:
-            self.emb.zero_()
-        self.pushed_at.fill_(-1)
-        self.clock.zero_()
+        """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where rows have a scale."""
+        return self._table.codec.row_dtype(self._model_dtype)
 
     @checked
     @renamed("History.pull", index="n_id")
@@ -224,29 +218,12 @@ class History(torch.nn.Module):
         dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
             self.settle()
-            rows = _convert(self.table, dtype).to(self._device, dtype, copy=True)
+            rows = self._table.numbers(dtype).to(self.compute_device)
             return rows if out is None else out.copy_(rows)
         if out is None:
-            out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self._device)
-        if self._hot is None:
-            self._read(n_id, out)
-        else:
-            self._hot_rows(self._hot).pull(n_id, out, self._read)
+            out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self.compute_device)
+        self._table.read(n_id, out)
         return out
-
-    def _read(self, n_id: Tensor, out: Tensor) -> None:
-        """Writes the rows ``n_id`` of the table to ``out``."""
-        if self.is_remote and self.transfers is not None:
-            self.transfers.pull_now(self.table, n_id.cpu(), out)
-            return
-        self._wait()
-        if self.is_remote and self.tier == "pinned":
-            _core.gather_rows(self.table, n_id.to(self._device), out=out)
-            finish(self._device)  # the host may write to the table after this call
-        elif self.table.device == out.device:
-            _core.gather_rows(self.table, n_id.to(out.device), out=out)
-        else:
-            out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), out.dtype))
 
     @checked
     @renamed("History.push", index="n_id", rows="x")
@@ -269,137 +246,46 @@ class History(torch.nn.Module):
         Raises:
             ValueError: if ``x`` has another width or number of rows, or rows are given twice.
             TypeError: if ``x`` is no floating-point tensor.
-            IndexError: if a row is out of range. On a GPU, ``n_id`` is checked on the device, as torch's own indexing is, and
-                rows that are given twice are not noticed.
+            IndexError: if a row is out of range.
             OSError: if the disk of a table in a file is full or fails. These rows are then zero and as if never pushed.
         """
         self.check_rows(x)
-        self._wait()
-        if self._file is not None:
-            self._file.check_usable()  # or its rows stay as they are
+        self._table.wait()
+        self.write(x, n_id, offset, count)
+        self._table.wait()  # the host may read the table as soon as this call returns
+
+    def write(self, x: Tensor, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
+        """As :meth:`push`, of rows that were checked; they may be on their way when it returns."""
+        table = self._table
+        table.check_usable()
+        x = x.detach()
         try:
-            with self.writing(x, n_id):
-                self._write(x.detach(), n_id, offset, count)
+            if offset is not None and count is not None:
+                table.write_ranges(offset, count, x)
+            elif offset is not None or count is not None:
+                raise ValueError("History.push: offset and count go together; give both or neither")
+            elif n_id is not None:
+                table.write(n_id, x)
+            elif x.size(0) == self.num_embeddings:
+                table.fill(x)
+            else:
+                raise ValueError(
+                    f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
+                    "give n_id, or offset and count, to push some rows"
+                )
         except OSError:
-            self.forget(n_id, offset, count)
+            self._mark(-1, n_id, offset, count)
             raise
-        if self.is_remote:  # the host may read the table as soon as this call returns
-            finish(self._device)
+        self._row_dtype = x.dtype
         self.mark(n_id, offset, count)
 
-    def _write(self, x: Tensor, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
-        if offset is not None and count is not None:
-            _core.write_chunks(self.table, offset, count, self._to_table(x))
-        elif offset is not None or count is not None:
-            raise ValueError("History.push: offset and count go together; give both or neither")
-        elif n_id is not None:
-            rows = self._to_table(x)
-            _core.scatter_rows(self.table, n_id.to(rows.device), rows)
-        elif x.size(0) == self.num_embeddings:
-            _fill(self.table, x)
-        else:
-            raise ValueError(
-                f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
-                "give n_id, or offset and count, to push some rows"
-            )
-
-    # -- hot rows ------------------------------------------------------------------------------------------------------
-
-    def keep_hot(self, nodes: HotSet | None) -> None:
-        """Keeps the rows of some nodes on the device of the model; see :meth:`ScalableGNN.keep_hot`."""
-        if nodes is not None and self.table.is_cuda:
-            raise ValueError(
-                "keep_hot: the history lies on a GPU, where all its rows are; create it in host memory or in a file"
-            )
-        if nodes is not None and self._file is None and _is_shared(self._memory):
-            raise ValueError(_NOT_SHARED)
-        self._hot = None if nodes is None else HotRows(nodes)
-
-    @property
-    def hot_bytes(self) -> int:
-        """Memory that hot rows take on the device of the model, in bytes."""
-        return 0 if self._hot is None else self._hot.nodes.n_id.numel() * self.row_bytes
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row as the table holds it."""
-        return self.table.size(1) * self.table.element_size()
-
-    def num_hot(self, n_id: Tensor) -> int:
-        """How many of the rows ``n_id`` [S] are hot."""
-        return 0 if self._hot is None else int(self._hot.nodes.holds(n_id.cpu()).sum())
-
-    def cold(self, n_id: Tensor) -> Tensor:
-        """Those of ``n_id`` [S] whose rows come from the table, [R]: the same tensor for the same ``n_id``."""
-        return n_id if self._hot is None else self._hot.nodes.split(n_id).cold_ids
-
-    def put_together(self, out: Tensor, n_id: Tensor, cold: Tensor) -> None:
-        """Writes the rows ``n_id`` to ``out`` [S, C], of which the cold ones, [R, C], came from the table."""
-        if self._hot is None:
-            out.copy_(cold)
-        else:
-            self._hot_rows(self._hot).put_together(n_id, out, cold)
-
-    def _hot_rows(self, hot: HotRows) -> HotRows:
-        """Hot rows as the table has them."""
-        if not hot.are_of(self.table, self._device):
-            hot.load(self.table, self._device, self._read)
-        return hot
-
-    @contextmanager
-    def writing(self, x: Tensor, n_id: Tensor | None) -> Iterator[None]:
-        """While entered, the rows ``x`` [B, C] are written to the table at ``n_id`` [B]; hot ones are then written as well."""
-        hot = self._hot if self._hot is not None and self._hot.are_of(self.table, self._device) else None
-        yield
-        if hot is not None and n_id is not None:
-            hot.write(x.detach(), n_id)
-            hot.note(self.table)
-
-    # -- ages ----------------------------------------------------------------------------------------------------------
-
-    def commit(self) -> None:
-        """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
-        self._wait()
-        if self._file is not None:
-            self._file.commit(self.pushed_at, int(self.clock))
-
-    def read_ahead(self, n_id: Tensor) -> None:
-        """Asks the system for rows of a table in a file that are pulled soon; others are where they are."""
-        if self._file is not None:
-            self._file.read_ahead(self.cold(n_id))
-
-    @checked
-    @renamed("History.mark", index="n_id")
-    def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
-        """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
-        self._mark(int(self.clock), n_id, offset, count)
-
-    def forget(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
-        """Makes rows of a table in a file zero, as if they had never been pushed: the arguments of :meth:`mark`."""
-        assert self._file is not None
-        self._file.forget(n_id, offset, count)
-        self._mark(-1, n_id, offset, count)
-
-    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
-        if offset is not None and count is not None:
-            checks.ranges("mark", "offset", offset, count)
-            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
-            times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
-            _core.write_chunks(self.pushed_at, offset, count, times)
-        elif n_id is not None:
-            ids = n_id.to(self.pushed_at.device)
-            if self.device.type == "cuda":
-                self.pushed_at[ids] = now  # where ids were checked
-            else:
-                _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now))
-        else:
-            self.pushed_at.fill_(now)
+    def request(self, n_id: Tensor) -> None:
+        """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
+        self._table.request(n_id, self._row_dtype or self.pull_dtype)
 
     def as_stored(self, x: Tensor) -> Tensor:
         """What the table would give back for rows ``x``, [B, C], in their type."""
-        table = x.new_empty(len(x), self.table.size(1), dtype=self.table.dtype)
-        _fill(table, x)
-        return _convert(table, x.dtype).to(x.dtype)
+        return MemoryTable.of_rows(x, self._table.dtype).numbers(x.dtype)
 
     @checked
     def check_rows(self, x: Tensor) -> None:
@@ -412,67 +298,99 @@ class History(torch.nn.Module):
                 "hidden_channels of the model gives the width of its histories, as one number or a list"
             )
 
-    def _to_table(self, x: Tensor) -> Tensor:
-        """``x`` where the core can move it to the table."""
-        return x.to(self._device if self.is_remote and self.tier == "pinned" else self.table.device)
+    # -- ages ----------------------------------------------------------------------------------------------------------
 
-    def pin(self) -> None:
-        """Page-locks a table in host memory that a GPU reads, unless its tier is ``"host"``."""
-        if self.is_remote and self._file is None and self._tier != "host" and not self.table.is_pinned():
-            self._registration = _core.register(self._memory, self._device)
+    @property
+    def age(self) -> Tensor:
+        """Optimiser steps since each row was pushed, [N]; -1 where it never was."""
+        return torch.where(self.pushed_at < 0, self.pushed_at, self.clock.to(self.pushed_at.device) - self.pushed_at)
+
+    def tick(self) -> None:
+        """Counts one optimiser step: every row becomes one step older."""
+        self.clock += 1
+
+    @checked
+    @renamed("History.mark", index="n_id")
+    def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
+        """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
+        self._mark(int(self.clock), n_id, offset, count)
+
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
+        if offset is not None and count is not None:
+            checks.ranges("mark", "offset", offset, count)
+            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
+            times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
+            _core.write_chunks(self.pushed_at, offset, count, times)
+        elif n_id is not None:
+            ids = n_id.to(self.pushed_at.device)
+            _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
+        else:
+            self.pushed_at.fill_(now)
+
+    def commit(self) -> None:
+        """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
+        self._table.wait()
+        self._table.commit(self.pushed_at, int(self.clock))
+
+    def reset_parameters(self) -> None:
+        """Forgets all rows: zeros that were never pushed."""
+        self.settle()
+        self._table.clear()
+        self.pushed_at.fill_(-1)
+        self.clock.zero_()
+
+    # -- state ---------------------------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
-        gone = self._device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
-        probe = fn(torch.empty(0, dtype=self._dtype, device="cpu" if gone else self._device))
-        self.settle()
-        self._go_to(probe.device)
-        self._dtype, self.transfers = probe.dtype, None
-        was_shared = self._file is None and _is_shared(self._memory)
-        on_host = fn(torch.empty(0)) if probe.device.type == "cuda" else probe  # share_memory() leaves what is on a GPU
-        if not self._fixed_dtype and self.table.dtype != probe.dtype:
-            table = self._new_table(self.table.shape, probe.dtype, self.table.device)
-            self.emb = table.copy_(self._memory)
-        if _is_shared(on_host) or was_shared:
+        gone = self.compute_device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
+        here = "cpu" if gone else self.compute_device
+        probe = fn(torch.empty(0, dtype=self._model_dtype, device=here))
+        # `share_memory()` leaves what is on a GPU as it is.
+        shares = _is_shared(fn(torch.empty(0)) if probe.device.type == "cuda" else probe)
+        shares = shares or (isinstance(self._table.base, MemoryTable) and self._table.base.is_shared)
+        self._model_dtype = probe.dtype
+        self.use(AsyncIOPool(device=probe.device, io="serial"))
+        if self._follows_model and self._table.dtype != probe.dtype:
+            assert isinstance(self._table.base, MemoryTable)
+            self.emb = self._table.base.cast(probe.dtype)
+        if shares:
             self._share()
-        self.pin()
         return self
 
     def _share(self) -> None:
         """Moves table, ages and clock to memory that other processes can map."""
-        if self._file is not None:
+        memory = self._table
+        if isinstance(memory, FileTable):
             raise ValueError("History: a table in a file belongs to one process and cannot be shared; leave out tier")
-        if self._hot is not None:
+        if not isinstance(memory, MemoryTable):
             raise ValueError(_NOT_SHARED)
-        if self.table.device.type != "cpu":
-            raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
-        if not self._memory.is_shared():
-            self._registration = None  # of the memory that is left
-            for buffer in (self._memory, self.pushed_at, self.clock):
+        if not memory.is_shared:
+            memory.share()
+            for buffer in (self.pushed_at, self.clock):
                 buffer.share_memory_()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "emb" and vars(self).get("_file") is not None:
-            raise AttributeError("History: the table lies in a file; write to it by push(), or by emb[...] = rows")
-        if name == "emb" and "_registration" in vars(self):
-            self.settle()
-            super().__setattr__(name, value)
-            self._registration = self.transfers = None  # of the memory that is left
-        else:
-            super().__setattr__(name, value)
+            memory.pin(self.compute_device)
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        state = {**self.__dict__, "_registration": None, "transfers": None, "_file": None}
-        if self._file is not None:  # a copy lies in memory
-            state["_buffers"] = {"emb": self._file.map().clone(), **self._buffers}
-            state["_tier"] = None
+        state = {**self.__dict__, "_pool": None}
+        table, base = self._table, self._table.base
+        if isinstance(base, FileTable):  # a copy lies in memory
+            memory = MemoryTable(base.map().clone(), self.embedding_dim)
+            state["_buffers"] = {"emb": memory.storage, **self._buffers}
+            state["_table"] = Hot(memory, table.nodes) if isinstance(table, Hot) else memory
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pool = AsyncIOPool()
+        self._table.use(self._pool)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
-        if self._file is not None and self._is_persistent:
-            destination[f"{prefix}emb"] = self._file.map()
+        if "emb" not in self._buffers and self._is_persistent:
+            assert isinstance(self._table.base, FileTable)
+            destination[f"{prefix}emb"] = self._table.base.map()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -497,49 +415,28 @@ class History(torch.nn.Module):
                 "the parameters alone (load_state_dict(..., strict=False))"
             )
             return
-        if saved is not None and (self._file is not None or saved.shape != self.table.shape):  # or one of them is int8
-            _fill(self.table, saved if saved.dtype == self.table.dtype else _convert(saved, self.pull_dtype))
-            state_dict = {**state_dict, key: self.table}
-        if self._file is not None:  # which is no buffer
+        in_file = "emb" not in self._buffers
+        if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
+            same = saved.dtype == self._table.dtype
+            self._table.fill(saved if same else MemoryTable(saved, self.embedding_dim).numbers(self.pull_dtype))
+            self._table.wait()
+            state_dict = {**state_dict, key: self._buffers.get("emb")}
+        if in_file:  # which is no buffer
             state_dict = {name: value for name, value in state_dict.items() if name != key}
             if saved is None and strict and self._is_persistent:
                 missing_keys.append(key)
-        before = self.table
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self.table is not before:  # load_state_dict(assign=True)
-            self._registration = self.transfers = None
-            self.pin()
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self._table.dtype}, tier={self.tier!r}"
 
 
 _NOT_SHARED = (
     "keep_hot: hot rows cannot follow what other processes write to a table in shared memory; call keep_hot(None), or leave out "
     "share_memory()"
 )
-
-
-def _convert(table: Tensor | FileTable, dtype: torch.dtype) -> Tensor:
-    """The rows that a table in a file or of int8 stands for, of type ``dtype``; any other table as it is."""
-    if isinstance(table, FileTable) or table.dtype == torch.int8:
-        return _core.read_chunks(table, *_whole(table), dtype)
-    return table
-
-
-def _fill(table: Tensor | FileTable, rows: Tensor) -> None:
-    """Replaces all rows of a table."""
-    if isinstance(table, FileTable) or (table.dtype == torch.int8 and rows.dtype != torch.int8):
-        _core.write_chunks(table, *_whole(table), rows.to(table.device))
-    else:
-        table.copy_(rows)
-
-
-def _whole(table: Tensor | FileTable) -> tuple[Tensor, Tensor]:
-    """All rows of a table as one range."""
-    return torch.tensor([0]), torch.tensor([table.size(0)])
 
 
 def _check_tier(tier: str | FileTier | None, device: torch.device | str | int | None) -> None:
@@ -559,7 +456,8 @@ def _is_shared(tensor: Tensor) -> bool:
 
 
 def _reduce_for_process(history: History) -> Any:
-    if history._registration is not None and not _is_shared(history._memory):
+    memory = history.table.base
+    if isinstance(memory, MemoryTable) and memory.is_registered and not memory.is_shared:
         raise RuntimeError(
             "History: torch.multiprocessing would move a table away from memory that a GPU reads; call model.share_memory() "
             "before, best before .to('cuda')"

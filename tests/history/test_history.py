@@ -334,7 +334,7 @@ def test_bad_tiers(options: dict[str, str], message: str) -> None:
 @pytest.mark.parametrize("tier", [None, "pinned", "host"])
 def test_tiers_without_a_gpu(tier: str | None) -> None:
     history = History(4, 2, tier=tier)
-    assert history.tier == "host" and not history.is_remote
+    assert history.tier == "host" and history.device == history.compute_device
     history.push(torch.ones(1, 2), n_id=torch.tensor([2]))
     assert history.emb.sum() == 2
 
@@ -343,10 +343,10 @@ def test_huge_pages_are_asked_for_whenever_there_is_a_new_table(monkeypatch: pyt
     asked = []
     monkeypatch.setattr(_core, "advise_huge_pages", lambda table: asked.append(table.data_ptr()))
     history = History(4, 2)
-    assert asked == [history.table.data_ptr()]
+    assert asked == [history.emb.data_ptr()]
     history.push(torch.ones(4, 2))
     history.double()
-    assert asked[1:] == [history.table.data_ptr()] and bool((history.emb == 1).all())
+    assert asked[1:] == [history.emb.data_ptr()] and bool((history.emb == 1).all())
     History(4, 2, huge_pages=False).half()
     assert len(asked) == 2
 
@@ -374,8 +374,8 @@ def test_a_table_that_a_gpu_reads_does_not_move_to_another_process() -> None:
     history = History(4, 2)
     assert isinstance(ForkingPickler.dumps(history), memoryview)
     registered = History(4, 2)
-    registered._registration = object()
+    registered.table._registration = object()
     with pytest.raises(RuntimeError, match=r"call model.share_memory\(\) before, best before .to\('cuda'\)"):
         ForkingPickler.dumps(registered)
     registered.emb = torch.zeros(4, 2)  # which nothing has locked
-    assert registered._registration is None
+    assert not registered.table.is_registered

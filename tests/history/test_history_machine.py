@@ -33,7 +33,7 @@ class Histories(RuleBasedStateMachine):
         self.rows: dict[int, Tensor] = {i: torch.zeros(width, dtype=dtype or torch.float32) for i in range(size)}
         self.pushed: dict[int, int] = dict.fromkeys(range(size), -1)
         self.pool, self.lanes = fake_pool(3, seed)
-        self.history.transfers = self.pool
+        self.history.use(self.pool)
 
     # -- what the dictionary does --------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Histories(RuleBasedStateMachine):
     def push_by_pool(self, data: st.DataObject) -> None:
         offset, count, ids = self.ranges(data)
         x = self.draw(data, len(ids))
-        self.pool.async_push(x, offset, count, self.history.table)
+        self.pool.async_push(x, offset, count, self.history.table.storage)
         self.history.mark(None, offset, count)
         self.note(ids, x)
         x.fill_(float("nan"))  # the caller may change its rows
@@ -106,7 +106,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data(), dtype=st.sampled_from(FLOATS))
     def pull_by_pool(self, data: st.DataObject, dtype: torch.dtype) -> None:
         offset, count, first = self.ranges(data)
-        others, table = self.ids(data), self.history.table
+        others, table = self.ids(data), self.history.table.storage
         self.pool.async_pull(table, offset, count, torch.tensor(others, dtype=torch.int64), dtype)
         if data.draw(st.booleans()):  # after the pull was asked for, and before it is taken
             self.push_by_pool(data)
@@ -132,7 +132,7 @@ class Histories(RuleBasedStateMachine):
         self.history.to(dtype)
         if not self.fixed:
             self.rows = {i: row.to(dtype) for i, row in self.rows.items()}
-        self.history.transfers = self.pool
+        self.history.use(self.pool)
 
     @rule(how=st.sampled_from(["pickle", "deepcopy", "state_dict", "assign"]))
     def replace(self, how: str) -> None:
@@ -147,13 +147,13 @@ class Histories(RuleBasedStateMachine):
             fresh = History(self.size, self.width, dtype=self.dtype if self.fixed else None).to(self.dtype)
             fresh.load_state_dict(torch.load(file, weights_only=True), assign=how == "assign")
             self.history = fresh
-        self.history.transfers = self.pool
+        self.history.use(self.pool)
 
     @rule()
     def share(self) -> None:
         self.history.share_memory()
-        assert self.history.table.is_shared()
-        self.history.transfers = self.pool
+        assert self.history.emb.is_shared()
+        self.history.use(self.pool)
 
     # -- what always holds ---------------------------------------------------------------------------------------------
 

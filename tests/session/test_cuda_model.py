@@ -118,7 +118,7 @@ def test_hot_rows_on_the_gpu_change_no_bit(tier: str, io: str, dtype: torch.dtyp
         assert torch.equal(left, right)
     for history in models[1].histories:
         assert torch.equal(history.pull(n_id.sort().values), history.pull()[n_id.sort().values.to("cuda")])
-    assert torch.cuda.memory_allocated() >= free + sum(history.hot_bytes for history in models[1].histories)
+    assert torch.cuda.memory_allocated() >= free + sum(history.table.hot_bytes for history in models[1].histories)
 
 
 def test_histories_on_the_gpu_need_no_hot_rows() -> None:
@@ -349,7 +349,7 @@ def test_a_step_on_another_stream() -> None:
 
 def test_pinned_tables_have_their_exact_size_and_are_freed() -> None:
     model = make("pinned")
-    table = model.histories[0].table
+    table = model.histories[0].table.storage
     assert table.is_pinned() and table.untyped_storage().nbytes() == N * 16 * 4
     train(model, 1)
     del model

@@ -15,7 +15,7 @@ from nets import Net, assert_same, batch_rows, full_batch, refresh, tables
 from torch import Tensor
 from torch_geometric.nn import GraphConv, SAGEConv
 
-from torch_gas import EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader
+from torch_gas import AsyncIOPool, EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader
 
 N = 60
 PTR = torch.tensor([0, 13, 13, 29, 45, N])
@@ -238,7 +238,7 @@ def test_reset_parameters_forgets() -> None:
 def test_types_of_a_model() -> None:
     data = random_graph(N, 300)
     model = make().double().eval()
-    assert model.to("cpu") is model and model.device == torch.device("cpu") and model.pool is None
+    assert model.to("cpu") is model and model.device == model.pool.device == torch.device("cpu")
     assert all(history.emb.dtype == torch.float64 for history in model.histories)
     data.x = data.x.double()
     full = refresh(model, data)
@@ -436,9 +436,10 @@ def test_histories_serve_the_device_of_the_parameters() -> None:
     """Parameters can move without the histories being told, as by ``torch.load`` with a map."""
     data = random_graph(40, 200)
     model = Net(40).eval()
-    model.histories[0].device = torch.device("meta")
     model(data.x, data.edge_index)
-    assert {history.device for history in model.histories} == {torch.device("cpu")}
+    model.histories[0].use(AsyncIOPool(device="meta"))
+    model(data.x, data.edge_index)
+    assert {history.compute_device for history in model.histories} == {torch.device("cpu")}
 
 
 def test_the_clock_stays_on_the_host() -> None:

@@ -21,7 +21,17 @@ from nets import Net
 from torch import Tensor
 from twins import seeds
 
-from torch_gas import EvalSubgraphLoader, FileTier, History, Monitor, ScalableGNN, SubgraphLoader, hot_nodes, scale
+from torch_gas import (
+    EvalSubgraphLoader,
+    FileTier,
+    History,
+    Monitor,
+    ScalableGNN,
+    SubgraphLoader,
+    _core,
+    hot_nodes,
+    scale,
+)
 from torch_gas.extensions.monitor.report import percent
 from torch_gas.table import HotSet
 
@@ -209,14 +219,14 @@ def asked(model: ScalableGNN) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     for history in model.histories:
 
-        def note(n_id: Tensor, out: Tensor, read: Callable[..., None] = history._read) -> None:
-            found.append(n_id)
-            read(n_id, out)
+        def note(ids: Tensor, out: Tensor, read: Callable[..., None] = history.table.base.read) -> None:
+            found.append(ids)
+            read(ids, out)
 
-        history._read = note
+        history.table.base.read = note
     yield found
     for history in model.histories:
-        del history._read
+        del history.table.base.read
 
 
 @pytest.mark.parametrize("tier", ["host", "file"])
@@ -235,13 +245,13 @@ def test_tables_are_asked_for_cold_rows_only(tier: str, tmp_path: Path) -> None:
     assert len(loads) == len(model.histories)  # once, in spite of pushes and commits
     pulls = [ids for ids in found if not torch.equal(ids, hot.sort().values)]
     assert [ids.tolist() for ids in pulls] == [halo[~torch.isin(halo, hot)].tolist() for halo in halos]
-    assert [history.hot_bytes for history in model.histories] == [HOT * 16 * 4] * 3
+    assert [history.table.hot_bytes for history in model.histories] == [HOT * 16 * 4] * 3
 
 
 def test_files_are_read_ahead_for_cold_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = warm(schedule.make(tier=FileTier(tmp_path))), []
     for history in model.histories:
-        monkeypatch.setattr(history._file, "read_ahead", found.append)
+        monkeypatch.setattr(history.table.base, "read_ahead", found.append)
     for batch in schedule.epoch(0):
         model(batch)
     assert len(found) > 0 and not torch.isin(torch.cat(found), hot_nodes(loader(), HOT)).any()
@@ -253,12 +263,13 @@ def test_rows_that_a_full_disk_lost_are_not_hot(tmp_path: Path, monkeypatch: pyt
     history.push(torch.ones(6, 2), torch.arange(6))
     assert torch.equal(history.pull(torch.arange(6)), torch.ones(6, 2))
 
-    def fail(x: Tensor, *ids: Any) -> None:
-        History._write(history, x, *ids)
+    def fail(*args: Any) -> None:
+        scatter_rows(*args)
         raise OSError("no space left on device")
 
+    scatter_rows = _core.scatter_rows
     with monkeypatch.context() as patch:
-        patch.setattr(history, "_write", fail)
+        patch.setattr(_core, "scatter_rows", fail)
         with pytest.raises(OSError, match="no space left"):
             history.push(torch.full((2, 2), 2.0), torch.tensor([0, 1]))
     assert history.pull(torch.arange(6))[:, 0].tolist() == [0, 0, 1, 1, 1, 1]

@@ -23,7 +23,7 @@ from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
 from torch_gas._core.rows import batch_rows, gather_rows, is_table, read_chunks, scatter_rows, write_chunks
-from torch_gas._core.storage import row_shape, stored_width
+from torch_gas._core.storage import row_shape, sent_dtype, stored_width
 from torch_gas._core.stream import stream_parts, stream_passes
 from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
@@ -54,6 +54,7 @@ __all__ = [
     "register",
     "row_shape",
     "scatter_rows",
+    "sent_dtype",
     "stored_width",
     "stream_parts",
     "stream_passes",

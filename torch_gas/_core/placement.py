@@ -12,7 +12,7 @@ from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.file import FileRows, Table, in_use
 from torch_gas._core.memory import mark_written
-from torch_gas._core.storage import is_quantized
+from torch_gas._core.storage import SCALED_TYPES, is_scaled
 
 
 class Staging(NamedTuple):
@@ -87,7 +87,7 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
         width *= table.element_size()
         table_type = rows_type = _C.DType.bytes
     else:
-        table_type = _C.DType.i8 if is_quantized(table, rows.dtype) else FLOAT_TYPES[table.dtype]
+        table_type = SCALED_TYPES[table.dtype] if is_scaled(table, rows.dtype) else FLOAT_TYPES[table.dtype]
         rows_type = FLOAT_TYPES[rows.dtype]
     arguments = (
         _table_at(table, table_type, width),

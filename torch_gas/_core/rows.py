@@ -10,10 +10,10 @@ from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
-from torch_gas._core.storage import is_quantized, row_shape
+from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 from torch_gas._util.arguments import renamed
 
-_TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
+_TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
 def gather_rows(
@@ -303,12 +303,12 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{call}: `{name}` must be a torch.dtype, but is {type(dtype).__name__}")
-    if dtype == table.dtype or is_quantized(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+    if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
-    if table.dtype == torch.int8 and dtype in FLOAT_TYPES:
+    if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
         raise TypeError(
-            f"{call}: an int8 table holds floating-point rows [M, C] if it is [N, C + 4], but `table` is "
-            f"{list(table.shape)} and `{name}` {dtype}; make a table of that shape, or move int8 rows"
+            f"{call}: an {checks.names([table.dtype])} table holds floating-point rows [M, C] if it is [N, C + 4], but `table` "
+            f"is {list(table.shape)} and `{name}` {dtype}; make a table of that shape, or move rows of that type"
         )
     raise TypeError(
         f"{call}: `{name}` must have the type of the table, or both must be one of "

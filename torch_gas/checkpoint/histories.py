@@ -21,7 +21,7 @@ def tables_of(model: Module) -> dict[str, _core.Table]:
     """The tables, ages and clocks of all histories of a model, by name."""
     tables: dict[str, _core.Table] = {}
     for name, history in histories_of(model).items():
-        tables[f"{name}.emb"] = history.table
+        tables[f"{name}.emb"] = history.table.storage
         tables[f"{name}.pushed_at"] = history.pushed_at
         tables[f"{name}.clock"] = history.clock
     return tables

@@ -172,7 +172,7 @@ class _Search(NamedTuple):
     def _predict(self, batch_size: int, ptr: Tensor, perm: Tensor | None = None) -> Prediction:
         sizes = sample(self.loader, batch_size, ptr, perm)
         rows, halo = (sum(numbers) / len(sizes) for numbers in list(zip(*sizes, strict=True))[:2])
-        row_bytes = sum(history.row_bytes for history in self.model.histories)
+        row_bytes = sum(history.table.row_bytes for history in self.model.histories)
         peak = max(self.step_memory(size) for size in sizes)
         return Prediction(
             num_parts=ptr.numel() - 1,
@@ -191,7 +191,7 @@ def _resident(model: ScalableGNN) -> int:
     """Bytes that the model holds on its device between steps."""
     stores = {id(tensor) for store in model._stores for tensor in store.buffers()}
     own = [*model.parameters(), *(buffer for buffer in model.buffers() if id(buffer) not in stores)]
-    return _bytes(own) + _stored(model, "cuda") + sum(history.hot_bytes for history in model.histories)
+    return _bytes(own) + _stored(model, "cuda") + sum(history.table.hot_bytes for history in model.histories)
 
 
 def _stored(model: ScalableGNN, kind: str) -> int:

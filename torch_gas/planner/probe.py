@@ -138,10 +138,7 @@ def _put_back(model: ScalableGNN, n_id: Tensor) -> Iterator[None]:
 
 
 def _drop_pool(model: ScalableGNN) -> None:
-    for history in model._stores:
-        history.settle()
-        history.transfers = None
-    model._pool = model._coming = None
+    model.drop_buffers()
 
 
 def _drop_grads(model: ScalableGNN) -> None:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from torch_gas import _core
 from torch_gas.history import History
 from torch_gas.session.base import ScalableGNN
+from torch_gas.table.codec import codec_of
 
 _NARROW = (torch.bfloat16, torch.int8)  # of float16 and bfloat16, only the latter has the range of float32
 
@@ -46,5 +46,4 @@ def _nbytes(store: History, dtype: torch.dtype | None) -> int:
     """Bytes of a table in this type, with the ages of its rows."""
     if dtype is None:
         return store.table.nbytes + store.pushed_at.nbytes
-    row_bytes = _core.stored_width(store.embedding_dim, dtype) * dtype.itemsize
-    return store.num_embeddings * row_bytes + store.pushed_at.nbytes
+    return store.num_embeddings * codec_of(dtype).row_bytes(store.embedding_dim) + store.pushed_at.nbytes

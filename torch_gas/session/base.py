@@ -22,7 +22,7 @@ from torch_gas.history import History
 from torch_gas.session.call import Call, Coming, Observer
 from torch_gas.session.inference import Replay, layerwise_inference
 from torch_gas.table import FileTier, HotSet, StoredFeatures
-from torch_gas.transfer import IO, AsyncIOPool, refuse_capture
+from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -171,7 +171,7 @@ class ScalableGNN(torch.nn.Module):
     @property
     def emb_device(self) -> torch.device:
         """The device of the histories."""
-        return self.histories[0].table.device if len(self.histories) > 0 else self.device
+        return self.histories[0].device if len(self.histories) > 0 else self.device
 
     def reset_parameters(self) -> None:
         """Forgets all histories; models extend this by their own parameters."""
@@ -202,7 +202,7 @@ class ScalableGNN(torch.nn.Module):
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
         if n_id is not None and max_bytes is not None and n_id.dim() == 1:  # or HotSet refuses it
-            n_id = n_id[: max_bytes // max(sum(history.row_bytes for history in self.histories), 1)]
+            n_id = n_id[: max_bytes // max(sum(history.table.row_bytes for history in self.histories), 1)]
         nodes = None if n_id is None else HotSet(n_id, self.num_nodes)
         for history in self.histories:
             history.keep_hot(nodes)
@@ -455,7 +455,7 @@ class ScalableGNN(torch.nn.Module):
         if not check:
             return
         rows = rows.detach()
-        held = torch.float32 if history.table.dtype == torch.int8 else history.table.dtype  # int8 has scales of float32
+        held = history.table.codec.range_dtype
         if torch.finfo(held).max < torch.finfo(rows.dtype).max:
             rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
@@ -478,11 +478,11 @@ class ScalableGNN(torch.nn.Module):
 
     def _follow_parameters(self) -> None:
         """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
-        device = self.device
-        if any(history.device != device or history.transfers is not self._pool for history in self._stores):
+        pool = self._pool
+        if pool is not None and (
+            pool.device != with_index(self.device) or any(history.pool is not pool for history in self._stores)
+        ):
             self._pool = None
-            for history in self._stores:
-                history.device = device
 
     @property
     def _stores(self) -> list[History]:
@@ -490,21 +490,27 @@ class ScalableGNN(torch.nn.Module):
         return list(self.histories)
 
     @property
-    def pool(self) -> AsyncIOPool | None:
-        """The transfers between host and device; None where histories and model are on the same one."""
-        if self._pool is None and any(history.is_remote for history in self._stores):
+    def pool(self) -> AsyncIOPool:
+        """What moves rows between tables and the device of the model."""
+        if self._pool is None:
             size = self.pool_size or min(max(len(self.histories), 1), POOL_SIZE)
-            width = max(history.embedding_dim for history in self._stores)
+            width = max((history.embedding_dim for history in self._stores), default=0)
             self._use_pool(
                 AsyncIOPool(size, self.buffer_size, width, self.device, io=self.io, pool_bytes=self.pool_bytes)
             )
+            assert self._pool is not None
         return self._pool
 
     def _use_pool(self, pool: AsyncIOPool) -> None:
         self._pool = pool
         for history in self._stores:
-            history.pin()
-            history.transfers = pool
+            history.use(pool)
+
+    def drop_buffers(self) -> None:
+        """Gives the buffers of transfers back, which the next call makes anew."""
+        self._coming = None
+        self._use_pool(AsyncIOPool(device=self.device, io="serial"))
+        self._pool = None
 
     def save_histories(self, path: str | os.PathLike[str]) -> None:
         """Writes all histories and their ages to a safetensors file, under their names in ``state_dict``.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -13,7 +14,6 @@ from torch_gas._util.version import version
 from torch_gas.graph.formats import check_adjacency, num_destinations
 from torch_gas.graph.halo import append
 from torch_gas.history import History
-from torch_gas.transfer import AsyncIOPool, send_ids
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
 
@@ -70,12 +70,10 @@ class Call:
         self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
         self.used: set[History] = set()
         self.forbidden: str | None = None  # why no history may be used now
-        self.pool: AsyncIOPool | None = None  # where histories are in host memory and the model on a GPU
         self.coming: Coming | None = None
         self.at_end: Callable[[], None] | None = None  # what follows a forward pass without an error
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
-        self._halo_there: Tensor | None = None
         self._observer: Observer | None = None
         self.on_own_graph = num_rows == model.num_nodes
         self.neighbors = getattr(n_id, "neighbors", "in")
@@ -170,37 +168,31 @@ class Call:
             batch_size = self.n_id.numel() if self.batch_size is None else self.batch_size
             if observer is not None and observer.step(batch_size, self.n_id.numel() - batch_size):
                 self._observer = observer
-        if self.n_id is not None and self.batch_size is not None and self.offset is not None and model._replay is None:
-            pool = model.pool  # which serves all tables, and histories where they are in host memory
-            self.pool = pool if any(not history.table.is_cuda for history in model.histories) else None
-        if self.n_id is None or self.batch_size is None or self.pool is None:
-            if self.n_id is not None and self.batch_size is not None:
-                for history in model.histories:
-                    history.read_ahead(self.n_id[self.batch_size :])
+        if self.n_id is None or self.batch_size is None:
+            return
+        if model._replay is not None:  # which reads rows of the batch as well
+            self._ask(model._replay.exact, self.n_id)
             return
         coming, model._coming = model._coming, None
         is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
         self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
-        self._ask(self.pool, self._halo)
+        self._ask(model.histories, self._halo)
 
     @untraced
     def end(self) -> None:
         """Ends a call whose forward pass has met no error."""
         if self.at_end is not None:
             self.at_end()
-        if self.pool is not None:
-            self.model._coming = self.coming  # whose pulls are under way
+        self.model._coming = self.coming  # whose pulls are under way
 
-    def _ask(self, pool: AsyncIOPool, halo: Tensor) -> None:
-        """Asks for the halo's rows, as far as the step before has not."""
-        outlook = getattr(self.n_id, "outlook", None)
-        if outlook is not None and self.model.buffer_size is None:
+    def _ask(self, histories: Sequence[History], ids: Tensor) -> None:
+        """Asks for the rows ``ids``, as far as the step before has not, and for no others."""
+        pool, outlook = self.model.pool, getattr(self.n_id, "outlook", None)
+        if outlook is not None and self.model.buffer_size is None and pool.overlaps:
             pool.buffer_size = max(pool.buffer_size, outlook.largest_halo or 0)
-        wanted = [history.cold(halo) for history in self.model.histories]
-        pool.forget_pulls(*wanted)
-        for history, index in zip(self.model.histories, wanted, strict=True):
-            if not pool.is_asked(history.table):
-                pool.async_pull(history.table, None, None, index, history.row_dtype or history.pull_dtype)
+        pool.forget_pulls(*(history.table.asked_ids(ids) for history in histories))
+        for history in histories:
+            history.request(ids)
 
     def exchange(
         self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None
@@ -209,44 +201,22 @@ class Call:
         batch_size = rows.size(0)
         if self._observer is not None:
             self._observer.exchange(history, rows, n_id)
-        if self.pool is None or offset is None or count is None:
-            history.push(rows, n_id[:batch_size], offset, count)
-            coming = self._next_batch()
-            if coming is not None:
-                history.read_ahead(coming.halo)
-            if n_id.numel() == batch_size:
-                return rows
-            far = self._halo_at(history.table.device, n_id, batch_size)
-            return append(rows, far.numel(), lambda out: history.pull(far, out=out))
-        table, halo = history.table, self._halo
-        arrived = self.pool.synchronize_pull(table)
-        out = append(rows, halo.numel(), lambda out: history.put_together(out, halo, arrived))
-        self.pool.free_pull(table)
-        with history.writing(rows, n_id[:batch_size]):
-            self.pool.async_push(rows.detach(), offset, count, table)
-        history.mark(n_id[:batch_size], offset, count)
-        history.row_dtype = rows.dtype
+        # The very tensor whose rows were asked for, unless forward was given other ids than the call.
+        is_asked = n_id is self.n_id and batch_size == self.batch_size
+        halo = self._halo if is_asked else n_id[batch_size:]
+        out = append(rows, halo.numel(), partial(history.table.read, halo)) if halo.numel() > 0 else rows
+        history.write(rows, n_id[:batch_size], offset, count)
         self._pushed.append(history)
-        self._ask_ahead(self.pool)
+        self._ask_ahead()
         return out
 
-    def _halo_at(self, device: torch.device, n_id: Tensor, batch_size: int) -> Tensor:
-        """The halo's ids on ``device``, brought there once for all layers."""
-        if n_id is not self.n_id or batch_size != self.batch_size:
-            return n_id[batch_size:]
-        if self._halo_there is None or self._halo_there.device != device:
-            self._halo_there = send_ids(n_id[batch_size:], device)
-        return self._halo_there
-
-    def _ask_ahead(self, pool: AsyncIOPool) -> None:
+    def _ask_ahead(self) -> None:
         """Asks for rows of the next batch, from histories that have this one's."""
-        coming = None if pool.io == "serial" else self._next_batch()
+        coming = self._next_batch()
         if coming is None:
             return
         for history in self._pushed:
-            pool.async_pull(
-                history.table, None, None, history.cold(coming.halo), history.row_dtype or history.pull_dtype
-            )
+            history.request(coming.halo)
         self._pushed.clear()
 
     def _next_batch(self) -> Coming | None:

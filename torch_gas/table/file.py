@@ -8,6 +8,8 @@ import mmap
 import os
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,12 +20,14 @@ from torch import Tensor
 from torch_gas import _core
 from torch_gas._util.arguments import checked
 from torch_gas._util.thread import Task, Worker
+from torch_gas.table.codec import codec_of
 from torch_gas.table.header import SIZE, Header, type_name
+from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
 
 
-class FileTable(_core.FileRows):
-    """A table [N, C] in a file, whose rows are read and written by the calls of the core.
+class FileTable(_core.FileRows, Table):
+    """A table [N, C] in a file.
 
     Commits make generations: what was written before a commit can be relied upon after a crash. A file in which rows were
     written since the last commit by a process that is gone is *torn*: nobody knows which rows are old and which are new.
@@ -108,12 +112,22 @@ class FileTable(_core.FileRows):
 
     def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
         super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
+        self.codec, self.num_rows = codec_of(self.dtype), header.num_rows
+        self.width = _core.row_shape(self, torch.float32).numel()
         _core.forget_failure(file)
         self.path, self.sync, self.header = path, sync, header
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
         self._reading_ahead: Task[None] | None = None
+
+    @property
+    def storage(self) -> FileTable:
+        return self
+
+    @property
+    def tier(self) -> str:
+        return "file"
 
     @property
     def generation(self) -> int:
@@ -197,24 +211,32 @@ class FileTable(_core.FileRows):
         _core.forget_failure(self.file)
         self._failure = ""
 
-    def forget(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
-        """Makes rows zero whose write has failed, which needs no room on the disk; where that fails too, the table is not used.
+    def write(self, ids: Tensor, rows: Tensor) -> None:
+        starts = ids.long().cpu()
+        with self._all_or_none(starts, torch.ones_like(starts)):
+            super().write(ids, rows)
 
-        Args:
-            n_id: row ids, [B]; all rows by default.
-            offset: starts of contiguous ranges of rows instead, [P].
-            count: lengths of these ranges, [P].
-        """
+    def write_ranges(self, offset: Tensor, count: Tensor, rows: Tensor) -> None:
+        with self._all_or_none(offset, count):
+            super().write_ranges(offset, count, rows)
+
+    @contextmanager
+    def _all_or_none(self, offset: Tensor, count: Tensor) -> Iterator[None]:
+        """Makes rows zero whose write fails, which needs no room on the disk; where that fails too, the table is not used."""
+        self.check_usable()  # or its rows stay as they are
         try:
-            self.before_write()
-            if offset is not None and count is not None:
+            yield
+        except OSError:
+            try:
+                self.before_write()
                 _core.clear_rows(self, offset, count)
-            elif n_id is not None:
-                _core.clear_rows(self, n_id.long().cpu(), torch.ones(n_id.numel(), dtype=torch.int64))
-            else:
-                self.clear()
-        except OSError as error:
-            self._failure = str(error)
+            except OSError as error:
+                self._failure = str(error)
+            raise
+
+    def request(self, ids: Tensor, dtype: torch.dtype) -> None:
+        self.read_ahead(ids)
+        super().request(ids, dtype)
 
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
@@ -222,8 +244,12 @@ class FileTable(_core.FileRows):
             rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
             self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
 
+    def tensor(self) -> Tensor:
+        self.before_write()  # whoever asks may write to it
+        return self.map()
+
     def map(self) -> Tensor:
-        """The rows as a tensor [N, C] in the page cache, for those who read; a full disk ends a process that writes to it."""
+        """The rows as a tensor [N, C'] in the page cache, for those who read; a full disk ends a process that writes to it."""
         self.check_usable()
         return torch.frombuffer(mmap.mmap(self.file, self.nbytes, offset=SIZE), dtype=self.dtype).view(self.shape)
 

@@ -5,9 +5,9 @@ The table behind has every row at any time: a push writes hot rows to both. So t
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.version import version
-from torch_gas.transfer import send_ids
+from torch_gas.table.table import Table
+from torch_gas.transfer import AsyncIOPool, send_ids
 
 _PIECE = 2**20  # bytes
 _SPLITS = 4  # that are remembered: of the batch and the halo, and of the next halo, with one to spare
@@ -89,6 +90,7 @@ class HotSet:
         self._slots = torch.full((num_nodes,), -1, dtype=torch.int32)
         self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32)
         self._splits: deque[_Known] = deque(maxlen=_SPLITS)
+        self._ranges = self.n_id, -1, self.n_id  # that were asked for last, with their version, and their ids
 
     def split(self, ids: Tensor, device: torch.device | str = "cpu") -> Split:
         """Which rows are hot, found once for all layers.
@@ -109,6 +111,15 @@ class HotSet:
         hot, cold = is_hot.nonzero().view(-1), is_hot.logical_not_().nonzero().view(-1)
         return Split(slots[hot], hot, cold, ids[cold])
 
+    def split_ranges(self, offset: Tensor, count: Tensor, device: torch.device) -> Split:
+        """As :meth:`split`, for the rows of ranges that start at ``offset`` [P] and have the lengths ``count`` [P]."""
+        known, version_then, ids = self._ranges
+        if known is not offset or version_then != version(offset):
+            shift = (offset - (count.cumsum(0) - count)).repeat_interleave(count)
+            ids = shift + torch.arange(shift.numel())
+            self._ranges = offset, version(offset), ids
+        return self.split(ids, device)
+
     def holds(self, ids: Tensor) -> Tensor:
         """Which of ``ids`` [S], on the host, are hot, [S]."""
         return _core.gather_rows(self._slots, ids) >= 0
@@ -117,77 +128,120 @@ class HotSet:
         return f"HotSet({self.n_id.numel()} of {self._slots.numel()} nodes)"
 
 
-class HotRows:
-    """The hot rows of one table, in its storage type; made anew from it when somebody else wrote to it.
+class Hot(Table):
+    """A table in front of which some rows are kept on the device of its pool, as they are stored.
+
+    They come there when they are first read, and once more where somebody else wrote to the table.
 
     Args:
-        nodes: whose rows they are.
+        table: the table, which holds all rows.
+        nodes: whose rows are kept.
     """
 
-    def __init__(self, nodes: HotSet) -> None:
-        self.nodes = nodes
+    def __init__(self, table: Table, nodes: HotSet) -> None:
+        self.table, self.nodes = table, nodes
+        self.codec, self.num_rows, self.width, self.dtype = table.codec, table.num_rows, table.width, table.dtype
         self._rows: Tensor | None = None
-        self._table: Callable[[], _core.Table | None] = lambda: None
-        self._version = -1
+        self._version: int | None = None  # of the table that the rows are of; None where they may be of none
 
-    def are_of(self, table: _core.Table, device: torch.device) -> bool:
-        """Whether these are the rows that ``table`` has now, on ``device``."""
-        if self._rows is None or self._table() is not table or table.is_inference():
+    @property
+    def base(self) -> Table:
+        return self.table
+
+    @property
+    def storage(self) -> _core.Table:
+        return self.table.storage
+
+    @property
+    def tier(self) -> str:
+        return self.table.tier
+
+    @property
+    def hot_bytes(self) -> int:
+        return self.nodes.n_id.numel() * self.row_bytes
+
+    @property
+    def pool(self) -> AsyncIOPool:
+        return self.table.pool
+
+    def use(self, pool: AsyncIOPool) -> None:
+        self.table.use(pool)
+
+    def tensor(self) -> Tensor:
+        return self.table.tensor()
+
+    def clear(self) -> None:
+        self.table.clear()
+
+    def asked_ids(self, ids: Tensor) -> Tensor:
+        return self.nodes.split(ids).cold_ids
+
+    def request(self, ids: Tensor, dtype: torch.dtype) -> None:
+        self.table.request(self.asked_ids(ids), dtype)
+
+    def read(self, ids: Tensor, out: Tensor) -> None:
+        rows, split = self._current_rows(), self.nodes.split(ids, out.device)
+        pieces = [(split.cold_ids, split.cold)]
+        if not (out.is_cuda or self.pool.is_asked(self.storage)):
+            # On the host, rows are read in pieces that the caches hold on their way.
+            number = max(_PIECE // (self.width * out.element_size()), 1)
+            pieces = list(zip(split.cold_ids.split(number), split.cold.split(number), strict=True))
+        for cold_ids, cold in pieces:
+            arrived = torch.empty(cold_ids.numel(), out.size(1), dtype=out.dtype, device=out.device)
+            self.table.read(cold_ids, arrived)
+            _core.scatter_rows(out, cold, arrived)
+        _core.scatter_rows(out, split.hot, _core.gather_rows(rows, split.slots, out.dtype))
+
+    def write(self, ids: Tensor, rows: Tensor) -> None:
+        with self._written():
+            self.table.write(ids, rows)
+            self._write(rows, self.nodes.split(ids.cpu(), self.pool.device))
+
+    def write_ranges(self, offset: Tensor, count: Tensor, rows: Tensor) -> None:
+        with self._written():
+            self.table.write_ranges(offset, count, rows)
+            self._write(rows, self.nodes.split_ranges(offset, count, self.pool.device))
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """While entered, rows are written here and there; after an error they are of no table."""
+        is_current, self._version = self._is_current, None
+        yield
+        self._version = self.table.version if is_current else None
+
+    def _write(self, rows: Tensor, split: Split) -> None:
+        if self._rows is not None:
+            hot = rows.detach().to(self._rows.device).index_select(0, split.hot)
+            _core.scatter_rows(self._rows, split.slots, hot)
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether the rows are those that the table has now, on the device of its pool."""
+        if self._rows is None or self._version != self.table.version or self.storage.is_inference():
             return False
-        return self._version == version(table) and self._rows.device == device
+        return self._rows.device == self.pool.device
 
-    def note(self, table: _core.Table) -> None:
-        """Says that these are the rows of ``table`` as it is now."""
-        self._table, self._version = weakref.ref(table), version(table)
+    def _current_rows(self) -> Tensor:
+        """The hot rows, [H, C'], made anew from the table if need be."""
+        if self._rows is None or not self._is_current:
+            shape = (self.nodes.n_id.numel(), self.codec.stored_width(self.width))
+            self._rows = torch.empty(shape, dtype=self.dtype, device=self.pool.device)
+            self.table.read(self.nodes.n_id, self._rows)
+            self._version = self.table.version
+        return self._rows
 
-    def forget(self) -> None:
-        """Says that somebody may write to the table in ways that nothing tells of."""
-        self._version = -1
+    def wait(self) -> None:
+        self.table.wait()
 
-    def load(self, table: _core.Table, device: torch.device, read: Callable[[Tensor, Tensor], None]) -> None:
-        """Makes the rows anew: ``read(n_id, out)`` writes rows of ``table`` to ``out``."""
-        shape = (self.nodes.n_id.numel(), table.size(1))
-        if self._rows is None or (self._rows.shape, self._rows.dtype, self._rows.device) != (
-            shape,
-            table.dtype,
-            device,
-        ):
-            self._rows = torch.empty(shape, dtype=table.dtype, device=device)
-        read(self.nodes.n_id, self._rows)
-        self.note(table)
+    def settle(self) -> None:
+        self.table.settle()
+        self._version = None  # the host may write in ways that nothing tells of
 
-    def pull(self, n_id: Tensor, out: Tensor, read: Callable[[Tensor, Tensor], None]) -> None:
-        """Writes the rows ``n_id`` to ``out`` [M + R, C]; ``read(ids, rows)`` writes rows of the table to ``rows``.
+    def check_usable(self) -> None:
+        self.table.check_usable()
 
-        On the host cold rows come in pieces that the caches hold on their way.
-        """
-        split = self.nodes.split(n_id, out.device)
-        row_bytes = out.size(1) * out.element_size()
-        number = max(split.cold_ids.numel() if out.is_cuda else _PIECE // row_bytes, 1)
-        for ids, cold in zip(split.cold_ids.split(number), split.cold.split(number), strict=True):
-            rows = torch.empty(ids.numel(), out.size(1), dtype=out.dtype, device=out.device)
-            read(ids, rows)
-            _core.scatter_rows(out, cold, rows)
-        self._fill(out, split)
-
-    def put_together(self, n_id: Tensor, out: Tensor, cold: Tensor) -> None:
-        """Writes the rows ``n_id`` to ``out`` [M + R, C], of which the cold ones, [R, C], came from the table."""
-        split = self.nodes.split(n_id, out.device)
-        _core.scatter_rows(out, split.cold, cold)
-        self._fill(out, split)
-
-    def _fill(self, out: Tensor, split: Split) -> None:
-        assert self._rows is not None
-        _core.scatter_rows(out, split.hot, _core.gather_rows(self._rows, split.slots, out.dtype))
-
-    def write(self, x: Tensor, n_id: Tensor) -> None:
-        """Writes those of the rows ``x`` [B, C] that are hot; ``n_id`` are their ids, [B]."""
-        assert self._rows is not None
-        split = self.nodes.split(n_id, self._rows.device)
-        _core.scatter_rows(self._rows, split.slots, x.to(self._rows.device).index_select(0, split.hot))
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
+        return self.table.commit(pushed_at, clock)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"nodes": self.nodes}  # a copy of a table has rows of its own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        HotRows.__init__(self, **state)
+        return {**vars(self), "_rows": None, "_version": None}  # a copy of a table has rows of its own

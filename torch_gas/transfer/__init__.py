@@ -12,7 +12,7 @@ Ordering rules, all kept by events and never by waiting on the host:
 * a buffer is filled again only after its consumer has read it.
 """
 
-from torch_gas.transfer.lanes import Event, finish, refuse_capture, send_ids
+from torch_gas.transfer.lanes import Event, finish, refuse_capture, send_ids, with_index
 from torch_gas.transfer.pool import IO, AsyncIOPool
 
-__all__ = ["IO", "AsyncIOPool", "Event", "finish", "refuse_capture", "send_ids"]
+__all__ = ["IO", "AsyncIOPool", "Event", "finish", "refuse_capture", "send_ids", "with_index"]

@@ -15,7 +15,7 @@ from torch_gas import _core
 from torch_gas._core import checks
 from torch_gas._util.arguments import checked, renamed
 from torch_gas._util.version import version
-from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging, with_index
+from torch_gas.transfer.lanes import AtOnce, Event, Lane, make_lanes, make_staging, with_index
 
 IO = Literal["concurrent", "serial"]
 
@@ -167,8 +167,8 @@ class AsyncIOPool:
         weakref.finalize(self, _finish, self._tables)  # tables outlive their transfers, also when Python ends
         self._queue: deque[_Pull] = deque()
         self._buffers: list[_Buffer] = []
-        # Ids on the host, with their version, and on the device: those of this batch and of the next.
-        self._ids: deque[tuple[Tensor, int, Tensor]] = deque(maxlen=2)
+        # Ids on the host, with their version, the lane that reads them, and on the device: those of this batch and of the next.
+        self._ids: deque[tuple[Tensor, int, Lane, Tensor]] = deque(maxlen=4)
 
     @checked
     def to(self, device: torch.device | str) -> AsyncIOPool:
@@ -224,7 +224,10 @@ class AsyncIOPool:
 
         The tensor is a view of a buffer: use it before :meth:`free_pull`.
         """
-        pull = self._find(src)
+        return self._arrived(self._find(src))
+
+    def _arrived(self, pull: _Pull) -> Tensor:
+        """The rows of ``pull``, ready for the current stream."""
         if pull.buffer is None:
             self._start(pull)  # at once, though others may be in flight: it is needed now
         elif not pull.taken and pull.state != pull.table.state:
@@ -238,7 +241,11 @@ class AsyncIOPool:
     @checked
     def free_pull(self, src: _core.Table | None = None) -> None:
         """Releases the buffer of the oldest pull (of table ``src``) and starts the next one that waits."""
-        self._drop(self._find(src))
+        self._free(self._find(src))
+
+    def _free(self, done: _Pull) -> None:
+        """Releases the buffer of a pull and starts the next one that waits."""
+        self._drop(done)
         for pull in self._queue:
             if pull.buffer is None:
                 if self.io == "serial" or not self._may_start(pull):
@@ -320,18 +327,18 @@ class AsyncIOPool:
             out = rows[: pull.num_chunked]
             lane.run(partial(_core.read_chunks, table.rows, pull.offset, pull.count, out=out, staging=staging))
         if pull.index is not None:
-            index = pull.index if table.staged else self._ids_for(pull.index)
+            index = pull.index if table.staged else self._ids_for(pull.index, lane)
             out = rows[pull.num_chunked :]
             lane.run(partial(_core.gather_rows, table.rows, index, out=out, staging=staging))
         pull.done = table.pulled = lane.record()
 
-    def _ids_for(self, index: Tensor) -> Tensor:
-        """``index`` where pulls read it; one copy serves all layers."""
-        for known, version_then, there in self._ids:
-            if known is index and version_then == version(index):
+    def _ids_for(self, index: Tensor, lane: Lane) -> Tensor:
+        """``index`` where ``lane`` reads it; one copy serves all layers."""
+        for known, version_then, of_lane, there in self._ids:
+            if known is index and version_then == version(index) and of_lane is lane:
                 return there
-        there = self._on_device(index, self._lanes.pull)
-        self._ids.append((index, version(index), there))
+        there = self._on_device(index, lane)
+        self._ids.append((index, version(index), lane, there))
         return there
 
     def _on_device(self, index: Tensor, lane: Lane) -> Tensor:
@@ -353,7 +360,7 @@ class AsyncIOPool:
         lane, table = self._lanes.compute, self._table(src)
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
-        ids = index if table.staged else self._on_device(index, lane)
+        ids = index if table.staged else self._ids_for(index, lane)
         lane.run(partial(_core.gather_rows, src, ids, out=out, staging=self._staging_of(table, lane)))
         table.pulled = lane.record()
 
@@ -366,8 +373,9 @@ class AsyncIOPool:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
-            kept = rows.dtype if dst.dtype == torch.int8 else dst.dtype
-            rows = rows.to(kept, copy=True)  # the caller may go on to change its rows in place
+            rows = rows.to(
+                _core.sent_dtype(dst, rows.dtype), copy=True
+            )  # the caller may go on to change its rows in place
             lane.wait(self._lanes.compute.record())
         lane.wait(table.pulled)
         staging = self._staging_of(table, lane)
@@ -375,6 +383,47 @@ class AsyncIOPool:
         if lane is not self._lanes.compute:
             lane.hold(rows)
         table.pushed = lane.record()
+
+    # -- what a table asks for -----------------------------------------------------------------------------------------
+
+    # A pull may be asked for by :meth:`request` and taken by :meth:`take`, which reads rows that nobody has asked for at
+    # once. Where nothing runs beside the layers, or rows are on the device already, asking does nothing.
+
+    @property
+    def _is_immediate(self) -> bool:
+        """Whether the host itself moves rows, so that nothing is ever under way."""
+        return isinstance(self._lanes.compute, AtOnce)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether rows move while layers run."""
+        return self._lanes.pull is not self._lanes.compute
+
+    def request(self, src: _core.Table, index: Tensor, dtype: torch.dtype) -> None:
+        """Asks for the rows ``index`` [S] of ``src``, as numbers of type ``dtype``, unless somebody has."""
+        if self.overlaps and not src.is_cuda and self._asked(src, index) is None:
+            self.async_pull(src, None, None, index, dtype)
+
+    def take(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
+        """Writes the rows ``index`` [S] of ``src`` to ``out`` [S, C], for the current stream; the host does not wait."""
+        pull = self._asked(src, index)
+        if pull is not None:
+            out.copy_(self._arrived(pull))
+            self._free(pull)
+        elif self._is_immediate:
+            _core.gather_rows(src, index.to(out.device), out=out)
+        else:
+            self.pull_now(src, index, out)
+
+    def put(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
+        """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of ``dst``; they may change afterwards."""
+        if self._is_immediate or dst.is_cuda:
+            _core.write_chunks(dst, offset, count, rows.to(dst.device))
+        else:
+            self.async_push(rows, offset, count, dst)
+
+    def _asked(self, src: _core.Table, index: Tensor) -> _Pull | None:
+        return next((pull for pull in self._queue if pull.table.rows is src and pull.index is index), None)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Fuzzes the bindings, with the options of libFuzzer: `python tests/_core/fuzz/run.py -max_total_time=600 FOLDER`; needs atheris."""
+"""Fuzzes the bindings: `python tests/_core/fuzz/run.py -max_total_time=600 FOLDER`, options as of libFuzzer; needs atheris."""
 
 from __future__ import annotations
 

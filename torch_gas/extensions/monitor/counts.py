@@ -110,7 +110,7 @@ class Counts:
         sums = {}
         for number, own in state["sums"].items():
             history = histories[number]
-            where = {name: history.pushed_at.device if name == "ages" else history.device for name in own}
+            where = {name: history.pushed_at.device if name == "ages" else history.compute_device for name in own}
             sums[history] = Sums(**{name: value.to(where[name], copy=True) for name, value in own.items()})
         return Counts(**{**state, "sums": sums})
 
@@ -156,7 +156,7 @@ class Counter:
         new, old = pushed.float(), history.pull(ids, torch.float32)
         written = send_ids((history.pushed_at[ids] >= 0).float(), rows.device)
         sums.squares += torch.stack([(new - old).square_().sum(1), old.square_().sum(1)]) @ written
-        if torch.promote_types(rows.dtype, history.table.dtype) != history.table.dtype:  # it rounds
+        if history.table.codec.rounds(rows.dtype):
             lost = (history.as_stored(pushed) - pushed).float()
             sums.rounding += torch.stack([lost.square_().sum(), new.square().sum()])
 
