@@ -4,9 +4,11 @@
 // and double to a 16-bit type by way of float. They are written without branches on the data, so
 // that compilers turn loops over them into vector instructions.
 //
-// int8 is a type of rows: C numbers q in -127 .. 127, and behind them a float32 `scale`, which need
-// not be aligned. They stand for q * scale. A row of zeros has scale 0, and one with NaN or
-// infinity in it scale NaN, so that all of it reads as NaN.
+// A scaled type is a type of rows: C elements q of one byte, and behind them a float32 `scale`,
+// which need not be aligned. They stand for q * scale. The scale makes the largest number of a row
+// the largest element. A row of zeros has scale 0, and one with NaN or infinity in it scale NaN, so
+// that all of it reads as NaN. A new one is a struct below, a value of DType, a line in
+// dispatch_scaled() and one in the bindings.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +33,17 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// Scaled types: an element, the largest one, and the largest scale of which that many are finite.
+struct Int8 {
+  static constexpr float kLargest = 127, kLargestScale = 0x1.020406p+121f;
+  int8_t bits;
+};
+
+template <class T>
+constexpr bool is_scaled = false;
+template <>
+inline constexpr bool is_scaled<Int8> = true;
+
 inline int64_t element_size(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -48,10 +61,17 @@ inline int64_t element_size(DType dtype) {
   throw std::invalid_argument("unknown element type");
 }
 
+// Calls f with a value of the C++ type of a scaled `dtype`, if it is one, and says so.
+template <class F>
+bool dispatch_scaled(DType dtype, const F& f) {
+  if (dtype == DType::i8) return f(Int8{}), true;
+  return false;
+}
+
 // Bytes of a row of `num_cols` numbers.
 inline int64_t row_bytes(DType dtype, int64_t num_cols) {
-  const int64_t scale = dtype == DType::i8 ? sizeof(float) : 0;
-  return num_cols * element_size(dtype) + scale;
+  const bool has_scale = dispatch_scaled(dtype, [](auto) {});
+  return num_cols * element_size(dtype) + (has_scale ? int64_t{sizeof(float)} : 0);
 }
 
 // Calls f with a value of the C++ type of a floating-point `dtype`.
@@ -66,8 +86,7 @@ void dispatch_float(DType dtype, const F& f) {
       return f(Half{});
     case DType::bf16:
       return f(BFloat16{});
-    case DType::i8:
-    case DType::bytes:
+    default:
       break;
   }
   throw std::invalid_argument("rows that are no floating-point numbers cannot change their type");
@@ -146,21 +165,33 @@ TORCH_GAS_HOST_DEVICE inline uint32_t magnitude_bits(float x) {
   return float_bits(x) & 0x7fffffff;
 }
 
-// The scale of an int8 row, from the largest magnitude_bits() of its numbers.
-TORCH_GAS_HOST_DEVICE inline float int8_scale(uint32_t largest) {
-  constexpr float kMost = 0x1.020406p+121f;  // the largest scale of which 127 are finite
-  if (largest >= 0x7f800000) return bits_float(0x7fc00000);
-  const float scale = bits_float(largest) / 127;
-  return scale < kMost ? scale : kMost;
+// Elements as numbers, and the nearest element to a number up to the largest; ties go to even.
+TORCH_GAS_HOST_DEVICE inline float to_float(Int8 q) {
+  return q.bits;
+}
+// Behind the point of 1.5 * 2^23 there are no fractions: the sum has the rounded number in its low
+// bits.
+TORCH_GAS_HOST_DEVICE inline void from_float(float q, Int8& out) {
+  out.bits = static_cast<int8_t>(float_bits(q + 0x1.8p+23f));
 }
 
-// x / scale, rounded to nearest even; `scale` is positive. Behind the point of 1.5 * 2^23 there are
-// no fractions, so the sum has the rounded number in its low bits.
-TORCH_GAS_HOST_DEVICE inline int8_t to_int8(float x, float scale) {
+// The scale of a row of scaled elements Q, from the largest magnitude_bits() of its numbers.
+template <class Q>
+TORCH_GAS_HOST_DEVICE inline float row_scale(uint32_t largest) {
+  if (largest >= 0x7f800000) return bits_float(0x7fc00000);
+  const float scale = bits_float(largest) / Q::kLargest;
+  return scale < Q::kLargestScale ? scale : Q::kLargestScale;
+}
+
+// The element for x in a row with a positive `scale`.
+template <class Q>
+TORCH_GAS_HOST_DEVICE inline Q to_scaled(float x, float scale) {
   float q = x / scale;
-  q = q < 127 ? q : 127;  // a subnormal scale is rounded, and may be too small
-  q = q > -127 ? q : -127;
-  return static_cast<int8_t>(float_bits(q + 0x1.8p+23f));
+  q = q < Q::kLargest ? q : Q::kLargest;  // a subnormal scale is rounded, and may be too small
+  q = q > -Q::kLargest ? q : -Q::kLargest;
+  Q out;
+  from_float(q, out);
+  return out;
 }
 
 }  // namespace torch_gas

@@ -55,23 +55,23 @@ struct LargestMagnitude {
   }
 };
 
-// n numbers of a row to int8.
-template <class From>
-struct ToInt8 {
+// n numbers of a row to scaled elements Q.
+template <class From, class Q>
+struct ToScaled {
   TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t n, float scale) {
     const From* x = reinterpret_cast<const From*>(from);
-    auto* q = reinterpret_cast<int8_t*>(to);
-    for (int64_t i = 0; i < n; ++i) q[i] = to_int8(to_float(x[i]), scale);
+    auto* q = reinterpret_cast<Q*>(to);
+    for (int64_t i = 0; i < n; ++i) q[i] = to_scaled<Q>(to_float(x[i]), scale);
   }
 };
 
-// n numbers of an int8 row.
-template <class To>
-struct FromInt8 {
+// n numbers of a row of scaled elements Q.
+template <class Q, class To>
+struct FromScaled {
   TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t n, float scale) {
-    const auto* q = reinterpret_cast<const int8_t*>(from);
+    const auto* q = reinterpret_cast<const Q*>(from);
     To* y = reinterpret_cast<To*>(to);
-    for (int64_t i = 0; i < n; ++i) from_float(q[i] * scale, y[i]);
+    for (int64_t i = 0; i < n; ++i) from_float(to_float(q[i]) * scale, y[i]);
   }
 };
 
@@ -91,17 +91,17 @@ void convert_numbers(char* to, const char* from, int64_t n) {
   run_loop<Convert<From, To>>(to, from, n);
 }
 
-template <class From>
-void quantize_row(char* to, const char* from, int64_t num_cols) {
+template <class From, class Q>
+void scale_row(char* to, const char* from, int64_t num_cols) {
   auto largest_magnitude = run_loop<LargestMagnitude<From>, const char*, int64_t>;
-  auto convert = run_loop<ToInt8<From>, char*, const char*, int64_t, float>;
+  auto convert = run_loop<ToScaled<From, Q>, char*, const char*, int64_t, float>;
 #ifdef TORCH_GAS_WITH_AVX2
   if (std::is_same_v<From, float> && avx2::is_there()) {
     largest_magnitude = avx2::largest_magnitude;
-    convert = avx2::float_to_int8;
+    if (std::is_same_v<Q, Int8>) convert = avx2::float_to_int8;
   }
 #endif
-  const float scale = int8_scale(largest_magnitude(from, num_cols));
+  const float scale = row_scale<Q>(largest_magnitude(from, num_cols));
   std::memcpy(to + num_cols, &scale, sizeof scale);
   if (scale > 0) {
     convert(to, from, num_cols, scale);
@@ -125,7 +125,7 @@ void convert_streamed(Stream stream, char* to, int64_t to_size, const char* from
 }
 
 // Calls loop(copy) with copy(to, from, num_rows), which moves contiguous rows from one type to the
-// other. Rows that become int8 are never streamed: their lines are shared with their neighbours.
+// other. Rows of scaled elements are never streamed: their lines are shared with their neighbours.
 template <class Loop>
 void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, const Loop& loop) {
   const int64_t from_size = element_size(from_type), to_size = element_size(to_type);
@@ -140,23 +140,24 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
     return loop(
         [=](char* to, const char* from, int64_t rows) { std::memcpy(to, from, rows * to_bytes); });
   }
-  if (to_type == DType::i8) {
-    return dispatch_float(from_type, [&](auto value) {
+  const bool to_is_scaled = dispatch_scaled(to_type, [&](auto element) {
+    dispatch_float(from_type, [&](auto value) {
       loop([=](char* to, const char* from, int64_t rows) {
         for (; rows > 0; --rows, to += to_bytes, from += from_bytes) {
-          quantize_row<decltype(value)>(to, from, num_cols);
+          scale_row<decltype(value), decltype(element)>(to, from, num_cols);
         }
       });
     });
-  }
-  if (from_type == DType::i8) {
-    return dispatch_float(to_type, [&](auto value) {
+  });
+  if (to_is_scaled) return;
+  const bool from_is_scaled = dispatch_scaled(from_type, [&](auto element) {
+    dispatch_float(to_type, [&](auto value) {
       loop([=](char* to, const char* from, int64_t rows) {
         for (; rows > 0; --rows, to += to_bytes, from += from_bytes) {
           float scale;
           std::memcpy(&scale, from + num_cols, sizeof scale);
           const auto convert = [=](char* y, const char* x, int64_t n) {
-            run_loop<FromInt8<decltype(value)>>(y, x, n, scale);
+            run_loop<FromScaled<decltype(element), decltype(value)>>(y, x, n, scale);
           };
           if (streamed) {
             convert_streamed(stream, to, to_size, from, from_size, num_cols, convert);
@@ -166,7 +167,8 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
         }
       });
     });
-  }
+  });
+  if (from_is_scaled) return;
   dispatch_float(from_type, [&](auto from_value) {
     dispatch_float(to_type, [&](auto to_value) {
       const auto convert = convert_numbers<decltype(from_value), decltype(to_value)>;

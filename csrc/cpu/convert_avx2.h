@@ -100,10 +100,10 @@ TORCH_GAS_AVX2 inline uint32_t largest_magnitude(const char* from, int64_t n) {
   return found;
 }
 
-// n numbers as to_int8() has them. Packing saturates at 127 and -128.
+// n numbers as to_scaled<Int8>() has them. Packing saturates at 127 and -128.
 TORCH_GAS_AVX2 inline void float_to_int8(char* to, const char* from, int64_t n, float scale) {
   const auto* x = reinterpret_cast<const float*>(from);
-  auto* q = reinterpret_cast<int8_t*>(to);
+  auto* q = reinterpret_cast<Int8*>(to);
   const __m256 divisor = _mm256_set1_ps(scale);
   const __m256i least = _mm256_set1_epi8(-127);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works in halves
@@ -118,7 +118,7 @@ TORCH_GAS_AVX2 inline void float_to_int8(char* to, const char* from, int64_t n, 
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + i),
                         _mm256_permutevar8x32_epi32(_mm256_max_epi8(packed, least), order));
   }
-  for (; i < n; ++i) q[i] = to_int8(x[i], scale);
+  for (; i < n; ++i) q[i] = to_scaled<Int8>(x[i], scale);
 }
 
 }  // namespace torch_gas::avx2

@@ -91,8 +91,8 @@ constexpr int kRowsInFlight = 4;
 constexpr int64_t kHostBytesInFlight = 512 * 1024;
 
 // What a kernel moves. `from` and `to` are row-major matrices of `packs` packs of V elements a row,
-// behind which an int8 row has its scale; strides are in bytes. Item i is a row of each: row map(i)
-// in the table, which is `to` if `scatter`, and row i in the other.
+// behind which a row of scaled elements has its scale; strides are in bytes. Item i is a row of
+// each: row map(i) in the table, which is `to` if `scatter`, and row i in the other.
 template <class From, class To, int V>
 struct Matrices {
   const char* from;
@@ -113,19 +113,19 @@ struct Matrices {
   }
 };
 
-// The scale behind an int8 row. Packs of four numbers keep it aligned, single ones do not.
-template <int V>
-__device__ inline float load_scale(const Pack<int8_t, V>* end) {
-  Pack<int8_t, V> bytes[4 / V];
+// The scale behind a row of scaled elements. Packs of four keep it aligned, single ones do not.
+template <class Q, int V>
+__device__ inline float load_scale(const Pack<Q, V>* end) {
+  Pack<Q, V> bytes[4 / V];
   for (int i = 0; i < 4 / V; ++i) bytes[i] = end[i];
   float scale;
   memcpy(&scale, bytes, sizeof scale);
   return scale;
 }
 
-template <int V>
-__device__ inline void store_scale(Pack<int8_t, V>* end, float scale) {
-  Pack<int8_t, V> bytes[4 / V];
+template <class Q, int V>
+__device__ inline void store_scale(Pack<Q, V>* end, float scale) {
+  Pack<Q, V> bytes[4 / V];
   memcpy(bytes, &scale, sizeof scale);
   for (int i = 0; i < 4 / V; ++i) end[i] = bytes[i];
 }
@@ -146,7 +146,7 @@ __device__ inline void move_items(const Matrices<From, To, V>& m, int64_t first,
     target[r] = m.target(first + r * stride, row[r]);
   }
   float scale[R];
-  if constexpr (std::is_same_v<From, int8_t>) {
+  if constexpr (is_scaled<From>) {
 #pragma unroll
     for (int r = 0; r < R; ++r) scale[r] = load_scale(source[r] + m.packs);
   }
@@ -159,8 +159,8 @@ __device__ inline void move_items(const Matrices<From, To, V>& m, int64_t first,
       Pack<To, V> out;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        if constexpr (std::is_same_v<From, int8_t>) {
-          out.values[v] = from_float<To>(in[r].values[v] * scale[r]);
+        if constexpr (is_scaled<From>) {
+          out.values[v] = from_float<To>(to_float(in[r].values[v]) * scale[r]);
         } else {
           out.values[v] = convert<From, To>(in[r].values[v]);
         }
@@ -196,13 +196,13 @@ __device__ inline uint32_t warp_max(uint32_t value) {
   return value;
 }
 
-// Rows become int8. Layout:
+// Rows become scaled elements. Layout:
 //
 //   threadIdx.x -> packs of a row, side by side; a warp reads its row twice, for the scale and for
 //                  the numbers, the second time from a cache
 //   blockIdx.x, threadIdx.y -> rows, with a stride of the whole grid
 template <class From, class To, int V>
-__global__ void __launch_bounds__(kThreads) quantize_kernel(const Matrices<From, To, V> m) {
+__global__ void __launch_bounds__(kThreads) scale_kernel(const Matrices<From, To, V> m) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.y;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; i < m.num_rows; i += stride) {
     const int64_t row = m.map.load(i);
@@ -215,13 +215,13 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const Matrices<From,
 #pragma unroll
       for (int v = 0; v < V; ++v) largest = max(largest, magnitude_bits(to_float(in.values[v])));
     }
-    const float scale = int8_scale(warp_max(largest));
+    const float scale = row_scale<To>(warp_max(largest));
     for (int64_t p = threadIdx.x; p < m.packs; p += kWarp) {
       const Pack<From, V> in = source[p];
       Pack<To, V> out;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        out.values[v] = scale > 0 ? to_int8(to_float(in.values[v]), scale) : int8_t{0};
+        out.values[v] = scale > 0 ? to_scaled<To>(to_float(in.values[v]), scale) : To{};
       }
       target[p] = out;
     }
@@ -248,9 +248,9 @@ struct Move {
 
 template <class From, class To, int V>
 void launch(const Move& move, int64_t packs) {
-  constexpr bool kQuantize = std::is_same_v<To, int8_t> && !std::is_same_v<From, int8_t>;
-  unsigned width = kQuantize ? kWarp : 1;
-  while (!kQuantize && width < packs && width < kThreads) width *= 2;
+  constexpr bool kScales = is_scaled<To> && !is_scaled<From>;
+  unsigned width = kScales ? kWarp : 1;
+  while (!kScales && width < packs && width < kThreads) width *= 2;
   const dim3 block(width, kThreads / width);
   int64_t most_blocks = 0;
   if (move.host_table) {
@@ -273,14 +273,14 @@ void launch(const Move& move, int64_t packs) {
                                        move.num_rows,
                                        packs};
   void (*kernel)(Matrices<From, To, V>) = nullptr;
-  if constexpr (kQuantize) {
-    kernel = quantize_kernel<From, To, V>;
+  if constexpr (kScales) {
+    kernel = scale_kernel<From, To, V>;
   } else {
     kernel = move_rows_kernel<From, To, V>;
   }
   kernel<<<static_cast<unsigned>(blocks), block, 0,
            static_cast<cudaStream_t>(move.stream.handle)>>>(matrices);
-  check_cuda(cudaGetLastError(), kQuantize ? "quantize_kernel" : "move_rows_kernel");
+  check_cuda(cudaGetLastError(), kScales ? "scale_kernel" : "move_rows_kernel");
 }
 
 bool aligned(const Side& side, int64_t bytes) {
@@ -301,10 +301,9 @@ bool try_copy(const Move& move) {
 
 template <class From, class To>
 void convert_rows(const Move& move) {
-  // The wider of both types moves 16 bytes at a time, or four numbers if the other is int8: its
+  // The wider of both types moves 16 bytes at a time, or four numbers if the other is scaled: its
   // rows start at multiples of four bytes.
-  constexpr bool kInt8 = std::is_same_v<From, int8_t> || std::is_same_v<To, int8_t>;
-  constexpr int V = kInt8 ? 4 : 16 / std::max(sizeof(From), sizeof(To));
+  constexpr int V = is_scaled<From> || is_scaled<To> ? 4 : 16 / std::max(sizeof(From), sizeof(To));
   if (move.num_cols % V == 0 && aligned(move.from, sizeof(Pack<From, V>)) &&
       aligned(move.to, sizeof(Pack<To, V>))) {
     launch<From, To, V>(move, move.num_cols / V);
@@ -334,16 +333,18 @@ void move_rows(const Move& move) {
         try_copy<uint16_t>(move) || try_copy<uint8_t>(move);
     return;
   }
-  if (move.from.dtype == DType::i8) {
-    dispatch_float(move.to.dtype,
-                   [&](auto value) { convert_rows<int8_t, decltype(device_type(value))>(move); });
-    return;
-  }
-  if (move.to.dtype == DType::i8) {
-    dispatch_float(move.from.dtype,
-                   [&](auto value) { convert_rows<decltype(device_type(value)), int8_t>(move); });
-    return;
-  }
+  const bool from_is_scaled = dispatch_scaled(move.from.dtype, [&](auto element) {
+    dispatch_float(move.to.dtype, [&](auto value) {
+      convert_rows<decltype(element), decltype(device_type(value))>(move);
+    });
+  });
+  if (from_is_scaled) return;
+  const bool to_is_scaled = dispatch_scaled(move.to.dtype, [&](auto element) {
+    dispatch_float(move.from.dtype, [&](auto value) {
+      convert_rows<decltype(device_type(value)), decltype(element)>(move);
+    });
+  });
+  if (to_is_scaled) return;
   dispatch_float(move.from.dtype, [&](auto from_value) {
     dispatch_float(move.to.dtype, [&](auto to_value) {
       using From = decltype(device_type(from_value));
