@@ -91,7 +91,7 @@ def check_batch(data: Data, batch: SubData) -> None:
     assert np.array_equal(part.edge_array, data.edge_array[e_id.numpy()])
     assert torch.equal(part.scalar, data.scalar) and part.name == "toy"
     assert torch.equal(part.graph_vector, data.graph_vector)
-    assert set(part.keys()) - {"num_nodes"} == set(data.keys()) - {"num_nodes"}
+    assert set(part.keys()) - {"num_nodes", "n_id"} == set(data.keys()) - {"num_nodes"}
 
 
 def assert_same_batch(left: SubData, right: SubData) -> None:
