@@ -133,7 +133,7 @@ class Call:
             )
         if n_id.numel() != record.num_rows or digest(n_id) != record.digest:
             raise ValueError(
-                f"{name}: n_id holds {n_id.numel()} ids, and are not the {record.num_rows} that the batch was made with; pass "
+                f"{name}: n_id holds {n_id.numel()} ids, which are not the {record.num_rows} that the batch was made with; pass "
                 "all ids of one batch, use transforms that keep all rows in their order, or transform the graph before it is "
                 "partitioned"
             )
