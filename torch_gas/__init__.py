@@ -2,7 +2,7 @@
 
 from torch_gas import checkpoint, models
 from torch_gas._util.moved import keep_old_paths
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.hot_nodes import hot_nodes
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.datasets import get_data

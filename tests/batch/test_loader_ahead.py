@@ -9,7 +9,6 @@ import pytest
 import torch
 from graphs import FORMATS, random_graph, to_format
 from torch.utils.data import SequentialSampler
-from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas._util.thread import Task
@@ -33,18 +32,18 @@ class Courier:
         assert device.type == "cuda"
         Courier.sent = Courier.received = Courier.pinned = 0
 
-    def pin(self, data: Data) -> Data:
+    def pin(self, data: SubData) -> SubData:
         Courier.pinned += 1
         return copy.copy(data)
 
-    def send(self, data: Data) -> tuple[Data, str]:
+    def send(self, data: SubData) -> tuple[SubData, str]:
         Courier.sent += 1
         sent = copy.copy(data)
         for key, value in data.to_dict().items():
             sent[key] = map_tensors(value, torch.clone)
         return sent, f"arrival of {data.num_nodes}"
 
-    def receive(self, data: Data, arrived: str) -> None:
+    def receive(self, data: SubData, arrived: str) -> None:
         Courier.received += 1
         assert arrived == f"arrival of {data.num_nodes}"
 
@@ -58,9 +57,9 @@ def courier(monkeypatch: pytest.MonkeyPatch) -> type[Courier]:
 
 def coming(batch: SubData) -> SubData | None:
     """The next batch, when it is there."""
-    for future in batch.n_id.outlook._ahead:
+    for future in batch.record.lookahead._ahead:
         future.result()
-    return batch.n_id.outlook.next
+    return batch.record.lookahead.next
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -73,27 +72,28 @@ def test_a_batch_knows_the_next_one(shuffle: bool) -> None:
         assert (expected is None) == (i == len(batches) - 1)
 
 
-def test_no_outlook_without_prefetch() -> None:
+def test_nothing_is_known_ahead_without_prefetch() -> None:
     assert [coming(batch) for batch in SubgraphLoader(DATA, PTR, 1, prefetch=0)] == [None] * 4
 
 
 def test_a_batch_that_is_not_there_yet_or_fails_is_not_known() -> None:
     batches = SubgraphLoader(DATA, PTR, 1, prefetch=1)
     batch = next(iter(batches))
-    batch.n_id.outlook._ahead.clear()
-    assert batch.n_id.outlook.next is None
+    batch.record.lookahead._ahead.clear()
+    assert batch.record.lookahead.next is None
     task = Task(lambda: [][1])
-    batch.n_id.outlook._ahead.append(task)
-    assert batch.n_id.outlook.next is None
+    batch.record.lookahead._ahead.append(task)
+    assert batch.record.lookahead.next is None
     task.run()
-    assert task.is_done and batch.n_id.outlook.next is None
+    assert task.is_done and batch.record.lookahead.next is None
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])
-def test_copies_have_no_outlook(copier: object) -> None:
+def test_copies_look_not_ahead(copier: object) -> None:
     batch = next(iter(SubgraphLoader(DATA, PTR, 2)))
     copied = copier(batch)
-    assert copied.n_id.outlook is None and torch.equal(copied.n_id, batch.n_id)
+    assert batch.record.lookahead is not None and copied.record.lookahead is None
+    assert torch.equal(copied.n_id, batch.n_id)
 
 
 @pytest.mark.parametrize("neighbors", ["in", "both"])
@@ -130,7 +130,7 @@ def test_batches_on_a_device(courier: type[Courier], prefetch: int, workers: int
         for left, right in zip(here, there, strict=True):
             assert torch.equal(left.n_id, right.n_id) and torch.equal(left.data.x, right.data.x)
             assert torch.equal(left.data.edge_index, right.data.edge_index)
-            assert right.data.x.of_batch and right.n_id.num_nodes == N
+            assert right.record.num_nodes == N and right.record.digest == left.record.digest
     assert courier.sent == courier.received == 2 * len(there)
     assert courier.pinned == (0 if workers else len(there))  # kept batches, once and for all
 

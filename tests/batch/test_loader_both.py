@@ -105,7 +105,7 @@ def test_shuffled_and_from_workers(fmt: str) -> None:
         loader = SubgraphLoader(data, PTR, 2, neighbors="both", shuffle=True, seed=1, **kwargs)
         for _ in range(2):
             for batch in loader:
-                assert batch.n_id.neighbors == "both"
+                assert batch.record.neighbors == "both"
                 check(data, batch)
 
 
@@ -130,8 +130,8 @@ def test_ids_of_32_bits() -> None:
     data.edge_index = data.edge_index.int()
     for batch in SubgraphLoader(data, PTR, 2, neighbors="both"):
         assert batch.data.edge_index.dtype == torch.int32
-        wide = batch._replace(data=batch.data.clone())
-        wide.data.edge_index = batch.data.edge_index.long()
+        wide = batch.clone()
+        wide.edge_index = batch.edge_index.long()
         check(graph(), wide)
 
 

@@ -343,7 +343,7 @@ def test_only_some_batches_of_a_loader() -> None:
     whole = {int(batch.n_id[0]): batch for batch in loader}
     for batch, start in zip(loader.only([[4], [0], [4]]), (50, 0, 50), strict=True):
         assert int(batch.n_id[0]) == start and torch.equal(batch.n_id, whole[start].n_id)
-        assert torch.equal(batch.data.x, data.x[batch.n_id]) and batch.n_id.num_nodes == N
+        assert torch.equal(batch.data.x, data.x[batch.n_id]) and batch.record.num_nodes == N
     (merged,) = loader.only([[3, 0]])
     assert torch.equal(merged.n_id[: merged.batch_size], torch.cat([torch.arange(37, 50), torch.arange(14)]))
     assert list(loader.only([])) == [] and len(list(loader)) == 4

@@ -263,10 +263,6 @@ BAD_CALLS: dict[str, tuple[type[Exception], str, Callable[[SubData], dict[str, A
         ValueError, r"batch_size, offset and count need n_id; pass `\*args`",
         lambda b: {"n_id": None},
     ),
-    "nothing but the data": (
-        ValueError, r"was called with rows of a batch and without its ids, and would take them for another graph",
-        lambda b: dict.fromkeys(("batch_size", "n_id", "offset", "count")),
-    ),
     "too few features": (
         ValueError, r"x has 29 rows, but n_id has \d+",
         lambda b: {"x": b.data.x[:29]},
@@ -289,17 +285,60 @@ BAD_CALLS: dict[str, tuple[type[Exception], str, Callable[[SubData], dict[str, A
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_call(name: str, training: bool, model: Net, batch: SubData) -> None:
+    """Of ids that are made by hand."""
     error, match, changes = BAD_CALLS[name]
     model.train(training)
+    model.check = False
     if name == "id twice, no ranges":
         before = [history.emb.clone() for history in model.histories]
         with pytest.raises(error, match=match):
-            call(model, batch, **changes(batch))
+            call(model, batch, **by_hand(batch) | changes(batch))
         for history, rows in zip(model.histories, before, strict=True):
             assert torch.equal(history.emb, rows)  # only the clock has ticked
         return
     with refused(model, error, match):
+        call(model, batch, **by_hand(batch) | changes(batch))
+
+
+def by_hand(batch: SubData) -> dict[str, Any]:
+    return {"batch_size": int(batch.batch_size)}
+
+
+IDS_OF_ANOTHER = r"n_id holds \d+ ids, which are not the \d+ that the batch was made with"
+BAD_IDS: dict[str, tuple[type[Exception], str]] = {
+    **dict.fromkeys(
+        ("id out of range", "negative id", "id twice", "id twice, no ranges"), (ValueError, IDS_OF_ANOTHER)
+    ),
+    **dict.fromkeys(
+        (
+            "offset wrong",
+            "count not summing",
+            "count shifted between parts",
+            "negative count",
+            "count as a list",
+            "lengths differ",
+        ),
+        (ValueError, "(offset|count) is not that of the batch; pass all four of its ids"),
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_call_with_the_ids_of_a_loader(name: str, training: bool, model: Net, batch: SubData) -> None:
+    error, match, changes = BAD_CALLS[name]
+    error, match = BAD_IDS.get(name, (error, match))
+    if "batch_size" in changes(batch):
+        error, match = ValueError, r"batch_size is .* does not say which batch .*model\(batch\).*check=False"
+    with refused(model.train(training), error, match):
         call(model, batch, **changes(batch))
+
+
+def test_nothing_but_the_data_of_a_batch(model: Net, batch: SubData) -> None:
+    with refused(model.train(), ValueError, r"x has \d+ rows, but the graph .*If this is a batch, pass its ids"):
+        model(batch.x, batch.edge_index)
+    with refused(model.eval(), TypeError, "x must be a tensor of rows or a SubData, but is Data"):
+        model(batch.data)
 
 
 def test_a_model_works_after_a_refused_call(model: Net, batch: SubData) -> None:
@@ -322,11 +361,9 @@ def test_matrix_of_another_batch(fmt: str, model: Net, data: Data) -> None:
 def test_batch_of_a_matrix_without_ids(model: Net, data: Data) -> None:
     batch = next(iter(SubgraphLoader(to_format(data, "csr"), PTR, 1)))
     for training in (True, False):
-        with refused(model.train(training), ValueError, "was called with rows of a batch and without its ids"):
-            model(batch.data.x, batch.data.adj_t)
-        x = batch.data.x.clone()  # which no longer tells, but a matrix does
-        with refused(model, ValueError, "If this is a batch, pass its ids"):
-            model(x, batch.data.adj_t)
+        for x in (batch.x, batch.x * 1):
+            with refused(model.train(training), ValueError, "If this is a batch, pass its ids"):
+                model(x, batch.adj_t)
 
 
 def test_batch_made_for_another_graph(model: Net) -> None:

@@ -314,7 +314,7 @@ def test_a_loader_brings_batches_to_the_device(fmt: str) -> None:
             torch.testing.assert_close(right.data.x.cpu(), left.data.x, rtol=0, atol=0)
             for a, b in zip(all_tensors(adjacency(left.data)), all_tensors(adjacency(right.data)), strict=True):
                 assert b.is_cuda and torch.equal(a, b.cpu())
-            assert right.n_id.num_nodes == N and right.data.x.of_batch
+            assert right.record.num_nodes == N and right.record.digest == left.record.digest
 
 
 @pytest.mark.usefixtures("deterministic")

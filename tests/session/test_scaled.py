@@ -75,7 +75,10 @@ def test_models_that_take_a_graph() -> None:
         batch, *ids = sub
         close(scaled(sub), full[batch_rows(sub)])
         close(scaled(batch, *ids), full[batch_rows(sub)])
-        close(scaled(data=batch, **dict(zip(sub._fields[1:], ids, strict=True))), full[batch_rows(sub)])
+        close(
+            scaled(data=batch, **dict(zip(("batch_size", "n_id", "offset", "count"), ids, strict=True))),
+            full[batch_rows(sub)],
+        )
 
 
 def test_whole_graph_refreshes_histories() -> None:

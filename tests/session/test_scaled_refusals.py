@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -276,17 +277,24 @@ def test_batches_without_ids() -> None:
     scaled, data = sage()
     batch = batch_of(data)
     x, edge_index = batch.data.x, batch.data.edge_index
+    for training in (True, False):
+        scaled.train(training)
+        for plain in (
+            batch.data,
+            copy.deepcopy(batch.data),
+            batch.clone().data.to("cpu"),
+            batch.edge_subgraph(torch.arange(9)),
+        ):
+            with pytest.raises(ValueError, match=r"rows of a batch and without its ids.*model\(batch, \*ids\)"):
+                scaled(plain)
+    scaled.train()
     for call in (
         lambda: scaled(x, edge_index),
-        lambda: scaled(batch.data),
+        lambda: scaled(x.clone(), edge_index),
         lambda: scaled(x, edge_index, batch_size=batch.batch_size),
     ):
-        with pytest.raises(
-            ValueError, match=r"rows of a batch and without its ids.*model\(batch.x, batch.edge_index, \*ids\)"
-        ):
+        with pytest.raises(ValueError, match=rf"x has {x.size(0)} rows, but the graph of this model has 60.*\*args"):
             call()
-    with pytest.raises(ValueError, match=rf"x has {x.size(0)} rows, but the graph of this model has 60.*\*args"):
-        scaled(x.clone(), edge_index)
     with pytest.raises(ValueError, match=r"n_id needs batch_size; pass `\*args`"):
         scaled(x, edge_index, n_id=batch.n_id)
 
@@ -296,6 +304,9 @@ def test_parts_of_two_batches() -> None:
     first, second = list(SubgraphLoader(data, PTR))[:2]
     with pytest.raises(ValueError, match=r"x has \d+ rows, but n_id has \d+"):
         scaled(first.data.x, first.data.edge_index, *second[1:])
+    with pytest.raises(ValueError, match=r"batch_size is 3 and does not say which batch"):
+        scaled(first.data.x, first.data.edge_index, 3, *first[2:])
+    scaled.check = False
     with pytest.raises(ValueError, match=r"count sums to 14, but batch_size is 3"):
         scaled(first.data.x, first.data.edge_index, 3, *first[2:])
 
@@ -349,7 +360,7 @@ def test_nothing_is_left_behind_by_an_error() -> None:
     model, batch = scaled.unscale(), batch_of(data)
     want = scaled.eval()(batch)
     with pytest.raises(RuntimeError):
-        scaled(batch._replace(data=batch.data.clone().update({"x": batch.data.x[:, :3]})))
+        scaled(batch.clone().update({"x": batch.x[:, :3]}))
     assert all("forward" not in vars(m) and "propagate" not in vars(m) for m in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     torch.testing.assert_close(scaled(batch), want)

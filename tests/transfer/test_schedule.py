@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +28,8 @@ def epoch(seed: int) -> Iterator[SubData]:
     """Batches of a shuffled loader, each of which knows the next one, as it does where the loader is faster than the steps."""
     batches = list(SubgraphLoader(DATA, PTR, 3, shuffle=True, seed=seed))
     for batch, coming in pairwise([*batches, None]):
-        batch.n_id.outlook = SimpleNamespace(next=coming, largest_halo=N)
-        yield batch
+        ahead: Any = SimpleNamespace(next=coming, largest_halo=N)
+        yield batch.with_record(replace(batch.record, lookahead=ahead))
 
 
 def step(model: ScalableGNN, optimizer: torch.optim.Optimizer, batch: SubData) -> Tensor:

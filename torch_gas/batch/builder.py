@@ -7,14 +7,17 @@ in-neighbours outside of it: rows B .. B+S-1 of every node tensor.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import _core
+from torch_gas.batch.data import SubData
+from torch_gas.batch.record import BatchRecord, BatchSize
 from torch_gas.graph.attributes import is_node_attr, take
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.coo import edge_attrs
@@ -25,43 +28,13 @@ from torch_gas.graph.formats import (
     find_adjacency,
     is_matrix,
     is_sparse_tensor,
+    num_edges_of,
     num_nodes_of,
     tensors_of,
     to_csr,
 )
+from torch_gas.graph.key import digest, graph_key
 from torch_gas.table import StoredFeatures
-
-
-class SubData(NamedTuple):
-    """One mini-batch; unpacks as ``batch, *args`` with ``model(batch.x, batch.adj_t, *args)``.
-
-    Args:
-        data: node attributes of B+S rows, edge attributes and adjacency of the E_B edges into the batch.
-        batch_size: B.
-        n_id: global ids of the B batch and S halo nodes, [B + S].
-        offset: global id at which each part of the batch starts, [P].
-        count: number of nodes of each part, [P]; sums to B.
-    """
-
-    data: Data
-    batch_size: int
-    n_id: Tensor
-    offset: Tensor
-    count: Tensor  # type: ignore[assignment]  # PyGAS's name, which hides tuple.count
-
-    def to(self, *args: Any, **kwargs: Any) -> SubData:
-        """Moves ``data``; the ids stay in host memory, where the histories are addressed from."""
-        return self._replace(data=copy.copy(self.data).to(*args, **kwargs))
-
-    @property
-    def halo_size(self) -> int:
-        """S."""
-        return self.n_id.numel() - self.batch_size
-
-    def __repr__(self) -> str:
-        return (
-            f"SubData({self.data}, batch_size={self.batch_size}, halo_size={self.halo_size}, parts={len(self.count)})"
-        )
 
 
 class Builder:
@@ -83,6 +56,11 @@ class Builder:
         self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
+
+    @functools.cached_property
+    def graph_key(self) -> str:
+        """Of the graph and the order of its nodes; found when the first batch is made."""
+        return graph_key(self.adj, self.num_nodes, self.data.get("perm"))
 
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
@@ -109,7 +87,18 @@ class Builder:
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
-        return SubData(batch, batch_size, n_id, offset, count)
+        record = BatchRecord(
+            key=self.graph_key,
+            num_nodes=self.num_nodes,
+            offset=offset,
+            count=count,
+            batch_size=batch_size,
+            halo_size=n_id.numel() - batch_size,
+            num_edges=num_edges_of(adj),
+            digest=digest(n_id),
+            neighbors=self.neighbors,
+        )
+        return SubData(batch, BatchSize(record), n_id, offset, count)
 
     def halo(self, parts: Sequence[int]) -> Tensor:
         """Ids of the halo of the batch of some parts, [S]."""
@@ -166,6 +155,10 @@ def check_data(data: Data) -> int:
         raise TypeError(f"data must be a torch_geometric.data.Data, but is {type(data)}")
     if data.num_nodes is None or data.num_nodes < 1:
         raise ValueError("data has no nodes: set data.x or data.num_nodes")
+    if "n_id" in data:
+        raise ValueError(
+            "data.n_id: under this name a batch holds the ids of its nodes; store what it is under another one"
+        )
     for key, value in data.to_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
             raise ValueError(

@@ -6,10 +6,11 @@ import copy
 import threading
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import tensors_of
 
 
@@ -40,20 +41,30 @@ class BatchCache:
         batch, versions = entry
         if [tensor._version for tensor in _tensors(batch)] != versions:
             return None
-        return batch._replace(data=copy.copy(batch.data))
+        return _handed_out(batch)
 
-    def put(self, parts: tuple[int, ...], batch: SubData) -> None:
+    def put(self, parts: tuple[int, ...], batch: SubData) -> SubData:
+        """Keeps ``batch`` where there is room, and returns it for use."""
         tensors = _tensors(batch)
         if any(tensor.is_inference() for tensor in tensors):  # they tell of no change, and cannot be trained on
-            return
+            return batch
         size = sum(tensor.nbytes for tensor in tensors)
         with self._lock:
             if parts not in self._entries and self.size + size > self.capacity:
-                return
+                return batch
             if parts not in self._entries:
                 self.size += size
-            kept = batch._replace(data=copy.copy(batch.data))
-            self._entries[parts] = (kept, [tensor._version for tensor in tensors])
+            self._entries[parts] = (batch, [tensor._version for tensor in tensors])
+        return _handed_out(batch)
+
+
+def _handed_out(batch: SubData) -> SubData:
+    """A copy whose attributes may be set, and whose features may gather gradients of their own. It shares their memory."""
+    out = copy.copy(batch)
+    for key, value in batch.to_dict().items():
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point():
+            out[key] = value.detach()
+    return out
 
 
 def contents_of(data: Data) -> list[tuple[Any, int]]:
@@ -65,7 +76,7 @@ def contents_of(data: Data) -> list[tuple[Any, int]]:
 
 
 def _tensors(batch: SubData) -> list[Tensor]:
-    found = [batch.n_id, batch.offset, batch.count]
-    for value in batch.data.to_dict().values():
+    found = [batch.offset, batch.count]
+    for value in batch.to_dict().values():
         found += tensors_of(value)
     return found

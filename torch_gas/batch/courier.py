@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
+from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import all_tensors, map_tensors
 from torch_gas.transfer.lanes import CurrentStream, Event, SideStream, with_index
 
 
-def _map(data: Data, fn: Callable[[Tensor], Tensor]) -> Data:
-    mapped = copy.copy(data)
-    for key, value in data.to_dict().items():
-        mapped[key] = map_tensors(value, fn)
+def _map(batch: SubData, fn: Callable[[Tensor], Tensor]) -> SubData:
+    mapped = copy.copy(batch)
+    for key, value in batch.to_dict().items():
+        if key != "n_id":  # the ids stay in host memory
+            mapped[key] = map_tensors(value, fn)
     return mapped
 
 
@@ -33,8 +34,8 @@ class Courier:
         self._lane, self._compute = SideStream(self.device), CurrentStream(self.device)
         self._received: deque[Event] = deque()  # when all before a batch had been computed
 
-    def send(self, data: Data) -> tuple[Data, Event]:
-        """A copy of ``data`` that is on its way, and the event of its arrival.
+    def send(self, batch: SubData) -> tuple[SubData, Event]:
+        """A copy of ``batch`` that is on its way, and the event of its arrival.
 
         A thread of the loader calls it, and waits until the device has come close to the batch that was received last: else
         a host that is far ahead would fill the device with batches.
@@ -42,7 +43,7 @@ class Courier:
         while len(self._received) > 1:
             self._received.popleft().synchronize()
         with torch.cuda.stream(self._lane.stream):
-            sent = _map(data, self._copy)
+            sent = _map(batch, self._copy)
         return sent, self._lane.record()
 
     def _copy(self, tensor: Tensor) -> Tensor:
@@ -51,14 +52,15 @@ class Courier:
         pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
         return pinned.to(self.device, non_blocking=True)
 
-    def pin(self, data: Data) -> Data:
-        """A copy of ``data`` in pinned memory, for batches that are sent more than once."""
-        return _map(data, Tensor.pin_memory)
+    def pin(self, batch: SubData) -> SubData:
+        """A copy of ``batch`` in pinned memory, for batches that are sent more than once."""
+        return _map(batch, Tensor.pin_memory)
 
-    def receive(self, data: Data, arrived: Event) -> Data:
-        """``data`` of :meth:`send`, ready for the current stream."""
+    def receive(self, batch: SubData, arrived: Event) -> SubData:
+        """``batch`` of :meth:`send`, ready for the current stream."""
         self._received.append(self._compute.record())
         self._compute.wait(arrived)
-        for tensor in all_tensors(data.to_dict()):
-            self._compute.hold(tensor)
-        return data
+        for tensor in all_tensors(batch.to_dict()):
+            if tensor.device == self.device:
+                self._compute.hold(tensor)
+        return batch

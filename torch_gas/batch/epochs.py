@@ -24,14 +24,20 @@ class Epoch:
     Args:
         batches: those that are left, or None while they have not been drawn.
         given: how many were handed out before those.
+        number: of the epoch, counted from 0.
 
     Attributes:
         taken: how many of ``batches`` were handed out.
     """
 
-    def __init__(self, batches: Sequence[Sequence[int]] | None = None, given: int = 0) -> None:
-        self.batches, self.given, self.taken = batches, given, 0
+    def __init__(self, batches: Sequence[Sequence[int]] | None = None, given: int = 0, number: int = 0) -> None:
+        self.batches, self.given, self.number, self.taken = batches, given, number, 0
         self.is_closed = False  # nobody takes its batches any more
+
+    @property
+    def size(self) -> int | None:
+        """The number of its batches, where it is known."""
+        return None if self.batches is None else self.given + len(self.batches)
 
 
 class Epochs:
@@ -48,6 +54,7 @@ class Epochs:
         generators = [getattr(self.sampler, "generator", None), generator]
         self.generators = list({id(each): each for each in generators if isinstance(each, torch.Generator)}.values())
         self._begun = Epoch()
+        self._number = 0  # of the next epoch
         self._under_way: list[Epoch] = []  # the one that handed out a batch last is the last
         self._loaded: Epoch | None = None  # which comes next
 
@@ -63,7 +70,8 @@ class Epochs:
     @contextmanager
     def begin(self) -> Iterator[Epoch]:
         """The next epoch, while its batches are handed out."""
-        epoch, self._loaded = self._loaded or Epoch(), None
+        epoch, self._loaded = self._loaded or Epoch(number=self._number), None
+        self._number = epoch.number + 1
         self._forget_closed()
         self._under_way.append(epoch)
         self._begun = epoch
@@ -78,10 +86,12 @@ class Epochs:
     def _forget_closed(self) -> None:
         self._under_way = [each for each in self._under_way if not each.is_closed]
 
-    def hand_out(self, epoch: Epoch) -> None:
-        """Counts a batch."""
-        epoch.taken += 1
+    def hand_out(self, epoch: Epoch) -> dict[str, int | None]:
+        """Counts a batch, and returns its place as its record has it."""
         self._under_way.sort(key=lambda each: each is epoch)
+        place = epoch.given + epoch.taken
+        epoch.taken += 1
+        return {"epoch": epoch.number, "index": place, "num_batches": epoch.size}
 
     @contextmanager
     def drawn(self, epoch: Epoch) -> Iterator[None]:
@@ -126,10 +136,11 @@ class Epochs:
         """
         self._check_known()
         epochs = [each for each in self._under_way if not each.is_closed] or self._under_way
-        epoch = self._loaded or (epochs[-1] if epochs else Epoch())
+        epoch = self._loaded or (epochs[-1] if epochs else Epoch(number=self._number))
         rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
         return {
             "loader": {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)},
+            "number": epoch.number,
             "given": epoch.given + epoch.taken,
             "rest": None if rest is None else [[int(index) for index in batch] for batch in rest],
             "generators": [generator.get_state() for generator in self.generators],
@@ -139,7 +150,7 @@ class Epochs:
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Goes on from ``state``; epochs under way are forgotten."""
         self._check_known()
-        if not isinstance(state, dict) or state.keys() != _KEYS:
+        if not isinstance(state, dict) or state.keys() - {"number"} != _KEYS:  # 0.1 did not number epochs
             raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
         here = {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
         for name, value in here.items():
@@ -153,7 +164,8 @@ class Epochs:
         if self._has_state:
             self.sampler.load_state_dict(state["sampler"])
         self._under_way = []
-        self._loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"])
+        self._number = state.get("number", 0)
+        self._loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"], self._number)
 
 
 _WHAT = {

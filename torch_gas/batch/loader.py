@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,35 +16,15 @@ from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.thread import Task, Worker
-from torch_gas.batch.builder import Builder, SubData, check_ptr
+from torch_gas.batch.builder import Builder, check_ptr
 from torch_gas.batch.cache import BatchCache, contents_of
 from torch_gas.batch.courier import Courier
+from torch_gas.batch.data import SubData
 from torch_gas.batch.epochs import Epoch, Epochs, checksum
+from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
 from torch_gas.transfer import Event
-
-
-class Outlook:
-    """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
-
-    def __init__(self, loader: SubgraphLoader, ahead: deque[Task[Any]]) -> None:
-        self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
-
-    @property
-    def next(self) -> SubData | None:
-        """The batch that comes next, where it is there already."""
-        made = self._ahead[0].value if self._ahead else None
-        return None if made is None else cast(SubData, made[0])
-
-    @property
-    def largest_halo(self) -> int | None:
-        """As :attr:`SubgraphLoader.largest_halo`."""
-        loader = self._loader()
-        return None if loader is None else loader.largest_halo
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
 
 
 class SubgraphLoader(DataLoader[SubData]):
@@ -159,9 +139,7 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
         with self._epochs.begin() as epoch:
-            for batch in self._serve(lambda: self._tasks(epoch)):
-                self._epochs.hand_out(epoch)
-                yield batch
+            yield from self._serve(lambda: self._tasks(epoch), epoch)
 
     @checked
     def only(self, batches: Sequence[Sequence[int]]) -> Iterator[SubData]:
@@ -179,28 +157,27 @@ class SubgraphLoader(DataLoader[SubData]):
                 raise IndexError(f"SubgraphLoader.only: part {part} must be in 0 .. {num_parts - 1}")
         return self._serve(lambda: iter([partial(self._make, tuple(parts)) for parts in batches]))
 
-    def _serve(self, tasks: Callable[[], Iterator[Callable[[], SubData]]]) -> Iterator[SubData]:
+    def _serve(
+        self, tasks: Callable[[], Iterator[Callable[[], SubData]]], epoch: Epoch | None = None
+    ) -> Iterator[SubData]:
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
         contents = contents_of(self.data)
         if not all(a is b and v == w for (a, v), (b, w) in zip(contents, self._contents, strict=True)):
             self._contents = contents
             self._cache.clear()
+            vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
+        self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
             if arrived is not None:
                 assert self._courier is not None
-                self._courier.receive(batch.data, arrived)
-            # The model checks that the batch is of its graph and holds the edges it reads.
-            n_id: Any = batch.n_id
-            n_id.num_nodes, n_id.neighbors = self.num_nodes, self.builder.neighbors
-            n_id.num_edges, n_id.perm = batch.data.num_edges, self.data.get("perm")
-            n_id.outlook = Outlook(self, ahead)
-            for key in self.builder.node_keys:
-                if isinstance(batch.data[key], Tensor):
-                    batch.data[key].of_batch = True  # and that its rows are not taken for those of a graph
-            yield batch
-            edges = kept_edges(batch.data[self.builder.key])
+                self._courier.receive(batch, arrived)
+            assert batch.record is not None
+            place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
+            adj = batch[self.builder.key]
+            yield batch.with_record(replace(batch.record, lookahead=Lookahead(self, ahead), **place))
+            edges = kept_edges(adj)
             self._transposes = edges is not None and edges.is_used_by_source
 
     def _batches(
@@ -243,8 +220,7 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = task()
         if self._courier is None:
             return batch, None
-        data, arrived = self._courier.send(batch.data)
-        return batch._replace(data=data), arrived
+        return self._courier.send(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
@@ -323,19 +299,19 @@ class SubgraphLoader(DataLoader[SubData]):
         if batch is None:
             batch = self._build(parts)
             if self._courier is not None:
-                batch = batch._replace(data=self._courier.pin(batch.data))
-            self._cache.put(parts, batch)
+                batch = self._courier.pin(batch)
+            batch = self._cache.put(parts, batch)
         return batch
 
     def _build(self, parts: tuple[int, ...]) -> SubData:
         batch = self.builder(parts)
         if self._transposes:
-            adj = batch.data[self.builder.key]
+            adj = batch[self.builder.key]
             edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
             if edges is not None:
                 edges.transpose()
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
-            batch.data.pin_memory()
+            batch.pin_memory()
         return batch
 
     def __repr__(self) -> str:

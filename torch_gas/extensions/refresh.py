@@ -40,7 +40,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked, checked_fields
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.formats import find_adjacency, is_matrix

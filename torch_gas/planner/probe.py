@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import num_edges_of
 from torch_gas.planner.batches import ranges_of
@@ -32,7 +32,7 @@ ENOUGH_BYTES = 2**28  # of a step, which then tells of larger ones
 
 def default_loss(out: Any, batch: SubData) -> Tensor:
     """Cross entropy of [B, C] with class ids in ``data.y``; without them, the sum of all squares."""
-    y = batch.data.get("y")
+    y = batch.get("y")
     is_class = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and y.dtype != torch.bool
     if is_class and isinstance(out, Tensor) and out.dim() == 2:
         return F.cross_entropy(out, y[: out.size(0)].long().clamp(0, out.size(1) - 1))
@@ -68,7 +68,7 @@ def measure(model: ScalableGNN, loader: SubgraphLoader, loss: Loss | None = None
         while True:
             for has_halo in (True, False):
                 made = metered(partial(_batch, loader, order[:number], device, has_halo), device)
-                batch, num_edges = made.result, num_edges_of(made.result.data[loader.builder.key])
+                batch, num_edges = made.result, num_edges_of(made.result[loader.builder.key])
                 with _put_back(model, batch.n_id):
                     step = metered(partial(_step, model, batch, loss), device)
                 sizes.append(Size(batch.batch_size, batch.halo_size, num_edges))
@@ -82,13 +82,11 @@ def measure(model: ScalableGNN, loader: SubgraphLoader, loss: Loss | None = None
 def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: bool) -> SubData:
     """The batch of some nodes; without a halo, its rows count as those of nodes without edges into them."""
     batch = loader.builder.batch(*ranges_of(ids)).to(device)
-    n_id: Any = batch.n_id
-    n_id.neighbors = loader.builder.neighbors
-    if has_halo:
+    if has_halo or batch.record is None:
         return batch
-    key, data = loader.builder.key, copy.copy(batch.data)
-    data[key] = square(data[key], n_id.numel())
-    return SubData(data, n_id.numel(), n_id, *ranges_of(n_id))
+    key, (offset, count) = loader.builder.key, ranges_of(batch.n_id)
+    batch[key] = square(batch[key], offset.numel())
+    return batch.with_record(replace(batch.record, offset=offset, count=count, batch_size=offset.numel(), halo_size=0))
 
 
 def _step(model: ScalableGNN, batch: SubData, loss: Loss | None) -> None:

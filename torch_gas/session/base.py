@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.checkpoint import histories as files
 from torch_gas.graph.formats import find_adjacency, is_sparse_tensor
@@ -62,6 +62,8 @@ class ScalableGNN(torch.nn.Module):
         tier, huge_pages: how histories live in host memory; see :class:`History`.
         check_finite: whether pushing NaN or infinity is an error. By default it is where the model runs on the CPU; on a GPU
             the check makes the host wait in each layer.
+        check: whether a call on a batch needs the batch, or its ids as the loader gave them, whose ``batch_size`` says which
+            batch they are of. With ``False``, ids may be made by hand; what they say of themselves is checked all the same.
 
     Example:
         >>> import torch
@@ -108,6 +110,7 @@ class ScalableGNN(torch.nn.Module):
         tier: str | FileTier | None = None,
         huge_pages: bool = True,
         check_finite: bool | None = None,
+        check: bool = True,
     ) -> None:
         super().__init__()
         if num_nodes < 1:
@@ -131,6 +134,7 @@ class ScalableGNN(torch.nn.Module):
         self.pool_bytes = pool_bytes
         AsyncIOPool(1 if pool_size is None else pool_size, buffer_size, io=io, pool_bytes=pool_bytes)  # checks them now
         self.check_finite = check_finite
+        self.check = check
         self._history_options: dict[str, Any] = {
             "device": device,
             "dtype": history_dtype,
@@ -236,7 +240,7 @@ class ScalableGNN(torch.nn.Module):
         Args:
             x: node features, [B + S, C] or [N, C]; or a :class:`SubData` instead of all further arguments.
             adj_t: adjacency of the batch or the graph, in any of the four formats; ``edge_index`` is another name for it.
-            batch_size: B.
+            batch_size: B, as the loader gave it.
             n_id: global ids of the batch's and then the halo's nodes, [B + S].
             offset: starts of the contiguous parts of the batch, [P].
             count: lengths of these parts, [P].
@@ -264,10 +268,10 @@ class ScalableGNN(torch.nn.Module):
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
-        if all(given is None for given in (batch_size, n_id, offset, count)):
-            self._check_whole([x])
         with Undo(sys._getframe()) as undo, undo:
             call = self._prepare(undo, num_rows, adj_t, batch_size, n_id, offset, count)
+            if is_called_compiled() or is_compiled(self):
+                batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
             call.end()
             return out
@@ -361,14 +365,6 @@ class ScalableGNN(torch.nn.Module):
         data, *ids = batch
         args, kwargs = self.inputs(data, **kwargs)
         return (*args, *ids), kwargs
-
-    @untraced
-    def _check_whole(self, values: Sequence[Any]) -> None:
-        if any(getattr(value, "of_batch", False) for value in values):
-            raise ValueError(
-                f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
-                "them: `for batch, *ids in loader: model(batch.x, batch.edge_index, *ids)`"
-            )
 
     def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``forward`` takes from a graph or batch: ``x``, the adjacency, and attributes named like its arguments.

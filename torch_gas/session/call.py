@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from torch_gas._util.tracing import untraced
-from torch_gas._util.version import version
+from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
 from torch_gas.graph.halo import append
+from torch_gas.graph.key import digest
 from torch_gas.history import History
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
@@ -34,14 +35,13 @@ class Observer(Protocol):
 class Coming(NamedTuple):
     """A batch that the loader has made ahead."""
 
-    n_id: Tensor
-    version: int  # of n_id
+    digest: int  # of its n_id
     batch_size: int
     halo: Tensor
 
-    def is_batch(self, n_id: Tensor, batch_size: int) -> bool:
-        """Whether this is the batch of ``n_id``."""
-        return self.n_id is n_id and self.version == version(n_id) and self.batch_size == batch_size
+    def is_batch(self, record: BatchRecord | None) -> bool:
+        """Whether this is the batch of ``record``."""
+        return record is not None and (self.digest, self.batch_size) == (record.digest, record.batch_size)
 
 
 class Call:
@@ -67,7 +67,9 @@ class Call:
         count: Tensor | None,
     ) -> None:
         self.model, self.undo = model, undo
-        self.batch_size, self.n_id, self.offset, self.count = batch_size, n_id, offset, count
+        self.record = record_of(batch_size)
+        self.batch_size = batch_size if self.record is None else int(batch_size)  # type: ignore[arg-type]  # it has a record
+        self.n_id, self.offset, self.count = n_id, offset, count
         self.used: set[History] = set()
         self.forbidden: str | None = None  # why no history may be used now
         self.coming: Coming | None = None
@@ -76,7 +78,7 @@ class Call:
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self._observer: Observer | None = None
         self.on_own_graph = num_rows == model.num_nodes
-        self.neighbors = getattr(n_id, "neighbors", "in")
+        self.neighbors = "in" if self.record is None else self.record.neighbors
         if adj is not None:
             check_adjacency(adj, f"{model._name}: the adjacency")
         if n_id is None:
@@ -101,29 +103,63 @@ class Call:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
 
     def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
-        name, batch_size = self.model._name, self.batch_size
+        name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
-        num_rows = n_id.numel()
-        graph = getattr(n_id, "num_nodes", self.model.num_nodes)
-        if graph != self.model.num_nodes:
+        if record is None and self.model.check:
             raise ValueError(
-                f"{name}: the batch was made for a graph of {graph} nodes, but the model for {self.model.num_nodes}"
+                f"{name}: batch_size is {batch_size!r} and does not say which batch it is of, so that nothing tells whether rows "
+                "and ids are those of one batch. Pass the batch, model(batch), or its ids as the loader gave them: `for batch, "
+                "*ids in loader: model(batch.x, batch.edge_index, *ids)`. For ids of your own, make the model with check=False"
             )
+        num_rows = n_id.numel()
+        if record is None:
+            self._check_ids(n_id)
+        else:
+            self._check_record(record, n_id)
+        if given not in (None, num_rows):
+            raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
+        if adj is not None and batch_size is not None and self.neighbors == "in":
+            check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
+
+    def _check_record(self, record: BatchRecord, n_id: Tensor) -> None:
+        """Raises unless the ids are those of the batch that ``record`` is of, and that is one of the model's graph."""
+        name = self.model._name
+        if record.num_nodes != self.model.num_nodes:
+            raise ValueError(
+                f"{name}: the batch was made for a graph of {record.num_nodes} nodes, but the model for {self.model.num_nodes}"
+            )
+        if n_id.numel() != record.num_rows or digest(n_id) != record.digest:
+            raise ValueError(
+                f"{name}: n_id holds {n_id.numel()} ids, which are not the {record.num_rows} that the batch was made with; pass "
+                "all ids of one batch, use transforms that keep all rows in their order, or transform the graph before it is "
+                "partitioned"
+            )
+        for key, own in (("offset", self.offset), ("count", self.count)):
+            if own is not None and not (isinstance(own, Tensor) and torch.equal(own.cpu(), getattr(record, key))):
+                raise ValueError(
+                    f"{name}: {key} is not that of the batch; pass all four of its ids as the loader gave them"
+                )
+        self._check_pair()
+
+    def _check_pair(self) -> None:
+        if (self.offset is None) != (self.count is None):
+            raise ValueError(f"{self.model._name}: offset and count go together; give both or neither")
+
+    def _check_ids(self, n_id: Tensor) -> None:
+        """Checks ids that were made by hand."""
+        name, batch_size, num_rows = self.model._name, self.batch_size, n_id.numel()
         if n_id.device.type == "cpu" and num_rows > 0:
             low, high = (int(bound) for bound in n_id.aminmax())
             if low < 0 or high >= self.model.num_nodes:
                 raise IndexError(
                     f"{name}: n_id goes from {low} to {high}, but must be in 0 .. {self.model.num_nodes - 1}"
                 )
-        if given not in (None, num_rows):
-            raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
         if batch_size is None:
             return
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= num_rows:
             raise ValueError(f"{name}: batch_size must be in 1 .. {num_rows} (rows of n_id), but is {batch_size}")
-        if (self.offset is None) != (self.count is None):
-            raise ValueError(f"{name}: offset and count go together; give both or neither")
+        self._check_pair()
         if self.offset is not None and self.count is not None:
             for key, ranges in (("offset", self.offset), ("count", self.count)):
                 if not _is_vector(ranges) or ranges.dtype != torch.int64:
@@ -142,8 +178,6 @@ class Call:
             ids = torch.arange(batch_size, device=shift.device) + shift.repeat_interleave(self.count)
             if not torch.equal(ids, n_id[:batch_size].to(ids)):
                 raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
-        if adj is not None and self.neighbors == "in":
-            check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
 
     def use(self, history: History) -> None:
         """Notes that ``history`` is used; it must belong to the model and be used once."""
@@ -174,7 +208,7 @@ class Call:
             self._ask(model._replay.exact, self.n_id)
             return
         coming, model._coming = model._coming, None
-        is_this = coming is not None and coming.is_batch(self.n_id, self.batch_size)
+        is_this = coming is not None and coming.is_batch(self.record)
         self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
         self._ask(model.histories, self._halo)
 
@@ -187,9 +221,9 @@ class Call:
 
     def _ask(self, histories: Sequence[History], ids: Tensor) -> None:
         """Asks for the rows ``ids``, as far as the step before has not, and for no others."""
-        pool, outlook = self.model.pool, getattr(self.n_id, "outlook", None)
-        if outlook is not None and self.model.buffer_size is None and pool.overlaps:
-            pool.buffer_size = max(pool.buffer_size, outlook.largest_halo or 0)
+        pool, lookahead = self.model.pool, None if self.record is None else self.record.lookahead
+        if lookahead is not None and self.model.buffer_size is None and pool.overlaps:
+            pool.buffer_size = max(pool.buffer_size, lookahead.largest_halo or 0)
         pool.forget_pulls(*(history.table.asked_ids(ids) for history in histories))
         for history in histories:
             history.request(ids)
@@ -221,10 +255,10 @@ class Call:
 
     def _next_batch(self) -> Coming | None:
         """The batch that the loader has made ahead, if it has."""
-        outlook = getattr(self.n_id, "outlook", None)
-        batch = None if outlook is None or self.coming is not None else outlook.next
-        if batch is not None:
-            self.coming = Coming(batch.n_id, version(batch.n_id), batch.batch_size, batch.n_id[batch.batch_size :])
+        lookahead = None if self.record is None else self.record.lookahead
+        batch = None if lookahead is None or self.coming is not None else lookahead.next
+        if batch is not None and batch.record is not None:
+            self.coming = Coming(batch.record.digest, batch.batch_size, batch.n_id[batch.batch_size :])
         return self.coming
 
 

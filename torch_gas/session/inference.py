@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from tqdm import tqdm
 
 from torch_gas._util.tracing import untraced
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
 from torch_gas.wiring import outermost_convs

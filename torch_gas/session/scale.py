@@ -17,9 +17,11 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData, is_of_batch
 from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import is_csr
+from torch_gas.graph.key import order_key, order_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.base import ScalableGNN
@@ -70,6 +72,7 @@ def scale(
     tier: str | FileTier | None = None,
     huge_pages: bool = True,
     check_finite: bool | None = None,
+    check: bool = True,
     regularization: LocalPerturbation | None = None,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
@@ -85,8 +88,8 @@ def scale(
             called, and its layers may not normalise by degrees.
         inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``, or by name in a dictionary. By
             default the attributes of its parameters' names.
-        pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite: as in
-            :class:`ScalableGNN`.
+        pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite,
+            check: as in :class:`ScalableGNN`.
         regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
             :class:`torch_gas.extensions.regularization.LocalPerturbation`.
 
@@ -145,9 +148,10 @@ def scale(
         tier=tier,
         huge_pages=huge_pages,
         check_finite=check_finite,
+        check=check,
     )
     if data is not None:
-        scaled._perm = data.get("perm")
+        scaled._order = order_key(data.get("perm"))
         scaled._try_out(data, scaled._arguments, data)
     if regularization is not None:
         regularization.attach(scaled)
@@ -176,7 +180,7 @@ class ScaledGNN(ScalableGNN):
         self._inputs = inputs
         self._found: Found | None = None
         self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
-        self._perm: Tensor | None = None  # the order of the graph's nodes, where it is known
+        self._order = ""  # of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
@@ -331,10 +335,9 @@ class ScaledGNN(ScalableGNN):
         found = adjacencies(args, kwargs)
         rows, adj = count_rows(given), found[0] if found else None
         if ids is None:
-            held = [value.to_dict().values() if isinstance(value, Data) else [value] for value in given.values()]
-            self._check_whole([value for values in held for value in values])
+            self._check_whole(given)
         else:
-            self._check_order(ids[1])
+            self._check_order(ids[0])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo, undo:
@@ -343,7 +346,7 @@ class ScaledGNN(ScalableGNN):
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
             if call.n_id is not None and self._unverified:
-                all_edges = adj is not None and num_edges(adj) == getattr(call.n_id, "num_edges", -1)
+                all_edges = call.record is not None and adj is not None and num_edges(adj) == call.record.num_edges
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
@@ -354,14 +357,22 @@ class ScaledGNN(ScalableGNN):
             call.end()
             return out if call.n_id is None else self._cut(out, call)
 
-    def _check_order(self, n_id: Any) -> None:
-        perm = getattr(n_id, "perm", self._perm)
-        if perm is not self._perm and self._perm is not None and perm is not None and not torch.equal(perm, self._perm):
+    def _check_whole(self, given: dict[str, Any]) -> None:
+        if any(map(is_of_batch, given.values())):
+            raise ValueError(
+                f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
+                "them: model(batch), or `for batch, *ids in loader: model(batch, *ids)`"
+            )
+
+    def _check_order(self, batch_size: Any) -> None:
+        record = record_of(batch_size)
+        order = "" if record is None else order_of(record.key)
+        if order and self._order and order != self._order:
             raise ValueError(
                 f"{self._name}: the loader's graph is in another order than the one that scale() was given (data.perm differs); "
                 "pass scale() the data that the loader has"
             )
-        self._perm = self._perm if perm is None else perm  # the same object needs no comparison
+        self._order = self._order or order
 
     def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises where tables that were computed once would not fit the arguments."""
@@ -386,7 +397,8 @@ class ScaledGNN(ScalableGNN):
         ids: Any = None
         names = ("batch_size", "n_id", "offset", "count")
         if args and isinstance(args[0], SubData):
-            ids, args = args[0][1:], (args[0].data, *args[1:])
+            data, *ids = args[0]
+            args = (data, *args[1:])
         elif len(args) > 4 and _are_ids(args[-4:]):
             ids, args = args[-4:], args[:-4]
         elif "n_id" in kwargs:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import map_tensors
 from torch_gas.graph.halo import append
@@ -20,6 +20,8 @@ from torch_gas.history import History
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.scale import ScaledGNN
 from torch_gas.wiring.compiled import eager
+
+_Data = TypeVar("_Data", bound=Data)
 
 
 class Run(NamedTuple):
@@ -136,9 +138,9 @@ class Batches:
         self.num_nodes = loader.num_nodes
 
     def __iter__(self) -> Iterator[SubData]:
-        return (batch._replace(data=self.convert(batch.data)) for batch in self.loader)
+        return (self.convert(batch) for batch in self.loader)
 
-    def convert(self, data: Data) -> Data:
+    def convert(self, data: _Data) -> _Data:
         """A copy of ``data`` there, in that type."""
         data = copy.copy(data).to(self.device)
         if self.dtype is not None:

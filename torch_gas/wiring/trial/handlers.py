@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import is_adjacency, num_edges
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place

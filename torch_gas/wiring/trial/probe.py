@@ -20,7 +20,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, wire

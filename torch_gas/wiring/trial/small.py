@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.attributes import is_node_attr, take
 from torch_gas.graph.coo import edge_attrs, from_coo
@@ -69,12 +69,11 @@ def widen(batch: SubData, small: Data) -> SubData:
     others[batch.n_id] = False
     extra = others.nonzero().view(-1)[:2]
     n_id = torch.cat([batch.n_id, extra])
-    n_id.neighbors = batch.n_id.neighbors  # type: ignore[attr-defined]
-    data = copy.copy(batch.data)
-    key, adj = find_adjacency(data)
+    wide = copy.copy(batch)
+    key, adj = find_adjacency(batch)
     for name, held in small.to_dict().items():
         if name != key and small.is_node_attr(name):
-            data[name] = take(held, n_id, small.__cat_dim__(name, held))
-    data[key] = resize(adj, n_id.numel(), n_id.numel())
-    data.num_nodes = n_id.numel()
-    return batch._replace(data=data, n_id=n_id)
+            wide[name] = take(held, n_id, small.__cat_dim__(name, held))
+    wide[key] = resize(adj, n_id.numel(), n_id.numel())
+    wide.n_id, wide.num_nodes = n_id, n_id.numel()
+    return wide

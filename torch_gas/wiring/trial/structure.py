@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
 from torch_gas.wiring.arguments import Arguments, Inputs

@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch_geometric.data import Data
 
-from torch_gas.batch.builder import SubData
+from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import Inputs, square
 from torch_gas.wiring.places import Handler, wire
 from torch_gas.wiring.undo import Undo
