@@ -46,6 +46,7 @@ class History(torch.nn.Module):
             step does not. A table in a file is mapped to memory by it; :meth:`pull` reads some rows without that.
         pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
+        model_dtype: type of the model's numbers, which :meth:`to` tells.
 
     Example:
         >>> import torch
@@ -88,11 +89,11 @@ class History(torch.nn.Module):
         self.embedding_dim = embedding_dim
         self._is_persistent = persistent
         self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
-        self._model_dtype = torch.get_default_dtype()
+        self.model_dtype = torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self._pool = AsyncIOPool()
         where = torch.device("cpu" if device is None else device)
-        dtype = dtype or self._model_dtype
+        dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
         if isinstance(tier, FileTier):
             file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
@@ -194,7 +195,7 @@ class History(torch.nn.Module):
     @property
     def pull_dtype(self) -> torch.dtype:
         """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where rows have a scale."""
-        return self._table.codec.row_dtype(self._model_dtype)
+        return self._table.codec.row_dtype(self.model_dtype)
 
     @checked
     @renamed("History.pull", index="n_id")
@@ -345,11 +346,11 @@ class History(torch.nn.Module):
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
         gone = self.compute_device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
         here = "cpu" if gone else self.compute_device
-        probe = fn(torch.empty(0, dtype=self._model_dtype, device=here))
+        probe = fn(torch.empty(0, dtype=self.model_dtype, device=here))
         # `share_memory()` leaves what is on a GPU as it is.
         shares = _is_shared(fn(torch.empty(0)) if probe.device.type == "cuda" else probe)
         shares = shares or (isinstance(self._table.base, MemoryTable) and self._table.base.is_shared)
-        self._model_dtype = probe.dtype
+        self.model_dtype = probe.dtype
         self.use(AsyncIOPool(device=probe.device, io="serial"))
         if self._follows_model and self._table.dtype != probe.dtype:
             assert isinstance(self._table.base, MemoryTable)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch_geometric.nn import GATConv, JumpingKnowledge, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader
+from torch_gas.session.inference import Replay
 
 N = 60
 PTR = torch.tensor([0, 13, 13, 29, 45, N])
@@ -112,7 +113,7 @@ class Read(Net):
         lambda h: h.sign().sum(dim=-1, keepdim=True),
         lambda h: h.argmax(dim=-1, keepdim=True),
         lambda h: torch.where(h > 0, h, 0).sum(dim=-1, keepdim=True),
-        lambda h: float((h > 0).sum() >= 0),
+        lambda h: float((h > 0).sum()),
     ],
     ids=["compare", "nan_to_num", "nansum", "fmax", "sign", "argmax", "where", "python"],
 )
@@ -203,8 +204,16 @@ def test_each_layer_is_computed_once_a_batch(data: Any, num_layers: int) -> None
     model = make(num_layers=num_layers)
     loader = loader_of(data)
     computed: Counter[int] = Counter()
+
+    def count(i: int) -> Any:
+        def hook(*_: Any) -> None:
+            if type(model._session.replay) is Replay:  # and no trial on a small graph
+                computed.update([i])
+
+        return hook
+
     for i, conv in enumerate(model.convs):
-        conv.aggr_module.register_forward_hook(lambda *_, i=i: computed.update([i]))
+        conv.aggr_module.register_forward_hook(count(i))
     sweeps = 0
 
     class Counting(EvalSubgraphLoader):
@@ -240,7 +249,7 @@ def test_inference_leaves_no_trace(data: Any) -> None:
     second = model(loader=loader_of(data))
     assert torch.equal(first, kept) and first.data_ptr() != second.data_ptr()
     assert torch.equal(first, second) and not second.requires_grad
-    assert model._replay is None and model._call is None
+    assert model._session.replay is None and model._session.call is None
     batch = next(iter(SubgraphLoader(data, PTR, 2)))
     model.train()(batch).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -260,9 +269,7 @@ def test_not_a_number_is_no_reason_to_refuse(data: Any) -> None:
         def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
             return super().forward(x, adj, *args).abs().neg().log()
 
-    model = make(Undefined)
-    with pytest.warns(UserWarning, match="Undefined: a layer's result is used beside"):
-        out = model(loader=loader_of(data))
+    out = make(Undefined)(loader=loader_of(data))
     assert bool(out.isnan().all())
 
 
@@ -317,7 +324,7 @@ def test_an_error_in_a_sweep_leaves_the_model_usable(data: Any) -> None:
     with pytest.raises(ZeroDivisionError):
         model(loader=loader_of(data))
     handle.remove()
-    assert model._replay is None
+    assert model._session.replay is None
     assert all("forward" not in conv.__dict__ for conv in model.convs)
     close(model(loader=loader_of(data)), full_batch(model, data))
 
@@ -377,15 +384,3 @@ def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="hold no bfloat16"):
         data.x = data.x.bfloat16()
         Net(N).bfloat16().eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")
-
-
-def test_memory_that_is_overwritten_is_not_read() -> None:
-    from torch_gas.session.inference import _Watch
-
-    def new() -> Tensor:
-        return torch.full((4, 2), float("nan"))
-
-    with _Watch():
-        new().index_copy_(0, torch.arange(4), torch.ones(4, 2))
-        new().zero_()
-        new().copy_(torch.ones(4, 2))

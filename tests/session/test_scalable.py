@@ -412,7 +412,7 @@ def test_a_model_cannot_run_inside_itself() -> None:
     model = Recursive(N)
     with pytest.raises(RuntimeError, match="Recursive was called inside its own forward"):
         model(data.x, data.edge_index)
-    assert model._call is None
+    assert model._session.call is None
 
 
 def test_two_models_one_in_the_other() -> None:

@@ -33,6 +33,7 @@ from torch_gas import (
     scale,
 )
 from torch_gas.extensions.monitor.report import percent
+from torch_gas.session.session import Session
 from torch_gas.table import HotSet
 
 N, DATA, PTR = schedule.N, schedule.DATA, schedule.PTR
@@ -283,16 +284,16 @@ def test_transfers_may_take_any_time(
     between: Callable[[ScalableGNN, int], None], seed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = schedule.train(schedule.make(), between)
-    follow = ScalableGNN._follow_parameters
+    follow = Session.follow_parameters
     pools = []
 
-    def follow_and_use(net: ScalableGNN) -> None:  # on the CPU a model makes no pool by itself
+    def follow_and_use(net: Session) -> None:  # on the CPU a model makes no pool by itself
         follow(net)
         if net._pool is None:
             pools.append(fake_pool(3, seed))
-            net._use_pool(pools[-1][0])
+            net.use_pool(pools[-1][0])
 
-    monkeypatch.setattr(ScalableGNN, "_follow_parameters", follow_and_use)
+    monkeypatch.setattr(Session, "follow_parameters", follow_and_use)
     schedule.assert_same(schedule.train(warm(schedule.make()), between), expected)
     assert all(lanes.races() == [] for _, lanes in pools)
 

@@ -18,6 +18,7 @@ from nets import Net, refresh
 from torch import Tensor
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader, scale
+from torch_gas.session.session import Session
 
 N = 120
 DATA = random_graph(N, 1200)
@@ -62,7 +63,7 @@ def concurrent(
 ) -> tuple[ScalableGNN, FakeLanes]:
     """``model`` with transfers on lanes that take their time."""
     pool, lanes = fake_pool(pool_size, seed, **kwargs)
-    model._use_pool(pool)
+    model._session.use_pool(pool)
     return model, lanes
 
 
@@ -249,18 +250,18 @@ def test_tables_that_change_behind_the_models_back(
     between: Callable[[ScalableGNN, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train(make(), between)
-    follow = ScalableGNN._follow_parameters
+    follow = Session.follow_parameters
     for seed in (None, 0):
         model, _ = concurrent(make(), seed)
 
         # On the CPU a model makes no pool by itself when a table has lost its own.
-        def follow_and_use(net: ScalableGNN, seed: int | None = seed) -> None:
+        def follow_and_use(net: Session, seed: int | None = seed) -> None:
             follow(net)
             if net._pool is None:
-                net._use_pool(fake_pool(3, seed)[0])
+                net.use_pool(fake_pool(3, seed)[0])
 
         with monkeypatch.context() as patch:
-            patch.setattr(ScalableGNN, "_follow_parameters", follow_and_use)
+            patch.setattr(Session, "follow_parameters", follow_and_use)
             found = train(model, between)
         assert_same(found, expected)
 

@@ -98,11 +98,11 @@ def test_the_next_call_undoes_what_is_left(kind: str, ends: str, monkeypatch: py
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), torch.no_grad():
         patched.setattr(Undo, "__exit__", interrupt)
         model(BATCH) if ends == "call" else model(loader=loader)
-    assert model._call is not None
+    assert model._session.call is not None
     for mode in _get_current_function_mode_stack():
         assert isinstance(mode, Places)
     twin = copy.deepcopy(model)
-    assert model._call is None and model._replay is None and _get_current_function_mode_stack() == []
+    assert model._session.call is None and model._session.replay is None and _get_current_function_mode_stack() == []
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Undo, "__exit__", interrupt)
         model(BATCH) if ends == "call" else model(loader=loader)

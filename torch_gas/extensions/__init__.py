@@ -1,1 +1,5 @@
 """What watches training or takes part in it, and what a model does not need to know."""
+
+from torch_gas.session.extension import Extension
+
+__all__ = ["Extension"]

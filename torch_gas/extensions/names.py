@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch.nn import Module
 
-from torch_gas.session.scale import ScaledGNN
+from torch_gas.session.model import HistoryModel
 
 
 def plain(model: Module) -> Module:
     """The model as it was written, whose names its user knows."""
-    return model.unscale() if isinstance(model, ScaledGNN) else model
+    return model._plain if isinstance(model, HistoryModel) else model
 
 
 def named(model: Module, name: str, caller: str) -> Module:

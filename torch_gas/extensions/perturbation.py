@@ -15,12 +15,11 @@ from torch_geometric.nn import GINConv, GINEConv
 from torch_gas._util.arguments import checked
 from torch_gas.extensions.names import named, plain
 from torch_gas.graph.halo import batch_rows, join
-from torch_gas.session.base import ScalableGNN
 from torch_gas.session.call import Call
+from torch_gas.session.extension import Extension
+from torch_gas.session.model import HistoryModel
 from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
-from torch_gas.wiring.places import Places
-from torch_gas.wiring.undo import Undo
 
 
 @checked
@@ -71,7 +70,7 @@ def local_perturbation(
     return _distance(out, changed)
 
 
-class LocalPerturbation:
+class LocalPerturbation(Extension):
     r"""Adds up :func:`local_perturbation` of the hidden layers of a model, in each training call.
 
     .. math::
@@ -110,6 +109,8 @@ class LocalPerturbation:
         ...     loss.backward()
     """
 
+    takes_part = True
+
     @checked
     def __init__(self, weight: float = 1.0, noise: float = 0.1, layers: Sequence[str] | None = None) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
@@ -121,49 +122,61 @@ class LocalPerturbation:
             )
         self.weight, self.noise = weight, noise
         self.layers = None if layers is None else list(layers)
+        self._penalty = torch.zeros(())  # of the last call
+        self._watch: _Watch | None = None  # of the call under way
 
     def __repr__(self) -> str:
         return f"LocalPerturbation(weight={self.weight}, noise={self.noise}, layers={self.layers})"
 
-    def attach(self, model: ScalableGNN) -> None:
-        """From now on, ``model.regularization()`` is the penalty of the last call of ``model``.
+    def attach(self, model: HistoryModel) -> None:
+        """Adds the penalty to ``model``, in place of another one: ``model.regularization()`` is then that of the last call.
 
         Raises:
             TypeError: if ``model`` has no histories.
             ValueError: if a name in ``layers`` is that of no module.
         """
-        if not isinstance(model, ScalableGNN):
+        if not isinstance(model, HistoryModel):
             raise TypeError(
                 f"LocalPerturbation.attach: model must be a ScalableGNN, or made by scale(), but is {type(model)}; anywhere "
                 "else, call local_perturbation(layer, h) in forward"
             )
+        self.added(model)
+        for other in model.extensions:
+            if isinstance(other, LocalPerturbation):
+                model.remove_extension(other)
+        model.add_extension(self)
+
+    def added(self, model: HistoryModel) -> None:
         for name in self.layers or ():
             named(plain(model), name, "LocalPerturbation")
-        model._regularizer = self
 
-    def watch(self, undo: Undo, model: ScalableGNN, call: Call, places: Places | None) -> None:
-        """Has the layers of ``model`` perturbed during ``call``, at whose end its penalty is known.
+    def begin(self, call: Call) -> None:
+        """Has the layers of the model perturbed during ``call``, at whose end the penalty is known."""
+        self._penalty = torch.zeros((), device=call.model.device)
+        self._watch = None
+        if call.model.training and torch.is_grad_enabled() and self.weight > 0:
+            self._watch = _Watch(self, call)
+            self._watch.begin()
 
-        Args:
-            undo: holds what is changed of the model.
-            model: the model.
-            call: the call under way.
-            places: what wires it, if that is automatic.
-        """
-        model._penalty = None
-        if not (model.training and torch.is_grad_enabled() and self.weight > 0):
-            return
-        watch = _Watch(self, model, call, places)
-        watch.begin(undo)
-        call.at_end = watch.end
+    def end(self, call: Call) -> None:
+        """Adds up the penalty."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            self._penalty = watch.penalty()
+
+    def loss(self) -> Tensor:
+        return self._penalty
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_penalty": torch.zeros(()), "_watch": None}  # a copy belongs to no call
 
 
 class _Watch:
     """Perturbs the layers of one call."""
 
-    def __init__(self, regularizer: LocalPerturbation, model: ScalableGNN, call: Call, places: Places | None) -> None:
-        self.weight, self.noise, self.model = regularizer.weight, regularizer.noise, model
-        self.call, self.places = call, places
+    def __init__(self, regularizer: LocalPerturbation, call: Call) -> None:
+        self.weight, self.noise, self.model = regularizer.weight, regularizer.noise, call.model
+        self.call, self.places = call, call.places
         self.named = regularizer.layers is not None
         self.layers = dict.fromkeys(self._layers(regularizer.layers))  # each once
         self.terms: list[Tensor] = []
@@ -185,21 +198,21 @@ class _Watch:
                 "call local_perturbation(layer, h) in forward and return it beside the output, or do not compile the model"
             )
 
-    def begin(self, undo: Undo) -> None:
+    def begin(self) -> None:
         """Hooks the layers."""
         for layer in self.layers:
-            undo.hook_before(layer, self._before)
-            undo.hook_after(layer, self._after, prepend=True)  # sees what `_before` computes
+            self.call.undo.hook_before(layer, self._before)
+            self.call.undo.hook_after(layer, self._after, prepend=True)  # sees what `_before` computes
 
-    def end(self) -> None:
-        """Adds up the penalty."""
+    def penalty(self) -> Tensor:
+        """The sum over all layers."""
         number = len(self.model.histories)
         if not self.terms:
             raise ValueError(
                 f"{self.model._name}: LocalPerturbation met none of its layers. By default they lie between two histories, and "
                 f"this model has {number}; say which to perturb: LocalPerturbation(layers=[...])"
             )
-        self.model._penalty = self.weight / max(number, 1) * torch.stack(self.terms).sum()
+        return self.weight / max(number, 1) * torch.stack(self.terms).sum()
 
     def _is_hidden(self) -> bool:
         """Whether what is called now lies between two histories."""

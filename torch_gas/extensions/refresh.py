@@ -29,6 +29,7 @@ Example:
 from __future__ import annotations
 
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,8 +45,8 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.formats import find_adjacency, is_matrix
-from torch_gas.session.base import ScalableGNN
-from torch_gas.session.scale import ScaledGNN
+from torch_gas.session.extension import Extension
+from torch_gas.session.model import HistoryModel
 from torch_gas.transfer import finish
 
 Moment = Literal["training", "step", "epoch"]
@@ -103,7 +104,7 @@ class Exact(Refresh):
 
     def run(self, refresher: Refresher) -> Any:
         if refresher.data is None:
-            return refresher.model(loader=refresher.batches)  # type: ignore[arg-type]  # reads it as it reads a loader
+            return refresher.model(loader=refresher.batches)
         refresher.cost.sweeps += 1
         refresher.cost.batches += 1
         return refresher.forward_whole()
@@ -178,7 +179,7 @@ class Policy(ABC):
         return Joined(self, other)
 
     @checked
-    def bind(self, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> Refresher:
+    def bind(self, model: HistoryModel, loader: SubgraphLoader, data: Data | None = None) -> Refresher:
         """The policy at work.
 
         Args:
@@ -264,8 +265,11 @@ PUBLISHED: Policy = BeforeTraining() | EveryEpochs()
 # -- at work -----------------------------------------------------------------------------------------------------------
 
 
-class Refresher:
+class Refresher(Extension):
     """A policy bound to a model, made by :meth:`Policy.bind`. Tell it what happens; it refreshes histories when they are due.
+
+    Or add it to the model, ``model.add_extension(policy.bind(model, loader))``, which then tells it of steps and epochs itself.
+    What is due after a step is done before the next one begins.
 
     Each call returns the exact outputs of all nodes in evaluation mode (over the loader, in host memory) where a refresh has
     computed them on the way, so that evaluation costs nothing more; otherwise None. Modes of the model and random numbers stay as
@@ -276,7 +280,7 @@ class Refresher:
         steps, epochs: how many there were. A run that was interrupted goes on from :meth:`state_dict`.
     """
 
-    def __init__(self, policy: Policy, model: ScalableGNN, loader: SubgraphLoader, data: Data | None = None) -> None:
+    def __init__(self, policy: Policy, model: HistoryModel, loader: SubgraphLoader, data: Data | None = None) -> None:
         for name, graph in (("loader", loader), ("data", data)):
             if graph is not None and graph.num_nodes != model.num_nodes:
                 raise ValueError(
@@ -290,9 +294,33 @@ class Refresher:
             raise ValueError(
                 "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"
             )
-        self.policy, self.model, self.data = policy, model, data
+        self.policy, self._model, self.data = policy, weakref.ref(model), data
         self.cost, self.steps, self.epochs = Cost(), 0, 0
         self.batches = _Batches(loader, self.cost)
+        self._begun = self._epoch_over = False  # as the model tells
+
+    def before(self, model: HistoryModel) -> None:
+        """Does what is due before the first step, and after each; the model calls it where the refresher was added to it."""
+        if not self._begun:
+            self._begun = True
+            if self.steps == 0:
+                self.before_training()
+            return
+        self.after_step()
+        if self._epoch_over:
+            self._epoch_over = False
+            self.after_epoch()
+
+    def epoch(self, number: int, complete: bool) -> None:
+        """Notes that an epoch is over; the model calls it where the refresher was added to it."""
+        self._epoch_over = True
+
+    @property
+    def model(self) -> HistoryModel:
+        """The model."""
+        model = self._model()
+        assert model is not None
+        return model
 
     def before_training(self) -> Any:
         """To be called before the first epoch."""
@@ -334,10 +362,8 @@ class Refresher:
 
     def forward_whole(self) -> Any:
         """Runs the model on the whole graph; all rows are pushed."""
-        if isinstance(self.model, ScaledGNN):
-            return self.model(self.data)
-        args, kwargs = self.model.inputs(self.data)
-        return self.model(*args, **kwargs)
+        assert self.data is not None
+        return self.model._on_graph(self.data)
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
@@ -389,7 +415,7 @@ class _Batches:
         """Those at the positions ``which``."""
         return self._counted(self.loader.only([self.parts[i] for i in which]))
 
-    def ages(self, model: ScalableGNN) -> Tensor:
+    def ages(self, model: HistoryModel) -> Tensor:
         """Mean age of the rows of each batch over all histories."""
         total = torch.zeros(self.loader.num_nodes, dtype=torch.int64)
         for history in model.histories:

@@ -18,19 +18,31 @@ from torch_gas._util.version import version
 
 def append(rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
     """``rows`` [B, C] with S = ``number`` rows behind them, which ``fill`` writes where they are to be, [B + S, C]."""
+    return join(rows, appended(rows, number, fill))
+
+
+def appended(rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
+    """The same without gradient, for :func:`join`."""
     full = rows.new_empty(rows.size(0) + number, rows.size(1), requires_grad=False)
     full[: rows.size(0)] = rows.detach()
     fill(full[rows.size(0) :])
-    return join(rows, full)
+    return full
 
 
 def join(rows: Tensor, full: Tensor) -> Tensor:
     """``full`` [B + S, C], which has no gradient, with that of its first rows, which equal ``rows`` [B, C]."""
     if not (rows.requires_grad and torch.is_grad_enabled()):
         return full
-    out: Any = _Join.apply(rows, [full])
+    out: Any = _Join.apply(rows, [full], None)
     out._batch_rows = (rows, version(rows), version(out))
     return cast(Tensor, out)
+
+
+def join_by(rows: Tensor, full: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
+    """As :func:`join`, where ``backward`` is given the gradient of all rows, [B + S, C], and returns that of ``rows``, [B, C]."""
+    if not (rows.requires_grad and torch.is_grad_enabled()):
+        return full
+    return cast(Tensor, _Join.apply(rows, [full], backward))
 
 
 def batch_rows(x: Tensor) -> Tensor | None:
@@ -71,10 +83,10 @@ class _Linear(torch.autograd.Function):
 
 class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, full: list[Tensor]) -> Tensor:
-        ctx.batch_size = rows.size(0)
+    def forward(ctx: Any, rows: Tensor, full: list[Tensor], backward: Callable[[Tensor], Tensor] | None) -> Tensor:
+        ctx.batch_size, ctx.gradient = rows.size(0), backward
         return full[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0][: ctx.batch_size], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][: ctx.batch_size] if ctx.gradient is None else ctx.gradient(grads[0]), None, None

@@ -21,8 +21,7 @@ from torch_gas.planner.probe import Loss, measure
 from torch_gas.planner.record import Plan, Prediction
 from torch_gas.planner.tiers import storages
 from torch_gas.planner.units import free_memory, in_units, parse_bytes
-from torch_gas.session.base import ScalableGNN
-from torch_gas.session.scale import ScaledGNN
+from torch_gas.session.model import HistoryModel
 
 PARTS_A_BATCH = 8
 LEAST_NODES = 16  # in a part, on average
@@ -30,7 +29,7 @@ LEAST_NODES = 16  # in a part, on average
 
 def plan(
     data: Data,
-    model: ScalableGNN,
+    model: HistoryModel,
     *,
     device_memory: int | str | None = None,
     host_memory: int | str | None = None,
@@ -104,7 +103,7 @@ def plan(
         memory = parse_bytes(device_memory, "plan(): device_memory")
     host = None if host_memory is None else parse_bytes(host_memory, "plan(): host_memory")
     if neighbors is None:
-        neighbors = model.found.neighbors if isinstance(model, ScaledGNN) else "in"
+        neighbors = model._neighbors
     whole = torch.tensor([0, count_nodes(data, "plan()")])
     options: dict[str, Any] = {"neighbors": neighbors, "prefetch": prefetch, "device": model.device}
     loader = SubgraphLoader(data, whole if ptr is None else ptr, **options)
@@ -139,7 +138,7 @@ def plan(
 class _Search(NamedTuple):
     """Predictions with more steps an epoch each time, until one fits."""
 
-    model: ScalableGNN
+    model: HistoryModel
     loader: SubgraphLoader
     step_memory: StepMemory
     limit: float  # of the peak, in bytes
@@ -187,19 +186,19 @@ class _Search(NamedTuple):
         )
 
 
-def _resident(model: ScalableGNN) -> int:
+def _resident(model: HistoryModel) -> int:
     """Bytes that the model holds on its device between steps."""
     stores = {id(tensor) for store in model._stores for tensor in store.buffers()}
     own = [*model.parameters(), *(buffer for buffer in model.buffers() if id(buffer) not in stores)]
     return _bytes(own) + _stored(model, "cuda") + sum(history.table.hot_bytes for history in model.histories)
 
 
-def _stored(model: ScalableGNN, kind: str) -> int:
+def _stored(model: HistoryModel, kind: str) -> int:
     """Bytes that histories and tables take now in the memory of devices of this kind."""
     return _bytes(tensor for store in model._stores for tensor in store.buffers() if tensor.device.type == kind)
 
 
-def _rooms(model: ScalableGNN, memory: int, host: int | None, margin: float, peak: int) -> dict[str, int]:
+def _rooms(model: HistoryModel, memory: int, host: int | None, margin: float, peak: int) -> dict[str, int]:
     """Bytes that histories may take in each tier, the fastest first, beside steps that take ``peak``."""
     on_gpu = model.device.type == "cuda"
     if host is None:
@@ -230,15 +229,17 @@ def _too_small(last: Prediction, limit: str, has_ptr: bool) -> str:
 def _check(
     data: Any, model: Any, ptr: Any, backend: Any, parts_a_batch: Any, loss: Any, optimizer_states: Any, margin: Any
 ) -> None:
-    if not isinstance(model, ScalableGNN):
+    if not isinstance(model, HistoryModel):
         raise TypeError(
             f"plan(): model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), and pass the "
             "model itself in place of what torch.compile(model) returned"
         )
-    if isinstance(model, ScaledGNN) and model._found is None:
+    try:
+        model._check_ready()
+    except RuntimeError as error:
         raise ValueError(
             "plan(): the scaled model has not been tried out yet; give scale() the graph: scale(model, data)"
-        )
+        ) from error
     if not isinstance(data, Data):
         raise TypeError(f"plan(): data must be a torch_geometric.data.Data, but is {type(data).__name__}")
     num_nodes = count_nodes(data, "plan()")

@@ -20,7 +20,7 @@ from torch_gas.graph.formats import num_edges_of
 from torch_gas.planner.batches import ranges_of
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
-from torch_gas.session.base import ScalableGNN
+from torch_gas.session.model import HistoryModel
 from torch_gas.wiring.arguments import square
 from torch_gas.wiring.trial.undisturbed import restored
 
@@ -44,7 +44,7 @@ def default_loss(out: Any, batch: SubData) -> Tensor:
     return torch.stack(squares).sum()
 
 
-def measure(model: ScalableGNN, loader: SubgraphLoader, loss: Loss | None = None) -> StepMemory:
+def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = None) -> StepMemory:
     """The memory of training steps beyond what the model holds between them, with their batch and those made ahead.
 
     Batches of random nodes, of twice as many each time, are trained on twice: as they are, and with the halo's rows counted
@@ -89,41 +89,43 @@ def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: 
     return batch.with_record(replace(batch.record, offset=offset, count=count, batch_size=offset.numel(), halo_size=0))
 
 
-def _step(model: ScalableGNN, batch: SubData, loss: Loss | None) -> None:
+def _step(model: HistoryModel, batch: SubData, loss: Loss | None) -> None:
     """A training step up to its gradients."""
     with torch.enable_grad():
         value = (loss or default_loss)(model(batch), batch)
-        if loss is None and model._regularizer is not None:
+        if loss is None and any(extension.loss() is not None for extension in model.extensions):
             value = value + model.regularization()
         value.backward()
 
 
 @contextmanager
-def _trained(model: ScalableGNN) -> Iterator[None]:
+def _trained(model: HistoryModel) -> Iterator[None]:
     """While entered, the model is in training mode and without gradients; all but its histories is put back."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         raise ValueError("plan(): the model has parameters without a shape yet; call it on a batch first")
-    small = [key for key, _ in model.named_buffers() if not key.startswith(("histories.", "tables."))]
+    rows = ("histories.", "tables.", "extension_tables.")
+    small = [key for key, _ in model.named_buffers() if not key.startswith(rows)]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     with restored(model, small):
         try:
             model.train()
-            model._observer = None  # these steps are no training
+            model._session.watching = False  # these steps are no training
             _drop_grads(model)
             yield
         finally:
+            model._session.watching = True
             for parameter, grad in grads:
                 parameter.grad = grad
 
 
 @contextmanager
-def _put_back(model: ScalableGNN, n_id: Tensor) -> Iterator[None]:
+def _put_back(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
     """Puts back the rows ``n_id`` of all histories, and drops gradients and the buffers of transfers."""
     held = []
-    for history in model.histories:
-        ids = n_id.to(history.table.device)
+    for history in model._history_tables:
+        ids = n_id.to(history.device)
         held.append((history, ids, history.emb[ids], history.pushed_at[ids], history.clock.clone()))
-    _drop_pool(model)
+    model._session.drop_buffers()
     try:
         yield
     finally:
@@ -131,14 +133,10 @@ def _put_back(model: ScalableGNN, n_id: Tensor) -> Iterator[None]:
             history.emb[ids] = rows
             history.pushed_at[ids] = pushed_at
             history.clock.copy_(clock)
-        _drop_pool(model)
+        model._session.drop_buffers()
         _drop_grads(model)
 
 
-def _drop_pool(model: ScalableGNN) -> None:
-    model.drop_buffers()
-
-
-def _drop_grads(model: ScalableGNN) -> None:
+def _drop_grads(model: HistoryModel) -> None:
     for parameter in model.parameters():
         parameter.grad = None

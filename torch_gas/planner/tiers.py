@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from torch_gas.history import History
-from torch_gas.session.base import ScalableGNN
+from torch_gas.session.model import HistoryModel
 from torch_gas.table.codec import codec_of
 
 _NARROW = (torch.bfloat16, torch.int8)  # of float16 and bfloat16, only the latter has the range of float32
@@ -27,7 +27,7 @@ class Storage(NamedTuple):
     tier: str
 
 
-def storages(model: ScalableGNN, rooms: dict[str, int]) -> tuple[Storage, ...]:
+def storages(model: HistoryModel, rooms: dict[str, int]) -> tuple[Storage, ...]:
     """Histories as they are, and in narrower types.
 
     Args:

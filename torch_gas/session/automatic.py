@@ -31,7 +31,7 @@ class Automatic(Handler):
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         """Rows of any value where inference knows the exact ones, which :meth:`at` then gives."""
-        replay = self.model._replay
+        replay = self.model._session.replay
         need = self.found.needs.get(place)
         if replay is None or need is None or need.action != "history" or self.call.batch_size is None:
             return None
@@ -57,11 +57,13 @@ class Automatic(Handler):
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         if need.action != "history":
             if need.action == "rows" and not self.model.training and not value.is_cuda:  # where it makes no host wait
-                table = self.model._tables[need.number]
+                table = self.model._structure_tables[need.number]
                 if not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
                     raise ValueError(OTHER_GRAPH)
             if need.number not in self._read:
-                self._read[need.number] = read(need, self.model._tables[need.number], self.call.n_id, batch_size)
+                self._read[need.number] = read(
+                    need, self.model._structure_tables[need.number], self.call.n_id, batch_size
+                )
             return complete(need, value, self._read[need.number], batch_size)
         rows = value[:batch_size].reshape(batch_size, -1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)

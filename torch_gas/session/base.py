@@ -1,41 +1,38 @@
-"""ScalableGNN: a model that owns histories and exchanges rows with them between its layers."""
+"""ScalableGNN: a model whose author says where histories are."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.checkpoint import histories as files
 from torch_gas.graph.formats import find_adjacency, is_sparse_tensor
 from torch_gas.history import History
-from torch_gas.session.call import Call, Coming, Observer
-from torch_gas.session.inference import Replay, layerwise_inference
-from torch_gas.table import FileTier, HotSet, StoredFeatures
-from torch_gas.transfer import IO, AsyncIOPool, refuse_capture, with_index
+from torch_gas.session.call import Call
+from torch_gas.session.inference import Skipping, layerwise_inference
+from torch_gas.session.model import HistoryModel
+from torch_gas.session.rehearsal import skipping
+from torch_gas.table import FileTier, StoredFeatures
+from torch_gas.transfer import IO
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
+from torch_gas.wiring.places import Places
 from torch_gas.wiring.undo import Undo
 
-if TYPE_CHECKING:
-    from torch_gas.extensions.regularization import LocalPerturbation
-    from torch_gas.wiring.places import Places
 
-POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
-
-
-class ScalableGNN(torch.nn.Module):
+class ScalableGNN(HistoryModel):
     r"""Base class of models that train with historical embeddings (Algorithm 1 of https://arxiv.org/abs/2106.05609).
 
     Derive from it, and call ``x = self.push_and_pull(self.histories[i], x, *args)`` between two convolutions. The model is
@@ -89,10 +86,6 @@ class ScalableGNN(torch.nn.Module):
         ...     assert out.shape == (batch_size, 10)
     """
 
-    histories: Sequence[History]
-    skips_by_nan = True  # how inference skips convolutions whose result is known; see torch_gas.session.inference
-    _observer: Callable[[], Observer | None] | None = None  # a weak reference
-
     @checked
     def __init__(
         self,
@@ -112,9 +105,20 @@ class ScalableGNN(torch.nn.Module):
         check_finite: bool | None = None,
         check: bool = True,
     ) -> None:
-        super().__init__()
-        if num_nodes < 1:
-            raise ValueError(f"{type(self).__name__}: num_nodes must be at least 1, but is {num_nodes}")
+        super().__init__(
+            num_nodes,
+            pool_size=pool_size,
+            buffer_size=buffer_size,
+            device=device,
+            history_dtype=history_dtype,
+            save_histories=save_histories,
+            io=io,
+            pool_bytes=pool_bytes,
+            tier=tier,
+            huge_pages=huge_pages,
+            check_finite=check_finite,
+            check=check,
+        )
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers must be at least 1, but is {num_layers}")
         widths = [hidden_channels] * (num_layers - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
@@ -125,99 +129,34 @@ class ScalableGNN(torch.nn.Module):
             )
         if any(width < 1 for width in widths):
             raise ValueError(f"{type(self).__name__}: hidden_channels must be at least 1, but is {hidden_channels}")
-        self.num_nodes = num_nodes
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
-        self.pool_size = pool_size
-        self.buffer_size = buffer_size
-        self.io = io
-        self.pool_bytes = pool_bytes
-        AsyncIOPool(1 if pool_size is None else pool_size, buffer_size, io=io, pool_bytes=pool_bytes)  # checks them now
-        self.check_finite = check_finite
-        self.check = check
-        self._history_options: dict[str, Any] = {
-            "device": device,
-            "dtype": history_dtype,
-            "persistent": save_histories,
-            "tier": tier,
-            "huge_pages": huge_pages,
-        }
-        self.histories = torch.nn.ModuleList(  # type: ignore[assignment]
-            self._new_history(width, number) for number, width in enumerate(widths)
-        )
-        self._pool: AsyncIOPool | None = None
-        self._coming: Coming | None = None  # the batch whose pulls are under way already
-        self._call: Call | None = None
-        self._replay: Replay | None = None
-        self._written = torch.zeros(())  # see compiled.py
-        self._regularizer: LocalPerturbation | None = None
-        self._penalty: Tensor | None = None  # of the last call
+        self._add_histories(widths)
 
-    def _new_history(self, width: int, number: int) -> History:
-        options = self._history_options
-        if isinstance(options["tier"], FileTier):
-            options = {**options, "tier": options["tier"].part(f"history_{number}")}
-        return History(self.num_nodes, width, **options)
+    @property
+    def _plain(self) -> Module:
+        return self
 
     @property
     def _name(self) -> str:
-        """What errors call the model."""
         return type(self).__name__
 
     @property
-    def device(self) -> torch.device:
-        """The device of the model's parameters, where batches must be."""
-        parameter = next(self.parameters(), None)
-        if parameter is not None:
-            return parameter.device
-        return self.histories[0].device if len(self.histories) > 0 else torch.device("cpu")
+    def _neighbors(self) -> str:
+        return "in"
 
     @property
-    def emb_device(self) -> torch.device:
-        """The device of the histories."""
-        return self.histories[0].device if len(self.histories) > 0 else self.device
+    def _structure_tables(self) -> list[History]:
+        return []
 
-    def reset_parameters(self) -> None:
-        """Forgets all histories; models extend this by their own parameters."""
-        for history in self.histories:
-            history.reset_parameters()
+    def _check_ready(self) -> None:
+        return
 
-    @checked
-    def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
-        """Keeps the rows of some nodes on the device of the model, in front of histories in host memory or in files.
+    def _skipping(self, data: Data) -> Skipping:
+        return skipping(self, data)
 
-        Batches read these rows there, and only the others from the tables. What is pushed is written to both, so that training is
-        bit for bit the same with and without. Rows come there when they are first needed, and once more when a table was
-        written to by others; a reference to ``emb`` of a table in a file must therefore not be kept over a step.
-
-        Args:
-            n_id: their ids, [H], best those that :func:`torch_gas.hot_nodes` finds; None to keep none any more.
-            max_bytes: memory of the device that the rows of all histories may take. The first of ``n_id`` are kept then, as many
-                as fit.
-
-        Returns:
-            The number of nodes whose rows are kept.
-
-        Raises:
-            TypeError: if ``n_id`` is no vector of integers.
-            ValueError: if an id is there twice, ``max_bytes`` is negative, or histories lie on a GPU or in shared memory.
-            IndexError: if an id is negative or not below N.
-        """
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
-        if n_id is not None and max_bytes is not None and n_id.dim() == 1:  # or HotSet refuses it
-            n_id = n_id[: max_bytes // max(sum(history.table.row_bytes for history in self.histories), 1)]
-        nodes = None if n_id is None else HotSet(n_id, self.num_nodes)
-        for history in self.histories:
-            history.keep_hot(nodes)
-        return 0 if nodes is None else nodes.n_id.numel()
-
-    def commit_histories(self) -> None:
-        """Makes histories that lie in files survive a crash from now on; see :class:`~torch_gas.FileTier`. Others are left."""
-        for history in self.histories:
-            history.commit()
-
-    # -- calling the model ---------------------------------------------------------------------------------------------
+    def _arguments(self, data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.inputs(data)
 
     @untraced_frame
     def __call__(
@@ -261,7 +200,7 @@ class ScalableGNN(torch.nn.Module):
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
             return layerwise_inference(self, loader, progress, device, path)
-        self._check_no_target(device, path)
+        self._refuse_target(device, path)
         if isinstance(x, SubData):
             args, kwargs = self._arguments_of(x, kwargs)
             return self(*args, **kwargs)
@@ -273,7 +212,7 @@ class ScalableGNN(torch.nn.Module):
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
-            call.end()
+            self._end(call)
             return out
 
     @untraced
@@ -299,66 +238,28 @@ class ScalableGNN(torch.nn.Module):
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
             compiled.check_version(self._name)
-        call = self._begin(undo, num_rows, adj, *ids)
+        call = self._session.begin(undo, num_rows, adj, *ids)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)
-        self._wire(undo, call)
+        self._wire(call)
+        self._session.wired(call)
         return call
 
-    def _begin(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
-        """A call of the model with checked arguments, whose transfers are under way."""
-        self._clean_up()
-        self._follow_parameters()
-        if len(self.histories) > 0 and self.device.type == "cuda":
-            refuse_capture(self._name)
-        call = Call(self, undo, num_rows, adj, *ids)
-        if self._call is not None:
-            raise RuntimeError(f"{type(self).__name__} was called inside its own forward")
-        undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
-        undo.set(self, "_call", call)
-        call.begin()
-        return call
-
-    def _clean_up(self) -> None:
-        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself."""
-        for left in (self._call, self._replay):
-            if left is not None:
-                left.undo.finish()
-
-    def _wire(self, undo: Undo, call: Call) -> None:
+    def _wire(self, call: Call) -> None:
         """Makes the layers safe on the batch of ``call``."""
         if call.n_id is None or call.batch_size is None:
-            wire_whole(undo, self)
+            wire_whole(call.undo, self)
         else:
             convs = set(outermost_convs(self))
-            Batch(convs, convs, call.batch_size, call.n_id.numel(), call.neighbors == "in").wire(undo)
-        self._regularize(undo, call, None)
-
-    def _regularize(self, undo: Undo, call: Call, places: Places | None) -> None:
-        """Has the penalty of ``call`` computed."""
-        if self._regularizer is not None:
-            self._regularizer.watch(undo, self, call, places)
-
-    def regularization(self) -> Tensor:
-        """The penalty of the last call, a scalar to be added to the loss; 0 where it was not in training.
-
-        Raises:
-            RuntimeError: if no :class:`torch_gas.extensions.regularization.LocalPerturbation` is attached to the model.
-        """
-        if self._regularizer is None:
-            raise RuntimeError(
-                f"{self._name} has no regularisation; attach one: torch_gas.regularization.LocalPerturbation().attach(model), or "
-                "scale(model, data, regularization=...)"
-            )
-        return torch.zeros((), device=self.device) if self._penalty is None else self._penalty
+            num_rows, replay = call.n_id.numel(), self._session.replay
+            Batch(convs, convs, call.batch_size, num_rows, call.neighbors == "in").wire(call.undo)
+            if replay is not None and replay.handler is not None:
+                Places(self, replay.handler, num_rows, frozenset({"output"})).wire(call.undo)
 
     @untraced
-    def _check_no_target(self, device: Any, path: Any) -> None:
-        if device is not None or path is not None:
-            raise ValueError(
-                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
-            )
+    def _end(self, call: Call) -> None:
+        self._session.end(call)
 
     @untraced
     def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -382,163 +283,3 @@ class ScalableGNN(torch.nn.Module):
         reserved = {"adj_t", "edge_index", "batch_size", "n_id", "offset", "count"}
         kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return [p.name for p in parameters if p.kind in kinds and p.name not in reserved]
-
-    def push_and_pull(
-        self,
-        history: History,
-        x: Tensor,
-        batch_size: int | None = None,
-        n_id: Tensor | None = None,
-        offset: Tensor | None = None,
-        count: Tensor | None = None,
-    ) -> Tensor:
-        r"""Writes the batch's rows to ``history`` and appends the halo's rows from it.
-
-        .. math::
-            \bar{h}_v \leftarrow h_v \text{ for } v \in B, \qquad
-            h_w \leftarrow \bar{h}_w \text{ for } w \in N(B) \setminus B
-
-        Args:
-            history: one of ``self.histories``, each used once in a forward pass.
-            x: embeddings, of which the first B rows are used, [B, C] or [B + S, C].
-            batch_size, n_id, offset, count: as ``forward`` got them.
-
-        Returns:
-            [B + S, C]: the first B rows are those of ``x``, with gradient; the others carry none. Without a
-            batch, ``x`` itself. Layers may pass gradients to ``x`` at once: to look at the gradient of the result, call its
-            ``retain_grad()`` before it is used.
-
-        Raises:
-            ValueError: if ``x`` has another number of rows, another width or, where checked, values that are not finite.
-        """
-        if torch.compiler.is_compiling():
-            layer = [own is history for own in self.histories].index(True)
-            return compiled.push_and_pull(self, layer, x, batch_size, n_id)
-        call = self._call
-        if call is None:
-            raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
-        call.use(history)
-        if n_id is None:
-            if call.on_own_graph:
-                if x.size(0) != self.num_nodes:
-                    raise ValueError(
-                        f"push_and_pull: x has {x.size(0)} rows, but must have one for each of the {self.num_nodes} nodes"
-                    )
-                history.check_rows(x)
-                self._check_finite(history, x)
-                history.push(x)
-            return x
-        if batch_size is None:
-            batch_size = n_id.numel()
-        if x.size(0) not in (batch_size, n_id.numel()):
-            raise ValueError(
-                f"push_and_pull: x has {x.size(0)} rows, but must have those of the batch ({batch_size}) or of batch "
-                f"and halo ({n_id.numel()})"
-            )
-        history.check_rows(x)
-        if self._replay is not None and self._replay.answers(history):
-            return self._replay.answer(history, x, batch_size, n_id)
-        rows = x[:batch_size]
-        if self._replay is not None:
-            self._replay.check(rows)
-        self._check_finite(history, rows)
-        if self._replay is not None:
-            self._replay.push(history, rows, n_id[:batch_size], offset, count)
-        return call.exchange(history, rows, n_id, offset, count)
-
-    def _check_finite(self, history: History, rows: Tensor) -> None:
-        check = self.check_finite if self.check_finite is not None else not rows.is_cuda
-        if not check:
-            return
-        rows = rows.detach()
-        held = history.table.codec.range_dtype
-        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
-            rows = rows.to(held)  # what the table would hold
-        # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
-        if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
-            layer = [h is history for h in self.histories].index(True)
-            half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
-            hint = half if rows.dtype == torch.float16 else ""
-            raise ValueError(
-                f"push_and_pull: the embeddings of layer {layer + 1} hold NaN or infinity; the histories were not "
-                f"changed.{hint} Lower the learning rate or clip gradients, or pass check_finite=False to the model"
-            )
-
-    # -- state ---------------------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScalableGNN:
-        super()._apply(fn, recurse)
-        self._pool = None
-        self._follow_parameters()
-        return self
-
-    def _follow_parameters(self) -> None:
-        """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
-        pool = self._pool
-        if pool is not None and (
-            pool.device != with_index(self.device) or any(history.pool is not pool for history in self._stores)
-        ):
-            self._pool = None
-
-    @property
-    def _stores(self) -> list[History]:
-        """All tables of the model."""
-        return list(self.histories)
-
-    @property
-    def pool(self) -> AsyncIOPool:
-        """What moves rows between tables and the device of the model."""
-        if self._pool is None:
-            size = self.pool_size or min(max(len(self.histories), 1), POOL_SIZE)
-            width = max((history.embedding_dim for history in self._stores), default=0)
-            self._use_pool(
-                AsyncIOPool(size, self.buffer_size, width, self.device, io=self.io, pool_bytes=self.pool_bytes)
-            )
-            assert self._pool is not None
-        return self._pool
-
-    def _use_pool(self, pool: AsyncIOPool) -> None:
-        self._pool = pool
-        for history in self._stores:
-            history.use(pool)
-
-    def drop_buffers(self) -> None:
-        """Gives the buffers of transfers back, which the next call makes anew."""
-        self._coming = None
-        self._use_pool(AsyncIOPool(device=self.device, io="serial"))
-        self._pool = None
-
-    def save_histories(self, path: str | os.PathLike[str]) -> None:
-        """Writes all histories and their ages to a safetensors file, under their names in ``state_dict``.
-
-        A few megabytes are in memory at a time, wherever the tables live. The file takes the place of ``path`` as a whole, once
-        it is on the disk; after an error or a crash, what was there still is. :mod:`torch_gas.checkpoint` saves whole runs.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        files.save_histories(self, path)
-
-    def load_histories(self, path: str | os.PathLike[str]) -> None:
-        """Reads what :meth:`save_histories` wrote. The file is checked first: after an error, no history has changed.
-
-        Raises:
-            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's.
-        """
-        files.load_histories(self, path)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        """As any module's; transfers of all tables are finished first, because tables are among the buffers."""
-        for history in self._stores:
-            history.settle()
-        return super().named_buffers(*args, **kwargs)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Device memory that the buffers of transfers take now, in bytes."""
-        return 0 if self._pool is None else self._pool.nbytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._clean_up()
-        passing = ("_pool", "_call", "_replay", "_coming", "_penalty", "_observer")
-        return {**self.__dict__, **dict.fromkeys(passing)}

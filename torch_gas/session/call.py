@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
-from torch_gas.graph.halo import append
+from torch_gas.graph.halo import appended, join, join_by
 from torch_gas.graph.key import digest
 from torch_gas.history import History
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
-    from torch_gas.session.base import ScalableGNN
-
-
-class Observer(Protocol):
-    """Who is told of the training steps that a model makes on batches; see :mod:`torch_gas.extensions.monitor`."""
-
-    def step(self, batch_size: int, halo_size: int) -> bool:
-        """Told B and S when a step begins. Returns whether to be told of its exchanges."""
-
-    def exchange(self, history: History, rows: Tensor, n_id: Tensor) -> None:
-        """Told the rows [B, C] that are about to be pushed, and the ids of batch and halo, [B + S]."""
+    from torch_gas.session.extension import Extension
+    from torch_gas.session.session import Session
+    from torch_gas.wiring.places import Places
 
 
 class Coming(NamedTuple):
@@ -45,46 +36,65 @@ class Coming(NamedTuple):
 
 
 class Call:
-    """One call of a model: its checked arguments and its transfers.
+    """One call of a model: its arguments and its transfers.
 
     Args:
-        model: the model.
-        undo: holds what the call changes.
+        session: of the model.
+        undo: holds what the call changes until it ends.
         num_rows: rows of its input, or None where it has none.
-        adj: adjacency of the batch or the graph, or None.
         batch_size, n_id, offset, count: those of the batch, or None.
+
+    Attributes:
+        model: the model.
+        record: what the batch was when the loader made it, where that is known.
+        on_own_graph: whether the input has as many rows as the model's graph.
+        is_step: whether it is a training step on a batch.
+        used: the histories whose exchange has been made.
+        pushes: whether exchanges write to histories.
+        places: what wires the model, where that is automatic.
+        forbidden: why no history may be used now, for those who call layers beside the forward pass.
     """
 
     def __init__(
         self,
-        model: ScalableGNN,
+        session: Session,
         undo: Undo,
         num_rows: int | None,
-        adj: Any,
         batch_size: int | None,
         n_id: Tensor | None,
         offset: Tensor | None,
         count: Tensor | None,
     ) -> None:
-        self.model, self.undo = model, undo
+        self.session, self.model, self.undo = session, session.model, undo
         self.record = record_of(batch_size)
         self.batch_size = batch_size if self.record is None else int(batch_size)  # type: ignore[arg-type]  # it has a record
         self.n_id, self.offset, self.count = n_id, offset, count
         self.used: set[History] = set()
-        self.forbidden: str | None = None  # why no history may be used now
-        self.coming: Coming | None = None
-        self.at_end: Callable[[], None] | None = None  # what follows a forward pass without an error
+        self.pushes = True
+        self.forbidden: str | None = None
+        self.places: Places | None = None
+        self.coming: Coming | None = None  # the batch that comes next, where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
-        self._observer: Observer | None = None
-        self.on_own_graph = num_rows == model.num_nodes
+        self.on_own_graph = num_rows == self.model.num_nodes
+        self.is_step = n_id is not None and self.model.training and torch.is_grad_enabled()
         self.neighbors = "in" if self.record is None else self.record.neighbors
+
+    # -- arguments -----------------------------------------------------------------------------------------------------
+
+    def check(self, num_rows: int | None, adj: Any) -> None:
+        """Raises unless input, adjacency and ids are those of one batch of the model's graph, or of a whole graph.
+
+        Args:
+            num_rows: rows of the input, or None where it has none.
+            adj: adjacency of the batch or the graph, or None.
+        """
         if adj is not None:
-            check_adjacency(adj, f"{model._name}: the adjacency")
-        if n_id is None:
+            check_adjacency(adj, f"{self.model._name}: the adjacency")
+        if self.n_id is None:
             self._check_graph(num_rows, adj)
         else:
-            self._check_batch(num_rows, adj, n_id)
+            self._check_batch(num_rows, adj, self.n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = self.model._name
@@ -106,7 +116,7 @@ class Call:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
-        if record is None and self.model.check:
+        if record is None and self.model._checks_ids:
             raise ValueError(
                 f"{name}: batch_size is {batch_size!r} and does not say which batch it is of, so that nothing tells whether rows "
                 "and ids are those of one batch. Pass the batch, model(batch), or its ids as the loader gave them: `for batch, "
@@ -192,36 +202,27 @@ class Call:
             )
         self.used.add(history)
 
+    # -- transfers -----------------------------------------------------------------------------------------------------
+
     def begin(self) -> None:
         """Counts an optimiser step, and has the rows of the halo come."""
-        model = self.model
-        if self.n_id is not None and model.training and torch.is_grad_enabled():
-            for history in model.histories:
+        session, histories = self.session, self.model.histories
+        if self.is_step:
+            for history in histories:
                 history.tick()
-            observer = None if model._observer is None else model._observer()
-            batch_size = self.n_id.numel() if self.batch_size is None else self.batch_size
-            if observer is not None and observer.step(batch_size, self.n_id.numel() - batch_size):
-                self._observer = observer
         if self.n_id is None or self.batch_size is None:
             return
-        if model._replay is not None:  # which reads rows of the batch as well
-            self._ask(model._replay.exact, self.n_id)
+        if session.replay is not None:  # which reads rows of the batch as well
+            self._ask(session.replay.exact, self.n_id)
             return
-        coming, model._coming = model._coming, None
+        coming, session.coming = session.coming, None
         is_this = coming is not None and coming.is_batch(self.record)
         self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
-        self._ask(model.histories, self._halo)
-
-    @untraced
-    def end(self) -> None:
-        """Ends a call whose forward pass has met no error."""
-        if self.at_end is not None:
-            self.at_end()
-        self.model._coming = self.coming  # whose pulls are under way
+        self._ask(histories, self._halo)
 
     def _ask(self, histories: Sequence[History], ids: Tensor) -> None:
         """Asks for the rows ``ids``, as far as the step before has not, and for no others."""
-        pool, lookahead = self.model.pool, None if self.record is None else self.record.lookahead
+        pool, lookahead = self.session.pool, None if self.record is None else self.record.lookahead
         if lookahead is not None and self.model.buffer_size is None and pool.overlaps:
             pool.buffer_size = max(pool.buffer_size, lookahead.largest_halo or 0)
         pool.forget_pulls(*(history.table.asked_ids(ids) for history in histories))
@@ -233,16 +234,37 @@ class Call:
     ) -> Tensor:
         """Pushes ``rows`` and returns them together with the halo's rows, [B + S, C]."""
         batch_size = rows.size(0)
-        if self._observer is not None:
-            self._observer.exchange(history, rows, n_id)
         # The very tensor whose rows were asked for, unless forward was given other ids than the call.
         is_asked = n_id is self.n_id and batch_size == self.batch_size
         halo = self._halo if is_asked else n_id[batch_size:]
-        out = append(rows, halo.numel(), partial(history.table.read, halo)) if halo.numel() > 0 else rows
-        history.write(rows, n_id[:batch_size], offset, count)
+        extensions = list(self.session.told())
+        out, instead = rows, None
+        if halo.numel() > 0 or extensions:
+            full = appended(rows, halo.numel(), partial(history.table.read, halo))
+            for extension in extensions:
+                answer = extension.exchange(self, history, rows, full[batch_size:])
+                instead = instead if answer is None else answer
+            out = self._joined(history, rows, full, extensions) if instead is None else instead
+        if self.pushes:
+            history.write(rows, n_id[:batch_size], offset, count)
         self._pushed.append(history)
         self._ask_ahead()
         return out
+
+    def _joined(self, history: History, rows: Tensor, full: Tensor, extensions: Sequence[Extension]) -> Tensor:
+        """``full`` with the gradient of its first rows, which are ``rows``."""
+        told = [extension for extension in extensions if extension.sees_gradients]
+        if not told:
+            return join(rows, full)
+
+        def backward(grad: Tensor) -> Tensor:
+            own = grad[: rows.size(0)]
+            for extension in told:
+                more = extension.backward(self, history, grad)
+                own = own if more is None else own + more
+            return own
+
+        return join_by(rows, full, backward)
 
     def _ask_ahead(self) -> None:
         """Asks for rows of the next batch, from histories that have this one's."""

@@ -4,10 +4,9 @@ In sweep l all histories before l are exact. The model's own ``forward`` runs on
 histories instead of pushing to them, the push to history l ends the pass over the batch, and the last sweep runs to
 the end and collects the outputs.
 
-Convolutions before an answered history need not be computed. They return NaN of the right shape, and the answer
-overwrites it in place, so that whoever kept a reference to the tensor (a jumping-knowledge list) sees the exact rows.
-If a NaN reaches a push, an output or a comparison all the same, because the model reads such a result in another way, the
-sweep is repeated with all convolutions computed, and so are those that follow.
+Convolutions whose result only feeds an answered history are not computed: rows of any value stand in for them, which the answer
+overwrites in place, so that whoever kept a reference to the tensor (a jumping-knowledge list) sees the exact rows. Which these
+are is found by a trial: of scale(), or of :mod:`torch_gas.session.rehearsal` for a model that calls ``push_and_pull`` itself.
 """
 
 from __future__ import annotations
@@ -15,157 +14,111 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 from tqdm import tqdm
 
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
-from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.compiled import eager
+from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
-    from torch_gas.session.base import ScalableGNN
+    from torch_gas.session.model import HistoryModel
+    from torch_gas.session.session import Session
 
 
-class _EndOfBatch(Exception):
+class EndOfBatch(Exception):
     """The push that a sweep is about has been made."""
 
 
-class _Unanswered(Exception):
-    """A result that was not computed has been read."""
-
-
 class Replay:
-    """The state of the sweeps: which histories are exact, and which convolutions need not be computed.
-
-    From its beginning, the model's convolutions ask it before they compute.
+    """The state of the sweeps: which histories are exact.
 
     Args:
-        model: in evaluation mode.
-        undo: holds what inference changes of it.
+        undo: holds what inference changes of the model.
+
+    Attributes:
+        exact: the exact histories, in the order of the sweeps.
+        target: the history of this sweep, once it is known.
+        handler: what stands in for layers that need not be computed, where the model is wired by hand.
     """
 
-    def __init__(self, model: ScalableGNN, undo: Undo) -> None:
-        self.model, self.undo = model, undo
-        self.exact: list[History] = []  # in the order of the sweeps
-        self.target: History | None = None  # the one of this sweep
-        self.skip = model.skips_by_nan
-        self._answered = self._conv_calls = 0
-        # By position of the call: an empty tensor of the result's width and type.
-        self._templates: dict[int, Tensor] = {}
-        self._batch_size = self._num_rows = 0
-
-    def begin_batch(self, batch: SubData) -> None:
-        """Starts a forward pass."""
-        self._answered = self._conv_calls = 0
-        self._batch_size, self._num_rows = batch.batch_size, batch.n_id.numel()
-
-    def watch(self) -> _Watch:
-        """Finds out whether a pass reads results that were not computed."""
-        watch = _Watch()
-        self.undo.add(watch.leave)
-        return watch
+    def __init__(self, undo: Undo) -> None:
+        self.undo = undo
+        self.exact: list[History] = []
+        self.target: History | None = None
+        self.handler: Handler | None = None
 
     def answers(self, history: History) -> bool:
         """Whether ``history`` is exact already."""
         return any(history is known for known in self.exact)
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
-        """The rows of batch and halo, which also replace those of ``x``."""
-        self._answered += 1
+        """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
         rows = history.pull(n_id, x.dtype)
         x[:batch_size].copy_(rows[:batch_size])
         return rows
 
-    def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> None:
+    def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
         """Makes the push of this sweep and ends the pass over the batch."""
         if self.target is None:
             self.target = history
         if self.target is not history:
             raise RuntimeError(
-                f"{type(self.model).__name__}: forward uses its histories in another order on another batch, so that inference "
-                "over a loader cannot go layer by layer; give it one order"
+                "inference over a loader: forward uses its histories in another order on another batch, so that it cannot go "
+                "layer by layer; give it one order"
             )
-        history.push(rows, n_id, offset, count)
-        raise _EndOfBatch
-
-    def check(self, rows: Tensor) -> None:
-        """Raises if ``rows`` depend on a result that was not computed."""
-        if self.skip and self.exact and rows.is_floating_point() and bool(rows.isnan().any()):
-            raise _Unanswered
-
-    def begin(self) -> None:
-        """From here on, the model knows of it."""
-        self.undo.set(self.model, "_replay", self)
-        for conv in set(outermost_convs(self.model)) if self.skip else ():
-            self.undo.set(conv, "forward", self._skippable(conv.forward))
-
-    def _skippable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            call = self._conv_calls
-            self._conv_calls += 1
-            template = self._templates.get(call)
-            if self.skip and self._answered < len(self.exact) and template is not None:
-                return template.new_full((self._batch_size, *template.shape[1:]), float("nan"))
-            out = forward(*args, **kwargs)
-            per_node = isinstance(out, Tensor) and out.dim() > 0 and out.size(0) in (self._batch_size, self._num_rows)
-            if per_node and out.is_floating_point():
-                self._templates[call] = out.new_empty((0, *out.shape[1:]))
-            return out
-
-        return run
+        history.push(rows, n_id[: rows.size(0)], offset, count)
+        raise EndOfBatch
 
 
-_OVERWRITES = {
-    f"aten::{name}_" for name in ("copy", "fill", "zero", "index_copy", "index_put", "scatter", "normal", "uniform")
-}
+class Layer(NamedTuple):
+    """What is known of a call of a convolution.
+
+    Args:
+        before: number of the history that its result goes to next, which counts those used before.
+        rows: no rows of its output, [0, ...], whose shape and type are those of the others.
+    """
+
+    before: int
+    rows: Tensor
 
 
-class _Watch(TorchDispatchMode):
-    """Raises where an operation reads NaN and its result holds none: a comparison, ``nansum``, ``sign`` ..."""
+class Skipping(Handler):
+    """Stands in for convolutions whose result only goes to histories that are exact.
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        # These read no values, and what is overwritten is not read: memory that is new may hold NaN.
-        reads = () if "_like" in name or "::new_" in name else args[1:] if name in _OVERWRITES else args
-        has_read = any(map(_has_nan, pytree.tree_leaves((reads, kwargs))))
-        out = func(*args, **(kwargs or {}))
-        results = [leaf for leaf in pytree.tree_leaves(out) if not isinstance(leaf, Tensor) or leaf.numel() > 0]
-        if has_read and results and not any(map(_has_nan, results)):
-            raise _Unanswered
-        return out
+    Args:
+        session: of the model.
+        layers: the calls of convolutions that were met in the trial.
+        sweeps: the most exact histories for which the trial has shown it.
+        why: why not for all.
+    """
 
-    def leave(self) -> None:
-        """Leaves the mode if it has not been."""
-        if any(self is mode for mode in _get_current_dispatch_mode_stack()):
-            try:
-                self.__exit__(None, None, None)
-            except IndexError:  # all but the stack is as it was before
-                _pop_mode()
+    def __init__(self, session: Session, layers: dict[Place, Layer], sweeps: int, why: str) -> None:
+        self.session, self.layers, self.sweeps, self.why = session, layers, sweeps, why
 
-
-def _has_nan(value: Any) -> bool:
-    if isinstance(value, float):
-        return value != value
-    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    return is_dense and bool(value.isnan().any())
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        layer, replay, call = self.layers.get(place), self.session.replay, self.session.call
+        assert replay is not None and call is not None and call.batch_size is not None
+        if layer is None or not layer.before < len(replay.exact) <= self.sweeps:
+            return None
+        return layer.rows.new_zeros(call.batch_size, *layer.rows.shape[1:])
 
 
 @untraced
 def layerwise_inference(
-    model: ScalableGNN,
+    model: HistoryModel,
     loader: SubgraphLoader,
     progress: bool = False,
     device: torch.device | str | None = None,
@@ -209,47 +162,38 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
-    model._clean_up()
+    session = model._session
+    session.clean_up()
     stance = eager()
     with stance, stance, Undo(sys._getframe()) as undo, undo:
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
-        replay = Replay(model, undo)
-        replay.begin()
+        replay = Replay(undo)
+        replay.handler = skipping = model._skipping(loader.data)
+        undo.set(session, "replay", replay)
         while True:
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
-            try:
-                complete = _sweep(model, batches, replay, output)
-            except _Unanswered:
-                warnings.warn(
-                    f"{type(model).__name__}: a layer's result is used beside push_and_pull, so inference computes all "
-                    "layers from this sweep on; call push_and_pull before the result is used elsewhere to avoid it",
-                    stacklevel=3,
-                )
-                replay.skip = False
-                output = _Output(model.num_nodes, device, path)
-                complete = _sweep(model, batches, replay, output)
-            if complete:
+            if _sweep(model, batches, output):
                 return output.value()
             assert replay.target is not None
             replay.exact.append(replay.target)
             replay.target = None
+            if skipping is not None and len(replay.exact) == skipping.sweeps + 1:
+                warnings.warn(
+                    f"{model._name}: {skipping.why}. Inference computes all layers in each sweep from here on",
+                    stacklevel=3,
+                )
 
 
-def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay, output: _Output) -> bool:
+def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> bool:
     """One pass over the batches; whether it ran to the end of ``forward`` and the output is complete."""
-    for i, batch in enumerate(batches):
-        replay.begin_batch(batch)
-        # What reads a result that was not computed does so in each batch: watching one is enough.
-        watch = replay.watch() if i == 0 and replay.skip and replay.exact else nullcontext()
+    for batch in batches:
         try:
-            with watch:
-                out = model(batch.to(model.device))
-        except _EndOfBatch:
+            out = model(batch.to(model.device))
+        except EndOfBatch:
             output.note(batch)
             continue
-        pytree.tree_map_only(Tensor, replay.check, out)
         output.add(out, batch)
     output.check_complete()
     return output.batches > 0

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ from torch_gas.graph.formats import is_csr
 from torch_gas.graph.key import order_key, order_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
-from torch_gas.session.base import ScalableGNN
 from torch_gas.session.call import Call
+from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
+from torch_gas.session.model import HistoryModel
 from torch_gas.table import FileTier
 from torch_gas.transfer import IO
 from torch_gas.wiring.arguments import (
@@ -49,9 +50,6 @@ from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
 from torch_gas.wiring.undo import Undo
 
-if TYPE_CHECKING:
-    from torch_gas.extensions.regularization import LocalPerturbation
-
 _PREFIX = "model."
 
 
@@ -73,7 +71,7 @@ def scale(
     huge_pages: bool = True,
     check_finite: bool | None = None,
     check: bool = True,
-    regularization: LocalPerturbation | None = None,
+    regularization: Extension | None = None,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
 
@@ -114,14 +112,12 @@ def scale(
         ...     assert out.shape == (batch.batch_size, 10)
     """
     for child in model.modules():
-        if isinstance(child, ScalableGNN):
+        if isinstance(child, HistoryModel):
             raise ValueError(
                 f"scale(): {type(child).__name__} is a ScalableGNN, which has histories already; use it as it is"
             )
     if hasattr(model, "_orig_mod"):
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
-    if regularization is not None and not callable(getattr(regularization, "attach", None)):
-        raise TypeError(f"scale(): regularization must be a LocalPerturbation, but is {type(regularization).__name__}")
     if data is not None and is_csr(data.x):
         raise ValueError(
             "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
@@ -154,11 +150,11 @@ def scale(
         scaled._order = order_key(data.get("perm"))
         scaled._try_out(data, scaled._arguments, data)
     if regularization is not None:
-        regularization.attach(scaled)
+        scaled.add_extension(regularization)
     return scaled
 
 
-class ScaledGNN(ScalableGNN):
+class ScaledGNN(HistoryModel):
     """A model with histories, made by :func:`scale`. It is called as
 
     * ``model(batch)``, or ``model(batch.x, batch.edge_index, *further, *ids)`` with the four ids of the loader's batch last:
@@ -171,10 +167,10 @@ class ScaledGNN(ScalableGNN):
     names, and the histories. :meth:`unscale` gives the plain model back.
     """
 
-    skips_by_nan = False
-
     def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
-        super().__init__(num_nodes, [], 1, **kwargs)
+        super().__init__(num_nodes, **kwargs)
+        self.hidden_channels: list[int] = []
+        self.num_layers = 1
         self.model = model
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
@@ -213,16 +209,26 @@ class ScaledGNN(ScalableGNN):
         return type(self.model).__name__
 
     @property
-    def _tables(self) -> list[History]:
+    def _structure_tables(self) -> list[History]:
         return cast("list[History]", list(self.tables))
 
     @property
-    def _stores(self) -> list[History]:
-        return [*self.histories, *self._tables]
+    def _plain(self) -> Module:
+        return self.model
+
+    @property
+    def _neighbors(self) -> str:
+        return self.found.neighbors
+
+    def _skipping(self, data: Data) -> None:
+        return None  # its places know which rows are exact
+
+    def _check_ready(self) -> None:
+        self.found  # noqa: B018  # an error as long as it has none
 
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
-        self._clean_up()
+        self._session.clean_up()
         return self.model
 
     def reset_parameters(self) -> None:
@@ -231,12 +237,6 @@ class ScaledGNN(ScalableGNN):
         reset = getattr(self.model, "reset_parameters", None)
         if reset is not None:
             reset()
-
-    @checked
-    def keep_hot(self, n_id: Tensor | None, max_bytes: int | None = None) -> int:
-        """As in :class:`ScalableGNN`, once the model has been tried out and has histories."""
-        self.found  # noqa: B018  # an error as long as it has none
-        return super().keep_hot(n_id, max_bytes)
 
     # -- what the model needs ------------------------------------------------------------------------------------------
 
@@ -260,14 +260,11 @@ class ScaledGNN(ScalableGNN):
         if whole is not None and tables:
             self._check_given(given, adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
-        histories: list[History] = []
-        for need in found.of("history"):
-            history = self._new_history(prod(need.shape), len(histories))
-            histories.append(history.to(self.device, need.dtype))
-        self.histories = torch.nn.ModuleList(histories)  # type: ignore[assignment]
+        needs = found.of("history")
+        self.hidden_channels = [prod(need.shape) for need in needs]
+        self._add_histories(self.hidden_channels, [need.dtype for need in needs])
         self.tables = torch.nn.ModuleList(tables).to(self.device)
-        self.hidden_channels = [history.embedding_dim for history in histories]
-        self.num_layers = len(histories) + 1
+        self.num_layers = len(needs) + 1
         self._found, self._unverified = found, len(tables) > 0
 
     def _arguments(self, data: Data) -> Arguments:
@@ -318,7 +315,7 @@ class ScaledGNN(ScalableGNN):
         Raises:
             ValueError: if the arguments are not those of one batch of this model's graph.
         """
-        self._clean_up()
+        self._session.clean_up()
         self._refuse_compiled()
         if loader is not None:
             if args or kwargs:
@@ -326,7 +323,7 @@ class ScaledGNN(ScalableGNN):
             if self._found is None:
                 self._try_out(loader.data, self._arguments, loader.data)
             return layerwise_inference(self, loader, progress, device, path)
-        self._check_no_target(device, path)
+        self._refuse_target(device, path)
         args, kwargs, ids = self._split(args, kwargs)
         if ids and ids[1] is not None and self._found is None:
             data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
@@ -341,20 +338,21 @@ class ScaledGNN(ScalableGNN):
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo, undo:
-            call = self._begin(undo, rows, adj, *(ids or (None,) * 4))
+            call = self._session.begin(undo, rows, adj, *(ids or (None,) * 4))
             if call.n_id is not None:
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
             if call.n_id is not None and self._unverified:
                 all_edges = call.record is not None and adj is not None and num_edges(adj) == call.record.num_edges
                 batch = SubData(Data(), *ids)
-                structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
+                structure.verify(self.model, self.found, (args, kwargs), batch, self._structure_tables, all_edges)
                 self._unverified = False
             if call.n_id is not None:
                 fuse(undo, self.model)
-            self._wire(undo, call)
+            self._wire(call)
+            self._session.wired(call)
             out = Module.__call__(self, *args, **kwargs)
-            call.end()
+            self._session.end(call)
             return out if call.n_id is None else self._cut(out, call)
 
     def _check_whole(self, given: dict[str, Any]) -> None:
@@ -415,13 +413,10 @@ class ScaledGNN(ScalableGNN):
             kwargs = more | kwargs
         return args, kwargs, ids
 
-    def _wire(self, undo: Undo, call: Call) -> None:
-        places = None  # for the plain model
-        if call.n_id is not None or (call.on_own_graph and self._found is not None):
-            places = self._wire_places(undo, call)
-        self._regularize(undo, call, places)
-
-    def _wire_places(self, undo: Undo, call: Call) -> Places:
+    def _wire(self, call: Call) -> None:
+        """Has the places of the plain model filled; on another graph than its own it runs as it is."""
+        if call.n_id is None and not (call.on_own_graph and self._found is not None):
+            return
         found, handler = self.found, Automatic(self, call)
         if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
             raise ValueError(
@@ -430,11 +425,12 @@ class ScaledGNN(ScalableGNN):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         if call.n_id is None or call.batch_size is None:
-            places = Places(self.model, handler, self.num_nodes, kinds)
-            places.wire(undo)
-            return places
-        closed = found.closed and call.neighbors == "in"
-        return wire(undo, self.model, handler, call.batch_size, call.n_id.numel(), closed, kinds)
+            call.places = Places(self.model, handler, self.num_nodes, kinds)
+            call.places.wire(call.undo)
+        else:
+            closed = found.closed and call.neighbors == "in"
+            num_rows = call.n_id.numel()
+            call.places = wire(call.undo, self.model, handler, call.batch_size, num_rows, closed, kinds)
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)

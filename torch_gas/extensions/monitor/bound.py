@@ -16,7 +16,7 @@ from torch_gas.extensions.monitor.jacobian import jacobian_norm
 from torch_gas.extensions.monitor.twin import Run, Twin, undisturbed
 from torch_gas.graph.formats import is_csr, is_matrix
 from torch_gas.graph.product import aggregate, edges_of, weight_of
-from torch_gas.session.base import ScalableGNN
+from torch_gas.session.model import HistoryModel
 
 ROUNDING = 1e-12  # of a layer's largest row, allowed at each node: sums in float64 depend on their order
 CHUNK = 2**16  # rows that are compared at a time
@@ -48,7 +48,7 @@ class LayerBound(NamedTuple):
     estimated: bool
 
 
-def layer_bounds(model: ScalableGNN, loader: SubgraphLoader, whole: bool) -> list[LayerBound]:
+def layer_bounds(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerBound]:
     """See :meth:`torch_gas.extensions.monitor.Monitor.bound`."""
     twin = Twin(model, loader, torch.float64)
     known = gains(twin.model)
@@ -133,7 +133,7 @@ class _Influence:
     """Sums over the in-neighbours of a batch's nodes, of the errors of their rows times the absolute edge weights."""
 
     def __init__(self, twin: Twin, batch: SubData) -> None:
-        args, kwargs = twin.model.inputs(batch.data.cpu())
+        args, kwargs = twin.model._arguments(batch.data.cpu())
         self.adj: Any = args[1]
         self.edge_weight: Tensor | None = kwargs.get("edge_weight")
         self.edges = edges_of(self.adj, batch.batch_size, batch.n_id.numel())

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.extensions.monitor.twin import Twin, undisturbed
-from torch_gas.session.base import ScalableGNN
+from torch_gas.session.model import HistoryModel
 
 Loss = Callable[[Any, Data], Tensor]
 
@@ -45,7 +45,7 @@ class GradientError(NamedTuple):
     parameters: dict[str, float]
 
 
-def layer_errors(model: ScalableGNN, loader: SubgraphLoader, whole: bool) -> list[LayerError]:
+def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerError]:
     """See :meth:`torch_gas.extensions.monitor.Monitor.errors`."""
     twin = Twin(model, loader)
     last = len(twin.stale)
@@ -64,7 +64,7 @@ def layer_errors(model: ScalableGNN, loader: SubgraphLoader, whole: bool) -> lis
     ]
 
 
-def gradient_error(model: ScalableGNN, loader: SubgraphLoader, loss: Loss) -> GradientError:
+def gradient_error(model: HistoryModel, loader: SubgraphLoader, loss: Loss) -> GradientError:
     """See :meth:`torch_gas.extensions.monitor.Monitor.gradient_error`."""
     twin = Twin(model, loader)
     named = {name: value for name, value in twin.model.named_parameters() if value.requires_grad}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -17,7 +16,9 @@ from torch_gas.extensions.monitor.bound import LayerBound, layer_bounds
 from torch_gas.extensions.monitor.counts import Counter, Counts, LayerStatistics
 from torch_gas.extensions.monitor.errors import GradientError, LayerError, Loss, gradient_error, layer_errors
 from torch_gas.history import History
-from torch_gas.session.base import ScalableGNN
+from torch_gas.session.call import Call
+from torch_gas.session.extension import Extension
+from torch_gas.session.model import HistoryModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ class Limits(NamedTuple):
     never: float = 0.25
 
 
-class Monitor:
+class Monitor(Extension):
     r"""Watches the histories of a model while it trains, and measures their errors on request.
 
     It counts, at each exchange of a training step and for a sample of the rows: how old the rows are that are pulled, how many
@@ -49,7 +50,7 @@ class Monitor:
     leaves its monitor behind.
 
     Args:
-        model: the model; one monitor at a time can watch it. Training is counted from now on, until :meth:`detach`, the end of a
+        model: the model. Training is counted from now on, until :meth:`detach`, the end of a
             ``with`` block, or the end of the monitor itself: keep a reference to it.
         sample: the most rows of batch and halo that are looked at in each exchange.
         every: one step in so many is looked at, chosen at random; 1 for each.
@@ -57,7 +58,7 @@ class Monitor:
 
     Raises:
         TypeError: if ``model`` is no :class:`~torch_gas.ScalableGNN`.
-        ValueError: if ``sample`` or ``every`` is below 1, or the model has a monitor.
+        ValueError: if ``sample`` or ``every`` is below 1.
 
     Example:
         >>> from torch_gas import Monitor, SubgraphLoader, gcn_norm, metis, permute
@@ -91,7 +92,7 @@ class Monitor:
         limits: Limits | None = Limits(),  # noqa: B008  # a tuple, which nobody can change
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        if not isinstance(model, ScalableGNN):
+        if not isinstance(model, HistoryModel):
             raise TypeError(
                 f"Monitor takes a model with histories (a ScalableGNN or what scale() returned), but got {type(model).__name__}"
             )
@@ -102,6 +103,7 @@ class Monitor:
         self._sample, self._every = sample, every
         self._warned: set[str] = set()
         self._writer: Any = None
+        self._looks = False  # whether the exchanges of this step are looked at
         self.reset()
         self.attach()
 
@@ -109,18 +111,13 @@ class Monitor:
 
     def attach(self) -> None:
         """Goes on counting after :meth:`detach`."""
-        if self._attached() not in (None, self):
-            raise ValueError("Monitor: the model has a monitor already; call its detach() first")
-        self.model._observer = weakref.ref(self)
+        if self not in self.model.extensions:
+            self.model.add_extension(self, keep=False)
 
     def detach(self) -> None:
         """Stops counting; what was counted stays."""
-        if self._attached() is self:
-            self.model._observer = None
-
-    def _attached(self) -> Any:
-        """The monitor that watches the model."""
-        return None if self.model._observer is None else self.model._observer()
+        if self in self.model.extensions:
+            self.model.remove_extension(self)
 
     def __enter__(self) -> Monitor:
         self.attach()
@@ -159,17 +156,22 @@ class Monitor:
         self._counter.random.setstate(state["random"])
         self._warned = set(state["warned"])
 
-    def step(self, batch_size: int, halo_size: int) -> bool:
-        """Called by the model when a training step begins."""
+    def begin(self, call: Call) -> None:
+        """Counts a training step."""
+        self._looks = False
+        if not call.is_step or call.n_id is None:
+            return
         counts = self._counter.counts
         if self.limits is not None and counts.observed - self._checked.observed >= CHECK_EVERY:
             self._warn()
             self._checked = counts.copy()
-        return self._counter.step(batch_size, halo_size)
+        batch_size = call.n_id.numel() if call.batch_size is None else call.batch_size
+        self._looks = self._counter.step(batch_size, call.n_id.numel() - batch_size)
 
-    def exchange(self, history: History, rows: Tensor, n_id: Tensor) -> None:
-        """Called by the model before the rows of a batch are pushed."""
-        self._counter.exchange(history, rows, n_id)
+    def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
+        """Counts what the rows of an exchange tell."""
+        if self._looks and call.n_id is not None:
+            self._counter.exchange(history, rows, call.n_id)
 
     # -- what was counted ----------------------------------------------------------------------------------------------
 

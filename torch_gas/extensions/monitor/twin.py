@@ -15,10 +15,10 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import map_tensors
-from torch_gas.graph.halo import append
 from torch_gas.history import History
-from torch_gas.session.base import ScalableGNN
-from torch_gas.session.scale import ScaledGNN
+from torch_gas.session.call import Call
+from torch_gas.session.extension import Extension
+from torch_gas.session.model import HistoryModel
 from torch_gas.wiring.compiled import eager
 
 _Data = TypeVar("_Data", bound=Data)
@@ -31,7 +31,7 @@ class Run(NamedTuple):
         batch: the batch, where the model is.
         out: what ``forward`` returned.
         rows: the batch's rows of each layer, [B, C_l]; those of the output under L - 1.
-        read: what the model read from each history, rows of batch and halo, [B + S, C_l].
+        read: what the model read from each history, rows of batch and halo, [B + S, C_l]; where layers run apart.
     """
 
     batch: SubData
@@ -56,18 +56,23 @@ class Twin:
         dtype: type to compute in; that of the model by default.
     """
 
-    def __init__(self, model: ScalableGNN, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: HistoryModel, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
         if loader.num_nodes != model.num_nodes:
             raise ValueError(
                 f"Monitor: the loader's graph has {loader.num_nodes} nodes, but the model was made for {model.num_nodes}"
             )
-        if isinstance(model, ScaledGNN):
-            model.found  # noqa: B018  # an error as long as it has no histories
+        model._check_ready()
         self.stale, self.loader = list(model.histories), loader
         self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
-        own = {id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old._dtype) for old in self.stale}
+        # Tables are made anew and not copied: they may lie in files, or in narrower types.
+        own = {
+            id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old.model_dtype)
+            for old in model._history_tables
+        }
         with _undrawn(model.device):  # PyG 2.6 draws parameters for copies of linear layers
             self.model = copy.deepcopy(model, own).eval()
+        for extension in self.model.extensions:
+            self.model.remove_extension(extension)
         if dtype is not None:
             self.model.to(dtype)
 
@@ -89,10 +94,7 @@ class Twin:
     def on_graph(self) -> tuple[Data, Any]:
         """The whole graph, where the model is, and what ``forward`` returns for it."""
         data = self.batches.convert(self.loader.data)
-        if isinstance(self.model, ScaledGNN):
-            return data, self.model(data)
-        args, kwargs = self.model.inputs(data)
-        return data, self.model(*args, **kwargs)
+        return data, self.model._on_graph(data)
 
     def runs(self, apart: bool = False) -> Iterator[Run]:
         """All batches of the loader, each with halo rows from the histories of the original.
@@ -101,33 +103,38 @@ class Twin:
             apart: whether each layer is a function of its own, whose gradients end at the rows that it read.
         """
         for batch in self.batches:
-            rows: dict[int, Tensor] = {}
-            read: dict[int, Tensor] = {}
-            with self._reading(rows, read, apart):
+            reading = _Reading(self, apart)
+            self.model.add_extension(reading)
+            try:
                 out = self.model(batch)
-            rows[len(self.stale)] = rows_of(out, batch.batch_size)
-            yield Run(batch, out, rows, read)
+            finally:
+                self.model.remove_extension(reading)
+            rows = {**reading.rows, len(self.stale): rows_of(out, batch.batch_size)}
+            yield Run(batch, out, rows, reading.read)
 
-    @contextmanager
-    def _reading(self, rows: dict[int, Tensor], read: dict[int, Tensor], apart: bool) -> Iterator[None]:
-        """While entered, the model reads the original's histories and writes to none."""
 
-        def push_and_pull(history: History, x: Tensor, batch_size: int, n_id: Tensor, *ranges: Tensor) -> Tensor:
-            layer = next(i for i, own in enumerate(self.fresh) if own is history)
-            near, halo = x[:batch_size], n_id[batch_size:]
-            rows[layer] = near
-            if apart:
-                far = self.stale[layer].pull(halo, near.dtype)
-                read[layer] = torch.cat([near.detach(), far]).requires_grad_()
-                return read[layer].clone()  # which forward may write to
-            read[layer] = append(near, halo.numel(), lambda out: self.stale[layer].pull(halo, out=out))
-            return read[layer]
+class _Reading(Extension):
+    """Has a twin read the histories of the original, and write to none."""
 
-        vars(self.model)["push_and_pull"] = push_and_pull
-        try:
-            yield
-        finally:
-            del vars(self.model)["push_and_pull"]
+    takes_part = True
+
+    def __init__(self, twin: Twin, apart: bool) -> None:
+        self.fresh, self.stale, self.apart = twin.fresh, twin.stale, apart
+        self.rows: dict[int, Tensor] = {}
+        self.read: dict[int, Tensor] = {}
+
+    def begin(self, call: Call) -> None:
+        call.pushes = False
+
+    def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> Tensor | None:
+        assert call.n_id is not None
+        layer = next(i for i, own in enumerate(self.fresh) if own is history)
+        self.rows[layer] = rows
+        self.stale[layer].pull(call.n_id[rows.size(0) :], out=pulled)
+        if not self.apart:
+            return None
+        self.read[layer] = torch.cat([rows.detach(), pulled]).requires_grad_()
+        return self.read[layer].clone()  # which forward may write to
 
 
 class Batches:
@@ -135,7 +142,7 @@ class Batches:
 
     def __init__(self, loader: SubgraphLoader, device: torch.device, dtype: torch.dtype | None) -> None:
         self.loader, self.device, self.dtype = loader, device, dtype
-        self.num_nodes = loader.num_nodes
+        self.num_nodes, self.data = loader.num_nodes, loader.data
 
     def __iter__(self) -> Iterator[SubData]:
         return (self.convert(batch) for batch in self.loader)

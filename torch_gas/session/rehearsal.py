@@ -1,0 +1,139 @@
+"""Which convolutions of a model that calls ``push_and_pull`` itself need not be computed where histories are exact.
+
+It is tried out on a batch of a small graph with rows of the user's data, as scale() tries models out, and no table is read or
+written. A first pass records what is pushed. In further passes, one for each sweep of inference, convolutions before the
+exact histories give rows of any value: what is pushed next, and what comes out in the end, must be the same.
+"""
+
+from __future__ import annotations
+
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
+
+from torch_gas.batch.data import SubData
+from torch_gas.graph.formats import map_tensors
+from torch_gas.history import History
+from torch_gas.session.call import Call
+from torch_gas.session.inference import EndOfBatch, Layer, Replay, Skipping
+from torch_gas.wiring.fused import fuse
+from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.trial.handlers import same
+from torch_gas.wiring.trial.small import batches_of, small_graph
+from torch_gas.wiring.undo import Undo
+
+if TYPE_CHECKING:
+    from torch_gas.session.base import ScalableGNN
+
+
+def skipping(model: ScalableGNN, data: Data) -> Skipping:
+    """What stands in for convolutions of ``model`` in sweeps over batches of a graph like ``data``."""
+    layers: dict[Place, Layer] = {}
+    sweeps = 0
+    try:
+        batch = _small_batch(model, data)
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            first = _Recorded(batch)
+            out = _run(model, batch, first)
+            layers = first.layers
+            while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
+                sweeps += 1
+        why = "a layer's result is used beside push_and_pull; call that before the result is used elsewhere"
+    except Exception as error:  # of any type: forward is the user's code, and may not run on so small a graph
+        why = f"the model cannot be tried out on a small graph ({type(error).__name__}: {error})"
+    return Skipping(model._session, layers, sweeps, why)
+
+
+def _small_batch(model: ScalableGNN, data: Data) -> SubData:
+    """A batch of a small graph, where the model is and in its type."""
+    small = small_graph(data)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for key, value in small.to_dict().items():
+        if dtype is not None:
+            small[key] = map_tensors(value, lambda held: held.to(dtype) if held.is_floating_point() else held)
+    return batches_of(small, "in")[0].to(model.device)
+
+
+def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
+    """What ``forward`` returns, called beside all checks and transfers."""
+    with Undo() as undo, undo:
+        undo.set(model._session, "replay", replay)
+        data, *ids = batch
+        args, kwargs = model.inputs(data)
+        call = Call(model._session, undo, None, *ids)
+        model._session.enter(call)
+        fuse(undo, model)
+        model._wire(call)
+        return Module.__call__(model, *args, *ids, **kwargs)
+
+
+class _Recorded(Replay, Handler):
+    """A pass that answers all exchanges with rows of its own, and records what was pushed and which convolutions were called."""
+
+    def __init__(self, batch: SubData) -> None:
+        super().__init__(Undo())
+        self.batch, self.batch_size, self.halo_size = batch, batch.batch_size, batch.halo_size
+        self.handler = self
+        self.order: list[History] = []
+        self.rows: list[Tensor] = []  # of batch and halo, by exchange
+        self.layers: dict[Place, Layer] = {}
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        if place.kind == "output" and place.number == 0 and value.size(0) == self.batch_size:
+            self.layers[place] = Layer(len(self.order), value.new_empty(0, *value.shape[1:]))
+        return None
+
+    def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
+        generator = torch.Generator().manual_seed(len(self.order))
+        halo = torch.rand(self.halo_size, rows.size(1), generator=generator).to(rows)
+        self.order.append(history)
+        self.rows.append(torch.cat([rows.detach(), halo]))
+        return self.rows[-1].clone()
+
+
+class _Spoiled(_Recorded):
+    """The same pass with the first histories exact, and convolutions before them spoiled."""
+
+    def __init__(self, first: _Recorded, number: int) -> None:
+        Replay.__init__(self, Undo())
+        self.handler, self.first, self.batch_size = self, first, first.batch_size
+        self.exact, self.layers = first.order[:number], first.layers
+        self.is_same = True
+
+    def is_the_same(self, model: ScalableGNN, out: Any) -> bool:
+        """Whether what is pushed next, or ``out`` in the end, is as it was."""
+        try:
+            again = _run(model, self.first.batch, self)
+        except EndOfBatch:
+            return self.is_same
+        left, right = (pytree.tree_leaves(each) for each in (again, out))
+        tensors = [(a, b) for a, b in zip(left, right, strict=True) if isinstance(a, Tensor)]
+        return all(same(a, b) for a, b in tensors)
+
+    def at(self, place: Place, value: Tensor) -> Tensor | None:
+        return None
+
+    def substitute(self, place: Place, module: Module) -> Tensor | None:
+        layer = self.layers.get(place)
+        if layer is None or layer.before >= len(self.exact):
+            return None
+        rows = layer.rows.new_zeros(self.batch_size, *layer.rows.shape[1:])
+        for first, value in enumerate((nan, 1e3, -1e3)):  # whoever reads them sees one of these, whatever it looks at
+            rows[first::3] = value
+        return rows
+
+    def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
+        number = next(i for i, known in enumerate(self.exact) if known is history)
+        rows = self.first.rows[number].clone()
+        x[:batch_size].copy_(rows[:batch_size])
+        return rows
+
+    def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
+        number = len(self.exact)
+        self.is_same = history is self.first.order[number] and same(rows, self.first.rows[number][: self.batch_size])
+        raise EndOfBatch

@@ -1,0 +1,262 @@
+"""Session: what goes on around the calls of a model, whichever way the model is wired."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_gas.batch.record import BatchRecord
+from torch_gas.history import History
+from torch_gas.session.call import Call, Coming
+from torch_gas.session.extension import Extension
+from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
+from torch_gas.wiring.undo import Undo
+
+if TYPE_CHECKING:
+    from torch_gas.session.inference import Replay
+    from torch_gas.session.model import HistoryModel
+
+POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
+
+
+_owners: weakref.WeakKeyDictionary[Extension, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+
+
+def owner_of(extension: Extension) -> Session | None:
+    """The session that an extension was added to."""
+    owner = _owners.get(extension)
+    return None if owner is None else owner()
+
+
+class Session:
+    """The calls of one model: the one under way, the transfers of its histories, its extensions.
+
+    The model owns it; a copy of a model has one of its own.
+
+    Args:
+        model: the model.
+
+    Attributes:
+        call: the call under way.
+        replay: layer-wise inference under way.
+        coming: the batch whose pulls are under way already.
+        watching: whether extensions that only watch are told of calls.
+    """
+
+    def __init__(self, model: HistoryModel) -> None:
+        self._model = weakref.ref(model)  # which can then be freed as soon as nobody holds it
+        self.call: Call | None = None
+        self.replay: Replay | None = None
+        self.coming: Coming | None = None
+        self.watching = True
+        self._pool: AsyncIOPool | None = None
+        self._extensions: list[Callable[[], Extension | None]] = []
+        self._epoch: BatchRecord | None = None  # of the last training call
+        self._seen = 0  # batches of its epoch
+
+    @property
+    def model(self) -> HistoryModel:
+        """The model."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def begin(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
+        """A call of the model with checked arguments, whose transfers are under way."""
+        self.clean_up()
+        model = self.model
+        if self.call is None and model.training and torch.is_grad_enabled() and ids[1] is not None:
+            for extension in list(self.told()):
+                extension.before(model)
+        self.follow_parameters()
+        self.pool  # noqa: B018  # is made where there is none
+        if len(model.histories) > 0 and model.device.type == "cuda":
+            refuse_capture(model._name)
+        call = Call(self, undo, num_rows, *ids)
+        call.check(num_rows, adj)
+        self.enter(call)
+        call.begin()
+        self._note_epoch(call)
+        return call
+
+    def enter(self, call: Call) -> None:
+        """Makes ``call`` the one under way."""
+        if self.call is not None:
+            raise RuntimeError(f"{self.model._name} was called inside its own forward")
+        call.undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
+        call.undo.set(self, "call", call)
+
+    def clean_up(self) -> None:
+        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself."""
+        for left in (self.call, self.replay):
+            if left is not None:
+                left.undo.finish()
+
+    # -- extensions ----------------------------------------------------------------------------------------------------
+
+    def add(self, extension: Extension, keep: bool) -> None:
+        """Adds an extension; it is forgotten when nobody else holds it, unless it is kept."""
+        _owners[extension] = weakref.ref(self)
+        self._extensions.append((lambda: extension) if keep else weakref.ref(extension))
+
+    def remove(self, extension: Extension) -> None:
+        """Removes an extension that is there."""
+        _owners.pop(extension, None)
+        self._extensions = [each for each in self._extensions if each() not in (None, extension)]
+
+    @property
+    def extensions(self) -> list[Extension]:
+        """All extensions, in the order in which they were added."""
+        return [found for each in self._extensions if (found := each()) is not None]
+
+    @property
+    def kept(self) -> list[Extension]:
+        """Those that copies of the model have as well."""
+        return [
+            found for each in self._extensions if not isinstance(each, weakref.ref) and (found := each()) is not None
+        ]
+
+    def told(self) -> Iterator[Extension]:
+        """Those that are told of calls."""
+        return (each for each in self.extensions if self.watching or each.takes_part)
+
+    def wired(self, call: Call) -> None:
+        """Tells extensions of a call whose layers have been wired."""
+        for extension in self.told():
+            extension.begin(call)
+
+    def _note_epoch(self, call: Call) -> None:
+        """Tells extensions of an epoch that was left early."""
+        record, before = call.record, self._epoch
+        if not call.is_step or record is None or record.epoch is None:
+            return
+        if before is not None and before.epoch != record.epoch:
+            self._end_epoch(complete=False)
+        self._epoch, self._seen = record, self._seen + 1
+
+    def _end_epoch(self, complete: bool) -> None:
+        assert self._epoch is not None and self._epoch.epoch is not None
+        number, self._epoch, self._seen = self._epoch.epoch, None, 0
+        for extension in self.told():
+            extension.epoch(number, complete)
+
+    def end(self, call: Call) -> None:
+        """Ends a call whose forward pass has met no error."""
+        for extension in self.told():
+            extension.end(call)
+        self.coming = call.coming  # whose pulls are under way
+        record = self._epoch
+        if call.is_step and record is not None and call.record is record and record.completes_epoch:
+            self._end_epoch(complete=self._seen == record.num_batches)
+
+    # -- transfers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def pool(self) -> AsyncIOPool:
+        """What moves rows between tables and the device of the model."""
+        if self._pool is None:
+            model = self.model
+            size = model.pool_size or min(max(len(model.histories), 1), POOL_SIZE)
+            width = max((history.embedding_dim for history in model._stores), default=0)
+            self.use_pool(
+                AsyncIOPool(size, model.buffer_size, width, model.device, io=model.io, pool_bytes=model.pool_bytes)
+            )
+            assert self._pool is not None
+        return self._pool
+
+    def use_pool(self, pool: AsyncIOPool) -> None:
+        """Has all tables of the model moved by ``pool``."""
+        self._pool = pool
+        for history in self.model._stores:
+            history.use(pool)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Device memory that the buffers of transfers take now, in bytes."""
+        return 0 if self._pool is None else self._pool.nbytes
+
+    def drop_buffers(self) -> None:
+        """Gives the buffers of transfers back; the next call makes them anew."""
+        self.coming = None
+        self.use_pool(AsyncIOPool(device=self.model.device, io="serial"))
+        self.forget_pool()
+
+    def forget_pool(self) -> None:
+        """Has the next call make a pool anew, for the device that the model is on then."""
+        self._pool = None
+
+    def follow_parameters(self) -> None:
+        """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
+        pool = self._pool
+        if pool is not None and (
+            pool.device != with_index(self.model.device) or any(each.pool is not pool for each in self.model._stores)
+        ):
+            self.forget_pool()
+
+    # -- exchanges -----------------------------------------------------------------------------------------------------
+
+    def push_and_pull(
+        self,
+        history: History,
+        x: Tensor,
+        batch_size: int | None,
+        n_id: Tensor | None,
+        offset: Tensor | None,
+        count: Tensor | None,
+    ) -> Tensor:
+        """See :meth:`HistoryModel.push_and_pull`."""
+        call, replay, num_nodes = self.call, self.replay, self.model.num_nodes
+        if call is None:
+            raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
+        call.use(history)
+        if n_id is None:
+            if call.on_own_graph:
+                if x.size(0) != num_nodes:
+                    raise ValueError(
+                        f"push_and_pull: x has {x.size(0)} rows, but must have one for each of the {num_nodes} nodes"
+                    )
+                history.check_rows(x)
+                self._check_finite(history, x)
+                history.push(x)
+            return x
+        if batch_size is None:
+            batch_size = n_id.numel()
+        if x.size(0) not in (batch_size, n_id.numel()):
+            raise ValueError(
+                f"push_and_pull: x has {x.size(0)} rows, but must have those of the batch ({batch_size}) or of batch "
+                f"and halo ({n_id.numel()})"
+            )
+        history.check_rows(x)
+        rows = x[:batch_size]
+        if replay is None:
+            self._check_finite(history, rows)
+            return call.exchange(history, rows, n_id, offset, count)
+        if replay.answers(history):
+            return replay.answer(history, x, batch_size, n_id)
+        self._check_finite(history, rows)
+        return replay.push(history, rows, n_id, offset, count)
+
+    def _check_finite(self, history: History, rows: Tensor) -> None:
+        model = self.model
+        check = model.check_finite if model.check_finite is not None else not rows.is_cuda
+        if not check:
+            return
+        rows = rows.detach()
+        held = history.table.codec.range_dtype
+        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
+            rows = rows.to(held)  # what the table would hold
+        # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
+        if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
+            layer = [each is history for each in model.histories].index(True)
+            half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
+            hint = half if rows.dtype == torch.float16 else ""
+            raise ValueError(
+                f"push_and_pull: the embeddings of layer {layer + 1} hold NaN or infinity; the histories were not "
+                f"changed.{hint} Lower the learning rate or clip gradients, or pass check_finite=False to the model"
+            )
