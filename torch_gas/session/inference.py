@@ -175,15 +175,17 @@ def layerwise_inference(
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
-                return output.value()
+                break
             assert replay.target is not None
             replay.exact.append(replay.target)
             replay.target = None
-            if skipping is not None and len(replay.exact) == skipping.sweeps + 1:
-                warnings.warn(
-                    f"{model._name}: {skipping.why}. Inference computes all layers in each sweep from here on",
-                    stacklevel=3,
-                )
+    if skipping is not None and skipping.sweeps < len(replay.exact):
+        warnings.warn(
+            f"{model._name}: {skipping.why}, so inference computed all layers in each sweep from number {skipping.sweeps + 2} on; "
+            "call push_and_pull before the result of a layer is used elsewhere to avoid it",
+            stacklevel=3,
+        )
+    return output.value()
 
 
 def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> bool:

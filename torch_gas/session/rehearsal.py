@@ -43,7 +43,7 @@ def skipping(model: ScalableGNN, data: Data) -> Skipping:
             layers = first.layers
             while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
                 sweeps += 1
-        why = "a layer's result is used beside push_and_pull; call that before the result is used elsewhere"
+        why = "a layer's result is used beside push_and_pull"
     except Exception as error:  # of any type: forward is the user's code, and may not run on so small a graph
         why = f"the model cannot be tried out on a small graph ({type(error).__name__}: {error})"
     return Skipping(model._session, layers, sweeps, why)
