@@ -181,8 +181,8 @@ def layerwise_inference(
             replay.target = None
     if skipping is not None and skipping.sweeps < len(replay.exact):
         warnings.warn(
-            f"{model._name}: {skipping.why}, so inference computed all layers in each sweep from number {skipping.sweeps + 2} on; "
-            "call push_and_pull before the result of a layer is used elsewhere to avoid it",
+            f"{model._name}: {skipping.why}, so inference computed all layers in each sweep from number {skipping.sweeps + 2} "
+            "on; call push_and_pull before the result of a layer is used elsewhere to avoid it",
             stacklevel=3,
         )
     return output.value()
