@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,13 +95,9 @@ def _largest(pairs: Any) -> str:
     return "0" if found == 0 else f"{found:.1e}"
 
 
-def torchs_dropout() -> ExitStack:
+def torchs_dropout() -> AbstractContextManager[Any]:
     """While it is open, our models drop entries by torch's function, as PyGAS does, and so the same ones."""
-    stack = ExitStack()
-    for module in {sys.modules[getattr(models, name).__module__] for name in models.__all__}:
-        if hasattr(module, "dropout"):
-            stack.enter_context(mock.patch.object(module, "dropout", torch.nn.functional.dropout))
-    return stack
+    return mock.patch.object(models.base, "dropout", torch.nn.functional.dropout)
 
 
 def _dense(root: str, name: str, dataset: str, recipe: Recipe) -> Task:

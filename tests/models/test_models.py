@@ -305,6 +305,16 @@ def test_weights_beside_a_matrix_are_refused(cls, fmt):
         model(data.x, data.adj_t, edge_weight=weight)
 
 
+@pytest.mark.parametrize(
+    ("cls", "option"),
+    [(SAGE, "linear"), (PNA_JK, "linear"), (GAT, "drop_input"), (GAT, "residual"), (APPNP, "residual")],
+)
+def test_options_of_other_models_are_refused(cls, option):
+    options = {PNA_JK: PAIR, GAT: {"hidden_heads": 2, "out_heads": 1}, APPNP: {"alpha": 0.1}}.get(cls, {})
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        make(random_graph(N, 240), cls, options, **{option: True})
+
+
 @IN_EACH_FORMAT
 def test_gat_adds_self_loops_itself(fmt):
     data = random_graph(N, 240, seed=1)

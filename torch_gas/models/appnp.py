@@ -10,11 +10,10 @@ from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
 
 from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model
-from torch_gas.models.dropout import dropout
+from torch_gas.models.base import WeightedModel
 
 
-class APPNP(Model):
+class APPNP(WeightedModel):
     r"""Approximate personalised propagation of neural predictions
     (https://arxiv.org/abs/1810.05997; Table 1 of https://arxiv.org/abs/2106.05609).
 
@@ -60,17 +59,14 @@ class APPNP(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
+        # Before the base, which would speak of hidden_channels where the width of histories is wrong.
         self.check_sizes(dropout, in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels)
         self.check_share(alpha=alpha)
-        super().__init__(num_nodes, out_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        super().__init__(
+            num_nodes, in_channels, out_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device, **kwargs
+        )  # fmt: skip
         self.alpha = alpha
-        self.dropout = dropout
-
-        self.lins = ModuleList()
-        self.lins.append(Linear(in_channels, hidden_channels))
-        self.lins.append(Linear(hidden_channels, out_channels))
+        self.lins.extend([Linear(in_channels, hidden_channels), Linear(hidden_channels, out_channels)])
         self.conv = LGConv(normalize=False)  # a product with the adjacency, without parameters
 
     @property
@@ -83,16 +79,13 @@ class APPNP(Model):
         """The second linear layer."""
         return self.lins[1:]
 
-    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        self.check_edge_weight(adj_t, edge_weight)
-        x = dropout(x, self.dropout, self.training)
-        x = dropout(self.lins[0](x).relu(), self.dropout, self.training)
+    def run_layers(self, x: Tensor, ids: tuple[Any, ...], *conv_args: Any) -> Tensor:
+        """The MLP, then L propagation steps."""
+        x = self.drop(self.lins[0](self.drop(x)).relu())
         x = x_0 = self.lins[1](x)
-
         for i in range(self.num_layers):
-            h = self.conv(x, adj_t, edge_weight)
+            h = self.conv(x, *conv_args)
             x = (1 - self.alpha) * h + self.alpha * x_0[: h.size(0)]
             if i < self.num_layers - 1:
-                x = self.push_and_pull(self.histories[i], x, *args)
+                x = self.push_and_pull(self.histories[i], x, *ids)
         return x

@@ -74,25 +74,21 @@ class GAT(Model):
         add_self_loops: bool = False,
         **kwargs: Any,
     ) -> None:
+        # Before the base, which sees the product of two sizes only.
         self.check_sizes(
             dropout, in_channels=in_channels, hidden_channels=hidden_channels, hidden_heads=hidden_heads,
             out_channels=out_channels, out_heads=out_heads,
         )  # fmt: skip
         width = hidden_channels * hidden_heads
-        super().__init__(num_nodes, width, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.in_channels = in_channels
-        self.hidden_heads = hidden_heads
-        self.out_channels = out_channels
-        self.out_heads = out_heads
-        self.dropout = dropout
-
-        options = {"dropout": dropout, "add_self_loops": add_self_loops}
-        self.convs = ModuleList(
-            _Conv(width if i > 0 else in_channels, hidden_channels, hidden_heads, **options)
-            for i in range(num_layers - 1)
+        super().__init__(
+            num_nodes, in_channels, width, out_channels, num_layers, dropout, pool_size, buffer_size, device, **kwargs
         )
-        in_last = width if num_layers > 1 else in_channels
-        self.convs.append(_Conv(in_last, out_channels, out_heads, concat=False, **options))
+        self.hidden_heads = hidden_heads
+        self.out_heads = out_heads
+        options = {"dropout": dropout, "add_self_loops": add_self_loops}
+        *hidden, last = [in_channels, *[width] * (num_layers - 1)]
+        convs = [_Conv(channels, hidden_channels, hidden_heads, **options) for channels in hidden]
+        self.add_layers([*convs, _Conv(last, out_channels, out_heads, concat=False, **options)])
 
     @property
     def reg_modules(self) -> ModuleList:
@@ -104,11 +100,6 @@ class GAT(Model):
         """None."""
         return ModuleList()
 
-    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        for conv, history in zip(self.convs[:-1], self.histories, strict=True):
-            x = dropout(x, self.dropout, self.training)
-            x = F.elu(conv(x, adj_t))
-            x = self.push_and_pull(history, x, *args)
-        x = dropout(x, self.dropout, self.training)
-        return self.convs[-1](x, adj_t)
+    def activation(self, x: Tensor) -> Tensor:
+        """ELU."""
+        return F.elu(x)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCNConv
 
 from torch_gas._util.arguments import checked
 from torch_gas.graph.formats import is_csr
-from torch_gas.models.base import Model, batch_norms
-from torch_gas.models.dropout import dropout
+from torch_gas.models.base import WeightedModel
 
 
 class _Conv(GCNConv):  # type: ignore[misc]  # PyG is not typed
@@ -29,7 +26,7 @@ class _Conv(GCNConv):  # type: ignore[misc]  # PyG is not typed
         return out if self.bias is None else out + self.bias
 
 
-class GCN(Model):
+class GCN(WeightedModel):
     r"""Graph convolutional network (https://arxiv.org/abs/1609.02907; Tables 1, 3 and 5 of
     https://arxiv.org/abs/2106.05609).
 
@@ -79,52 +76,8 @@ class GCN(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
-        self.linear = linear
-
-        hidden = [hidden_channels] * (num_layers - 1)
-        widths = [in_channels, *hidden, out_channels]
-        self.lins = ModuleList()
-        if linear:
-            self.lins.append(Linear(in_channels, hidden_channels))
-            self.lins.append(Linear(hidden_channels, out_channels))
-            widths = [hidden_channels, *hidden, hidden_channels]
-        self.convs = ModuleList(_Conv(*width, normalize=False) for width in pairwise(widths))
-        self.bns = batch_norms(batch_norm, hidden_channels, num_layers - (not linear))
-
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All but the last convolution or, with ``linear``, all but the linear layers."""
-        return ModuleList([*(self.convs if self.linear else self.convs[:-1]), *self.bns])
-
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The last convolution or, with ``linear``, both linear layers."""
-        return self.lins if self.linear else self.convs[-1:]
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        self.check_edge_weight(adj_t, edge_weight)
-        if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
-        if self.linear:
-            x = dropout(self.lins[0](x).relu(), self.dropout, self.training)
-
-        for i, conv in enumerate(self.convs):
-            h = conv(x, adj_t, edge_weight)
-            if i == self.num_layers - 1 and not self.linear:
-                return h
-            h = self.bns[i](h)
-            if self.residual and h.size(1) == x.size(1):
-                h = h + x[: h.size(0)]
-            x = h.relu()
-            if i < self.num_layers - 1:
-                x = self.push_and_pull(self.histories[i], x, *args)
-            x = dropout(x, self.dropout, self.training)
-        return self.lins[1](x)
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, linear, **kwargs,
+        )  # fmt: skip
+        self.add_layers((_Conv(*width, normalize=False) for width in self.widths), batch_norm)

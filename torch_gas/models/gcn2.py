@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, ModuleList
 from torch_geometric.nn import GCN2Conv
 
 from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model, batch_norms
-from torch_gas.models.dropout import dropout
+from torch_gas.models.base import WeightedModel
 
 
-class GCN2(Model):
+class GCN2(WeightedModel):
     r"""GCNII, a deep GCN with initial residual connection and identity mapping
     (https://arxiv.org/abs/2007.02133; Tables 1 and 5 of https://arxiv.org/abs/2106.05609).
 
@@ -70,49 +68,22 @@ class GCN2(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, True, **kwargs,  # with linear layers
+        )  # fmt: skip
         self.check_share(alpha=alpha)
         if theta < 0:
             raise ValueError(f"GCN2: theta must not be negative, but is {theta}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
-
-        self.lins = ModuleList()
-        self.lins.append(Linear(in_channels, hidden_channels))
-        self.lins.append(Linear(hidden_channels, out_channels))
-        self.convs = ModuleList(
-            GCN2Conv(hidden_channels, alpha, theta, i + 1, shared_weights, normalize=False) for i in range(num_layers)
+        self.add_layers(
+            (
+                GCN2Conv(hidden_channels, alpha, theta, i + 1, shared_weights, normalize=False)
+                for i in range(num_layers)
+            ),
+            batch_norm,
         )
-        self.bns = batch_norms(batch_norm, hidden_channels, num_layers)
 
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All convolutions."""
-        return ModuleList([*self.convs, *self.bns])
-
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The first and the last layer, which are linear."""
-        return self.lins
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        self.check_edge_weight(adj_t, edge_weight)
-        if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
-        x = x_0 = self.lins[0](x).relu()
-        x = dropout(x, self.dropout, self.training)
-
-        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            h = bn(conv(x, x_0, adj_t, edge_weight))
-            if self.residual:
-                h = h + x[: h.size(0)]
-            x = h.relu()
-            if i < self.num_layers - 1:
-                x = self.push_and_pull(self.histories[i], x, *args)
-            x = dropout(x, self.dropout, self.training)
-        return self.lins[1](x)
+    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        """The input of the first convolution; all of them take :math:`H^{(0)}`, without dropout, after theirs."""
+        x_0 = self.lins[0](x).relu()
+        return self.drop(x_0), (x_0, *conv_args)

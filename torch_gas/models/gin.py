@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
+from torch.nn import Linear, ReLU, Sequential
 from torch_geometric.nn import GINConv
 
 from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model
-from torch_gas.models.dropout import dropout
+from torch_gas.models.base import Model, norm
 
 
 class GIN(Model):
@@ -65,48 +64,28 @@ class GIN(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
-
-        self.lins = ModuleList()
-        self.lins.append(Linear(in_channels, hidden_channels))
-        self.lins.append(Linear(hidden_channels, out_channels))
-        self.convs = ModuleList()
-        for _ in range(num_layers):
-            mlp = Sequential(
-                Linear(hidden_channels, hidden_channels),
-                BatchNorm1d(hidden_channels) if batch_norm else Identity(),
-                ReLU(),
-                Linear(hidden_channels, hidden_channels),
-                ReLU(),
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, True, **kwargs,  # with linear layers
+        )  # fmt: skip
+        self.add_layers(
+            GINConv(
+                Sequential(
+                    Linear(hidden_channels, hidden_channels),
+                    norm(batch_norm, hidden_channels),
+                    ReLU(),
+                    Linear(hidden_channels, hidden_channels),
+                    ReLU(),
+                ),
+                train_eps=train_eps,
             )
-            self.convs.append(GINConv(mlp, train_eps=train_eps))
+            for _ in range(num_layers)
+        )
 
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All convolutions."""
-        return self.convs
+    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        """The input of the first convolution, without dropout."""
+        return self.lins[0](x).relu(), conv_args
 
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The first and the last layer, which are linear."""
-        return self.lins
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
-        x = self.lins[0](x).relu()
-
-        for i, conv in enumerate(self.convs):
-            h = conv(x, adj_t)
-            x = h + x[: h.size(0)] if self.residual else h
-            if i < self.num_layers - 1:
-                x = self.push_and_pull(self.histories[i], x, *args)
-            x = dropout(x, self.dropout, self.training)
-        return self.lins[1](x)
+    def activation(self, x: Tensor) -> Tensor:
+        """None: the MLP ends with one, before the residual connection."""
+        return x

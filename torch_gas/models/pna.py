@@ -1,175 +1,16 @@
-"""PNA (Corso et al., 2020) in the light form of the paper's experiments."""
+"""PNA (Corso et al., 2020), as the paper trains it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise, product
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, ModuleList
-from torch_geometric import EdgeIndex
-from torch_geometric.nn import MessagePassing
-from torch_geometric.typing import PairTensor
-from torch_geometric.utils import degree, scatter, segment, spmm
 
 from torch_gas._util.arguments import checked
-from torch_gas.graph.formats import is_csr, is_sparse_tensor
-from torch_gas.graph.halo import linear
-from torch_gas.graph.product import aggregate, edges_of
-from torch_gas.models.base import Model, batch_norms
-from torch_gas.models.dropout import dropout
-
-AGGREGATORS = ("sum", "mean", "min", "max")
-SCALERS = ("identity", "amplification", "attenuation")
-
-
-class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
-    r"""Principal neighbourhood aggregation (https://arxiv.org/abs/2004.05718), the light layer of
-    PyGAS.
-
-    .. math::
-        h_v' = W h_v + \sum_{a, s} s(d_v) \cdot \mathrm{post}_{a,s}\Big(
-        a_{w \in N(v)} \, \mathrm{ReLU}\big(\mathrm{pre}_{a,s}(h_w)\big)\Big)
-
-    over all pairs of an aggregator :math:`a` and a scaler :math:`s`. With :math:`\delta` the mean
-    of :math:`\log(d + 1)` over the graph, the scalers are 1 (``"identity"``),
-    :math:`\log(d_v + 1) / \delta` (``"amplification"``) and :math:`\delta / \log(d_v + 1)`
-    (``"attenuation"``, which counts :math:`d_v = 0` as 1). Edge weights are not used.
-
-    Args:
-        in_channels: width of the input.
-        out_channels: width of the output.
-        aggregators: any of ``"sum"``, ``"mean"``, ``"min"``, ``"max"``; of no neighbours they
-            are 0.
-        scalers: any of ``"identity"``, ``"amplification"``, ``"attenuation"``.
-        deg: in-degree of each node of the whole graph, [N].
-
-    Raises:
-        ValueError: if a name is unknown, none is given, or ``deg`` holds no positive degree.
-
-    Example:
-        >>> import torch
-        >>> from torch_gas.models import PNAConv
-        >>> edge_index = torch.tensor([[0, 1, 2], [1, 1, 0]])
-        >>> deg = torch.tensor([1, 2, 0])
-        >>> conv = PNAConv(4, 8, ["mean", "max"], ["identity", "amplification"], deg)
-        >>> conv(torch.randn(3, 4), edge_index).shape
-        torch.Size([3, 8])
-    """
-
-    avg_log_deg: Tensor
-
-    @checked
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        aggregators: Sequence[str],
-        scalers: Sequence[str],
-        deg: Tensor,
-    ) -> None:
-        super().__init__(aggr=None)
-        if in_channels < 1 or out_channels < 1:
-            raise ValueError(
-                f"PNAConv: in_channels and out_channels must be at least 1, but are {in_channels} and {out_channels}"
-            )
-        _check_names("aggregators", aggregators, AGGREGATORS)
-        _check_names("scalers", scalers, SCALERS)
-        if deg.is_complex() or not bool((deg > 0).any()):
-            raise ValueError(
-                "PNAConv: deg must hold the in-degree of each node, of which some are positive; "
-                "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
-            )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.pairs = list(product(aggregators, scalers))
-        self.num_scalers = len(scalers)
-        self.register_buffer("avg_log_deg", deg.to(torch.get_default_dtype()).log1p().mean())
-        self.pre_lins = ModuleList(Linear(in_channels, out_channels) for _ in self.pairs)
-        self.post_lins = ModuleList(Linear(out_channels, out_channels) for _ in self.pairs)
-        self.lin = Linear(in_channels, out_channels)
-
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew."""
-        super().reset_parameters()
-        for lin in (*self.pre_lins, *self.post_lins, self.lin):
-            lin.reset_parameters()
-
-    def forward(self, x: Tensor | PairTensor, adj_t: Any) -> Tensor:
-        """New rows [N, out_channels], or [B, out_channels] of a pair ([B + S, C], [B, C])."""
-        x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
-        size = (x_src.size(0), x_dst.size(0))
-        out = self.lin(x_dst)
-        adj_t, deg = _unweighted(adj_t, size, out.dtype)  # that of all linear layers, which autocast may change
-        log_deg = deg.to(x_src.dtype).log1p().view(-1, 1)
-        scale = {
-            "amplification": log_deg / self.avg_log_deg,
-            "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
-        }
-        edges = edges_of(adj_t, *size[::-1]) if _takes_products(x_src) else None
-        for first in range(0, len(self.pairs), self.num_scalers):
-            # One product for all scalers of an aggregator: rows are read once.
-            group = range(first, first + self.num_scalers)
-            pre_lins: list[Any] = [self.pre_lins[i] for i in group]
-            weight, bias = torch.cat([lin.weight for lin in pre_lins]), torch.cat([lin.bias for lin in pre_lins])
-            h = linear(x_src, weight, bias).relu_()
-            reduce = self.pairs[first][0]
-            if edges is not None and reduce in ("sum", "mean"):
-                h = aggregate(h, edges, mean=reduce == "mean")
-            else:
-                h = self.propagate(adj_t, x=h, reduce=reduce, size=size)
-            for i, part in zip(group, h.chunk(self.num_scalers, dim=-1), strict=True):
-                part = self.post_lins[i](part)
-                scaler = self.pairs[i][1]
-                out = out + (part if scaler == "identity" else scale[scaler] * part)
-        return out
-
-    def message(self, x_j: Tensor) -> Tensor:
-        return x_j
-
-    def aggregate(self, inputs: Tensor, index: Tensor, dim_size: int, reduce: str) -> Tensor:
-        return scatter(inputs, index, 0, dim_size, reduce)
-
-    def message_and_aggregate(self, adj_t: Any, x: Tensor, reduce: str) -> Tensor:
-        if is_csr(adj_t) and adj_t.is_cuda and reduce in ("min", "max"):
-            # torch has no such product on a GPU: the rows are gathered, one for each edge.
-            return segment(x[adj_t.col_indices()], adj_t.crow_indices(), reduce)
-        return spmm(adj_t, x, reduce)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self.pairs})"
-
-
-def _takes_products(rows: Tensor) -> bool:
-    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
-    unknown = [name for name in names if name not in valid]
-    if unknown or len(names) == 0:
-        raise ValueError(f"PNAConv: {argument} must be a list of some of {valid}, but is {names!r}")
-
-
-def _unweighted(adj_t: Any, size: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Tensor]:
-    """``adj_t`` without weights, a matrix where it holds its edges by destination; and in-degrees.
-
-    No values are read, so that the host need not wait for a GPU.
-    """
-    if is_sparse_tensor(adj_t):
-        return adj_t.set_value(None, layout=None), adj_t.storage.rowcount()
-    if is_csr(adj_t):
-        rowptr, col = adj_t.crow_indices(), adj_t.col_indices()
-    elif isinstance(adj_t, EdgeIndex) and adj_t.is_sorted_by_col:
-        (rowptr, col), _ = adj_t.get_csc()
-    else:
-        return adj_t, degree(adj_t[1], size[1], dtype=torch.long)
-    ones = torch.ones(col.numel(), dtype=dtype, device=col.device)
-    shape = (size[1], size[0])
-    csr = torch.sparse_csr_tensor(rowptr, col, ones, size=shape, check_invariants=False)
-    return csr, rowptr.diff()
+from torch_gas.models.base import Model
+from torch_gas.models.pna_conv import PNAConv
 
 
 class PNA(Model):
@@ -226,41 +67,12 @@ class PNA(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, **kwargs,
+        )  # fmt: skip
         check_degrees(self, deg)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
-
-        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.convs = ModuleList(PNAConv(*width, aggregators, scalers, deg) for width in pairwise(widths))
-        self.bns = batch_norms(batch_norm, hidden_channels, num_layers - 1)
-
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All but the last convolution."""
-        return ModuleList([*self.convs[:-1], *self.bns])
-
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The last convolution."""
-        return self.convs[-1:]
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
-
-        for conv, bn, history in zip(self.convs[:-1], self.bns, self.histories, strict=True):
-            h = bn(conv(x, adj_t))
-            if self.residual and h.size(1) == x.size(1):
-                h = h + x[: h.size(0)]
-            x = self.push_and_pull(history, h.relu(), *args)
-            x = dropout(x, self.dropout, self.training)
-        return self.convs[-1](x, adj_t)
+        self.add_layers((PNAConv(*width, aggregators, scalers, deg) for width in self.widths), batch_norm)
 
 
 def check_degrees(model: Model, deg: Tensor) -> None:

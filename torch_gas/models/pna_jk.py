@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import BatchNorm1d, Identity, Linear, ModuleList, ReLU, Sequential
+from torch.nn import Linear, ReLU, Sequential
 
 from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model, batch_norms
-from torch_gas.models.dropout import dropout
-from torch_gas.models.pna import PNAConv, check_degrees
+from torch_gas.models.base import Model, norm
+from torch_gas.models.pna import check_degrees
+from torch_gas.models.pna_conv import PNAConv
 
 
 class PNA_JK(Model):
@@ -72,55 +72,25 @@ class PNA_JK(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, **kwargs,
+        )  # fmt: skip
         check_degrees(self, deg)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
+        first = Sequential(Linear(in_channels, hidden_channels), norm(batch_norm, hidden_channels), ReLU())
+        self.lins.extend([first, Linear((num_layers + 1) * hidden_channels, out_channels)])
+        self.add_layers((PNAConv(*width, aggregators, scalers, deg) for width in self.widths), batch_norm)
 
-        self.lins = ModuleList()
-        self.lins.append(
-            Sequential(
-                Linear(in_channels, hidden_channels),
-                BatchNorm1d(hidden_channels) if batch_norm else Identity(),
-                ReLU(),
-            )
-        )
-        self.lins.append(Linear((num_layers + 1) * hidden_channels, out_channels))
-        self.convs = ModuleList(
-            PNAConv(hidden_channels, hidden_channels, aggregators, scalers, deg) for _ in range(num_layers)
-        )
-        self.bns = batch_norms(batch_norm, hidden_channels, num_layers)
-
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All convolutions."""
-        return ModuleList([*self.convs, *self.bns])
-
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The first and the last layer."""
-        return self.lins
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
+    def run_layers(self, x: Tensor, ids: tuple[Any, ...], *conv_args: Any) -> Tensor:
+        """All layers; the last one reads the results of the others."""
         if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
+            x = self.drop(x)
         x = self.lins[0](x)
-
         xs = [x]
-        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            h = bn(conv(x, adj_t))
-            if self.residual:
-                h = h + x[: h.size(0)]
-            x = h.relu()
+        for i in range(self.num_layers):
+            x = self.layer(i, x, *conv_args)
             xs.append(x)
             if i < self.num_layers - 1:
-                x = self.push_and_pull(self.histories[i], x, *args)
-                x = dropout(x, self.dropout, self.training)
+                x = self.drop(self.push_and_pull(self.histories[i], x, *ids))
         xs[0] = xs[0][: x.size(0)]
-        x = dropout(torch.cat(xs, dim=1), self.dropout, self.training)
-        return self.lins[1](x)
+        return self.lins[1](self.drop(torch.cat(xs, dim=1)))

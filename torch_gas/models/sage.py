@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import ModuleList
 from torch_geometric.nn import SAGEConv
 
 from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model, batch_norms
-from torch_gas.models.dropout import dropout
+from torch_gas.models.base import Model
 
 
 class SAGE(Model):
@@ -60,37 +56,8 @@ class SAGE(Model):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
-
-        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.convs = ModuleList(SAGEConv(*width) for width in pairwise(widths))
-        self.bns = batch_norms(batch_norm, hidden_channels, num_layers - 1)
-
-    @property
-    def reg_modules(self) -> ModuleList:
-        """All but the last convolution."""
-        return ModuleList([*self.convs[:-1], *self.bns])
-
-    @property
-    def nonreg_modules(self) -> ModuleList:
-        """The last convolution."""
-        return self.convs[-1:]
-
-    def forward(self, x: Tensor, adj_t: Any, *args: Any) -> Tensor:
-        """Rows of the batch [B, out_channels] from those of batch and halo [B + S, in_channels]."""
-        if self.drop_input:
-            x = dropout(x, self.dropout, self.training)
-
-        for conv, bn, history in zip(self.convs[:-1], self.bns, self.histories, strict=True):
-            h = bn(conv(x, adj_t))
-            if self.residual and h.size(1) == x.size(1):
-                h = h + x[: h.size(0)]
-            x = self.push_and_pull(history, h.relu(), *args)
-            x = dropout(x, self.dropout, self.training)
-        return self.convs[-1](x, adj_t)
+        super().__init__(
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
+            drop_input, residual, **kwargs,
+        )  # fmt: skip
+        self.add_layers((SAGEConv(*width) for width in self.widths), batch_norm)
