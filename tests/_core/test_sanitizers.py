@@ -74,6 +74,7 @@ def require(sanitizer: str, folder: Path) -> None:
         pytest.skip(f"{COMPILER} has no -fsanitize={sanitizer} here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_kernels(sanitizer: str, tmp_path: Path) -> None:
     require(sanitizer, tmp_path)
@@ -89,6 +90,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", FAULTS)
 def test_sanitizers_find_faults(sanitizer: str, tmp_path: Path) -> None:
     require(sanitizer, tmp_path)
