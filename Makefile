@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine; the rest is for developers.
+# `make demo` and `make test` do everything on a fresh machine; the rest is for developers. `make check` is what to run after a change.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -9,7 +9,7 @@ PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
 KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout fuzz)
 
-.PHONY: demo test conformance oldest lint sparse sanitize fuzz audit lock clean
+.PHONY: demo test check hooks conformance oldest lint sparse sanitize fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -20,17 +20,29 @@ $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet $(PIN) --editable ".[dev,examples]"
 	touch $@
 
+# Training on histories beside full batch, on a small graph.
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# Lint and all tests.
 test: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations=10
+
+# Lint and the fast lane of the tests (see tests/conftest.py): whether a change is probably right.
+check: $(VENV)/.installed lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --fast --durations=5
+
+# Lint on each commit and the type check on each push, by the tools of the environment (see .pre-commit-config.yaml).
+hooks: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet pre-commit pre-commit-hooks
+	$(BIN)/pre-commit install
 
 # The tests with the oldest versions that are supported. The extension is the same for all of them.
 oldest:
 	$(MAKE) build/oldest/.installed VENV=build/oldest TORCH=torch==2.4.1 LOCK=requirements/oldest.txt
 	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -n auto
 
+# Style and types.
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,9 +77,11 @@ audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement requirements/ci.txt --no-deps --disable-pip
 
+# The versions that CI installs, from this environment.
 lock: $(VENV)/.installed
 	{ grep '^#' requirements/ci.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^torch(==|_scatter|_sparse)| @ '; } > ci.tmp
 	mv ci.tmp requirements/ci.txt
 
+# Everything that was built, the environment and the kept objects of the sanitizers' tests included.
 clean:
 	rm -rf build dist $(VENV) torch_gas/*.so *.egg-info

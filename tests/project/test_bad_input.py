@@ -621,6 +621,7 @@ def test_loader_whose_data_changed(data: Data) -> None:
 # -- the build -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_missing_build_says_how_to_build() -> None:
     code = "import sys; sys.modules['torch_gas._C'] = None; import torch_gas"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

@@ -29,6 +29,7 @@ PLACES = ("no histories", "on the GPU", "concurrent", "serial", "pageable")
 SMALL = ("histories in host memory", "histories on the GPU", "full batch")
 
 pytestmark = [
+    pytest.mark.slow,
     # torch warns once per process that its sparse matrices are in beta and unchecked.
     pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning"),
 ]

@@ -37,6 +37,7 @@ DATA_SETS = {
 }
 
 pytestmark = [
+    pytest.mark.slow,
     # torch warns once per process that its sparse matrices are in beta and unchecked.
     pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning"),
     # The tiny graphs have fewer nodes than the real ones have parts.

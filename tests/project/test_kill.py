@@ -11,6 +11,7 @@ SMALL = ["--epochs", "6", "--num_nodes", "500", "--every", "2"]
 ROBUSTNESS = Path(__file__).parents[2] / "benchmarks" / "robustness"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["host", "file"])
 def test_a_run_survives_being_killed(tmp_path: Path, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROBUSTNESS))

@@ -38,6 +38,7 @@ def test_core_links_no_libtorch() -> None:
     assert not [name for name in undefined if name.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch"))]
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """Every module imports without the optional packages, and no device is touched."""
     program = """
@@ -59,6 +60,7 @@ def test_version_is_written_once() -> None:
     assert importlib.metadata.version("torch-gas") == torch_gas.__version__
 
 
+@pytest.mark.slow
 def test_sdist_can_be_built_from(tmp_path: Path) -> None:
     build = run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path))
     assert build.returncode == 0, build.stdout + build.stderr
@@ -70,6 +72,7 @@ def test_sdist_can_be_built_from(tmp_path: Path) -> None:
     assert sources | {"setup.py", "LICENSE", "torch_gas/py.typed"} <= packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

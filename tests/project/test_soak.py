@@ -24,6 +24,7 @@ def soak() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_few_seconds(soak: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "results" / "soak.json"
     result = soak.main(["--minutes", "0.1", "--seed", "1", "--out", str(out)])

@@ -77,6 +77,7 @@ def test_such_calls_are_found(line: str, tmp_path: Path) -> None:
     assert len(forbidden(path)) == 1
 
 
+@pytest.mark.slow
 def test_importing_opens_no_socket() -> None:
     program = """
 import sys

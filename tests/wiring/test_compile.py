@@ -364,6 +364,7 @@ def test_older_versions_of_torch_are_refused(how: str, monkeypatch: pytest.Monke
     assert_equal(model, twin)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor() -> None:
     data, model = graph(), Net(N, num_layers=2)

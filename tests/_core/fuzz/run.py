@@ -1,4 +1,4 @@
-"""Fuzzes the bindings: `python tests/_core/fuzz/run.py -max_total_time=600 FOLDER`, options as of libFuzzer; needs atheris."""
+"""Fuzzes the bindings, with libFuzzer's options: `python tests/_core/fuzz/run.py -max_total_time=600 FOLDER`; needs atheris."""
 
 from __future__ import annotations
 
