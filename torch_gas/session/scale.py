@@ -19,7 +19,7 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.builder import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import is_csr
+from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.base import ScalableGNN
@@ -35,7 +35,6 @@ from torch_gas.wiring.arguments import (
     edge_tensors,
     inputs_of,
     names_of,
-    num_edges,
     square,
     takes_data,
     to_data,
@@ -343,7 +342,7 @@ class ScaledGNN(ScalableGNN):
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
             if call.n_id is not None and self._unverified:
-                all_edges = adj is not None and num_edges(adj) == getattr(call.n_id, "num_edges", -1)
+                all_edges = adj is not None and format_of(adj).num_edges(adj) == getattr(call.n_id, "num_edges", -1)
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._tables, all_edges)
                 self._unverified = False
