@@ -23,6 +23,9 @@ from torch_gas import _core
 from torch_gas.graph.format import Format, Matrix, StoredEdges, csr_tensor, resized_pointers
 
 
+_ID_TYPES = (torch.int64, torch.int32)
+
+
 class PlainEdgeIndex(Format):
     """An integer tensor [2, E], which states no size and has no order."""
 
@@ -31,8 +34,8 @@ class PlainEdgeIndex(Format):
     def is_mine(self, value: Any) -> bool:
         return (
             isinstance(value, Tensor)
+            and value.dtype in _ID_TYPES
             and value.layout == torch.strided
-            and value.dtype in (torch.int64, torch.int32)
             and value.dim() == 2
             and value.size(0) == 2
             and not isinstance(value, EdgeIndex)
@@ -80,7 +83,7 @@ class PyGEdgeIndex(PlainEdgeIndex):
         return size[0] if size[0] is not None else size[1]
 
     def sort_order(self, adj: Any) -> Literal["row", "col"] | None:
-        return None if adj.sort_order is None else adj.sort_order.value
+        return cast("Literal['row', 'col'] | None", adj.sort_order)
 
     def from_edges(self, like: Any, edge_index: Tensor, values: Tensor | None, num_nodes: int) -> EdgeIndex:
         return EdgeIndex(
@@ -218,6 +221,7 @@ class SparseTensor(Matrix):
 
 
 FORMATS: tuple[Format, ...] = (PlainEdgeIndex(), PyGEdgeIndex(), TorchCSR(), SparseTensor())
+_MATRICES = tuple(known for known in FORMATS if isinstance(known, Matrix))
 
 
 def find_format(value: Any) -> Format | None:
@@ -280,7 +284,10 @@ def is_csr(value: Any) -> bool:
 
 def is_matrix(value: Any) -> bool:
     """Whether ``value`` is a sparse matrix (rows are destinations) and not a list of edges."""
-    return isinstance(find_format(value), Matrix)
+    for known in _MATRICES:
+        if known.is_mine(value):
+            return True
+    return False
 
 
 def num_destinations(value: Any) -> int | None:
