@@ -186,6 +186,8 @@ def test_its_tensors_tell_of_changes(case: tuple[Any, Any, Twin]) -> None:
     own = {tensor.data_ptr() for tensor in known.all_tensors(adj)}
     assert not own & {tensor.data_ptr() for tensor in known.all_tensors(copied)}
     assert own and len(known.all_tensors(adj)) == len(known.all_tensors(copied))
+    values = known.values(copied)
+    assert values is None or values.data_ptr() in {tensor.data_ptr() for tensor in known.tensors(copied)}
     # What was computed of an adjacency is kept as long as the adjacency, and until it is written to.
     assert known.holder(copied) is not None and weakref.ref(known.holder(copied))() is not None
     computed = edges_of(copied, N, N)
@@ -243,3 +245,10 @@ def test_pieces_cover_all_rows(at_once: int, monkeypatch: pytest.MonkeyPatch) ->
     for first, last in pieces:
         assert last - first == 1 or int(rowptr[last] - rowptr[first]) <= at_once
     assert list(edges.row_pieces(torch.tensor([0]))) == []
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_ascending_ids_are_told_across_pieces(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "EDGES_AT_ONCE", at_once)
+    for ids in ([], [4], [1, 1, 2, 7], [1, 0, 2, 7], [0, 2, 1, 7], [0, 1, 7, 2]):
+        assert edges.is_ascending(torch.tensor(ids, dtype=torch.int64)) == (ids == sorted(ids))
