@@ -20,7 +20,7 @@ from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.formats import is_adjacency, is_matrix, resize
+from torch_gas.graph.formats import format_of, is_adjacency, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
 from torch_gas.wiring.undo import Undo
 
@@ -283,8 +283,9 @@ def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: 
             f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}; pass the arguments of one batch "
             "together: `for batch, *args in loader: model(batch.x, batch.adj_t, *args)`"
         )
-    if not is_matrix(adj) and adj.device.type == "cpu" and adj.numel() > 0:
-        last = int(adj[1].max())
+    dst = format_of(adj).stored_edges(adj).dst
+    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0:
+        last = int(dst.max())
         if last >= batch_size:
             raise ValueError(
                 f"edge_index has an edge into row {last}, but the batch has {batch_size} nodes; pass the arguments of one "
