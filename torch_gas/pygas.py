@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
 
 from torch_gas._util.arguments import checked
 from torch_gas.datasets.masks import gen_masks, index_to_mask
 from torch_gas.graph.checks import INTEGERS
-from torch_gas.graph.formats import check_adjacency, is_csr, is_sparse_tensor
+from torch_gas.graph.formats import check_adjacency, format_of
 
 __all__ = ["compute_micro_f1", "dropout", "gen_masks", "index_to_mask"]
 
@@ -93,33 +92,8 @@ def dropout(adj: Any, p: float, training: bool = True) -> Any:
         raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
     if not training or p == 0:
         return adj
-    return _drop(adj, p)
-
-
-def _drop(adj: Any, p: float) -> Any:
-    if is_csr(adj):
-        keep = _keep(adj.values().size(0), p, adj.device)
-        kept_before = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
-        rowptr = kept_before[adj.crow_indices()].to(adj.crow_indices().dtype)
-        value = _rescaled(adj.values(), p)[keep]
-        return torch.sparse_csr_tensor(rowptr, adj.col_indices()[keep], value, size=adj.shape, check_invariants=False)
-    if is_sparse_tensor(adj):
-        value = adj.storage.value()
-        if value is not None:
-            adj = adj.set_value(_rescaled(value, p), layout="coo")
-        return adj.masked_select_nnz(_keep(adj.nnz(), p, adj.device()), layout="coo")
-    keep = _keep(adj.size(1), p, adj.device)
-    if isinstance(adj, EdgeIndex):
-        # Built anew, because of all the cached properties only size and order survive the loss of
-        # edges.
-        kept = adj.as_tensor()[:, keep]
-        return EdgeIndex(kept, sparse_size=adj.sparse_size(), sort_order=adj.sort_order)
-    return adj[:, keep]
-
-
-def _rescaled(value: Tensor, p: float) -> Tensor:
-    return value if bool((value == 1).all()) else value / (1 - p)
-
-
-def _keep(num_edges: int, p: float, device: torch.device) -> Tensor:
-    return torch.rand(num_edges, device=device) >= p
+    known = format_of(adj)
+    values, src = known.values(adj), known.stored_edges(adj).src
+    if values is not None and not bool((values == 1).all()):
+        values = values / (1 - p)
+    return known.keep_edges(adj, torch.rand(src.numel(), device=src.device) >= p, values)

@@ -33,7 +33,7 @@ from shared import RESULTS, host, save_picture, save_section, table, today
 
 from torch_gas import metis
 from torch_gas.datasets import synthetic
-from torch_gas.graph.formats import edge_pieces
+from torch_gas.graph.edges import edge_pieces
 from torch_gas.partition import Partition
 from torch_gas.partition.memory import held_memory, peak_memory
 

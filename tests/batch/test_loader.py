@@ -21,7 +21,7 @@ from torch_geometric.data import Data
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas._util import thread as worker
 from torch_gas.batch import loader as loader_module
-from torch_gas.graph.formats import coo
+from torch_gas.graph.edges import coo
 
 N, E = 70, 500
 PTR = torch.tensor([0, 10, 10, 33, 50, 70, 70])  # parts 1 and 5 are empty

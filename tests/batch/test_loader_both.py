@@ -14,7 +14,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
-from torch_gas.graph.formats import coo
+from torch_gas.graph.edges import coo
 
 N, E = 50, 260
 PTR = torch.tensor([0, 9, 9, 22, 37, N, N])  # parts 1 and 5 are empty

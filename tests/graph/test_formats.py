@@ -12,7 +12,7 @@ from graphs import FORMATS, adjacency, random_graph, to_format
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from torch_gas.graph import formats as formats
+from torch_gas.graph import edges, formats
 
 N = 30
 
@@ -20,47 +20,46 @@ N = 30
 def test_formats_are_told_apart() -> None:
     for fmt in ("edge_index", "EdgeIndex", "csr"):
         adj = adjacency(to_format(random_graph(N, 90), fmt))
-        assert formats.is_edge_index(adj) == (fmt != "csr")
-        assert formats.is_edge_index_object(adj) == (fmt == "EdgeIndex")
+        found = formats.format_of(adj)
+        assert [known is found for known in formats.FORMATS] == [known.is_mine(adj) for known in formats.FORMATS]
+        assert isinstance(found, formats.PyGEdgeIndex) == (fmt == "EdgeIndex")
         assert formats.is_csr(adj) == formats.is_matrix(adj) == (fmt == "csr")
-        assert not formats.is_sparse_tensor(adj)
+        assert not isinstance(found, formats.SparseTensor)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_num_nodes_and_destinations(fmt: str) -> None:
     adj = adjacency(to_format(random_graph(N, 90), fmt))
     stated = None if fmt == "edge_index" else N
-    assert formats.num_nodes_of(adj) == stated
+    assert formats.format_of(adj).num_nodes(adj) == stated
     assert formats.num_destinations(adj) == stated
 
 
 def test_edge_index_objects_may_state_one_size() -> None:
-    from torch_geometric import EdgeIndex
-
     pair = torch.tensor([[0, 1], [1, 0]])
-    assert formats.num_nodes_of(EdgeIndex(pair, sparse_size=(5, None))) == 5
-    assert formats.num_nodes_of(EdgeIndex(pair, sparse_size=(None, 4))) == 4
-    assert formats.num_nodes_of(EdgeIndex(pair)) is None
+    for size, stated in (((5, None), 5), ((None, 4), 4), (None, None)):
+        adj = EdgeIndex(pair, sparse_size=size)
+        assert formats.format_of(adj).num_nodes(adj) == stated
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_coo_and_to_csr_hold_the_same_edges(fmt: str, weighted: bool) -> None:
     data = random_graph(N, 200)
-    edges = data.edge_index
-    weight = torch.arange(1.0, edges.size(1) + 1)
+    pairs = data.edge_index
+    weight = torch.arange(1.0, pairs.size(1) + 1)
     if weighted:
         data.edge_weight = weight
     adj = adjacency(to_format(data, fmt))
-    wanted = {(s, d): w for s, d, w in zip(*edges.tolist(), weight.tolist(), strict=True)}
+    wanted = {(s, d): w for s, d, w in zip(*pairs.tolist(), weight.tolist(), strict=True)}
 
-    src, dst, value = formats.coo(adj)
+    src, dst, value = edges.coo(adj)
     pairs = list(zip(src.tolist(), dst.tolist(), strict=True))
     assert sorted(pairs) == sorted(wanted)
     if weighted and formats.is_matrix(adj):
         assert value.tolist() == [wanted[pair] for pair in pairs]
 
-    csr = formats.to_csr(adj, N)
+    csr = edges.to_csr(adj, N)
     assert csr.rowptr.tolist() == [0, *dst.bincount(minlength=N).cumsum(0).tolist()]
     order = torch.arange(len(pairs)) if csr.perm is None else csr.perm
     assert torch.equal(csr.col, src[order])
@@ -71,11 +70,11 @@ def test_coo_and_to_csr_hold_the_same_edges(fmt: str, weighted: bool) -> None:
 
 
 def test_sorted_edges_are_not_copied() -> None:
-    edges = random_graph(N, 200).edge_index
-    edges = edges[:, edges[1].argsort(stable=True)].contiguous()
-    csr = formats.to_csr(edges, N)
-    assert csr.perm is None and csr.col.data_ptr() == edges.data_ptr()
-    shuffled = formats.to_csr(edges.flip(1), N)
+    pairs = random_graph(N, 200).edge_index
+    pairs = pairs[:, pairs[1].argsort(stable=True)].contiguous()
+    csr = edges.to_csr(pairs, N)
+    assert csr.perm is None and csr.col.data_ptr() == pairs.data_ptr()
+    shuffled = edges.to_csr(pairs.flip(1), N)
     assert shuffled.perm is not None
     assert torch.equal(shuffled.rowptr, csr.rowptr)
 
@@ -87,7 +86,7 @@ def test_resize_adds_or_cuts_empty_rows_and_leaves_the_batch_alone(fmt: str) -> 
     data = to_format(random_graph(N, 90), fmt)
     for batch in SubgraphLoader(data, torch.tensor([0, 12, N]), 1):
         rows, adj = batch.n_id.numel(), adjacency(batch.data)
-        before = [None if part is None else part.clone() for part in formats.coo(adj)]
+        before = [None if part is None else part.clone() for part in edges.coo(adj)]
         square = formats.resize(adj, rows, rows)
         narrow = formats.resize(square, batch.batch_size, rows)
         assert type(square) is type(narrow) is type(adj)
@@ -98,7 +97,7 @@ def test_resize_adds_or_cuts_empty_rows_and_leaves_the_batch_alone(fmt: str) -> 
             square.validate()
             narrow.validate()
         for resized in (square, narrow, adj):
-            for left, right in zip(formats.coo(resized), before, strict=True):
+            for left, right in zip(edges.coo(resized), before, strict=True):
                 assert (left is None and right is None) or torch.equal(left, right)
 
 
@@ -131,7 +130,7 @@ def test_other_formats_are_refused(adj: object, came: str) -> None:
 def test_torch_sparse_is_not_imported() -> None:
     code = (
         "import sys; sys.modules['torch_sparse'] = None; from torch_gas import adjacency; "
-        "assert not adjacency.is_sparse_tensor(1)"
+        "assert not adjacency.is_matrix(1)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -145,7 +144,7 @@ def test_map_tensors_and_all_tensors(fmt: str) -> None:
     held = {"a": [adj, torch.zeros(3)], "b": "text"}
     mapped = formats.map_tensors(held, torch.clone)
     assert mapped["b"] == "text" and type(mapped["a"][0]) is type(adj)
-    for left, right in zip(formats.coo(adj), formats.coo(mapped["a"][0]), strict=True):
+    for left, right in zip(edges.coo(adj), edges.coo(mapped["a"][0]), strict=True):
         assert (left is right is None) or torch.equal(left, right)
     left, right = formats.all_tensors(held), formats.all_tensors(mapped)
     assert len(left) == len(right) > 1
@@ -157,10 +156,10 @@ def test_map_tensors_and_all_tensors(fmt: str) -> None:
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("size", [(10, 10), (14, 10), (10, 17), (12, 12), (None, 12)])
 def test_resized_edge_indices_are_those_of_pyg(size: tuple[int | None, int], filled: bool, order: str | None) -> None:
-    edges = torch.tensor([[0, 3, 9, 3], [1, 1, 2, 8]])
+    pairs = torch.tensor([[0, 3, 9, 3], [1, 1, 2, 8]])
     if order is not None:
-        edges = edges[:, edges[0 if order == "row" else 1].argsort(stable=True)]
-    adj = EdgeIndex(edges, sparse_size=(10, 10), sort_order=order)
+        pairs = pairs[:, pairs[0 if order == "row" else 1].argsort(stable=True)]
+    adj = EdgeIndex(pairs, sparse_size=(10, 10), sort_order=order)
     if filled and order is not None:
         adj = adj.fill_cache_()
     num_src, num_dst = size[0] or 5, size[1]

@@ -112,7 +112,7 @@ def test_training_is_the_same_as_with_gradients_of_all_rows(
         return [parameter.grad for parameter in model.parameters()]
 
     found = gradients()
-    for module in ("halo", "sparse", "models.dropout", "wiring.batch"):
+    for module in ("graph.halo", "graph.product", "models.dropout", "wiring.batch"):
         monkeypatch.setattr(f"torch_gas.{module}.batch_rows", lambda x: None)
     for left, right in zip(found, gradients(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)

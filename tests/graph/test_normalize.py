@@ -13,8 +13,8 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.nn import GATConv, GCNConv
 
-from torch_gas.graph import matrix
-from torch_gas.graph.formats import coo
+from torch_gas.graph import edges
+from torch_gas.graph.edges import coo
 from torch_gas.graph.normalize import add_self_loops, gcn_norm, in_degree
 from torch_gas.partition import permute
 
@@ -134,7 +134,7 @@ def test_rows_at_a_time_give_the_same(kind, edges_at_once, graph, loops):
     data = build(kind, *graph)
     whole = [gcn_norm(data, add_self_loops=loops), add_self_loops(data)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "EDGES_AT_ONCE", edges_at_once)
+        patch.setattr(edges, "EDGES_AT_ONCE", edges_at_once)
         parts = [gcn_norm(data, add_self_loops=loops), add_self_loops(data)]
     for a, b in zip(whole, parts, strict=True):
         for one, other in zip(coo(a.adj_t), coo(b.adj_t), strict=True):

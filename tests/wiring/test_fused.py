@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_gas import _core, wiring
 from torch_gas.graph import product as sparse
+from torch_gas.graph.formats import format_of
 from torch_gas.graph.product import Edges, aggregate, attention
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.undo import Undo
@@ -265,7 +266,7 @@ def test_edges_are_kept_as_long_as_their_adjacency(form: str) -> None:
     for _ in range(2):
         edges = sparse.edges_of(adj, N, N)
         assert edges is not None
-        aggregate(rows, edges, sparse.weight_of(adj)).sum().backward()
+        aggregate(rows, edges, format_of(adj).values(adj)).sum().backward()
     assert len(sparse._kept) == before + 1
     del data, adj, edges
     assert len(sparse._kept) == before

@@ -18,22 +18,11 @@ from torch_geometric.data import Data
 from torch_gas import _core
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord, BatchSize
-from torch_gas.graph.attributes import is_node_attr, take
-from torch_gas.graph.checks import check_ids
-from torch_gas.graph.coo import edge_attrs
-from torch_gas.graph.formats import (
-    CSR,
-    batch_adjacency,
-    coo,
-    find_adjacency,
-    is_matrix,
-    is_sparse_tensor,
-    num_edges_of,
-    num_nodes_of,
-    tensors_of,
-    to_csr,
-)
+from torch_gas.graph.attributes import take
+from torch_gas.graph.edges import CSR, check_edges, to_csr
+from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
+from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.table import StoredFeatures
 
 
@@ -44,16 +33,15 @@ class Builder:
         self.data, self.ptr, self.bipartite, self.neighbors = data, ptr, bipartite, neighbors
         self.num_nodes = check_data(data)
         self.key, self.adj = find_adjacency(data)
-        stated = num_nodes_of(self.adj)
+        stated = format_of(self.adj).num_nodes(self.adj)
         if stated is not None and stated != self.num_nodes:
             raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
         if not is_matrix(self.adj):
-            for ids in coo(self.adj)[:2]:
-                check_ids(ids, self.num_nodes, f"data.{self.key}")
+            check_edges(self.adj, self.num_nodes, f"data.{self.key}")
         self.csr: CSR = to_csr(self.adj, self.num_nodes)
         self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
         keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118  # Data iterates over pairs
-        self.node_keys = [key for key in keys if _is_node_attr(data, key, self.num_nodes)]
+        self.node_keys = [key for key in keys if is_node_attr(data, key)]
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
@@ -70,7 +58,7 @@ class Builder:
         sub = self.subgraph(offset, count)
         n_id, batch_size = sub.n_id, int(count.sum())
         num_dst = batch_size if self.bipartite and self.csc is None else n_id.numel()
-        adj, e_id = batch_adjacency(self.adj, self.csr.value, sub, num_dst, n_id.numel())
+        adj = format_of(self.adj).batch(self.adj, self.csr.value, sub, num_dst, n_id.numel())
 
         batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
@@ -82,8 +70,7 @@ class Builder:
                 batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
             else:
                 batch[key] = take(value, n_id, dim)
-        if self.csr.perm is not None:
-            e_id = self.csr.perm.index_select(0, e_id)
+        e_id = sub.e_id if self.csr.perm is None else self.csr.perm.index_select(0, sub.e_id)
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
@@ -94,7 +81,7 @@ class Builder:
             count=count,
             batch_size=batch_size,
             halo_size=n_id.numel() - batch_size,
-            num_edges=num_edges_of(adj),
+            num_edges=format_of(adj).num_edges(adj),
             digest=digest(n_id),
             neighbors=self.neighbors,
         )
@@ -207,8 +194,3 @@ def _shape(value: Any) -> tuple[Any, ...]:
     if isinstance(value, (list, tuple)):
         return (len(value),)
     return (*getattr(value, "shape", ()), getattr(value, "device", None))
-
-
-def _is_node_attr(data: Data, key: str, num_nodes: int) -> bool:
-    value = data[key]
-    return is_node_attr(data, key) or (is_sparse_tensor(value) and value.size(0) == num_nodes)

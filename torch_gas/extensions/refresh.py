@@ -43,7 +43,7 @@ from torch_geometric.data import Data
 from torch_gas._util.arguments import checked, checked_fields
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.checks import check_ids
+from torch_gas.graph.edges import check_edges
 from torch_gas.graph.formats import find_adjacency, is_matrix
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
@@ -289,7 +289,7 @@ class Refresher(Extension):
         if data is not None:
             key, adj = find_adjacency(data)
             if not is_matrix(adj):
-                check_ids(adj, model.num_nodes, f"Policy.bind: data.{key}")
+                check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
         if data is not None and not _same_order(data, loader.data):
             raise ValueError(
                 "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"

@@ -11,15 +11,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
+from torch_gas.graph.format import csr_tensor
 from torch_gas.graph.formats import is_csr
-from torch_gas.table import StoredFeatures
-
-
-def is_node_attr(data: Data, key: str) -> bool:
-    """Whether ``data`` holds something for each node under this name."""
-    return isinstance(data[key], StoredFeatures) or bool(data.is_node_attr(key))
 
 
 def take(value: Any, index: Tensor, dim: int = 0) -> Any:
@@ -67,5 +61,4 @@ def _take_rows(matrix: Tensor, index: Tensor) -> Tensor:
 
 
 def _csr(rowptr: Tensor, col: Tensor, values: Tensor, like: Tensor) -> Tensor:
-    size = (rowptr.numel() - 1, *like.shape[1:])
-    return torch.sparse_csr_tensor(rowptr, col, values, size=size, check_invariants=False)
+    return csr_tensor(rowptr, col, values, (rowptr.numel() - 1, *like.shape[1:]))

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas._util.version import version
-from torch_gas.graph.formats import EDGES_AT_ONCE, edge_pieces, stored_edges, tensors_of
+from torch_gas.graph.edges import EDGES_AT_ONCE, edge_pieces
+from torch_gas.graph.formats import format_of, tensors_of
 
 # Odd numbers of 64 bits, as int64 has them: those of splitmix64 and of MurmurHash3.
 _GOLDEN, _MIX_1, _MIX_2, _SALT = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x3C5A37A36834CED9
@@ -42,7 +43,7 @@ def graph_key(adj: Any, num_nodes: int, perm: Tensor | None = None) -> str:
         >>> graph_key(edge_index, 3) == graph_key(edge_index, 4)
         False
     """
-    holder = adj if isinstance(adj, Tensor) else stored_edges(adj).src
+    holder = adj if isinstance(adj, Tensor) else format_of(adj).stored_edges(adj).src
     edges = _remembered(holder, tensors_of(adj), lambda: _pairs((src, dst) for _, src, dst in edge_pieces(adj)))
     return f"{_hex(edges + num_nodes * _GOLDEN)}-{order_key(perm)}"
 

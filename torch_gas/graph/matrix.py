@@ -5,16 +5,13 @@ Nothing but the result is as large as the matrix: pairs of 64-bit ids of all its
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gas.graph.formats import CSR, is_csr
-
-EDGES_AT_ONCE = 2**19
+from torch_gas.graph.edges import CSR, row_pieces
 
 
 def with_self_loops(csr: CSR, fill: float) -> CSR:
@@ -30,23 +27,6 @@ def normalised(csr: CSR, fill: float | None) -> CSR:
         degree.index_add_(0, dst, value)
     scale = degree.pow(-0.5)
     return _map(csr, fill, scale.masked_fill(scale == torch.inf, 0))
-
-
-def from_csr(like: Any, csr: CSR) -> Any:
-    """The matrix in the format of ``like``."""
-    if is_csr(like):
-        assert csr.value is not None
-        return torch.sparse_csr_tensor(csr.rowptr, csr.col, csr.value, size=like.shape, check_invariants=False)
-    torch_sparse = sys.modules["torch_sparse"]
-    storage = torch_sparse.SparseStorage(
-        rowptr=csr.rowptr,
-        col=csr.col,
-        value=csr.value,
-        sparse_sizes=(like.size(0), like.size(1)),
-        is_sorted=True,
-        trust_data=True,
-    )
-    return torch_sparse.SparseTensor.from_storage(storage)
 
 
 def _map(csr: CSR, fill: float | None, scale: Tensor | None) -> CSR:
@@ -79,11 +59,9 @@ def _rows(csr: CSR, fill: float | None) -> Iterator[tuple[Tensor, Tensor, Any]]:
 
     With ``fill``, each row has one self-loop, its own or a new one; these come after the other edges.
     """
-    rowptr, num_nodes, first = csr.rowptr, csr.rowptr.numel() - 1, 0
-    while first < num_nodes:
-        start = int(rowptr[first])
-        last = max(int(torch.searchsorted(rowptr, start + EDGES_AT_ONCE, right=True)) - 1, first + 1)
-        edges, node = slice(start, int(rowptr[last])), torch.arange(first, last, device=rowptr.device)
+    rowptr = csr.rowptr
+    for first, last in row_pieces(rowptr):
+        edges, node = slice(int(rowptr[first]), int(rowptr[last])), torch.arange(first, last, device=rowptr.device)
         dst = torch.repeat_interleave(node, rowptr[first : last + 1].diff())
         src = csr.col[edges].to(torch.int64)
         value = None if csr.value is None else csr.value[edges]
@@ -95,4 +73,3 @@ def _rows(csr: CSR, fill: float | None) -> Iterator[tuple[Tensor, Tensor, Any]]:
                 value = torch.cat([value[~is_loop], loops])
             dst, src = torch.cat([dst[~is_loop], node]), torch.cat([src[~is_loop], node])
         yield dst, src, value
-        first = last

@@ -13,22 +13,15 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn.conv import gcn_conv
-from torch_geometric.utils import add_remaining_self_loops, degree
+from torch_geometric.utils import add_remaining_self_loops
 
 from torch_gas._util.arguments import checked
 from torch_gas.graph import matrix
 from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.coo import edge_attrs, from_coo
-from torch_gas.graph.formats import (
-    check_adjacency,
-    coo,
-    find_adjacency,
-    is_csr,
-    is_matrix,
-    is_sparse_tensor,
-    num_destinations,
-    to_csr,
-)
+from torch_gas.graph.edges import check_edges, coo, degrees, from_coo, to_csr
+from torch_gas.graph.format import Matrix
+from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations
+from torch_gas.graph.levels import edge_attrs
 
 
 @checked
@@ -59,12 +52,13 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     key, adj, num_nodes = _check(data, "gcn_norm()", add_self_loops)
-    if is_matrix(adj):
+    known = format_of(adj)
+    if isinstance(known, Matrix):
         csr = to_csr(adj, num_nodes)
         csr = csr._replace(value=_numbers(csr.value, csr.col, data))
         fill = None if not add_self_loops else 2.0 if improved else 1.0
         out, csr = copy.copy(data), matrix.normalised(csr, fill)
-        out[key], weight = matrix.from_csr(adj, csr), csr.value
+        out[key], weight = known.make(adj, *csr[:3], num_src=adj.size(1)), csr.value
     else:
         edge_index, weight = _edges(data, adj)
         weight = _numbers(weight, edge_index[0], data)
@@ -99,9 +93,10 @@ def add_self_loops(data: Data) -> Data:
                 [1, 0, 1, 2]])
     """
     key, adj, num_nodes = _check(data, "add_self_loops()", True)
-    if is_matrix(adj):
-        out = copy.copy(data)
-        out[key] = matrix.from_csr(adj, matrix.with_self_loops(to_csr(adj, num_nodes), 1.0))
+    known = format_of(adj)
+    if isinstance(known, Matrix):
+        out, csr = copy.copy(data), matrix.with_self_loops(to_csr(adj, num_nodes), 1.0)
+        out[key] = known.make(adj, *csr[:3], num_src=adj.size(1))
         return out
     edge_index, weight = _edges(data, adj)
     edge_index, weight = add_remaining_self_loops(edge_index, weight, 1.0, num_nodes)
@@ -130,13 +125,10 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
         raise ValueError(
             f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a graph, B of a batch"
         )
-    if is_csr(adj):
-        return cast(Tensor, adj.crow_indices().diff().to(torch.int64))
-    if is_sparse_tensor(adj):
-        return cast(Tensor, adj.storage.rowcount())
-    _, dst, _ = coo(adj)
-    check_ids(dst, num_nodes, "in_degree(): adj")
-    return cast(Tensor, degree(dst, num_nodes, dtype=torch.int64))
+    _, dst, _ = format_of(adj).stored_edges(adj)
+    if dst is not None:
+        check_ids(dst, num_nodes, "in_degree(): adj")
+    return degrees(adj, num_nodes)
 
 
 def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
@@ -144,22 +136,20 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     num_nodes = count_nodes(data, where)
     key, adj = find_adjacency(data)
     weight = data.get("edge_weight")
-    if is_matrix(adj):
-        check_ids(to_csr(adj, num_nodes).col, num_nodes, f"{where}: data.{key}")
+    check_edges(adj, num_nodes, f"{where}: data.{key}")
+    known = format_of(adj)
+    if isinstance(known, Matrix):
         if weight is not None:
             raise ValueError(
                 f"{where}: data.{key} is a matrix, whose values are the weights, but data has"
                 " edge_weight as well:"
                 f" put them into data.{key} or `del data.edge_weight`"
             )
-    else:
-        check_ids(adj, num_nodes, f"{where}: data.{key}")
-        if weight is not None and weight.size(0) != adj.size(1):
-            raise ValueError(
-                f"{where}: data.edge_weight must hold one weight per edge, {adj.size(1)}, but has"
-                " shape"
-                f" {list(weight.shape)}: correct it or `del data.edge_weight`"
-            )
+    elif weight is not None and weight.size(0) != known.num_edges(adj):
+        raise ValueError(
+            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape"
+            f" {list(weight.shape)}: correct it or `del data.edge_weight`"
+        )
     others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
     if others:
         raise ValueError(

@@ -16,7 +16,8 @@ from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
-from torch_gas.graph.formats import coo, is_csr, is_edge_index, is_matrix, is_sparse_tensor, to_csr
+from torch_gas.graph.edges import to_csr
+from torch_gas.graph.formats import find_format, format_of, is_csr
 from torch_gas.graph.halo import batch_rows, join
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
@@ -37,9 +38,10 @@ class Edges:
     """
 
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
-        if is_edge_index(adj):
-            check_ids(coo(adj)[1], num_dst, "the destinations of the adjacency")
-        rowptr, col, _, perm = to_csr(adj, num_dst if is_matrix(adj) else max(num_dst, num_src))
+        _, dst, _ = format_of(adj).stored_edges(adj)
+        if dst is not None:
+            check_ids(dst, num_dst, "the destinations of the adjacency")
+        rowptr, col, _, perm = to_csr(adj, num_dst if dst is None else max(num_dst, num_src))
         # Detached: views would keep the adjacency alive, by which they are kept.
         rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
@@ -73,18 +75,14 @@ class Edges:
 
 def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
     """The edges of ``adj``, computed once; None where they are no matrix of numbers."""
-    if is_sparse_tensor(adj):
-        holder, held = adj.storage, [adj.storage._row, adj.storage._rowptr, adj.storage._col]
-    elif is_csr(adj):
-        holder, held = adj, [adj.crow_indices(), adj.col_indices()]
-    elif is_edge_index(adj) and not torch.is_inference(adj):
-        holder, held = adj, [adj]
-    else:
+    known = find_format(adj)
+    holder = None if known is None else known.holder(adj)
+    if known is None or holder is None:
         return None
-    weight = weight_of(adj)
-    if weight is not None and not is_weight(weight):
+    values = known.values(adj)
+    if values is not None and not is_weight(values):
         return None
-    key = (num_dst, num_src, *[None if tensor is None else version(tensor) for tensor in (*held, weight)])
+    key = (num_dst, num_src, *map(version, known.tensors(adj)))
     state, edges = _kept.get(holder, (None, None))
     if state != key:
         edges = Edges(adj, num_dst, num_src)
@@ -94,14 +92,8 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
 
 def kept_edges(adj: Any) -> Edges | None:
     """What :func:`edges_of` computed last for ``adj``, if anything."""
-    return cast("Edges | None", _kept.get(adj.storage if is_sparse_tensor(adj) else adj, (None, None))[1])
-
-
-def weight_of(adj: Any) -> Tensor | None:
-    """The values of a matrix; None where it has none, and for a list of edges."""
-    if is_sparse_tensor(adj):
-        return cast("Tensor | None", adj.storage._value)
-    return adj.values() if is_csr(adj) else None
+    holder = format_of(adj).holder(adj)
+    return None if holder is None else cast("Edges | None", _kept.get(holder, (None, None))[1])
 
 
 def is_weight(value: Any) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Linear, ModuleList
-from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import PairTensor
-from torch_geometric.utils import degree, scatter, segment, spmm
+from torch_geometric.utils import scatter, segment, spmm
 
 from torch_gas._util.arguments import checked
-from torch_gas.graph.formats import is_csr, is_sparse_tensor
+from torch_gas.graph.edges import degrees
+from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.halo import linear
 from torch_gas.graph.product import aggregate, edges_of
 
@@ -152,19 +152,6 @@ def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) ->
 
 
 def _unweighted(adj_t: Any, size: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Tensor]:
-    """``adj_t`` without weights, a matrix where it holds its edges by destination; and in-degrees.
-
-    No values are read, so that the host need not wait for a GPU.
-    """
-    if is_sparse_tensor(adj_t):
-        return adj_t.set_value(None, layout=None), adj_t.storage.rowcount()
-    if is_csr(adj_t):
-        rowptr, col = adj_t.crow_indices(), adj_t.col_indices()
-    elif isinstance(adj_t, EdgeIndex) and adj_t.is_sorted_by_col:
-        (rowptr, col), _ = adj_t.get_csc()
-    else:
-        return adj_t, degree(adj_t[1], size[1], dtype=torch.long)
-    ones = torch.ones(col.numel(), dtype=dtype, device=col.device)
-    shape = (size[1], size[0])
-    csr = torch.sparse_csr_tensor(rowptr, col, ones, size=shape, check_invariants=False)
-    return csr, rowptr.diff()
+    """``adj_t`` without weights, a matrix where it holds its edges by destination; and in-degrees."""
+    adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], dtype)
+    return adj_t, degrees(adj_t, size[1])

@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_gas import _core
-from torch_gas.graph.formats import is_ascending, row_pointers, stored_edges
+from torch_gas.graph.edges import is_ascending
+from torch_gas.graph.format import row_pointers
+from torch_gas.graph.formats import format_of
 
 # Partitioners also come as 32-bit builds, which must be able to sum the weights.
 MAX_TOTAL_WEIGHT = 2**31 - 1
@@ -75,7 +77,7 @@ def simple_graph(task: Task, dtype: torch.dtype | None = None) -> SimpleGraph:
         dtype: int32 or int64; by default int32 where it is wide enough.
     """
     task.say("Building the graph")
-    rowptr, dst, src = stored_edges(task.adj)
+    rowptr, dst, src = format_of(task.adj).stored_edges(task.adj)
     weight = None if task.edge_weight is None else task.edge_weight.to(torch.float64)
     ids = dtype or (torch.int32 if task.num_nodes < TOO_WIDE else torch.int64)
     pairs, col, weight = _core.adjacent_pairs(src, dst, rowptr, task.num_nodes, weight, ids)
@@ -188,7 +190,7 @@ def stream_parts(task: Task) -> Tensor:
 
 def _node_by_node(task: Task) -> tuple[Tensor, Tensor, Tensor | None]:
     """Row pointers, neighbours and edge weights: the user's own tensors, unless edges are sorted by neither end."""
-    rowptr, dst, src = stored_edges(task.adj)
+    rowptr, dst, src = format_of(task.adj).stored_edges(task.adj)
     if rowptr is not None:
         return rowptr, src, task.edge_weight
     assert dst is not None

@@ -14,15 +14,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
-from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.formats import (
-    check_adjacency,
-    edge_pieces,
-    find_adjacency,
-    num_edges_of,
-    num_nodes_of,
-    stored_edges,
-)
+from torch_gas.graph.checks import count_nodes
+from torch_gas.graph.edges import check_edges, edge_pieces
+from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
 from torch_gas.partition import backends
 from torch_gas.partition.memory import held_memory, in_units, peak_memory
 from torch_gas.partition.record import Partition, make_partition
@@ -100,7 +94,7 @@ def metis(
         raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
 
     adj, num_nodes = _checked(adj, num_nodes, "metis()")
-    edge_weight = _check_weight("edge_weight", edge_weight, num_edges_of(adj), "edge")
+    edge_weight = _check_weight("edge_weight", edge_weight, format_of(adj).num_edges(adj), "edge")
     node_weight = _check_weight("node_weight", node_weight, num_nodes, "node")
 
     start, held = time.perf_counter(), held_memory()
@@ -224,7 +218,7 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
         _, adj = find_adjacency(adj)
     else:
         check_adjacency(adj, f"{call}: adj")
-        stated = num_nodes_of(adj)
+        stated = format_of(adj).num_nodes(adj)
     if stated is not None and num_nodes is not None and num_nodes != stated:
         raise ValueError(f"{call}: num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
     num_nodes = num_nodes if stated is None else stated
@@ -236,10 +230,7 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
     if num_nodes < 1:
         raise ValueError(f"{call}: the graph must have at least one node, but num_nodes is {num_nodes}")
     adj = adj.cpu()
-    _, dst, src = stored_edges(adj)
-    for ids in (src, dst):
-        if ids is not None:
-            check_ids(ids, num_nodes, f"{call}: adj")
+    check_edges(adj, num_nodes, f"{call}: adj")
     return adj, num_nodes
 
 
@@ -262,4 +253,4 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
 
 def _cut(adj: Any, part: Tensor) -> float:
     between = sum(int((part[src] != part[dst]).sum()) for _, src, dst in edge_pieces(adj))
-    return between / max(1, num_edges_of(adj))
+    return between / max(1, format_of(adj).num_edges(adj))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from typing import Any, TypeVar, cast
 
@@ -15,29 +14,19 @@ from torch_geometric.data import Batch, Data
 from torch_gas._util.arguments import checked
 from torch_gas.graph.attributes import take
 from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.coo import (
-    count_edges,
-    edge_attrs,
-    edge_index_like,
-    from_coo,
-    holds_edges,
-    holds_ids,
-    level_of,
-    matrix_like,
-    primary_key,
-    sort_key,
-)
-from torch_gas.graph.formats import (
-    EDGES_AT_ONCE,
-    check_adjacency,
+from torch_gas.graph.edges import (
+    check_edges,
     coo,
     edge_pieces,
+    from_coo,
     is_ascending,
-    is_edge_index_object,
-    is_matrix,
-    stored_edges,
+    row_pieces,
+    sort_key,
     to_csr,
 )
+from torch_gas.graph.format import Matrix
+from torch_gas.graph.formats import check_adjacency, format_of
+from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
 from torch_gas.partition.record import Partition, check_perm
 from torch_gas.table import StoredFeatures
 
@@ -184,28 +173,27 @@ def _relabel_adjacency(
 ) -> tuple[Any, Tensor | None]:
     adj, num_nodes = data[key], new_id.numel()
     check_adjacency(adj, f"{where}: data.{key}")
-    if is_matrix(adj) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
+    known = format_of(adj)
+    if isinstance(known, Matrix) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
         raise ValueError(
             f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node,"
             f" but is {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
         )
-    _, dst, src = stored_edges(adj)
-    for ids in (src, dst):
-        if ids is not None:
-            check_ids(ids, num_nodes, f"{where}: data.{key}")
+    check_edges(adj, num_nodes, f"{where}: data.{key}")
+    src = known.stored_edges(adj).src
     new_id = new_id.to(src.device)
-    if order is None and is_matrix(adj):
-        return _permute_matrix(adj, new_id)
-    if order is None and (not is_edge_index_object(adj) or adj.sort_order is None):
+    if order is None and isinstance(known, Matrix):
+        return _permute_matrix(known, adj, new_id)
+    if order is None and known.sort_order(adj) is None:
         edge_index = torch.empty(2, src.numel(), dtype=src.dtype, device=src.device)
         for piece, src, dst in edge_pieces(adj):
             edge_index[0, piece], edge_index[1, piece] = new_id[src], new_id[dst]
-        return edge_index_like(adj, edge_index, num_nodes), None
+        return known.from_edges(adj, edge_index, None, num_nodes), None
     src, dst, value = coo(adj)
     return from_coo(adj, new_id[src], new_id[dst], value, num_nodes, order)
 
 
-def _permute_matrix(adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
+def _permute_matrix(known: Matrix, adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
     """As :func:`from_coo` of the relabelled edges, a few rows at a time."""
     rowptr, col, value, _ = to_csr(adj, new_id.numel())
     index = _inverse(new_id)
@@ -213,9 +201,7 @@ def _permute_matrix(adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
     end = count.cumsum(0)
     new_rowptr = torch.cat([end.new_zeros(1), end])
     new_col, order = torch.empty_like(col), torch.empty(col.numel(), dtype=torch.int64, device=col.device)
-    bounds = torch.arange(0, col.numel() + EDGES_AT_ONCE, EDGES_AT_ONCE, device=col.device)
-    cuts = torch.searchsorted(new_rowptr, bounds).clamp(max=new_id.numel()).unique().tolist()
-    for begin, stop in itertools.pairwise([0, *cuts]):
+    for begin, stop in row_pieces(new_rowptr):
         rows = slice(begin, stop)
         size = count[rows]
         first, last = int(new_rowptr[begin]), int(new_rowptr[stop])
@@ -226,7 +212,7 @@ def _permute_matrix(adj: Any, new_id: Tensor) -> tuple[Any, Tensor]:
         new_col[first:last] = key % new_id.numel()
         order[first:last] = edge[by_column]
     value = None if value is None else value[order]
-    return matrix_like(adj, new_rowptr, new_col, value), order
+    return known.make(adj, new_rowptr, new_col, value, new_id.numel()), order
 
 
 def _relabel(value: Any, new_id: Tensor, where: str) -> Any:

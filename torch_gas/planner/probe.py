@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import num_edges_of
+from torch_gas.graph.formats import format_of
 from torch_gas.planner.batches import ranges_of
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
@@ -68,10 +68,11 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
         while True:
             for has_halo in (True, False):
                 made = metered(partial(_batch, loader, order[:number], device, has_halo), device)
-                batch, num_edges = made.result, num_edges_of(made.result[loader.builder.key])
+                batch = made.result
+                adj = batch[loader.builder.key]
                 with _put_back(model, batch.n_id):
                     step = metered(partial(_step, model, batch, loss), device)
-                sizes.append(Size(batch.batch_size, batch.halo_size, num_edges))
+                sizes.append(Size(batch.batch_size, batch.halo_size, format_of(adj).num_edges(adj)))
                 peaks.append(step.peak + (1 + loader.prefetch) * made.held)
             number *= 2
             if number > last or (max(peaks) > ENOUGH_BYTES and len(sizes) >= 2 * LEAST_SIZES):

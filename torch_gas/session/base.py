@@ -17,7 +17,7 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import find_adjacency, is_sparse_tensor
+from torch_gas.graph.formats import find_adjacency, is_matrix
 from torch_gas.history import History
 from torch_gas.session.call import Call
 from torch_gas.session.inference import Skipping, layerwise_inference
@@ -218,7 +218,7 @@ class ScalableGNN(HistoryModel):
     @untraced
     def _rows_of(self, x: Any) -> int | None:
         """How many rows there are; None where ``forward`` takes something else than ``x``."""
-        if x is None or is_sparse_tensor(x):
+        if x is None or (is_matrix(x) and not isinstance(x, Tensor)):
             return None
         if isinstance(x, StoredFeatures):
             raise TypeError(

@@ -20,7 +20,7 @@ from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData, is_of_batch
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
-from torch_gas.graph.formats import is_csr
+from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.key import order_key, order_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
@@ -38,7 +38,6 @@ from torch_gas.wiring.arguments import (
     edge_tensors,
     inputs_of,
     names_of,
-    num_edges,
     square,
     takes_data,
     to_data,
@@ -343,7 +342,8 @@ class ScaledGNN(HistoryModel):
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
             if call.n_id is not None and self._unverified:
-                all_edges = call.record is not None and adj is not None and num_edges(adj) == call.record.num_edges
+                num_edges = None if adj is None else format_of(adj).num_edges(adj)
+                all_edges = call.record is not None and num_edges == call.record.num_edges
                 batch = SubData(Data(), *ids)
                 structure.verify(self.model, self.found, (args, kwargs), batch, self._structure_tables, all_edges)
                 self._unverified = False

@@ -12,15 +12,7 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_gas.graph.formats import (
-    find_adjacency,
-    is_csr,
-    is_edge_index,
-    is_edge_index_object,
-    is_matrix,
-    is_sparse_tensor,
-    resize,
-)
+from torch_gas.graph.formats import find_adjacency, format_of, is_adjacency, is_matrix, resize
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
@@ -115,11 +107,6 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
     return data, inputs
 
 
-def is_adjacency(value: Any) -> bool:
-    """Whether ``value`` is in one of the four formats."""
-    return is_matrix(value) or is_edge_index(value)
-
-
 def adjacencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The adjacencies among the arguments, those of a graph included."""
     return [value for value in _unpacked((*args, *kwargs.values())) if is_adjacency(value)]
@@ -149,16 +136,9 @@ def count_rows(given: dict[str, Any]) -> int | None:
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:
     """What is given for each edge, the values of a matrix included."""
-    number, rows = num_edges(adj), count_rows(given)
+    number, rows = format_of(adj).num_edges(adj), count_rows(given)
     sized = [value for value in _unpacked(given.values()) if isinstance(value, Tensor) and value.dim() > 0]
     return [value for value in sized if value is adj or (value.size(0) == number and number != rows)]
-
-
-def num_edges(adj: Any) -> int:
-    """E of a graph, E_B of a batch."""
-    if is_sparse_tensor(adj):
-        return int(adj.nnz())
-    return int(adj.values().size(0)) if is_csr(adj) else int(adj.size(1))
 
 
 def square(value: Any, size: int) -> Any:
@@ -166,7 +146,7 @@ def square(value: Any, size: int) -> Any:
     if isinstance(value, Data):
         value = copy.copy(value)
         for key, held in value.to_dict().items():
-            if is_matrix(held) or is_edge_index_object(held):
-                value[key] = square(held, size)
+            if is_adjacency(held):
+                value[key] = resize(held, size, size)
         return value
-    return resize(value, size, size) if is_matrix(value) or is_edge_index_object(value) else value
+    return resize(value, size, size)

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch_geometric import EdgeIndex
 from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.formats import is_edge_index, is_edge_index_object, is_matrix, resize
+from torch_gas.graph.formats import format_of, is_adjacency, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
 from torch_gas.wiring.undo import Undo
 
@@ -86,7 +87,7 @@ class Batch:
 
     def resize(self, value: Any, num_dst: int, num_rows: int) -> Any:
         """An argument with B or B+S destinations, if it is an adjacency."""
-        if not (is_matrix(value) or is_edge_index_object(value)):
+        if not is_adjacency(value):
             return value
         if torch.compiler.is_compiling():  # which sees by itself that it is the same each time
             return resize(value, num_dst, num_rows)
@@ -157,7 +158,7 @@ class _Layer:
             return None
         values = [value for value in given.values() if value is not x]
         square = self.is_square or (self.adds_loops and any([is_matrix(value) for value in values]))
-        square = square or (self.is_fused and any([is_edge_index_object(value) for value in values]))
+        square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
         if self.takes_pair and not square:
             targets = batch_rows(x)
             given_pair = (x, first_rows(x, batch_size) if targets is None else targets)
@@ -282,8 +283,9 @@ def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: 
             f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}; pass the arguments of one batch "
             "together: `for batch, *args in loader: model(batch.x, batch.adj_t, *args)`"
         )
-    if is_edge_index(adj) and adj.device.type == "cpu" and adj.numel() > 0:
-        last = int(adj[1].max())
+    dst = format_of(adj).stored_edges(adj).dst
+    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0:
+        last = int(dst.max())
         if last >= batch_size:
             raise ValueError(
                 f"edge_index has an edge into row {last}, but the batch has {batch_size} nodes; pass the arguments of one "

@@ -16,9 +16,9 @@ from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
 from torch_gas.graph import product as sparse
-from torch_gas.graph.formats import is_csr, is_sparse_tensor
+from torch_gas.graph.formats import format_of, is_csr, is_matrix
 from torch_gas.graph.halo import linear
-from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight, weight_of
+from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight
 from torch_gas.wiring.batch import WIRING
 from torch_gas.wiring.compiled import is_compiled
 from torch_gas.wiring.undo import Undo
@@ -91,7 +91,7 @@ class _Fused:
     def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | None:
         """The edges of a call with ``rows`` of sources and ``targets`` of destinations; None where they are no matrix."""
         layer = getattr(self.conv, WIRING, None)
-        if is_csr(adj) or is_sparse_tensor(adj):
+        if is_matrix(adj):
             num_dst = adj.size(0)
         elif layer is not None and layer.cuts_itself:
             num_dst = layer.batch.batch_size
@@ -119,12 +119,12 @@ class _Propagate(_Fused):
         rows, targets = x if isinstance(x, tuple) else (x, x)
         if not _is_rows(rows, 2):
             return None
-        weighted = edge_weight is not None and not is_csr(adj) and not is_sparse_tensor(adj) and self.takes_weight
+        weighted = edge_weight is not None and not is_matrix(adj) and self.takes_weight
         edges = self.edges(adj, size, rows, targets)
         if edges is None or (weighted and not is_weight(edge_weight)):
             return None
-        # As in PyG, layers without weights ignore those of a SparseTensor and use those of a torch matrix.
-        own = weight_of(adj) if is_csr(adj) or self.takes_weight else None
+        known = format_of(adj)
+        own = known.values(adj) if known.is_always_weighted or self.takes_weight else None
         return aggregate(rows, edges, edge_weight if weighted else own, self.conv.aggr == "mean")
 
 

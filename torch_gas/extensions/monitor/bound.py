@@ -14,8 +14,9 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.extensions.monitor.gains import Gain, gains
 from torch_gas.extensions.monitor.jacobian import jacobian_norm
 from torch_gas.extensions.monitor.twin import Run, Twin, undisturbed
-from torch_gas.graph.formats import is_csr, is_matrix
-from torch_gas.graph.product import aggregate, edges_of, weight_of
+from torch_gas.graph.format import Matrix
+from torch_gas.graph.formats import format_of
+from torch_gas.graph.product import aggregate, edges_of
 from torch_gas.session.model import HistoryModel
 
 ROUNDING = 1e-12  # of a layer's largest row, allowed at each node: sums in float64 depend on their order
@@ -140,9 +141,10 @@ class _Influence:
 
     def __call__(self, gain: Gain, error: Tensor) -> Tensor:
         assert self.edges is not None
-        weight = None if is_matrix(self.adj) or not gain.weighted else self.edge_weight
-        if is_csr(self.adj) or (gain.weighted and is_matrix(self.adj)):
-            weight = weight_of(self.adj)
+        known = format_of(self.adj)
+        weight = known.values(self.adj) if known.is_always_weighted or gain.weighted else None
+        if gain.weighted and not isinstance(known, Matrix):
+            weight = self.edge_weight
         return aggregate(error, self.edges, None if weight is None else weight.abs(), gain.mean)
 
 

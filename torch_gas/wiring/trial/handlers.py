@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_gas.batch.data import SubData
-from torch_gas.wiring.arguments import is_adjacency, num_edges
+from torch_gas.graph.formats import format_of, is_adjacency
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.small import NUM_EDGES, NUM_NODES
@@ -32,7 +32,7 @@ class Record(Handler):
         self.choosy: list[Place] = []
 
     def passes(self, place: Place, adj: Any) -> None:
-        if is_adjacency(adj) and num_edges(adj) < NUM_EDGES:
+        if is_adjacency(adj) and format_of(adj).num_edges(adj) < NUM_EDGES:
             self.choosy.append(place)
 
     def at(self, place: Place, value: Tensor) -> None:
