@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from io import BufferedReader
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._util.replace import replacing
 from torch_gas.checkpoint.header import Damaged, Entry, decode, encode, place
 from torch_gas.checkpoint.rows import read_rows, write_rows
 
@@ -33,7 +32,7 @@ def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
     """
     entries = place(tables)
     sums = dict.fromkeys(entries, 0)
-    with _replacing(os.path.realpath(path)) as file:
+    with replacing(path) as file:
         file.write(_encode(entries, sums))
         for name, entry in entries.items():
             for start, stop in _blocks(entry):
@@ -62,35 +61,6 @@ def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
         step = max(BLOCK // entry.row_bytes, 1)
         for start in range(0, entry.num_rows, step):
             yield start, min(start + step, entry.num_rows)
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of ``path`` in the end."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; give the path of a file")
-    part = f"{path}.part"
-    try:
-        with _descriptor(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as number:
-            with open(number, "wb", closefd=False) as file:
-                yield file
-            os.fsync(number)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
-    with _descriptor(os.path.dirname(path), os.O_RDONLY) as folder:
-        os.fsync(folder)  # the new name
-
-
-@contextmanager
-def _descriptor(path: str, flags: int) -> Iterator[int]:
-    number = os.open(path, flags, 0o666)
-    try:
-        yield number
-    finally:
-        os.close(number)
 
 
 class Saved:
