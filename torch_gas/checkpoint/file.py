@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.replace import replacing
-from torch_gas.checkpoint.header import Damaged, Entry, decode, encode, place
+from torch_gas.checkpoint.header import LENGTH, NAMES, Damaged, Entry, decode, encode, place
 from torch_gas.checkpoint.rows import read_rows, write_rows
 
 BLOCK = 2**23  # bytes of a table that are in memory at a time, or one row
@@ -30,7 +30,12 @@ def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
         TypeError: if the format has no such type of elements.
         OSError: if the file cannot be written.
     """
-    entries = place(tables)
+    for name, table in tables.items():
+        if table.dtype not in NAMES:
+            raise TypeError(f"{name!r} is {table.dtype}, which safetensors files cannot hold; convert it")
+    # Large elements first, so that each is aligned.
+    in_order = sorted(tables.items(), key=lambda item: -item[1].dtype.itemsize)
+    entries = place((name, table.dtype, table.shape) for name, table in in_order)
     sums = dict.fromkeys(entries, 0)
     with replacing(path) as file:
         file.write(_encode(entries, sums))
@@ -77,10 +82,14 @@ class Saved:
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
+        # Rows are not read from the library's mapping, which would hold all of them in memory, and where a failing disk is a
+        # signal that ends the process.
         self._file: BufferedReader = open(path, "rb")  # noqa: SIM115  # closed by `__exit__`
         try:
-            size = os.fstat(self._file.fileno()).st_size
-            self.entries, texts, self._start = decode(self._file, size, self.path)
+            self.entries, texts = decode(self.path)
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                raise OSError(f"{self.path} was replaced while it was opened; open it again")
+            self._start = LENGTH + int.from_bytes(self._file.read(LENGTH), "little")
             self._sums = self._read_sums(texts)
         except BaseException:
             self._file.close()
