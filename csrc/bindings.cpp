@@ -412,8 +412,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Naming, std::shared_ptr<Naming>>(m, "Naming")
       .def(py::init(&naming_of))
-      .def("__enter__", [](const std::shared_ptr<Naming>& naming) { namings().push_back(naming); })
-      .def("__exit__", [](const Naming&, const py::args&) { namings().pop_back(); });
+      .def("enter", [](const std::shared_ptr<Naming>& naming) { namings().push_back(naming); })
+      .def("leave", [](const Naming&) { namings().pop_back(); });
   m.def("call_name", &call_name);
   m.def("argument_name", &argument_name);
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
+from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
 from torch_gas.table import FileTable, FileTier, HotRows, HotSet
 from torch_gas.transfer import AsyncIOPool, finish
@@ -203,7 +204,7 @@ class History(torch.nn.Module):
         self.clock.zero_()
 
     @checked
-    @_core.naming("History.pull", index="n_id")
+    @naming("History.pull", index="n_id")
     @torch.no_grad()
     def pull(
         self, n_id: Tensor | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
@@ -249,7 +250,7 @@ class History(torch.nn.Module):
             out.copy_(_core.gather_rows(self.table, n_id.to(self.table.device), out.dtype))
 
     @checked
-    @_core.naming("History.push", index="n_id", rows="x")
+    @naming("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
         self,
@@ -369,7 +370,7 @@ class History(torch.nn.Module):
             self._file.read_ahead(self.cold(n_id))
 
     @checked
-    @_core.naming("History.mark", index="n_id")
+    @naming("History.mark", index="n_id")
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         self._mark(int(self.clock), n_id, offset, count)

@@ -99,7 +99,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match="damaged or no safetensors file"):
             read_all(tmp_path / "a")
     (tmp_path / "a").write_bytes(whole + b"\0")
-    with pytest.raises(Damaged, match="damaged or no safetensors file: .*not fully covered"):
+    with pytest.raises(Damaged, match=r"damaged or no safetensors file: .*not fully covered"):
         read_all(tmp_path / "a")
 
 

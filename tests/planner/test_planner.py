@@ -448,22 +448,6 @@ def test_fit() -> None:
     assert found(Size(100, 100, 300)) == pytest.approx(1000)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("8 GiB", 2**33), ("1.5GiB", 3 * 2**29), ("500 MB", 500_000_000), ("2 kB", 2000), (" 7 b ", 7), (12, 12)],
-)
-def test_bytes_are_read(text: int | str, number: int) -> None:
-    assert parse_bytes(text, "size") == number
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (1536, "1.50 KiB"), (2**30, "1.00 GiB"), (300 * 2**20, "300 MiB")],
-)
-def test_bytes_are_written(size: int, text: str) -> None:
-    assert format_bytes(size) == text
-
-
 def test_free_memory() -> None:
     assert 2**20 < free_memory(CPU) < 2**50
     assert plan(gcn_norm(synthetic(200)), GCN(200, 64, 8, 10, 2)).is_full_batch  # of what is free by default

@@ -19,7 +19,6 @@ from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout
 from torch_gas._core.file import FileRows, Table, clear_rows, forget_failure, noted_failure, read_ahead
 from torch_gas._core.memory import Registration, advise_huge_pages, register
-from torch_gas._core.naming import naming
 from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
@@ -48,7 +47,6 @@ __all__ = [
     "gather_rows",
     "has_cuda",
     "is_table",
-    "naming",
     "noted_failure",
     "product",
     "read_ahead",

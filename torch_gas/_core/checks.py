@@ -117,7 +117,9 @@ def tensor(call: str, name: str, value: object) -> None:
 def host(call: str, name: str, value: Tensor) -> None:
     tensor(call, name, value)
     if value.device.type != "cpu":
-        raise ValueError(f"{called(call)}: `{arg(name)}` must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`")
+        raise ValueError(
+            f"{called(call)}: `{arg(name)}` must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`"
+        )
 
 
 def vector(call: str, name: str, value: Tensor) -> None:

@@ -32,12 +32,16 @@ def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]
         IndexError: read: every id in `ids` must be in [0, 2), but ids[0] is 2
     """
     known = _C.Naming(call, names)
+    enter, leave = known.enter, known.leave
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            with known:
+            enter()
+            try:
                 return function(*args, **kwargs)
+            finally:
+                leave()
 
         return wrapper
 

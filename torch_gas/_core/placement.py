@@ -36,16 +36,22 @@ def check_staging(call: str, table: Table, staging: Staging) -> None:
     if not isinstance(staging, Staging):
         raise TypeError(f"{called(call)}: `staging` must be a Staging, but is {type(staging).__name__}")
     if table.device.type != "cpu":
-        raise ValueError(f"{called(call)}: `staging` is for tables on the host, but `{arg('table')}` is on {table.device}; leave it out")
+        raise ValueError(
+            f"{called(call)}: `staging` is for tables on the host, but `{arg('table')}` is on {table.device}; leave it out"
+        )
     buffer = staging.buffer
     checks.host(call, "staging.buffer", buffer)
     checks.vector(call, "staging.buffer", buffer)
     checks.contiguous(call, "staging.buffer", buffer)
     checks.element_type(call, "staging.buffer", buffer, [torch.uint8])
     if buffer.data_ptr() % 8 != 0:
-        raise ValueError(f"{called(call)}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory")
+        raise ValueError(
+            f"{called(call)}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory"
+        )
     if not isinstance(staging.stream, torch.cuda.Stream):
-        raise TypeError(f"{called(call)}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}")
+        raise TypeError(
+            f"{called(call)}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}"
+        )
     if not buffer.is_pinned():
         raise ValueError(
             f"{called(call)}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "

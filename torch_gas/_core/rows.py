@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from torch_gas._core import checks
-from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
-from torch_gas._core.naming import arg, called
+from torch_gas._core.naming import arg, called, naming
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import is_quantized, row_shape
 
-_OF_HALO = _C.Naming("batch_rows", {"index": "halo"})
 _TABLE_TYPES = (*FLOAT_TYPES, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
 
 
@@ -233,9 +231,11 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
     _convertible("batch_rows", table, "dtype", dtype)
     rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
     read_chunks(table, offset, count, out=rows[:batch_size])
-    with _OF_HALO:
-        gather_rows(table, halo, out=rows[batch_size:])
+    _gather_halo(table, halo, out=rows[batch_size:])
     return rows
+
+
+_gather_halo = naming("batch_rows", index="halo")(gather_rows)
 
 
 def is_table(value: object) -> bool:
@@ -279,7 +279,9 @@ def _output(
     checks.contiguous(call, "out", out)
     _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
-        raise TypeError(f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
+        raise TypeError(
+            f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"
+        )
     return out
 
 

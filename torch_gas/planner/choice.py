@@ -215,7 +215,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _limit(memory: int, margin: float) -> str:
-    return f"{format_bytes((1 - margin) * memory)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    return (
+        f"{format_bytes((1 - margin) * memory)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    )
 
 
 def _too_small(last: Prediction, limit: str, has_ptr: bool) -> str:

@@ -88,7 +88,8 @@ class Plan(Prediction):
     @property
     def reason(self) -> str:
         """Why this one was chosen."""
-        limit = f"{format_bytes((1 - self.margin) * self.device_memory)}, {1 - self.margin:.0%} of {format_bytes(self.device_memory)}"
+        share = 1 - self.margin
+        limit = f"{format_bytes(share * self.device_memory)}, {share:.0%} of {format_bytes(self.device_memory)}"
         if self.is_full_batch:
             return (
                 f"The whole graph fits in {limit}: train on it as one batch, whose rows are never stale. Histories are not "
@@ -111,8 +112,8 @@ class Plan(Prediction):
                 "",
                 self.reason,
                 f"Peak memory of a step: {', '.join(terms)}.",
-                f"Histories: {format_bytes(self.history_bytes)}, of which a step writes {format_bytes(self.pushed_bytes)} and reads "
-                f"{format_bytes(self.pulled_bytes)}. {self.placement}",
+                f"Histories: {format_bytes(self.history_bytes)}, of which a step writes {format_bytes(self.pushed_bytes)} "
+                f"and reads {format_bytes(self.pulled_bytes)}. {self.placement}",
             ]
         )
 

@@ -266,7 +266,7 @@ class ScalableGNN(torch.nn.Module):
         num_rows = self._rows_of(x)
         if all(given is None for given in (batch_size, n_id, offset, count)):
             self._check_whole([x])
-        with Undo(sys._getframe()) as undo, undo:
+        with Undo(sys._getframe()) as undo:
             call = self._prepare(undo, num_rows, adj_t, batch_size, n_id, offset, count)
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
             call.end()

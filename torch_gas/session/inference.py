@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from torch_gas._util.tracing import untraced
@@ -71,12 +71,6 @@ class Replay:
         """Starts a forward pass."""
         self._answered = self._conv_calls = 0
         self._batch_size, self._num_rows = batch.batch_size, batch.n_id.numel()
-
-    def watch(self) -> _Watch:
-        """Finds out whether a pass reads results that were not computed."""
-        watch = _Watch()
-        self.undo.add(watch.leave)
-        return watch
 
     def answers(self, history: History) -> bool:
         """Whether ``history`` is exact already."""
@@ -147,14 +141,6 @@ class _Watch(TorchDispatchMode):
             raise _Unanswered
         return out
 
-    def leave(self) -> None:
-        """Leaves the mode if it has not been."""
-        if any(self is mode for mode in _get_current_dispatch_mode_stack()):
-            try:
-                self.__exit__(None, None, None)
-            except IndexError:  # all but the stack is as it was before
-                _pop_mode()
-
 
 def _has_nan(value: Any) -> bool:
     if isinstance(value, float):
@@ -210,8 +196,7 @@ def layerwise_inference(
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
     model._clean_up()
-    stance = eager()
-    with stance, stance, Undo(sys._getframe()) as undo, undo:
+    with eager(), Undo(sys._getframe()) as undo:
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(model, undo)
@@ -242,7 +227,7 @@ def _sweep(model: ScalableGNN, batches: Iterable[SubData], replay: Replay, outpu
     for i, batch in enumerate(batches):
         replay.begin_batch(batch)
         # What reads a result that was not computed does so in each batch: watching one is enough.
-        watch = replay.watch() if i == 0 and replay.skip and replay.exact else nullcontext()
+        watch = _Watch() if i == 0 and replay.skip and replay.exact else nullcontext()
         try:
             with watch:
                 out = model(batch.to(model.device))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
-from torch_gas._core.naming import arg, called
+from torch_gas._core.naming import arg, called, naming
 from torch_gas._util.arguments import checked
 from torch_gas._util.version import version
 from torch_gas.transfer.lanes import Event, Lane, make_lanes, make_staging, with_index
@@ -187,7 +187,7 @@ class AsyncIOPool:
     # -- pull ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @_core.naming("AsyncIOPool.async_pull", table="src")
+    @naming("AsyncIOPool.async_pull", table="src")
     @torch.no_grad()
     def async_pull(
         self,
@@ -347,7 +347,7 @@ class AsyncIOPool:
         return there
 
     @checked
-    @_core.naming("AsyncIOPool.pull_now", table="src")
+    @naming("AsyncIOPool.pull_now", table="src")
     @torch.no_grad()
     def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
@@ -361,7 +361,7 @@ class AsyncIOPool:
     # -- push ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @_core.naming("AsyncIOPool.async_push", table="dst")
+    @naming("AsyncIOPool.async_push", table="dst")
     @torch.no_grad()
     def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
@@ -410,8 +410,8 @@ class AsyncIOPool:
         if known is not None and _layout(known.rows) != _layout(rows):
             if any(pull.table is known for pull in self._queue):
                 raise ValueError(
-                    f"{called('AsyncIOPool')}: `{arg('table')}` is {list(rows.shape)}, but begins where a table of {list(known.rows.shape)} does "
-                    "that is being pulled; pass the whole table"
+                    f"{called('AsyncIOPool')}: `{arg('table')}` is {list(rows.shape)}, but begins where a table of "
+                    f"{list(known.rows.shape)} does that is being pulled; pass the whole table"
                 )
             known.settle()
             known = None
