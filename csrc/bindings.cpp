@@ -37,6 +37,7 @@
 //   entry_softmax      the same, left [R, H], right [.., H]  out [nnz, H]
 //   entry_softmax_backward  the same, softmax, grad [nnz, H] grad_left [R, H], grad_entry [nnz, H]
 //   advise_huge_pages  -                                     -
+//   Naming, call_name, argument_name: see naming.h
 //   HostRegistration   -                                     - (page-locks memory in place)
 // clang-format on
 //
@@ -47,6 +48,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -84,6 +86,14 @@ template <class F>
 auto dispatch_ids(int bits, const F& f) {
   check_value(bits == 32 || bits == 64, "ids must have 32 or 64 bits, not ", bits);
   return bits == 32 ? f(int32_t{}) : f(int64_t{});
+}
+
+std::shared_ptr<Naming> naming_of(const std::string& call, const py::dict& names) {
+  auto naming = std::make_shared<Naming>(Naming{call, {}});
+  for (const auto& [ours, users] : names) {
+    naming->names[ours.cast<std::string>()] = users.cast<std::string>();
+  }
+  return naming;
 }
 
 Table table_at(Address data, DType dtype, int64_t num_rows, int64_t num_cols) {
@@ -399,6 +409,13 @@ PYBIND11_MODULE(_C, m) {
       .value("bf16", DType::bf16)
       .value("i8", DType::i8)
       .value("bytes", DType::bytes);
+
+  py::class_<Naming, std::shared_ptr<Naming>>(m, "Naming")
+      .def(py::init(&naming_of))
+      .def("enter", [](const std::shared_ptr<Naming>& naming) { namings().push_back(naming); })
+      .def("leave", [](const Naming&) { namings().pop_back(); });
+  m.def("call_name", &call_name);
+  m.def("argument_name", &argument_name);
 
   py::class_<Table>(m, "Table").def(py::init(&table_at));
   py::class_<FileTable>(m, "FileTable").def(py::init(&file_table_at));

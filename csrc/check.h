@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "naming.h"
 #include "parallel.h"
 
 namespace torch_gas {
@@ -39,8 +40,8 @@ void check_reported(const FirstBad& bad, const char* call, const char* name, con
                     int64_t bound) {
   if (!bad.found()) return;
   const int64_t i = bad.position();
-  check_index(false, call, ": every id in `", name, "` must be in [0, ", bound, "), but ", name,
-              "[", i, "] is ", ids[i]);
+  check_index(false, Call{call}, ": every id in `", Argument{name}, "` must be in [0, ", bound,
+              "), but ", Argument{name}, "[", i, "] is ", ids[i]);
 }
 
 template <class T>

@@ -57,8 +57,8 @@ inline Ranges make_ranges(const char* call, const char* start_name, const int64_
   ranges.first.assign(1, 0);
   for (int64_t p = 0; p < num_ranges; ++p) {
     check_index(start[p] >= 0 && count[p] >= 0 && start[p] <= bound && count[p] <= bound - start[p],
-                call, ": every range must lie in [0, ", bound, "), but range ", p, " has `",
-                start_name, "` ", start[p], " and `count` ", count[p]);
+                Call{call}, ": every range must lie in [0, ", bound, "), but range ", p, " has `",
+                Argument{start_name}, "` ", start[p], " and `", Argument{"count"}, "` ", count[p]);
     ranges.first.push_back(ranges.first.back() + count[p]);
   }
   return ranges;
@@ -75,9 +75,10 @@ inline void check_disjoint(const char* call, const char* start_name, const Range
   for (size_t i = 1; i < order.size(); ++i) {
     const auto [p, q] = std::minmax(order[i - 1], order[i]);
     check_value(ranges.start[order[i - 1]] + ranges.count(order[i - 1]) <= ranges.start[order[i]],
-                call, ": ranges must not overlap, but ranges ", p, " and ", q, " do (`", start_name,
-                "` ", ranges.start[p], " and ", ranges.start[q], ", `count` ", ranges.count(p),
-                " and ", ranges.count(q), "); pass every part once");
+                Call{call}, ": ranges must not overlap, but ranges ", p, " and ", q, " do (`",
+                Argument{start_name}, "` ", ranges.start[p], " and ", ranges.start[q], ", `",
+                Argument{"count"}, "` ", ranges.count(p), " and ", ranges.count(q),
+                "); pass every part once");
   }
 }
 

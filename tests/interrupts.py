@@ -40,17 +40,18 @@ def interrupt_after(seconds: float, work: Callable[[], None], times: int = 1) ->
 
 
 def interrupt_at(number: int, files: set[str | None], work: Callable[[], None]) -> bool:
-    """Interrupts ``work`` before the operation of this number in some files; whether it came so far."""
+    """Interrupts ``work`` where a function in some files begins or ends, the one of this number; whether it came so far."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal count
         if frame.f_code.co_filename not in files:
             return None
-        frame.f_trace_opcodes = True
-        count += 1
-        if count == number:
-            raise KeyboardInterrupt
+        frame.f_trace_lines = False
+        if event in ("call", "return"):
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
         return trace
 
     before = sys.gettrace()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
-from torch_gas._util.arguments import checked, renamed
+from torch_gas._core.naming import naming
+from torch_gas._util.arguments import checked
 from torch_gas.table import FileTable, FileTier, HotSet, Table
 from torch_gas.table.codec import CODECS, FLOATS, codec_of
 from torch_gas.table.hot import Hot
@@ -198,7 +199,7 @@ class History(torch.nn.Module):
         return self._table.codec.row_dtype(self.model_dtype)
 
     @checked
-    @renamed("History.pull", index="n_id")
+    @naming("History.pull", index="n_id")
     @torch.no_grad()
     def pull(
         self, n_id: Tensor | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
@@ -227,7 +228,7 @@ class History(torch.nn.Module):
         return out
 
     @checked
-    @renamed("History.push", index="n_id", rows="x")
+    @naming("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
         self,
@@ -311,7 +312,7 @@ class History(torch.nn.Module):
         self.clock += 1
 
     @checked
-    @renamed("History.mark", index="n_id")
+    @naming("History.mark", index="n_id")
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         self._mark(int(self.clock), n_id, offset, count)

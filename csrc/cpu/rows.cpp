@@ -69,8 +69,8 @@ bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
 Ranges checked_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                       const int64_t* count, int64_t num_chunks, const Rows& rows) {
   Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, num_rows);
-  check_value(ranges.total() == rows.num_rows, call, ": `count` sums to ", ranges.total(),
-              " rows, but there are ", rows.num_rows);
+  check_value(ranges.total() == rows.num_rows, Call{call}, ": `", Argument{"count"}, "` sums to ",
+              ranges.total(), " rows, but there are ", rows.num_rows);
   return ranges;
 }
 
@@ -98,9 +98,9 @@ void check_distinct(const char* call, const I* index, int64_t size, int64_t num_
   if (are_distinct(index, size, num_rows, threads)) return;
   std::vector<int64_t> first(num_rows, -1);
   for (int64_t i = 0; i < size; ++i) {
-    check_value(first[index[i]] < 0, call, ": ids in `index` must be distinct, but index[",
-                first[index[i]], "] and index[", i, "] are both ", index[i],
-                "; keep one row for each id");
+    check_value(first[index[i]] < 0, Call{call}, ": ids in `", Argument{"index"},
+                "` must be distinct, but ", Argument{"index"}, "[", first[index[i]], "] and ",
+                Argument{"index"}, "[", i, "] are both ", index[i], "; keep one row for each id");
     first[index[i]] = i;
   }
 }

@@ -33,16 +33,16 @@ from torch_gas import (
     plan,
     scale,
 )
+from torch_gas._util.units import format_bytes, parse_bytes
 from torch_gas.datasets import synthetic
 from torch_gas.extensions import regularization
 from torch_gas.graph.formats import all_tensors
 from torch_gas.models import GAT, GCN, GCN2, PNA
 from torch_gas.planner.batches import sample
 from torch_gas.planner.choice import _rooms
-from torch_gas.planner.memory import Size, StepMemory, fit
+from torch_gas.planner.memory import Size, StepMemory, fit, free_memory
 from torch_gas.planner.meter import metered
 from torch_gas.planner.tiers import storages
-from torch_gas.planner.units import free_memory, in_units, parse_bytes
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Sparse (CS|invariant):UserWarning")]
 
@@ -157,11 +157,11 @@ def test_tiers_have_room(graph: Data, host_memory: str, tier: str, better: tuple
     assert (faster[0] if faster else None) == better
     text = str(chosen)
     assert ("in host memory: " if tier == "host" else "in files (tier=FileTier(folder)): ") in text
-    assert f"{in_units(0.9 * parse_bytes(host_memory, ''))} in host memory are free" in text
+    assert f"{format_bytes(0.9 * parse_bytes(host_memory, ''))} in host memory are free" in text
     assert ("would fit" in text) == (better is not None)
     if better is not None:
         nbytes = next(storage.nbytes for storage in chosen.storages if storage.dtype == better[0])
-        assert f"With history_dtype={better[0]} ({in_units(nbytes)}) they would fit in host memory." in text
+        assert f"With history_dtype={better[0]} ({format_bytes(nbytes)}) they would fit in host memory." in text
 
 
 def test_storage_types_that_take_no_less_are_left_out(graph: Data) -> None:
@@ -446,22 +446,6 @@ def test_fit() -> None:
     # Terms that go together leave open which is which, and nothing else.
     found = fit([Size(10, 10, 30), Size(20, 20, 60), Size(40, 40, 120)], [100, 200, 400])
     assert found(Size(100, 100, 300)) == pytest.approx(1000)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("8 GiB", 2**33), ("1.5GiB", 3 * 2**29), ("500 MB", 500_000_000), ("2 kB", 2000), (" 7 b ", 7), (12, 12)],
-)
-def test_bytes_are_read(text: int | str, number: int) -> None:
-    assert parse_bytes(text, "size") == number
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (1536, "1.50 KiB"), (2**30, "1.00 GiB"), (300 * 2**20, "300 MiB")],
-)
-def test_bytes_are_written(size: int, text: str) -> None:
-    assert in_units(size) == text
 
 
 def test_free_memory() -> None:

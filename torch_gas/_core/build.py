@@ -25,7 +25,7 @@ def require_cuda(call: str, name: str, device: torch.device) -> None:
     """Refuses a CUDA device where the core was built without CUDA."""
     if not has_cuda():
         raise RuntimeError(
-            f"{call}: `{name}` is on {device}, but torch_gas was built without CUDA; install the "
+            f"{_C.call_name(call)}: `{_C.argument_name(name)}` is on {device}, but torch_gas was built without CUDA; install the "
             "CUDA toolkit and reinstall with `TORCH_GAS_CUDA=1 pip install --force-reinstall "
             "--no-cache-dir --no-deps torch-gas`"
         )

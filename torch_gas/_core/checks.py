@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gas._core.build import _C
+from torch_gas._core.naming import arg, called
 
 ID_BITS = {torch.int32: 32, torch.int64: 64}
 FLOAT_TYPES = {
@@ -28,7 +29,7 @@ def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
 def num_rows(call: str, rowptr: Tensor) -> int:
     """How many rows there are row pointers for."""
     if rowptr.numel() == 0:
-        raise ValueError(f"{call}: `rowptr` must have one element more than there are rows, but is empty")
+        raise ValueError(f"{called(call)}: `rowptr` must have one element more than there are rows, but is empty")
     return rowptr.numel() - 1
 
 
@@ -44,7 +45,7 @@ def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = N
 
 def id_type(call: str, dtype: torch.dtype) -> None:
     if not isinstance(dtype, torch.dtype) or dtype not in ID_BITS:
-        raise TypeError(f"{call}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
+        raise TypeError(f"{called(call)}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
 
 
 def numbers(call: str, name: str, value: Tensor, dtype: torch.dtype, size: int | None = None) -> Tensor:
@@ -67,79 +68,83 @@ def ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, 
 def within(call: str, start: Tensor, count: Tensor, num_rows: int) -> None:
     """Ranges of rows that a table has; the core refuses them as well, but later than others need their sum."""
     if bool(((start < 0) | (count < 0) | (count > num_rows) | (start > num_rows - count)).any()):
-        raise IndexError(f"{call}: ranges of `offset` and `count` must lie within the {num_rows} rows of `table`")
+        raise IndexError(
+            f"{called(call)}: ranges of `offset` and `count` must lie within the {num_rows} rows of `{arg('table')}`"
+        )
 
 
 def length(call: str, name: str, value: Tensor, size: int) -> None:
     if value.numel() != size:
-        raise ValueError(f"{call}: `{name}` must have {size} elements, but has {value.numel()}")
+        raise ValueError(f"{called(call)}: `{arg(name)}` must have {size} elements, but has {value.numel()}")
 
 
 def same_length(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.numel() != other.numel():
         raise ValueError(
-            f"{call}: `{name}` and `{other_name}` must be equally long, but have {value.numel()} and "
+            f"{called(call)}: `{arg(name)}` and `{arg(other_name)}` must be equally long, but have {value.numel()} and "
             f"{other.numel()} elements"
         )
 
 
 def kind(call: str, name: str, value: object, wanted: type) -> None:
     if not isinstance(value, wanted):
-        raise TypeError(f"{call}: `{name}` must be a {wanted.__name__}, but is {type(value).__name__}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be a {wanted.__name__}, but is {type(value).__name__}")
 
 
 def number(call: str, name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{call}: `{name}` must be a number, but is {type(value).__name__}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be a number, but is {type(value).__name__}")
     if math.isnan(value):
-        raise ValueError(f"{call}: `{name}` must be a number, but is nan")
+        raise ValueError(f"{called(call)}: `{arg(name)}` must be a number, but is nan")
 
 
 def size(call: str, name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{call}: `{name}` must be an int, but is {type(value).__name__}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be an int, but is {type(value).__name__}")
     if value < 0:
-        raise ValueError(f"{call}: `{name}` must not be negative, but is {value}")
+        raise ValueError(f"{called(call)}: `{arg(name)}` must not be negative, but is {value}")
     if value >= 2**64:
-        raise ValueError(f"{call}: `{name}` must be less than 2**64, but is {value}")
+        raise ValueError(f"{called(call)}: `{arg(name)}` must be less than 2**64, but is {value}")
 
 
 def tensor(call: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{call}: `{name}` must be a torch.Tensor, but is {type(value).__name__}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be a torch.Tensor, but is {type(value).__name__}")
     if value.layout != torch.strided:
-        raise TypeError(f"{call}: `{name}` must be a dense tensor, but its layout is {value.layout}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be a dense tensor, but its layout is {value.layout}")
 
 
 def host(call: str, name: str, value: Tensor) -> None:
     tensor(call, name, value)
     if value.device.type != "cpu":
-        raise ValueError(f"{call}: `{name}` must be on the host, but is on {value.device}; pass `{name}.cpu()`")
+        raise ValueError(
+            f"{called(call)}: `{arg(name)}` must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`"
+        )
 
 
 def vector(call: str, name: str, value: Tensor) -> None:
     if value.dim() != 1:
-        raise ValueError(f"{call}: `{name}` must have one dimension, but has shape {list(value.shape)}")
+        raise ValueError(f"{called(call)}: `{arg(name)}` must have one dimension, but has shape {list(value.shape)}")
 
 
 def contiguous(call: str, name: str, value: Tensor) -> None:
     if not value.is_contiguous():
         raise ValueError(
-            f"{call}: `{name}` must be contiguous, but has shape {list(value.shape)} and strides "
-            f"{list(value.stride())}; pass a tensor made with `{name}.contiguous()`"
+            f"{called(call)}: `{arg(name)}` must be contiguous, but has shape {list(value.shape)} and strides "
+            f"{list(value.stride())}; pass a tensor made with `{arg(name)}.contiguous()`"
         )
 
 
 def element_type(call: str, name: str, value: Tensor, valid: Collection[torch.dtype]) -> None:
     if value.dtype not in valid:
-        raise TypeError(f"{call}: `{name}` must be one of {names(valid)}, but is {value.dtype}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be one of {names(valid)}, but is {value.dtype}")
 
 
 def same_type(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.dtype != other.dtype:
         raise TypeError(
-            f"{call}: `{name}` must have the type of `{other_name}` ({other.dtype}), but is "
-            f"{value.dtype}; pass `{name}.to({other.dtype})`"
+            f"{called(call)}: `{arg(name)}` must have the type of `{arg(other_name)}` ({other.dtype}), but is "
+            f"{value.dtype}; pass `{arg(name)}.to({other.dtype})`"
         )
 
 

@@ -12,6 +12,7 @@ from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.file import FileRows, Table, in_use
 from torch_gas._core.memory import mark_written
+from torch_gas._core.naming import arg, called
 from torch_gas._core.storage import SCALED_TYPES, is_scaled
 
 
@@ -33,21 +34,27 @@ class Staging(NamedTuple):
 def check_staging(call: str, table: Table, staging: Staging) -> None:
     """Refuses what no rows of the table can go through."""
     if not isinstance(staging, Staging):
-        raise TypeError(f"{call}: `staging` must be a Staging, but is {type(staging).__name__}")
+        raise TypeError(f"{called(call)}: `staging` must be a Staging, but is {type(staging).__name__}")
     if table.device.type != "cpu":
-        raise ValueError(f"{call}: `staging` is for tables on the host, but `table` is on {table.device}; leave it out")
+        raise ValueError(
+            f"{called(call)}: `staging` is for tables on the host, but `{arg('table')}` is on {table.device}; leave it out"
+        )
     buffer = staging.buffer
     checks.host(call, "staging.buffer", buffer)
     checks.vector(call, "staging.buffer", buffer)
     checks.contiguous(call, "staging.buffer", buffer)
     checks.element_type(call, "staging.buffer", buffer, [torch.uint8])
     if buffer.data_ptr() % 8 != 0:
-        raise ValueError(f"{call}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory")
+        raise ValueError(
+            f"{called(call)}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory"
+        )
     if not isinstance(staging.stream, torch.cuda.Stream):
-        raise TypeError(f"{call}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}")
+        raise TypeError(
+            f"{called(call)}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}"
+        )
     if not buffer.is_pinned():
         raise ValueError(
-            f"{call}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "
+            f"{called(call)}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "
             "pin_memory=True)`"
         )
 
@@ -57,23 +64,23 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
     if staging is not None:
         if device != staging.stream.device:
             raise ValueError(
-                f"{call}: `{name}` must be on the device of `staging.stream`, but they are on {device} and "
-                f"{staging.stream.device}; move `{name}`"
+                f"{called(call)}: `{arg(name)}` must be on the device of `staging.stream`, but they are on {device} and "
+                f"{staging.stream.device}; move `{arg(name)}`"
             )
         require_cuda(call, name, device)
         return
     pinned = device.type == "cuda" and table.device.type == "cpu" and table.is_pinned()
     if table.device != device and not pinned:
-        fix = f"move `{name}` to {table.device}"
+        fix = f"move `{arg(name)}` to {table.device}"
         if device.type == "cuda" and table.device.type == "cpu":
             fix = "pin the table with `pin_memory()`" + (" or pass `staging`" if call != "scatter_rows" else "")
         raise ValueError(
-            f"{call}: the table must be on the device of `{name}` or, if that is a CUDA device, in "
-            f"pinned host memory, but `table` is on {table.device} and `{name}` on {device}; {fix}"
+            f"{called(call)}: the table must be on the device of `{arg(name)}` or, if that is a CUDA device, in "
+            f"pinned host memory, but `{arg('table')}` is on {table.device} and `{arg(name)}` on {device}; {fix}"
         )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
-            f"{call}: rows move in host memory and on CUDA devices, but `{name}` is on {device}; "
+            f"{called(call)}: rows move in host memory and on CUDA devices, but `{arg(name)}` is on {device}; "
             "keep the table on the host"
         )
     if device.type == "cuda":
@@ -119,7 +126,7 @@ def _staging_at(call: str, staging: Staging, rows: Tensor) -> object:
     row_bytes = rows.shape[1:].numel() * rows.element_size()
     if staging.buffer.nbytes < 2 * row_bytes:
         raise ValueError(
-            f"{call}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
+            f"{called(call)}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
             f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
         )
     return _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)

@@ -9,9 +9,9 @@ from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
+from torch_gas._core.naming import arg, called, naming
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
-from torch_gas._util.arguments import renamed
 
 _TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -64,7 +64,8 @@ def gather_rows(
     rows = _output(call, table, index.numel(), dtype, out, device)
     if staging is None and rows.device != device:
         raise ValueError(
-            f"{call}: `index` and `out` must be on one device, but are on {device} and {rows.device}; move `index`"
+            f"{called(call)}: `{arg('index')}` and `out` must be on one device, but are on {device} and {rows.device}; "
+            f"move `{arg('index')}`"
         )
     check_placement(call, table, "index" if staging is None else "out", rows.device, staging)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr(), staging=staging)
@@ -101,8 +102,8 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     rows = _input_rows(call, table, index.numel(), rows)
     if rows.device != index.device:
         raise ValueError(
-            f"{call}: `index` and `rows` must be on one device, but are on {index.device} and "
-            f"{rows.device}; move `index`"
+            f"{called(call)}: `{arg('index')}` and `{arg('rows')}` must be on one device, but are on {index.device} and "
+            f"{rows.device}; move `{arg('index')}`"
         )
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
@@ -230,9 +231,11 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
     _convertible("batch_rows", table, "dtype", dtype)
     rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
     read_chunks(table, offset, count, out=rows[:batch_size])
-    with renamed(call, index="halo"):
-        gather_rows(table, halo, out=rows[batch_size:])
+    _gather_halo(table, halo, out=rows[batch_size:])
     return rows
+
+
+_gather_halo = naming("batch_rows", index="halo")(gather_rows)
 
 
 def is_table(value: object) -> bool:
@@ -248,7 +251,7 @@ def _table(call: str, table: Table) -> None:
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
-        raise ValueError(f"{call}: `table` must have rows, but is a single number")
+        raise ValueError(f"{called(call)}: `{arg('table')}` must have rows, but is a single number")
     checks.contiguous(call, "table", table)
 
 
@@ -276,7 +279,9 @@ def _output(
     checks.contiguous(call, "out", out)
     _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
-        raise TypeError(f"{call}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out")
+        raise TypeError(
+            f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"
+        )
     return out
 
 
@@ -294,7 +299,7 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
     if rows.dim() != table.dim() or rows.shape != (num_rows, *shape):
         wanted = ["M" if num_rows is None else num_rows, *shape]
         raise ValueError(
-            f"{call}: `{name}` must have one row of the table's shape for each row moved, "
+            f"{called(call)}: `{arg(name)}` must have one row of the table's shape for each row moved, "
             f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
             "broadcast"
         )
@@ -302,16 +307,17 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{call}: `{name}` must be a torch.dtype, but is {type(dtype).__name__}")
+        raise TypeError(f"{called(call)}: `{arg(name)}` must be a torch.dtype, but is {type(dtype).__name__}")
     if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
         raise TypeError(
-            f"{call}: an {checks.names([table.dtype])} table holds floating-point rows [M, C] if it is [N, C + 4], but `table` "
-            f"is {list(table.shape)} and `{name}` {dtype}; make a table of that shape, or move rows of that type"
+            f"{called(call)}: an {checks.names([table.dtype])} table holds floating-point rows [M, C] if it is [N, C + 4], but "
+            f"`{arg('table')}` is {list(table.shape)} and `{arg(name)}` {dtype}; make a table of that shape, or move rows of "
+            "that type"
         )
     raise TypeError(
-        f"{call}: `{name}` must have the type of the table, or both must be one of "
-        f"{checks.names(FLOAT_TYPES)}, but `table` is {table.dtype} and `{name}` {dtype}; convert "
+        f"{called(call)}: `{arg(name)}` must have the type of the table, or both must be one of "
+        f"{checks.names(FLOAT_TYPES)}, but `{arg('table')}` is {table.dtype} and `{arg(name)}` {dtype}; convert "
         "one of them with `.to()`"
     )

@@ -1,13 +1,11 @@
-"""Arguments of public calls, checked by name: against annotations, and by the core."""
+"""Arguments of public calls, checked by name against annotations."""
 
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import functools
 import inspect
 import numbers
-import re
 import types
 import typing
 from collections.abc import Callable
@@ -57,28 +55,6 @@ def checked_fields(cls: T) -> T:
     """A dataclass whose fields are checked against their annotations when it is made."""
     cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
     return cls
-
-
-class renamed(contextlib.ContextDecorator):
-    """Within it, errors of the core speak of the call and the arguments that the user knows.
-
-    Args:
-        call: what the user called.
-        **names: the user's name for an argument of the core.
-    """
-
-    def __init__(self, call: str, **names: str) -> None:
-        self._call, self._names = call, names
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (TypeError, ValueError, IndexError)):
-            text = re.sub(r"`(\w+)`", lambda found: f"`{self._names.get(found[1], found[1])}`", str(error))
-            text = re.sub(r"\b(\w+)\[", lambda found: f"{self._names.get(found[1], found[1])}[", text)
-            text = re.sub(r"^[\w.]+(\(\))?: ", "", text)
-            raise type(error)(f"{self._call}: {text}") from error
 
 
 def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

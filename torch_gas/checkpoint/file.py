@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from io import BufferedReader
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.checkpoint.header import Damaged, Entry, decode, encode, place
+from torch_gas._util.replace import replacing
+from torch_gas.checkpoint.header import LENGTH, NAMES, Damaged, Entry, decode, encode, place
 from torch_gas.checkpoint.rows import read_rows, write_rows
 
 BLOCK = 2**23  # bytes of a table that are in memory at a time, or one row
@@ -31,9 +30,14 @@ def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
         TypeError: if the format has no such type of elements.
         OSError: if the file cannot be written.
     """
-    entries = place(tables)
+    for name, table in tables.items():
+        if table.dtype not in NAMES:
+            raise TypeError(f"{name!r} is {table.dtype}, which safetensors files cannot hold; convert it")
+    # Large elements first, so that each is aligned.
+    in_order = sorted(tables.items(), key=lambda item: -item[1].dtype.itemsize)
+    entries = place((name, table.dtype, table.shape) for name, table in in_order)
     sums = dict.fromkeys(entries, 0)
-    with _replacing(os.path.realpath(path)) as file:
+    with replacing(path) as file:
         file.write(_encode(entries, sums))
         for name, entry in entries.items():
             for start, stop in _blocks(entry):
@@ -64,35 +68,6 @@ def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
             yield start, min(start + step, entry.num_rows)
 
 
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of ``path`` in the end."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; give the path of a file")
-    part = f"{path}.part"
-    try:
-        with _descriptor(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as number:
-            with open(number, "wb", closefd=False) as file:
-                yield file
-            os.fsync(number)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
-    with _descriptor(os.path.dirname(path), os.O_RDONLY) as folder:
-        os.fsync(folder)  # the new name
-
-
-@contextmanager
-def _descriptor(path: str, flags: int) -> Iterator[int]:
-    number = os.open(path, flags, 0o666)
-    try:
-        yield number
-    finally:
-        os.close(number)
-
-
 class Saved:
     """A file of tables, open for reading.
 
@@ -107,10 +82,14 @@ class Saved:
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
+        # Rows are not read from the library's mapping, which would hold all of them in memory, and where a failing disk is a
+        # signal that ends the process.
         self._file: BufferedReader = open(path, "rb")  # noqa: SIM115  # closed by `__exit__`
         try:
-            size = os.fstat(self._file.fileno()).st_size
-            self.entries, texts, self._start = decode(self._file, size, self.path)
+            self.entries, texts = decode(self.path)
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                raise OSError(f"{self.path} was replaced while it was opened; open it again")
+            self._start = LENGTH + int.from_bytes(self._file.read(LENGTH), "little")
             self._sums = self._read_sums(texts)
         except BaseException:
             self._file.close()

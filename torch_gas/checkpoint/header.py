@@ -1,16 +1,18 @@
 """The header of a safetensors file (https://huggingface.co/docs/safetensors): where which tensor lies.
 
 A file is the length of its header in 8 bytes, least significant first, the header as JSON, and the tensors' bytes without gaps.
+The library reads and checks it. It writes whole files only, from memory, so the header is also written here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -32,9 +34,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_LENGTH = 8  # bytes of the header's length
-_LONGEST = 100_000_000  # bytes of a header, as in the reference implementation
-_METADATA = "__metadata__"
+LENGTH = 8  # bytes of the header's length
 
 
 class Entry(NamedTuple):
@@ -76,69 +76,38 @@ class Damaged(ValueError):
         super().__init__(f"{path} is damaged or no safetensors file: {why}; take another copy of it")
 
 
-def place(tables: Mapping[str, Any]) -> dict[str, Entry]:
-    """Where the bytes of ``tables`` go, in their order in the file: large elements first, so that each is aligned."""
+def place(tables: Iterable[tuple[str, torch.dtype, Iterable[int]]]) -> dict[str, Entry]:
+    """Where the bytes of tables of these names, types and shapes lie, one after the other."""
     entries, begin = {}, 0
-    for name, table in sorted(tables.items(), key=lambda item: -item[1].dtype.itemsize):
-        if table.dtype not in NAMES:
-            raise TypeError(f"{name!r} is {table.dtype}, which safetensors files cannot hold; convert it")
-        entry = entries[name] = Entry(table.dtype, tuple(table.shape), begin)
+    for name, dtype, shape in tables:
+        entry = entries[name] = Entry(dtype, tuple(shape), begin)
         begin = entry.end
     return entries
 
 
 def encode(entries: Mapping[str, Entry], texts: Mapping[str, str]) -> bytes:
     """The bytes before the tensors."""
-    header: dict[str, Any] = {_METADATA: dict(texts)}
+    header: dict[str, Any] = {"__metadata__": dict(texts)}
     for name, entry in entries.items():
         offsets = [entry.begin, entry.end]
         header[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(_LENGTH, "little") + text
+    return len(text).to_bytes(LENGTH, "little") + text
 
 
-def decode(file: BinaryIO, size: int, path: str) -> tuple[dict[str, Entry], dict[str, str], int]:
-    """The tensors of a file of ``size`` bytes in their order, its texts, and where the tensors' bytes begin.
+def decode(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a file in their order, and its texts.
 
     Raises:
-        Damaged: if anything in the header contradicts the format or the size.
+        Damaged: if the header contradicts the format or the size of the file.
     """
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    start = _LENGTH + length
-    if size < _LENGTH or start > size or length > _LONGEST:
-        raise Damaged(path, f"it has {size} bytes, which its header of {length} does not fit")
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_once)
-        texts = header.pop(_METADATA, {})
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise ValueError("its metadata are no texts")
-        entries = sorted(((name, _entry(name, value)) for name, value in header.items()), key=lambda item: item[1][2:])
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise Damaged(path, f"its header cannot be read ({error})") from None
-    end = 0
-    for name, entry in entries:
-        if entry.begin != end:
-            raise Damaged(path, f"the bytes of {name!r} begin at {entry.begin}, but those before end at {end}")
-        end = entry.end
-    if start + end != size:
-        raise Damaged(path, f"its tensors take {end} bytes, but {size - start} are there")
-    return dict(entries), texts, start
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name is there twice")
-    return dict(pairs)
-
-
-def _entry(name: str, value: dict[str, Any]) -> Entry:
-    if value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name!r} has the keys {sorted(value)}")
-    shape, (begin, end) = value["shape"], value["data_offsets"]
-    if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError(f"shape or offsets of {name!r} are no whole numbers")
-    entry = Entry(DTYPES[value["dtype"]], tuple(shape), begin)
-    if entry.end != end:
-        raise ValueError(f"{name!r} is {entry}, but has {end - begin} bytes")
-    return entry
+        with safe_open(path, framework="numpy") as file:  # maps the file, and reads its header only
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            described = [(name, DTYPES[each.get_dtype()], each.get_shape()) for name, each in slices.items()]
+            return place(described), file.metadata() or {}
+    except SafetensorError as error:
+        raise Damaged(path, str(error)) from None
+    except KeyError as error:
+        raise ValueError(f"{path} holds a tensor of type {error}, which torch lacks; convert it") from None

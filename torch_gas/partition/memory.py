@@ -17,8 +17,3 @@ def held_memory() -> int:
     """What it holds now; where the system does not tell, the most so far."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory()
-
-
-def in_units(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import replacing
+from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
 from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
 from torch_gas.partition import backends
-from torch_gas.partition.memory import held_memory, in_units, peak_memory
+from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
 
 BACKENDS = ("metis", "kaminpar", "stream", "random")
@@ -122,7 +124,7 @@ def metis(
     partition = make_partition(perm, ptr, "metis()")
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
-        more = in_units(max(0, peak_memory() - held))
+        more = format_bytes(max(0, peak_memory() - held))
         print(f"Done! [{seconds:.2f}s, {cut:.1%} of edges between parts, at most {more} more memory]")
     return partition
 
@@ -164,14 +166,8 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
         ValueError: if ``partition`` is not one.
     """
     perm, ptr = make_partition(*partition, where="save_partition()")
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, perm=perm.numpy(), ptr=ptr.numpy())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with replacing(path, f".{os.getpid()}.part") as file:  # several processes may write the same partition
+        np.savez(file, perm=perm.numpy(), ptr=ptr.numpy())
 
 
 @checked

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas._util.units import format_bytes, parse_bytes
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import count_nodes
 from torch_gas.partition import metis
 from torch_gas.partition.parts import BACKENDS
 from torch_gas.planner.batches import sample
-from torch_gas.planner.memory import StepMemory
+from torch_gas.planner.memory import StepMemory, free_memory
 from torch_gas.planner.probe import Loss, measure
 from torch_gas.planner.record import Plan, Prediction
 from torch_gas.planner.tiers import storages
-from torch_gas.planner.units import free_memory, in_units, parse_bytes
 from torch_gas.session.model import HistoryModel
 
 PARTS_A_BATCH = 8
@@ -113,7 +113,7 @@ def plan(
     if step_memory.constant >= (1 - margin) * memory:
         raise ValueError(
             f"plan(): parameters, their gradients and the optimiser (optimizer_states is {optimizer_states}) "
-            f"take {in_units(step_memory.constant)} whatever the batch is, "
+            f"take {format_bytes(step_memory.constant)} whatever the batch is, "
             f"more than {_limit(memory, margin)}; give more device_memory, or make the model narrower"
         )
     search = _Search(model, loader, step_memory, (1 - margin) * memory)
@@ -214,13 +214,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _limit(memory: int, margin: float) -> str:
-    return f"{in_units((1 - margin) * memory)} ({in_units(memory)} of device memory less a margin of {margin:.0%})"
+    return (
+        f"{format_bytes((1 - margin) * memory)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    )
 
 
 def _too_small(last: Prediction, limit: str, has_ptr: bool) -> str:
     return (
         f"plan(): even batches of {last.batch_nodes:.0f} nodes with {last.batch_nodes * last.halo_ratio:.0f} halo nodes (one of "
-        f"{last.num_parts} parts) take {in_units(last.peak_memory)}, more than {limit}; "
+        f"{last.num_parts} parts) take {format_bytes(last.peak_memory)}, more than {limit}; "
         f"{'partition into more parts, ' if has_ptr else ''}give more device_memory, keep histories in host memory, or make the "
         "model narrower or of half precision (model.bfloat16())"
     )

@@ -1,9 +1,11 @@
-"""The memory of a training step as a linear function of the batch's size, fitted to measured steps."""
+"""Memory that is free, and that of a training step as a linear function of the batch's size, fitted to measured steps."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,3 +64,23 @@ def fit(sizes: Sequence[Size], peaks: Sequence[int]) -> StepMemory:
                 best, least = torch.zeros(4, dtype=torch.float64), error
                 best[chosen] = solution.view(-1)
     return StepMemory(*(best / scale).tolist())
+
+
+def free_memory(device: torch.device, name: str = "device_memory") -> int:
+    """Bytes that tensors on ``device`` may still take; what torch's allocator keeps for itself is among them.
+
+    Args:
+        device: the CPU or a CUDA device.
+        name: the argument of plan() that stands for it.
+
+    Raises:
+        ValueError: if the system does not tell.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    path = Path("/proc/meminfo")
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text() if path.exists() else "", re.MULTILINE)
+    if match is None:
+        raise ValueError(f'plan(): this system does not tell how much memory is free; pass {name}="8 GiB"')
+    return 1024 * int(match[1])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch_gas._util.text_table import text_table
+from torch_gas._util.units import format_bytes
 from torch_gas.planner.memory import StepMemory
 from torch_gas.planner.tiers import Storage
-from torch_gas.planner.units import in_units
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class Plan(Prediction):
     @property
     def placement(self) -> str:
         """Where histories belong, why, and which storage type would take them to a faster tier."""
-        rooms = " and ".join(f"{in_units(room)} {_FREE[tier]}" for tier, room in self.rooms.items())
+        rooms = " and ".join(f"{format_bytes(room)} {_FREE[tier]}" for tier, room in self.rooms.items())
         found = f"They belong {_PLACES[self.tier]}: {rooms} are free for them."
         for storage in self.storages[1:]:
             if storage.tier != self.tier:
                 return (
-                    f"{found} With history_dtype={storage.dtype} ({in_units(storage.nbytes)}) they would fit "
+                    f"{found} With history_dtype={storage.dtype} ({format_bytes(storage.nbytes)}) they would fit "
                     f"{_PLACES[storage.tier]}."
                 )
         return found
@@ -87,7 +88,8 @@ class Plan(Prediction):
     @property
     def reason(self) -> str:
         """Why this one was chosen."""
-        limit = f"{in_units((1 - self.margin) * self.device_memory)}, {1 - self.margin:.0%} of {in_units(self.device_memory)}"
+        share = 1 - self.margin
+        limit = f"{format_bytes(share * self.device_memory)}, {share:.0%} of {format_bytes(self.device_memory)}"
         if self.is_full_batch:
             return (
                 f"The whole graph fits in {limit}: train on it as one batch, whose rows are never stale. Histories are not "
@@ -101,17 +103,17 @@ class Plan(Prediction):
         )
 
     def __str__(self) -> str:
-        terms = [f"{in_units(term)} {of}" for term, of in zip(self.step_memory, _TERMS, strict=True)]
+        terms = [f"{format_bytes(term)} {of}" for term, of in zip(self.step_memory, _TERMS, strict=True)]
         return "\n".join(
             [
                 f"metis(data, num_parts={self.num_parts}), SubgraphLoader(data, ptr, batch_size={self.batch_size}, shuffle=True)",
                 "",
-                *_table([_HEAD, *(_row(each) for each in self.candidates)]),
+                text_table(_HEAD, map(_row, self.candidates)),
                 "",
                 self.reason,
                 f"Peak memory of a step: {', '.join(terms)}.",
-                f"Histories: {in_units(self.history_bytes)}, of which a step writes {in_units(self.pushed_bytes)} and reads "
-                f"{in_units(self.pulled_bytes)}. {self.placement}",
+                f"Histories: {format_bytes(self.history_bytes)}, of which a step writes {format_bytes(self.pushed_bytes)} "
+                f"and reads {format_bytes(self.pulled_bytes)}. {self.placement}",
             ]
         )
 
@@ -134,14 +136,8 @@ def _row(each: Prediction) -> tuple[str, ...]:
         f"{each.steps:,}",
         f"{each.batch_nodes:,.0f}",
         f"{each.halo_ratio:.2f}",
-        in_units(each.peak_memory),
-        in_units(each.pushed_bytes),
-        in_units(each.pulled_bytes),
+        format_bytes(each.peak_memory),
+        format_bytes(each.pushed_bytes),
+        format_bytes(each.pulled_bytes),
         "chosen" if each.fits else "does not fit",
     )
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of columns that are aligned at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

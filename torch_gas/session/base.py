@@ -207,7 +207,7 @@ class ScalableGNN(HistoryModel):
         if adj_t is None:
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
-        with Undo(sys._getframe()) as undo, undo:
+        with Undo(sys._getframe()) as undo:
             call = self._prepare(undo, num_rows, adj_t, batch_size, n_id, offset, count)
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time

@@ -164,8 +164,7 @@ def layerwise_inference(
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
     session = model._session
     session.clean_up()
-    stance = eager()
-    with stance, stance, Undo(sys._getframe()) as undo, undo:
+    with eager(), Undo(sys._getframe()) as undo:
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)

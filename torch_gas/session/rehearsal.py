@@ -61,7 +61,7 @@ def _small_batch(model: ScalableGNN, data: Data) -> SubData:
 
 def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
     """What ``forward`` returns, called beside all checks and transfers."""
-    with Undo() as undo, undo:
+    with Undo() as undo:
         undo.set(model._session, "replay", replay)
         data, *ids = batch
         args, kwargs = model.inputs(data)

@@ -336,7 +336,7 @@ class ScaledGNN(HistoryModel):
             self._check_order(ids[0])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
-        with Undo(sys._getframe()) as undo, undo:
+        with Undo(sys._getframe()) as undo:
             call = self._session.begin(undo, rows, adj, *(ids or (None,) * 4))
             if call.n_id is not None:
                 args = tuple(square(value, call.n_id.numel()) for value in args)

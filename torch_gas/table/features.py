@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_gas import _core
-from torch_gas._util.arguments import checked, renamed
+from torch_gas._core.naming import naming
+from torch_gas._util.arguments import checked
 from torch_gas.table.file import FileTable
 from torch_gas.table.tier import FileTier
 
@@ -73,7 +74,7 @@ class StoredFeatures:
         return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
 
     @checked
-    @renamed("StoredFeatures.batch_rows")
+    @naming("StoredFeatures.batch_rows")
     def batch_rows(self, offset: Tensor, count: Tensor, halo: Tensor) -> Tensor:
         """The rows of ranges of nodes, and behind them those of ``halo``, [B + S, C]; see :class:`~torch_gas.SubData`."""
         return _core.batch_rows(self._table, offset, count, halo, self.dtype)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._core import checks
-from torch_gas._util.arguments import checked, renamed
+from torch_gas._core.naming import arg, called, naming
+from torch_gas._util.arguments import checked
 from torch_gas._util.version import version
 from torch_gas.transfer.lanes import AtOnce, Event, Lane, make_lanes, make_staging, with_index
 
@@ -186,7 +187,7 @@ class AsyncIOPool:
     # -- pull ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @renamed("AsyncIOPool.async_pull", table="src")
+    @naming("AsyncIOPool.async_pull", table="src")
     @torch.no_grad()
     def async_pull(
         self,
@@ -353,7 +354,7 @@ class AsyncIOPool:
         return there
 
     @checked
-    @renamed("AsyncIOPool.pull_now", table="src")
+    @naming("AsyncIOPool.pull_now", table="src")
     @torch.no_grad()
     def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
@@ -367,7 +368,7 @@ class AsyncIOPool:
     # -- push ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @renamed("AsyncIOPool.async_push", table="dst")
+    @naming("AsyncIOPool.async_push", table="dst")
     @torch.no_grad()
     def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
@@ -450,7 +451,7 @@ class AsyncIOPool:
 
     def _table(self, rows: _core.Table) -> _Table:
         if rows.dim() != 2:
-            raise ValueError(f"AsyncIOPool: `table` must be [N, C], but is {list(rows.shape)}")
+            raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
         if isinstance(rows, Tensor):
             checks.contiguous("AsyncIOPool", "table", rows)
         known = self._tables.get(rows.data_ptr())
@@ -458,8 +459,8 @@ class AsyncIOPool:
         if known is not None and _layout(known.rows) != _layout(rows):
             if any(pull.table is known for pull in self._queue):
                 raise ValueError(
-                    f"AsyncIOPool: `table` is {list(rows.shape)}, but begins where a table of {list(known.rows.shape)} does "
-                    "that is being pulled; pass the whole table"
+                    f"{called('AsyncIOPool')}: `{arg('table')}` is {list(rows.shape)}, but begins where a table of "
+                    f"{list(known.rows.shape)} does that is being pulled; pass the whole table"
                 )
             known.settle()
             known = None

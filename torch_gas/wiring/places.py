@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.wiring import batch
@@ -116,8 +116,19 @@ class Places(TorchFunctionMode):
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
         self.convs = set(outermost_convs(model, automatic=True))
         self.scope, self._inside = "", 0
+        self._is_entered = False
         self._calls: Counter[MessagePassing] = Counter()
         self._met: Counter[tuple[str, str, str]] = Counter()
+
+    def __enter__(self) -> Places:
+        super().__enter__()
+        self._is_entered = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_entered:
+            self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
+            super().__exit__(None, None, None)
 
     def wire(self, undo: Undo) -> None:
         """Stands in for methods of the layers, and sees functions of torch."""
@@ -130,8 +141,7 @@ class Places(TorchFunctionMode):
                 if isinstance(module, MessagePassing):
                     undo.set(module, "propagate", self._propagate(module))
         if "reduction" in self.kinds or "maximum" in self.kinds:
-            undo.add(_pop, self)
-            _push_mode(self)
+            undo.enter(self)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -209,7 +219,7 @@ class Places(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self._inside > 0:
+        if self._inside > 0 or not self._is_entered:
             return out
         name = getattr(func, "__name__", "")
         if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
@@ -228,16 +238,6 @@ class Places(TorchFunctionMode):
             value = self._ask(self._next("maximum", _line()), out)
             return out if value is None else value
         return out
-
-
-def _pop(mode: TorchFunctionMode) -> None:
-    """Takes ``mode`` from torch's stack if it is there."""
-    stack = _get_current_function_mode_stack()
-    position = next((i for i, each in enumerate(stack) if each is mode), len(stack))
-    for _ in stack[position:]:
-        _pop_mode()
-    for above in stack[position + 1 :]:
-        _push_mode(above)
 
 
 def _line() -> str:

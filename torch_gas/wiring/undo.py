@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -18,10 +20,9 @@ from torch_gas._util.tracing import untraced
 class Undo:
     """A log of steps that undo changes, which are run in reverse order when it is left.
 
-    Ctrl-C may come between any two operations, and so while the log is left, too. A step is therefore noted before the change
-    that it undoes is made, and forgotten after it has run; it does nothing where there is nothing to undo. Enter the log twice,
-    ``with undo, undo:``, so that the outer exit finishes what the inner one could not. What is left even so, because Ctrl-C
-    came again, stays in the log, and the next call finishes it.
+    A step is noted before the change that it undoes is made, and forgotten after it has run; it does nothing where there is
+    nothing to undo. Ctrl-C that comes while the log is left is raised after the rest has been undone. What is left even so,
+    because it came again, stays in the log, and the next call of the model finishes it.
 
     Args:
         frame: of the call whose changes it holds.
@@ -29,7 +30,7 @@ class Undo:
 
     @untraced
     def __init__(self, frame: FrameType | None = None) -> None:
-        self._frame = frame
+        self._frame, self._thread = frame, threading.get_ident()
         self._steps: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     @untraced
@@ -37,9 +38,13 @@ class Undo:
         return self
 
     @untraced
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._run()
+        finally:
+            self._run()  # the rest, where Ctrl-C came in between
+
+    def _run(self) -> None:
         while self._steps:
             step, args = self._steps[-1]
             step(*args)
@@ -49,24 +54,25 @@ class Undo:
     def finish(self) -> None:
         """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
         if self._steps and not self.is_running:
-            with torch.set_grad_enabled(torch.is_grad_enabled()), self:
-                pass
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                self._run()
 
     @property
     def is_running(self) -> bool:
-        """Whether the call is still under way, in any thread."""
-        frames = list(
-            sys._current_frames().values()
-        )  # without one of them in a variable, which would keep itself alive
-        while frames:
-            if any(frame is self._frame for frame in frames):
-                return True
-            frames = [frame.f_back for frame in frames if frame.f_back is not None]
-        return False
+        """Whether the call is still under way: further up in this thread, or in another one, which Ctrl-C does not end."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None or self._thread != threading.get_ident()
 
     def add(self, step: Callable[..., Any], *args: Any) -> None:
         """Notes ``step(*args)``, which may run more than once."""
         self._steps.append((step, args))
+
+    def enter(self, context: AbstractContextManager[Any]) -> None:
+        """Enters ``context``, which may be left more than once, and before it is entered."""
+        self.add(context.__exit__, None, None, None)
+        context.__enter__()
 
     def set(self, owner: object, name: str, value: Any) -> None:
         """Sets an attribute of one instance."""
@@ -76,6 +82,8 @@ class Undo:
         else:
             self.add(own.pop, name, None)
         own[name] = value
+
+    # Hooks are registered by hand: torch returns the handle, which is to be noted, after the hook is there.
 
     def hook_before(self, module: Module, hook: Callable[..., Any]) -> None:
         """Registers a forward pre-hook with keyword arguments."""

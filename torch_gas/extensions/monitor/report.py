@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from torch_gas._util.text_table import text_table
 from torch_gas.extensions.monitor.bound import LayerBound
 from torch_gas.extensions.monitor.counts import LayerStatistics
 from torch_gas.extensions.monitor.errors import LayerError
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 BARS = " ▁▂▃▄▅▆▇█"
 MOST_LINES = 6  # of layers, in one picture
-
-
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of text, flush right."""
-    lines = [tuple(header), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)
 
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:

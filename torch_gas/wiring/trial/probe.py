@@ -141,7 +141,7 @@ def _explain(model: Module, failure: Differs, exact: dict[Place, Tensor]) -> str
 def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], list[Place], Any]:
     record = Record()
     args, kwargs = inputs(to_model(model, data))
-    with Undo() as undo, undo:
+    with Undo() as undo:
         wire(undo, model, record, NUM_NODES, NUM_NODES, True)
         try:
             out = model(*args, **kwargs)

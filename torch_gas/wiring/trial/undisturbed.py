@@ -92,7 +92,7 @@ def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
-    with Undo() as undo, undo:
+    with Undo() as undo:
         wire(undo, model, handler, batch.batch_size, num_rows, closed)
         return model(*args, **kwargs)
 

@@ -1,12 +1,9 @@
-"""Bytes as people write and read them, and how many of them are free."""
+"""Bytes as people write and read them."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
-
-import torch
 
 _PREFIXES = ("", "k", "M", "G", "T")
 
@@ -35,7 +32,7 @@ def parse_bytes(size: Any, name: str) -> int:
     return number
 
 
-def in_units(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as people read them, with three digits: ``1.50 GiB``."""
     power = 0
     while size >= 999.5 and power + 1 < len(_PREFIXES):
@@ -43,23 +40,3 @@ def in_units(size: float) -> str:
     unit = f"{_PREFIXES[power].upper()}iB" if power else "B"
     digits = 0 if power == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{size:.{digits}f} {unit}"
-
-
-def free_memory(device: torch.device, name: str = "device_memory") -> int:
-    """Bytes that tensors on ``device`` may still take; what torch's allocator keeps for itself is among them.
-
-    Args:
-        device: the CPU or a CUDA device.
-        name: the argument of plan() that stands for it.
-
-    Raises:
-        ValueError: if the system does not tell.
-    """
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    path = Path("/proc/meminfo")
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text() if path.exists() else "", re.MULTILINE)
-    if match is None:
-        raise ValueError(f'plan(): this system does not tell how much memory is free; pass {name}="8 GiB"')
-    return 1024 * int(match[1])

@@ -1,0 +1,58 @@
+"""What users call the calls and arguments of the core, of which errors speak."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from torch_gas._core.build import _C
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: errors that the core raises inside of the function speak of the call and the arguments that its user knows.
+
+    Names are looked up when the text of an error is made, here and in C++, so that other calls cost nothing.
+
+    Args:
+        call: what the user called.
+        **names: the user's name for an argument of the core.
+
+    Example:
+        >>> import torch
+        >>> from torch_gas._core import gather_rows
+        >>> @naming("read", index="ids")
+        ... def read(table, ids):
+        ...     return gather_rows(table, ids)
+        >>> read(torch.zeros(2, 1), torch.tensor([2]))
+        Traceback (most recent call last):
+        IndexError: read: every id in `ids` must be in [0, 2), but ids[0] is 2
+    """
+    known = _C.Naming(call, names)
+    enter, leave = known.enter, known.leave
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            enter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                leave()
+
+        return wrapper
+
+    return decorate
+
+
+def called(call: str) -> str:
+    """What the user called where the core runs ``call``."""
+    return str(_C.call_name(call))
+
+
+def arg(name: str) -> str:
+    """The user's name for an argument of the core."""
+    return str(_C.argument_name(name))
