@@ -23,6 +23,7 @@ from torch_gas.graph.formats import (
     num_nodes_of,
     stored_edges,
 )
+from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition import backends
 from torch_gas.partition.memory import held_memory, in_units, peak_memory
 from torch_gas.partition.record import Partition, make_partition
@@ -125,7 +126,7 @@ def metis(
         part = choices[backend](task)
     part_of_position, perm = part.sort(stable=True)
     ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
-    partition = make_partition(perm, ptr, "metis()")
+    partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
         more = in_units(max(0, peak_memory() - held))

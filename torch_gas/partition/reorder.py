@@ -38,7 +38,7 @@ from torch_gas.graph.formats import (
     stored_edges,
     to_csr,
 )
-from torch_gas.partition.record import Partition, check_perm
+from torch_gas.partition.record import Partition, check_perm, note_step
 from torch_gas.table import StoredFeatures
 
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
@@ -96,7 +96,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         if edge_order is not None and (edge_attrs(data) or not _is_sorted(data)):
             out.edge_perm = edge_order
     else:
-        out.perm.step = perm  # the loader compares the last step with the order that `ptr` is for
+        note_step(out.perm, perm)
     if log:
         print(f"Done! [{time.perf_counter() - start:.2f}s]")
     return out
