@@ -17,7 +17,9 @@ from torch_geometric.loader import NeighborLoader
 from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_gas import SubData, in_degree
+from torch_gas.batch.record import BatchRecord, BatchSize
 from torch_gas.graph.attributes import take
+from torch_gas.graph.key import digest
 
 NUM_SAMPLED = (10, 5)  # neighbours of a seed, and of any further node
 
@@ -31,9 +33,16 @@ def without_halo(batch: SubData) -> SubData:
     size = (batch_size, batch_size)
     adj_t = torch.sparse_csr_tensor(rowptr, col[inside], value[inside], size, check_invariants=False)
     rows = torch.arange(batch_size)
-    names = [name for name in data.keys() if name != "adj_t" and data.is_node_attr(name)]  # noqa: SIM118  # Data iterates over pairs
+    names = [name for name in data.keys() if name not in ("adj_t", "n_id") and data.is_node_attr(name)]  # noqa: SIM118  # Data iterates over pairs
     attributes = {name: take(data[name], rows) for name in names}
-    return SubData(Data(**attributes, adj_t=adj_t), batch_size, n_id[:batch_size], offset, count)
+    return batch_of(Data(**attributes, adj_t=adj_t), n_id[:batch_size], batch.record.num_nodes, offset, count)
+
+
+def batch_of(data: Data, n_id: Tensor, num_nodes: int, offset: Tensor | None, count: Tensor | None) -> SubData:
+    """A batch of a graph of ``num_nodes`` nodes, which models take as they take a loader's."""
+    number, num_edges = n_id.numel(), data.adj_t.values().size(0)
+    record = BatchRecord("", num_nodes, offset, count, number, 0, num_edges, digest(n_id), "in")
+    return SubData(data, BatchSize(record), n_id, offset, count)
 
 
 class NeighborSampling:
@@ -83,7 +92,7 @@ class NeighborSampling:
             for _ in range(self.num_layers):  # rows are in the order in which nodes were found
                 hops.append(max(hops[-1], 1 + _largest(source[destination < hops[-1]])))
             data = Data(x=take(self.graph.x, n_id), y=self.graph.y[n_id], train_mask=train_mask, adj_t=adj_t, hops=hops)
-            yield SubData(data, n_id.numel(), n_id, None, None)
+            yield batch_of(data, n_id, self.graph.num_nodes, None, None)
 
 
 def _largest(ids: Tensor) -> int:

@@ -23,6 +23,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
+from torch_gas.partition.record import is_in_order
 from torch_gas.table import StoredFeatures
 
 
@@ -172,14 +173,13 @@ def check_ptr(ptr: Tensor, data: Data) -> Tensor:
         )
     if bool((ptr.diff() < 0).any()):
         raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
-    perm = getattr(ptr, "perm", None)  # metis() leaves it there
-    order = data.get("perm", torch.arange(num_nodes))
-    if perm is not None and not torch.equal(perm, getattr(order, "step", order)):  # permute() leaves it there
+    ptr = ptr.to(torch.int64)
+    if not is_in_order(data, find_adjacency(data)[1], ptr):
         raise ValueError(
             "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
             "returned together with this ptr"
         )
-    return ptr.to(torch.int64)
+    return ptr
 
 
 def _signature(data: Data) -> list[tuple[str, Any]]:

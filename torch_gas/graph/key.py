@@ -48,7 +48,12 @@ def graph_key(adj: Any, num_nodes: int, perm: Tensor | None = None) -> str:
     return f"{_hex(edges + num_nodes * _GOLDEN)}-{order_key(perm)}"
 
 
-def order_of(key: str) -> str:
+def edges_of_key(key: str) -> str:
+    """The part of a key that goes by N and the edges."""
+    return key.partition("-")[0]
+
+
+def order_of_key(key: str) -> str:
     """The part of a key that goes by the order of the nodes; empty where that is not known."""
     return key.partition("-")[2]
 

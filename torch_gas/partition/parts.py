@@ -19,6 +19,7 @@ from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
 from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
+from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition import backends
 from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
@@ -121,7 +122,7 @@ def metis(
         part = choices[backend](task)
     part_of_position, perm = part.sort(stable=True)
     ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
-    partition = make_partition(perm, ptr, "metis()")
+    partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
         more = format_bytes(max(0, peak_memory() - held))

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from torch_gas.graph.checks import INTEGERS
+from torch_gas.graph.key import digest, edges_of_key, graph_key, order_key
 
 
 class Partition(NamedTuple):
@@ -15,8 +17,7 @@ class Partition(NamedTuple):
 
     Args:
         perm: original id of the node at each new position, [N].
-        ptr: part p is positions ``ptr[p] .. ptr[p+1]``, [num_parts + 1]. ``ptr.perm`` is ``perm``,
-            so that a loader, which is given ``ptr`` alone, can tell whether its data was permuted.
+        ptr: part p is positions ``ptr[p] .. ptr[p+1]``, [num_parts + 1].
     """
 
     perm: Tensor
@@ -26,8 +27,33 @@ class Partition(NamedTuple):
         return f"Partition(num_nodes={self.perm.numel()}, num_parts={self.ptr.numel() - 1})"
 
 
-def make_partition(perm: Any, ptr: Any, where: str) -> Partition:
-    """The checked partition on the CPU."""
+# What this process has partitioned, by content, so that a loader, which is given `ptr` alone, can tell whether its data was
+# permuted: by the digest of `ptr`, the keys of the orders that it is for, and of the edges of the graph before that.
+_orders: dict[int, dict[str, str]] = {}
+_last_steps: dict[str, str] = {}  # by the key of an order that several calls of permute() made: that of the last one
+
+
+def note_step(perm: Tensor, step: Tensor) -> None:
+    """Notes that the order ``perm`` came about by reordering another one by ``step``."""
+    _last_steps[order_key(perm)] = order_key(step)
+
+
+def is_in_order(data: Data, adj: Any, ptr: Tensor) -> bool:
+    """Whether the nodes of a graph may be in the order that ``ptr`` is for.
+
+    Parts of equal size say nothing of their order. Where ``ptr`` has no others, only a graph with the very edges that it was
+    computed for, which was not permuted then, is found out.
+    """
+    known, num_nodes = _orders.get(digest(ptr)), int(ptr[-1])
+    order = order_key(data.get("perm", torch.arange(num_nodes)))
+    if known is None or _last_steps.get(order, order) in known:
+        return True
+    low, high = ptr.diff().aminmax()
+    return int(high - low) < 2 and edges_of_key(graph_key(adj, num_nodes)) not in known.values()
+
+
+def make_partition(perm: Any, ptr: Any, where: str, edges: str = "") -> Partition:
+    """The checked partition on the CPU; ``edges`` is the key of the graph's edges, where it is known."""
     perm = check_perm(perm, None, where).cpu()
     valid = isinstance(ptr, Tensor) and ptr.dtype in INTEGERS and ptr.dim() == 1 and ptr.numel() >= 2
     if valid:
@@ -38,7 +64,7 @@ def make_partition(perm: Any, ptr: Any, where: str) -> Partition:
             f"{where}: ptr must ascend from 0 to the number of nodes, {perm.numel()}, but is"
             f" {ptr}: compute the partition anew with metis()"
         )
-    ptr.perm = perm
+    _orders.setdefault(digest(ptr), {})[order_key(perm)] = edges
     return Partition(perm, ptr)
 
 

@@ -27,7 +27,7 @@ from torch_gas.graph.edges import (
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import check_adjacency, format_of
 from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
-from torch_gas.partition.record import Partition, check_perm
+from torch_gas.partition.record import Partition, check_perm, note_step
 from torch_gas.table import StoredFeatures
 
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
@@ -85,7 +85,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         if edge_order is not None and (edge_attrs(data) or not _is_sorted(data)):
             out.edge_perm = edge_order
     else:
-        out.perm.step = perm  # the loader compares the last step with the order that `ptr` is for
+        note_step(out.perm, perm)
     if log:
         print(f"Done! [{time.perf_counter() - start:.2f}s]")
     return out

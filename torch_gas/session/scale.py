@@ -21,7 +21,7 @@ from torch_gas.batch.data import SubData, is_of_batch
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import format_of, is_csr
-from torch_gas.graph.key import order_key, order_of
+from torch_gas.graph.key import order_key, order_of_key
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.call import Call
@@ -330,9 +330,7 @@ class ScaledGNN(HistoryModel):
         given = names_of(self.model, args, kwargs)
         found = adjacencies(args, kwargs)
         rows, adj = count_rows(given), found[0] if found else None
-        if ids is None:
-            self._check_whole(given)
-        else:
+        if ids is not None:
             self._check_order(ids[0])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
             self._check_given(given, adj)
@@ -355,16 +353,9 @@ class ScaledGNN(HistoryModel):
             self._session.end(call)
             return out if call.n_id is None else self._cut(out, call)
 
-    def _check_whole(self, given: dict[str, Any]) -> None:
-        if any(map(is_of_batch, given.values())):
-            raise ValueError(
-                f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
-                "them: model(batch), or `for batch, *ids in loader: model(batch, *ids)`"
-            )
-
     def _check_order(self, batch_size: Any) -> None:
         record = record_of(batch_size)
-        order = "" if record is None else order_of(record.key)
+        order = "" if record is None else order_of_key(record.key)
         if order and self._order and order != self._order:
             raise ValueError(
                 f"{self._name}: the loader's graph is in another order than the one that scale() was given (data.perm differs); "
@@ -403,6 +394,11 @@ class ScaledGNN(HistoryModel):
             ids = tuple(kwargs.pop(name, None) for name in names)
             if ids[0] is None:
                 raise ValueError(f"{self._name}: n_id needs batch_size; pass `*args` of the loader's batch")
+        elif any(map(is_of_batch, (*args, *kwargs.values()))):
+            raise ValueError(
+                f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
+                "them: model(batch), or `for batch, *ids in loader: model(batch, *ids)`"
+            )
         if (
             args
             and isinstance(args[0], Data)
