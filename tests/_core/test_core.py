@@ -43,6 +43,7 @@ def test_concurrent_callers() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork() -> None:
     """A child gets a pool of its own, whatever the threads of its parent were doing."""
@@ -90,6 +91,7 @@ def test_errors_name_the_first_bad_id(threads: int) -> None:
         _core.scatter_rows(torch.zeros(100_000), repeated, torch.zeros(100_000))
 
 
+@pytest.mark.slow
 def test_missing_build_is_explained() -> None:
     program = "import sys; sys.modules['torch_gas._C'] = None; import torch_gas._core"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

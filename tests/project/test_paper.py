@@ -195,6 +195,7 @@ noise = 0.2
 """
 
 
+@pytest.mark.slow
 def test_ablation_compares_all_variants(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     accuracy, bounds = run("ablation", "--seeds", "1", recipes=ABLATION)["tables"]
     assert [row["data set"] for row in accuracy["rows"]] == ["synthetic:300"] * 10 + ["synthetic-cluster:4"] * 10
@@ -246,6 +247,7 @@ def test_an_error_above_its_bound_ends_the_run(
         run("ablation", "--seeds", "1", "--models", "GCN2", recipes=ABLATION)
 
 
+@pytest.mark.slow
 def test_access_sweeps_connections_for_each_model(run: Callable[..., dict[str, Any]]) -> None:
     section = run("access", "--quick", recipes=None)
     (table,) = section["tables"]
@@ -321,6 +323,7 @@ def test_pages_have_the_tables_that_are_committed(name: str) -> None:
 # -- large graphs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_sampler
 def test_large_compares_methods_and_goes_on_where_it_was(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run("large", "--seeds", "1", "--methods", "histories", recipes=STAND_IN)
@@ -343,6 +346,7 @@ def test_large_compares_methods_and_goes_on_where_it_was(run: Callable[..., dict
     assert cells.read_text() == finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["Reddit", "PPI", "Flickr", "Yelp", "ogbn-arxiv", "ogbn-products"])
 def test_published_recipes_run_on_small_files_in_the_raw_layout(
     dataset: str, run: Callable[..., dict[str, Any]], tmp_path: Path

@@ -106,6 +106,7 @@ def test_training_and_inference_are_those_of_the_model(how: str) -> None:
     assert backend.number == 2  # inference over a loader runs uncompiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
 def test_histories_of_another_type(dtype: torch.dtype) -> None:
     data, backend = graph(), Graphs()
@@ -119,6 +120,7 @@ def test_histories_of_another_type(dtype: torch.dtype) -> None:
     assert {history.emb.dtype for history in model.histories} == {dtype}
 
 
+@pytest.mark.slow
 def test_graphs_and_batches_in_turn() -> None:
     data, backend = graph(), Graphs("aot_eager")
     model = Net(N, num_layers=2)
@@ -151,6 +153,7 @@ class OneLayer(ScalableGNN):
         return self.conv(x, adj)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_code_of_the_whole_graph_is_not_taken_for_a_batch(dynamic: bool | None) -> None:
     """torch.compile does not look whether hooks came or went."""
@@ -173,6 +176,7 @@ SHIPPED: dict[str, Callable[[Tensor], ScalableGNN]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_models(name: str) -> None:
     data, backend = gcn_norm(graph()), Graphs()
@@ -201,6 +205,7 @@ class Norms(MessagePassing):
         return self.edges(x_j)
 
 
+@pytest.mark.slow
 def test_batch_norms_inside_layers() -> None:
     data, backend = graph(), Graphs()
     model = Net(N, num_layers=2, conv=Norms)
@@ -212,6 +217,7 @@ def test_batch_norms_inside_layers() -> None:
     assert backend.number == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_formats(fmt: str) -> None:
     """torch.compile takes no sparse tensors, so that other formats than edge_index break the graph."""
@@ -225,6 +231,7 @@ def test_formats(fmt: str) -> None:
     assert backend.number > 0
 
 
+@pytest.mark.slow
 def test_batches_without_halo_and_many_batches() -> None:
     """Code is compiled anew a few times at most, whatever sizes come."""
     generator, backend = torch.Generator().manual_seed(0), Graphs()
@@ -243,6 +250,7 @@ def test_batches_without_halo_and_many_batches() -> None:
     assert backend.number <= 3
 
 
+@pytest.mark.slow
 def test_the_whole_of_forward_is_one_graph() -> None:
     model = Net(N)
     batch = next(iter(SubgraphLoader(graph(), PTR, 1)))
@@ -251,6 +259,7 @@ def test_the_whole_of_forward_is_one_graph() -> None:
     torch.testing.assert_close(call(model, batch), want)
 
 
+@pytest.mark.slow
 def test_autocast() -> None:
     model = Net(N, num_layers=2)
     twin = copy.deepcopy(model)
@@ -265,6 +274,7 @@ def test_autocast() -> None:
         assert_equal(model, twin, 1e-2)
 
 
+@pytest.mark.slow
 def test_checkpoints() -> None:
     """A graph is computed again with the sizes of its batch; layers that run uncompiled are refused."""
 
@@ -289,6 +299,7 @@ def test_checkpoints() -> None:
         call(fast, csr)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_model() -> None:
     data = graph()
     batch = next(iter(SubgraphLoader(data, PTR, 1)))

@@ -165,6 +165,7 @@ def test_a_call_that_is_under_way_is_left_alone(kind: str) -> None:
     exact(model)
 
 
+@pytest.mark.slow
 def test_a_model_is_freed_with_its_last_reference() -> None:
     gc.collect()
     gc.disable()
