@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from concurrent.futures import Future
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas._util.thread import Task
 from torch_gas.batch import courier as batches
 from torch_gas.batch import loader
 from torch_gas.graph.formats import all_tensors, find_adjacency, map_tensors
@@ -82,13 +82,11 @@ def test_a_batch_that_is_not_there_yet_or_fails_is_not_known() -> None:
     batch = next(iter(batches))
     batch.n_id.outlook._ahead.clear()
     assert batch.n_id.outlook.next is None
-    task: Future[None] = Future()
+    task = Task(lambda: [][1])
     batch.n_id.outlook._ahead.append(task)
     assert batch.n_id.outlook.next is None
-    task.set_exception(IndexError())
-    assert task.done() and batch.n_id.outlook.next is None
-    batch.n_id.outlook._ahead[0] = cancelled = Future()
-    assert cancelled.cancel() and batch.n_id.outlook.next is None
+    task.run()
+    assert task.is_done and batch.n_id.outlook.next is None
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])

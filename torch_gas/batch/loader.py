@@ -6,7 +6,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
 from torch_gas.batch.builder import Builder, SubData, check_ptr
 from torch_gas.batch.cache import BatchCache, contents_of
 from torch_gas.batch.courier import Courier
@@ -28,15 +28,14 @@ from torch_gas.transfer import Event
 class Outlook:
     """What a loader knows beyond a batch; the model finds it at ``n_id.outlook``. Copies of a batch have none."""
 
-    def __init__(self, loader: SubgraphLoader, ahead: deque[Future[Any]]) -> None:
+    def __init__(self, loader: SubgraphLoader, ahead: deque[Task[Any]]) -> None:
         self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
 
     @property
     def next(self) -> SubData | None:
         """The batch that comes next, where it is there already."""
-        made = self._ahead[0] if self._ahead else None
-        is_there = made is not None and made.done() and not made.cancelled() and made.exception() is None
-        return cast(SubData, made.result()[0]) if made is not None and is_there else None
+        made = self._ahead[0].value if self._ahead else None
+        return None if made is None else cast(SubData, made[0])
 
     @property
     def largest_halo(self) -> int | None:
@@ -206,17 +205,17 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _batches(
         self, tasks: Iterator[Callable[[], SubData]]
-    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    ) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
-        ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
+        ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         prefetch = self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
             return
-        worker = ThreadPoolExecutor(1)
+        worker = Worker()
         try:
             _use_one_thread(worker)
             for task in tasks:
@@ -226,7 +225,7 @@ class SubgraphLoader(DataLoader[SubData]):
             while ahead:
                 yield *ahead.popleft().result(), ahead
         finally:
-            worker.shutdown(cancel_futures=True)
+            worker.close()
             ahead.clear()
 
     def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
@@ -371,7 +370,7 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _use_one_thread(worker: ThreadPoolExecutor) -> None:
+def _use_one_thread(worker: Worker) -> None:
     """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
     num_threads = torch.get_num_threads()
     try:
