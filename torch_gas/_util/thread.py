@@ -1,7 +1,7 @@
 """A thread that makes calls beside the main one, and is never waited for in vain.
 
-Locks that are written in Python, as those of `threading.Condition` and so of `concurrent.futures`, stay taken where Ctrl-C comes while
-they are being taken. A thread that asks for one then waits forever, and whoever waits for the thread does, too. Queues of
+Locks that are written in Python, as those of `threading.Condition` and so of `concurrent.futures`, stay taken where Ctrl-C comes
+while they are being taken. A thread that asks for one then waits forever, and whoever waits for the thread does, too. Queues of
 the interpreter itself, of which this is made, cannot be interrupted in the middle.
 """
 
@@ -11,7 +11,8 @@ import os
 import weakref
 from _thread import get_ident, start_new_thread
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -62,10 +63,10 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        thread = _Thread()
-        self._tasks = thread.tasks
-        start_new_thread(thread.run, ())
-        self.close = weakref.finalize(self, thread.close)
+        self._tasks: SimpleQueue[Task[Any] | None] = SimpleQueue()
+        ended: SimpleQueue[None] = SimpleQueue()
+        thread = start_new_thread(_run, (self._tasks, ended))
+        self.close = weakref.finalize(self, _close, self._tasks, ended, thread, os.getpid())
         """Waits for the call under way; those that have not begun are not made, and nobody may wait for them."""
 
     def submit(self, call: Callable[[], T]) -> Task[T]:
@@ -75,27 +76,19 @@ class Worker:
         return task
 
 
-class _Thread:
-    """What a worker and its thread share."""
+def _run(tasks: SimpleQueue[Task[Any] | None], ended: SimpleQueue[None]) -> None:
+    while (task := tasks.get()) is not None:
+        task.run()
+        del task  # nobody else may hold what it returned
+    ended.put(None)
 
-    def __init__(self) -> None:
-        self.tasks: SimpleQueue[Task[Any] | None] = SimpleQueue()
-        self._process, self._ident = os.getpid(), 0
-        self._closing = False
-        self._ended: SimpleQueue[None] = SimpleQueue()
 
-    def run(self) -> None:
-        self._ident = get_ident()
-        while (task := self.tasks.get()) is not None:
-            if not self._closing:
-                task.run()
-            del task  # nobody else may hold what it returned
-        self._ended.put(None)
-
-    def close(self) -> None:
-        if os.getpid() != self._process:  # a fork has no threads
-            return
-        self._closing = True
-        self.tasks.put(None)
-        if get_ident() != self._ident:  # where the worker is forgotten by chance
-            self._ended.get()
+def _close(tasks: SimpleQueue[Task[Any] | None], ended: SimpleQueue[None], thread: int, process: int) -> None:
+    if os.getpid() != process:  # a fork has no threads
+        return
+    with suppress(Empty):
+        while True:
+            tasks.get_nowait()
+    tasks.put(None)
+    if get_ident() != thread:  # where the worker is forgotten by chance
+        ended.get()
