@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -16,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
 from torch_gas.batch.builder import Builder, check_ptr
 from torch_gas.batch.cache import BatchCache, contents_of
 from torch_gas.batch.courier import Courier
@@ -182,17 +182,17 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _batches(
         self, tasks: Iterator[Callable[[], SubData]]
-    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    ) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
-        ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
+        ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         prefetch = self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
             return
-        worker = ThreadPoolExecutor(1)
+        worker = Worker()
         try:
             _use_one_thread(worker)
             for task in tasks:
@@ -202,7 +202,7 @@ class SubgraphLoader(DataLoader[SubData]):
             while ahead:
                 yield *ahead.popleft().result(), ahead
         finally:
-            worker.shutdown(cancel_futures=True)
+            worker.close()
             ahead.clear()
 
     def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
@@ -346,7 +346,7 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _use_one_thread(worker: ThreadPoolExecutor) -> None:
+def _use_one_thread(worker: Worker) -> None:
     """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
     num_threads = torch.get_num_threads()
     try:

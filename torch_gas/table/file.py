@@ -9,7 +9,6 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
 from torch_gas.table.codec import codec_of
 from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
@@ -119,7 +119,7 @@ class FileTable(_core.FileRows, Table):
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
-        self._reading_ahead: Future[None] | None = None
+        self._reading_ahead: Task[None] | None = None
 
     @property
     def storage(self) -> FileTable:
@@ -240,7 +240,7 @@ class FileTable(_core.FileRows, Table):
 
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
-        if self._reading_ahead is None or self._reading_ahead.done():
+        if self._reading_ahead is None or self._reading_ahead.is_done:
             rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
             self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
 
@@ -311,5 +311,5 @@ def _read(file: int, tensor: Tensor, place: int) -> None:
 
 
 @cache
-def _reader(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1)
+def _reader(process: int) -> Worker:
+    return Worker()
