@@ -45,6 +45,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.edges import check_edges
 from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.key import order_key
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.transfer import finish
@@ -290,7 +291,7 @@ class Refresher(Extension):
             key, adj = find_adjacency(data)
             if not is_matrix(adj):
                 check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
-        if data is not None and not _same_order(data, loader.data):
+        if data is not None and order_key(data.get("perm")) != order_key(loader.data.get("perm")):
             raise ValueError(
                 "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"
             )
@@ -431,10 +432,3 @@ class _Batches:
         for batch in batches:
             self.cost.batches += 1
             yield batch
-
-
-def _same_order(data: Data, other: Data) -> bool:
-    mine, theirs = data.get("perm"), other.get("perm")
-    if mine is None or theirs is None:
-        return mine is theirs
-    return mine is theirs or torch.equal(mine.cpu(), theirs.cpu())

@@ -146,7 +146,7 @@ class Call:
                 "partitioned"
             )
         for key, own in (("offset", self.offset), ("count", self.count)):
-            if own is not None and not (isinstance(own, Tensor) and torch.equal(own.cpu(), getattr(record, key))):
+            if own is not None and not _same_ids(own, getattr(record, key)):
                 raise ValueError(
                     f"{name}: {key} is not that of the batch; pass all four of its ids as the loader gave them"
                 )
@@ -287,3 +287,7 @@ class Call:
 def _is_vector(value: Any) -> bool:
     """Whether it is a dense tensor of one dimension, with memory."""
     return isinstance(value, Tensor) and value.dim() == 1 and value.layout == torch.strided and not value.is_meta
+
+
+def _same_ids(value: Any, own: Tensor) -> bool:
+    return value is own or (_is_vector(value) and value.dtype == own.dtype and torch.equal(value.cpu(), own))
