@@ -190,7 +190,7 @@ def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path
 def test_a_killed_process_leaves_files_for_the_next(tmp_path: Path) -> None:
     code = """
 import os, sys, torch
-sys.path.insert(0, os.environ["TESTS"])
+sys.path[:0] = [os.environ["TESTS"], os.environ["TESTS"] + "/session"]
 from test_interrupts import *
 model = make("file", Path(sys.argv[1]))
 train(model, SubgraphLoader(DATA, PTR, 2))
