@@ -373,6 +373,7 @@ def test_seed_makes_the_same_order_with_workers() -> None:
     assert orders[0] == orders[1]
 
 
+@pytest.mark.slow
 def test_spawned_workers_make_the_same_batches() -> None:
     data = graph("csr")
     loader = SubgraphLoader(data, PTR, 2, num_workers=1, multiprocessing_context="spawn")
@@ -507,6 +508,7 @@ print("end", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "fork"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_end_in_the_middle_of_an_epoch(how: str) -> None:

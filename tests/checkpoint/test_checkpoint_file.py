@@ -251,6 +251,7 @@ def python(code: str, *args: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     before = small(tmp_path / "a")

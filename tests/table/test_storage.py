@@ -285,6 +285,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_open_one_table(tmp_path: Path) -> None:
     path = tmp_path / "table"
     command = [sys.executable, "-W", "ignore", "-c", HOLD, str(path)]
