@@ -270,6 +270,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.slow
 def test_there_is_no_second_copy_in_memory(tmp_path: Path) -> None:
     """Writing and reading a table of 256 MiB takes a few blocks of 8 MiB."""
     code = """

@@ -339,6 +339,7 @@ def test_features_in_a_file_train_the_same_model(tmp_path: Path, prefetch: int) 
     assert torch.equal(train(net(), stored(tmp_path), prefetch=prefetch), train(net()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_features(tmp_path: Path, context: str) -> None:
     loader = SubgraphLoader(stored(tmp_path), PTR, 4, num_workers=1, multiprocessing_context=context)
