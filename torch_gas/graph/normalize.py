@@ -141,9 +141,8 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     if isinstance(known, Matrix):
         if weight is not None:
             raise ValueError(
-                f"{where}: data.{key} is a matrix, whose values are the weights, but data has"
-                " edge_weight as well:"
-                f" put them into data.{key} or `del data.edge_weight`"
+                f"{where}: data.{key} is a matrix, whose values are the weights, but data has edge_weight as well: put "
+                f"them into data.{key} or `del data.edge_weight`"
             )
     elif weight is not None and weight.size(0) != known.num_edges(adj):
         raise ValueError(
@@ -153,12 +152,9 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
     if others:
         raise ValueError(
-            f"{where}: new self-loops would have no {', '.join(others)}: add self-loops with the"
-            " attributes you want"
-            " them to have yourself (torch_geometric.utils.add_remaining_self_loops) and pass"
-            " add_self_loops=False, or"
-            " remove the attributes; edge_perm comes from permute(), which is to be called"
-            " afterwards"
+            f"{where}: new self-loops would have no {', '.join(others)}: add self-loops with the attributes you want "
+            "them to have yourself (torch_geometric.utils.add_remaining_self_loops) and pass add_self_loops=False, or "
+            "remove the attributes; edge_perm comes from permute(), which is to be called afterwards"
         )
     return key, adj, num_nodes
 

@@ -186,15 +186,7 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             perm, ptr = (torch.from_numpy(file[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        IndexError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
         ) from error

@@ -14,16 +14,7 @@ from torch_geometric.data import Batch, Data
 from torch_gas._util.arguments import checked
 from torch_gas.graph.attributes import take
 from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.edges import (
-    check_edges,
-    coo,
-    edge_pieces,
-    from_coo,
-    is_ascending,
-    row_pieces,
-    sort_key,
-    to_csr,
-)
+from torch_gas.graph.edges import check_edges, coo, edge_pieces, from_coo, is_ascending, row_pieces, sort_key, to_csr
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import check_adjacency, format_of
 from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
@@ -116,9 +107,7 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
         if value.dim() == 0:
             raise ValueError("unpermute(): value must have one row per node, [N, ...], but is a scalar")
         perm = check_perm(
-            perm.perm if isinstance(perm, Partition) else perm,
-            value.size(0),
-            "unpermute(), one id per row of value",
+            perm.perm if isinstance(perm, Partition) else perm, value.size(0), "unpermute(), one id per row of value"
         )
         return value.index_select(0, _inverse(perm).to(value.device))
     num_nodes = _check_data(value, "unpermute()")
