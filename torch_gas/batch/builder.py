@@ -23,7 +23,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
-from torch_gas.partition.record import is_in_order
+from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
 
@@ -161,19 +161,9 @@ def check_data(data: Data) -> int:
     return int(data.num_nodes)
 
 
-def check_ptr(ptr: Tensor, data: Data) -> Tensor:
-    num_nodes = check_data(data)
-    if not isinstance(ptr, Tensor) or ptr.dtype not in (torch.int64, torch.int32) or ptr.dim() != 1:
-        raise TypeError("ptr must be a one-dimensional integer tensor, as metis() returns it")
-    if ptr.numel() < 2 or int(ptr[0]) != 0 or int(ptr[-1]) != num_nodes:
-        ends = "" if ptr.numel() == 0 else f" and goes from {int(ptr[0])} to {int(ptr[-1])}"
-        raise ValueError(
-            f"ptr must go from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{ends}; "
-            "was it computed for another graph?"
-        )
-    if bool((ptr.diff() < 0).any()):
-        raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
-    ptr = ptr.to(torch.int64)
+def check_partition(ptr: Tensor, data: Data) -> Tensor:
+    """``ptr`` as int64, if it may be that of ``data``."""
+    ptr = check_ptr(ptr, check_data(data), "SubgraphLoader")
     if not is_in_order(data, find_adjacency(data)[1], ptr):
         raise ValueError(
             "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "

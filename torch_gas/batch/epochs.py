@@ -57,6 +57,9 @@ class Epochs:
         self._number = 0  # of the next epoch
         self._under_way: list[Epoch] = []  # the one that handed out a batch last is the last
         self._loaded: Epoch | None = None  # which comes next
+        self._has_state = hasattr(self.sampler, "state_dict") and hasattr(self.sampler, "load_state_dict")
+        # Whether the state of what draws the order can be saved.
+        self._is_known = type(self.sampler) in (RandomSampler, SequentialSampler) or self._has_state
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -77,11 +80,9 @@ class Epochs:
         self._begun = epoch
         try:
             yield epoch
-        except BaseException:
-            epoch.is_closed = True  # until another one begins or ends
-            raise
-        epoch.is_closed = True
-        self._forget_closed()
+        finally:
+            epoch.is_closed = True
+        self._forget_closed()  # one that was left early counts until another begins or ends
 
     def _forget_closed(self) -> None:
         self._under_way = [each for each in self._under_way if not each.is_closed]
@@ -112,15 +113,6 @@ class Epochs:
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def _is_known(self) -> bool:
-        """Whether the state of what draws the order can be saved."""
-        return type(self.sampler) in (RandomSampler, SequentialSampler) or self._has_state
-
-    @property
-    def _has_state(self) -> bool:
-        return hasattr(self.sampler, "state_dict") and hasattr(self.sampler, "load_state_dict")
-
     def _check_known(self) -> None:
         if not self._is_known:
             raise TypeError(
@@ -139,7 +131,7 @@ class Epochs:
         epoch = self._loaded or (epochs[-1] if epochs else Epoch(number=self._number))
         rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
         return {
-            "loader": {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)},
+            "loader": self._facts(loader),
             "number": epoch.number,
             "given": epoch.given + epoch.taken,
             "rest": None if rest is None else [[int(index) for index in batch] for batch in rest],
@@ -147,13 +139,16 @@ class Epochs:
             "sampler": self.sampler.state_dict() if self._has_state else None,
         }
 
+    def _facts(self, loader: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same where a state is loaded."""
+        return {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
+
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Goes on from ``state``; epochs under way are forgotten."""
         self._check_known()
         if not isinstance(state, dict) or state.keys() - {"number"} != _KEYS:  # 0.1 did not number epochs
             raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
-        here = {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
-        for name, value in here.items():
+        for name, value in self._facts(loader).items():
             if state["loader"].get(name) != value:
                 raise ValueError(
                     f"SubgraphLoader.load_state_dict: {_WHAT[name]} are others than when the state was saved "

@@ -33,8 +33,6 @@ def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
     """
     if number is not None and number < 0:
         raise ValueError(f"hot_nodes: number must not be negative, but is {number}")
-    if not hasattr(loader, "halo_counts"):
-        raise TypeError(f"hot_nodes: loader must be a SubgraphLoader, but is {type(loader).__name__}")
     counts = loader.halo_counts()
     order = counts.argsort(descending=True, stable=True)
     return order[: int((counts > 0).sum())][:number]

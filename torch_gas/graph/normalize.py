@@ -51,19 +51,8 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
         >>> gcn_norm(data).edge_weight
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    key, adj, num_nodes = _check(data, "gcn_norm()", add_self_loops)
-    known = format_of(adj)
-    if isinstance(known, Matrix):
-        csr = to_csr(adj, num_nodes)
-        csr = csr._replace(value=_numbers(csr.value, csr.col, data))
-        fill = None if not add_self_loops else 2.0 if improved else 1.0
-        out, csr = copy.copy(data), matrix.normalised(csr, fill)
-        out[key], weight = known.make(adj, *csr[:3], num_src=adj.size(1)), csr.value
-    else:
-        edge_index, weight = _edges(data, adj)
-        weight = _numbers(weight, edge_index[0], data)
-        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, improved, add_self_loops)
-        out = _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
+    fill = None if not add_self_loops else 2.0 if improved else 1.0
+    out, weight = _transform(data, "gcn_norm()", fill, normalise=True)
     if not bool(torch.isfinite(cast(Tensor, weight)).all()):
         raise ValueError(
             "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
@@ -92,15 +81,7 @@ def add_self_loops(data: Data) -> Data:
         tensor([[0, 0, 1, 2],
                 [1, 0, 1, 2]])
     """
-    key, adj, num_nodes = _check(data, "add_self_loops()", True)
-    known = format_of(adj)
-    if isinstance(known, Matrix):
-        out, csr = copy.copy(data), matrix.with_self_loops(to_csr(adj, num_nodes), 1.0)
-        out[key] = known.make(adj, *csr[:3], num_src=adj.size(1))
-        return out
-    edge_index, weight = _edges(data, adj)
-    edge_index, weight = add_remaining_self_loops(edge_index, weight, 1.0, num_nodes)
-    return _with_edges(data, key, adj, edge_index, weight, num_nodes, True)
+    return _transform(data, "add_self_loops()", 1.0, normalise=False)[0]
 
 
 @checked
@@ -131,6 +112,33 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     return degrees(adj, num_nodes)
 
 
+def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
+    """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
+    key, adj, num_nodes = _check(data, where, fill is not None)
+    out, known = copy.copy(data), format_of(adj)
+    if isinstance(known, Matrix):
+        csr = to_csr(adj, num_nodes)
+        if normalise:
+            csr = csr._replace(value=_numbers(csr.value, csr.col, data))
+        csr = matrix.transform(csr, fill, normalise)
+        out[key] = known.make(adj, *csr[:3], num_src=adj.size(1))
+        return out, csr.value
+    src, dst, _ = coo(adj)
+    edge_index, weight = torch.stack([src, dst]), data.get("edge_weight")
+    if normalise:
+        weight = _numbers(weight, src, data)
+    if fill is not None:
+        edge_index, weight = add_remaining_self_loops(edge_index, weight, fill, num_nodes)
+    if normalise:
+        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, add_self_loops=False)
+    if fill is not None:
+        out[key], order = from_coo(adj, edge_index[0], edge_index[1], None, num_nodes)
+        weight = weight if weight is None or order is None else weight[order]
+    if weight is not None:
+        out.edge_weight = weight
+    return out, weight
+
+
 def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     """Name and value of the adjacency, and N."""
     num_nodes = count_nodes(data, where)
@@ -159,12 +167,6 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     return key, adj, num_nodes
 
 
-def _edges(data: Data, adj: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Edges [2, E] in int64 and their weights, of an adjacency that is a list of edges."""
-    src, dst, _ = coo(adj)
-    return torch.stack([src, dst]), data.get("edge_weight")
-
-
 def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
     """One floating-point weight for each of ``ids``: ones of the features' type where there are none."""
     x = data.get("x")
@@ -177,16 +179,3 @@ def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
             f" {list(weight.shape)}: reduce them to one number per edge"
         )
     return weight if weight.is_floating_point() else weight.to(dtype)
-
-
-def _with_edges(
-    data: Data, key: str, like: Tensor, edge_index: Tensor, weight: Tensor | None, num_nodes: int, changed: bool
-) -> Data:
-    """``data`` with another list of edges, in the format of ``like``."""
-    out = copy.copy(data)
-    if changed:
-        out[key], order = from_coo(like, edge_index[0], edge_index[1], None, num_nodes)
-        weight = weight if weight is None or order is None else weight[order]
-    if weight is not None:
-        out.edge_weight = weight
-    return out

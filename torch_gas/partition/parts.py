@@ -20,11 +20,9 @@ from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
 from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
 from torch_gas.graph.key import edges_of_key, graph_key
-from torch_gas.partition import backends
+from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
-
-BACKENDS = ("metis", "kaminpar", "stream", "random")
 
 
 @checked
@@ -88,7 +86,7 @@ def metis(
     if num_parts < 1:
         raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
     if backend not in BACKENDS:
-        raise ValueError(f"metis(): backend must be one of {BACKENDS}, but is {backend!r}")
+        raise ValueError(f"metis(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     if seed is not None and not 0 <= seed < 2**31:
         raise ValueError(f"metis(): seed must lie in 0 .. 2**31 - 1, but is {seed}")
     if recursive and backend != "metis":
@@ -107,19 +105,12 @@ def metis(
             f" node becomes a part of its own, the other {num_parts - num_nodes} parts are empty",
             stacklevel=2,
         )
-    task = backends.Task(adj, num_nodes, num_parts, edge_weight, node_weight, seed, log)
+    task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
         part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
-    elif backend == "metis":
-        part = backends.metis_parts(task, recursive)
     else:
-        choices = {
-            "kaminpar": backends.kaminpar_parts,
-            "stream": backends.stream_parts,
-            "random": backends.random_parts,
-        }
-        part = choices[backend](task)
+        part = BACKENDS[backend](task)
     part_of_position, perm = part.sort(stable=True)
     ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
@@ -201,9 +192,8 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
 
 def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
     """The adjacency on the CPU, its ids checked, and N."""
-    stated: int | None
     if isinstance(adj, Data):
-        stated = count_nodes(adj, f"{call}")
+        stated: int | None = count_nodes(adj, call)
         _, adj = find_adjacency(adj)
     else:
         check_adjacency(adj, f"{call}: adj")
