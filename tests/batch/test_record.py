@@ -340,11 +340,11 @@ def test_keys_go_by_content() -> None:
 
 
 def test_keys_are_found_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_gas.graph import formats, key
+    from torch_gas.graph import edges, key
 
     edges, perm = graph().edge_index, torch.randperm(N)
     whole = graph_key(edges, N, perm)
-    for module in (formats, key):
+    for module in (edges, key):
         monkeypatch.setattr(module, "EDGES_AT_ONCE", 7)
     assert graph_key(edges.clone(), N, perm.clone()) == whole
 

@@ -132,27 +132,20 @@ class Builder:
         """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
         if _signature(self.data) != self.signature:
             raise RuntimeError(
-                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; "
-                "make a new loader (and partition and permute again if nodes or edges changed), or move a copy: "
-                "copy.copy(data).to(device)"
+                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; make a "
+                "new one (after metis() and permute() if nodes or edges changed), or move a copy: copy.copy(data).to(device)"
             )
 
 
 def check_data(data: Data) -> int:
-    if not isinstance(data, Data):
-        raise TypeError(f"data must be a torch_geometric.data.Data, but is {type(data)}")
     if data.num_nodes is None or data.num_nodes < 1:
         raise ValueError("data has no nodes: set data.x or data.num_nodes")
     if "n_id" in data:
-        raise ValueError(
-            "data.n_id: under this name a batch holds the ids of its nodes; store what it is under another one"
-        )
+        raise ValueError("data.n_id: under this name a batch holds the ids of its nodes: rename the attribute")
     for key, value in data.to_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise ValueError(
-                f"data.{key} is on {value.device}, but batches are made on the CPU: use data.cpu() for the loader "
-                "and move each batch with batch.to(device)"
-            )
+            advice = "make the loader of data.cpu() and move each batch, batch.to(device)"
+            raise ValueError(f"data.{key} is on {value.device}, but batches are made on the CPU: {advice}")
         if isinstance(value, StoredFeatures):
             if len(value) != data.num_nodes:
                 raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")
@@ -165,10 +158,8 @@ def check_partition(ptr: Tensor, data: Data) -> Tensor:
     """``ptr`` as int64, if it may be that of ``data``."""
     ptr = check_ptr(ptr, check_data(data), "SubgraphLoader")
     if not is_in_order(data, find_adjacency(data)[1], ptr):
-        raise ValueError(
-            "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
-            "returned together with this ptr"
-        )
+        advice = "call data = permute(data, perm) with the perm that metis() returned together with this ptr"
+        raise ValueError(f"data is not in the order that ptr belongs to: {advice}")
     return ptr
 
 

@@ -115,10 +115,11 @@ class Epochs:
 
     def _check_known(self) -> None:
         if not self._is_known:
-            raise TypeError(
-                f"SubgraphLoader: the order comes from a {type(self.sampler).__name__}, whose state is not known; give it "
-                "state_dict() and load_state_dict() that hold what decides its next epoch, or use shuffle=True"
+            kind, advice = (
+                type(self.sampler).__name__,
+                "give it state_dict() and load_state_dict(), or use shuffle=True",
             )
+            raise TypeError(f"SubgraphLoader: the order comes from a {kind}, whose state is not known; {advice}")
 
     def state_dict(self, loader: dict[str, Any]) -> dict[str, Any]:
         """What is left of the epoch under way, and what draws the next.

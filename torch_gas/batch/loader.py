@@ -90,9 +90,7 @@ class SubgraphLoader(DataLoader[SubData]):
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
-            )
+            raise ValueError(f"device is {self.device}, but there is no CUDA device here; leave device out")
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
@@ -253,27 +251,22 @@ class SubgraphLoader(DataLoader[SubData]):
         With shuffling it is an upper bound: the sum of the largest halos of single parts.
         """
         sampler = self.batch_sampler
-        if self._fixed_batches is not None:
-            return max(self.builder.halo(parts).numel() for parts in self._fixed_batches)
-        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, RandomSampler):
+        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, (RandomSampler, SequentialSampler)):
             return None
-        halos = sorted(self.builder.halo([part]).numel() for part in self._parts)
-        return min(sum(halos[-sampler.batch_size :]), self.num_nodes)
+        sizes = sorted(halo.numel() for halo in self.halos())
+        return min(sum(sizes[-1 if self._fixed_size else -sampler.batch_size :]), self.num_nodes)
 
     @property
-    def _fixed_batches(self) -> list[list[int]] | None:
-        """The parts of each batch, where they are the same in each epoch."""
-        sampler = self.batch_sampler
-        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, SequentialSampler):
-            return None
-        return [self._parts[i : i + sampler.batch_size] for i in range(0, len(self._parts), sampler.batch_size)]
+    def _fixed_size(self) -> int | None:
+        """The number of parts in a batch, where batches are the same in each epoch."""
+        if isinstance(self.batch_sampler, BatchSampler) and isinstance(self.batch_sampler.sampler, SequentialSampler):
+            return self.batch_sampler.batch_size
+        return None
 
-    def halo_counts(self) -> Tensor:
-        """In how many halos each node is, [N]: of the batches, or of single parts where batches are not always the same."""
-        counts = torch.zeros(self.num_nodes, dtype=torch.int64)
-        for parts in self._fixed_batches or [[part] for part in self._parts]:
-            counts[self.builder.halo(parts)] += 1
-        return counts
+    def halos(self) -> Iterator[Tensor]:
+        """Ids of the halo of each batch, or of each part where batches are not always the same."""
+        size = self._fixed_size or 1
+        return (self.builder.halo(self._parts[i : i + size]) for i in range(0, len(self._parts), size))
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0:

@@ -31,14 +31,9 @@ class PlainEdgeIndex(Format):
     name = "edge_index [2, E]"
 
     def is_mine(self, value: Any) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and value.dtype in _ID_TYPES
-            and value.layout == torch.strided
-            and value.dim() == 2
-            and value.size(0) == 2
-            and not isinstance(value, EdgeIndex)
-        )
+        if not isinstance(value, Tensor) or value.dtype not in _ID_TYPES or isinstance(value, EdgeIndex):
+            return False
+        return value.layout == torch.strided and value.dim() == 2 and value.size(0) == 2
 
     def stored_edges(self, adj: Any) -> StoredEdges:
         return StoredEdges(None, adj[1], adj[0])
@@ -263,10 +258,7 @@ def find_adjacency(data: Data) -> tuple[str, Any]:
     if not keys:
         raise ValueError("data has no adjacency: set data.edge_index or data.adj_t")
     if len(keys) == 2:
-        raise ValueError(
-            "data has both edge_index and adj_t, and a batch carries one: remove the one that the model does not use"
-            " (`del data.edge_index` or `del data.adj_t`)"
-        )
+        raise ValueError("data has both edge_index and adj_t; keep one: `del data.edge_index` or `del data.adj_t`")
     check_adjacency(data[keys[0]], f"data.{keys[0]}")
     return keys[0], data[keys[0]]
 

@@ -55,8 +55,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
     out, weight = _transform(data, "gcn_norm()", fill, normalise=True)
     if not bool(torch.isfinite(cast(Tensor, weight)).all()):
         raise ValueError(
-            "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
-            " every node: correct the weights, or normalise signed ones yourself"
+            "gcn_norm(): edge weights must be finite and sum to a degree of at least 0: normalise signed ones yourself"
         )
     return out
 
@@ -103,9 +102,7 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     check_adjacency(adj, "in_degree(): adj")
     rows = num_destinations(adj)
     if rows is not None and rows != num_nodes:
-        raise ValueError(
-            f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a graph, B of a batch"
-        )
+        raise ValueError(f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass that number")
     _, dst, _ = format_of(adj).stored_edges(adj)
     if dst is not None:
         check_ids(dst, num_nodes, "in_degree(): adj")
@@ -149,13 +146,11 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     if isinstance(known, Matrix):
         if weight is not None:
             raise ValueError(
-                f"{where}: data.{key} is a matrix, whose values are the weights, but data has edge_weight as well: put "
-                f"them into data.{key} or `del data.edge_weight`"
+                f"{where}: data.{key} is a matrix, whose values are the weights: `del data.edge_weight`, or make it the values"
             )
     elif weight is not None and weight.size(0) != known.num_edges(adj):
         raise ValueError(
-            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape"
-            f" {list(weight.shape)}: correct it or `del data.edge_weight`"
+            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape {list(weight.shape)}"
         )
     others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
     if others:
@@ -174,8 +169,5 @@ def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
     if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
         return torch.ones(ids.numel(), dtype=dtype, device=ids.device)
     if weight.dim() != 1:
-        raise ValueError(
-            f"gcn_norm(): edge weights must have shape [{ids.numel()}], but have"
-            f" {list(weight.shape)}: reduce them to one number per edge"
-        )
+        raise ValueError(f"gcn_norm(): edge weights must have shape [{ids.numel()}], but have {list(weight.shape)}")
     return weight if weight.is_floating_point() else weight.to(dtype)

@@ -166,8 +166,7 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
     start = 24 + width * (num_nodes + 1)
     if not wide and start + width * num_edges >= 2**32:
         raise ValueError(
-            f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use"
-            " backend='metis' or a 64-bit build of kaminpar"
+            f"metis(): {num_edges} edges are too many for this 32-bit build of kaminpar: use backend='metis' or a 64-bit build"
         )
     flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
     with open(path, "wb") as file:

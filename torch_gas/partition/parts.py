@@ -101,8 +101,7 @@ def metis(
     start, held = time.perf_counter(), held_memory()
     if num_parts > num_nodes:
         warnings.warn(
-            f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each"
-            f" node becomes a part of its own, the other {num_parts - num_nodes} parts are empty",
+            f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes: other {num_parts - num_nodes} parts are empty",
             stacklevel=2,
         )
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
@@ -142,8 +141,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     perm, ptr = partition
     if perm.numel() != num_nodes:
         raise ValueError(
-            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}:"
-            " compute it with metis() on this graph"
+            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: run metis() on it"
         )
     part = torch.empty_like(perm)
     part[perm] = torch.repeat_interleave(ptr.diff())
@@ -178,14 +176,11 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             perm, ptr = (torch.from_numpy(file[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
     except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
-        ) from error
+        raise ValueError(f"{where}: the file holds no partition; write one with save_partition()") from error
     partition = make_partition(perm, ptr, where)
-    if num_nodes is not None and partition.perm.numel() != num_nodes:
+    if num_nodes not in (None, perm.numel()):
         raise ValueError(
-            f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is"
-            f" {num_nodes}: compute a partition of this graph with metis()"
+            f"{where} is for {perm.numel()} nodes, but num_nodes is {num_nodes}: run metis() on this graph"
         )
     return partition
 
@@ -202,10 +197,7 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
         raise ValueError(f"{call}: num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
     num_nodes = num_nodes if stated is None else stated
     if num_nodes is None:
-        raise ValueError(
-            f"{call}: num_nodes is unknown, because an edge_index cannot show isolated nodes:"
-            " pass num_nodes=..., or the Data object"
-        )
+        raise ValueError(f"{call}: num_nodes is unknown: pass num_nodes=... beside an edge_index, or the Data")
     if num_nodes < 1:
         raise ValueError(f"{call}: the graph must have at least one node, but num_nodes is {num_nodes}")
     adj = adj.cpu()
@@ -216,12 +208,11 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
 def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tensor | None:
     if weight is None:
         return None
-    if weight.is_complex():
-        raise TypeError(f"metis(): {name} must be a real tensor, but is {weight.dtype}")
+    kind = "integers" if of == "node" else "real numbers"
+    if weight.is_complex() or (of == "node" and weight.is_floating_point()):
+        raise TypeError(f"metis(): {name} must be {kind}, but is {weight.dtype}")
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
-    if of == "node" and weight.is_floating_point():
-        raise TypeError(f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`")
     weight = weight.detach().cpu()
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
         raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")

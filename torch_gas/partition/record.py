@@ -75,9 +75,11 @@ def check_ptr(ptr: Tensor, num_nodes: int, where: str) -> Tensor:
     return ptr
 
 
-def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
-    """``perm`` as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
+def check_perm(perm: Tensor | Partition, num_nodes: int | None, where: str) -> Tensor:
+    """``perm``, or that of a partition, as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
     advice = "pass the perm that metis() returned for this graph"
+    if isinstance(perm, Partition):
+        perm = perm.perm
     if not isinstance(perm, Tensor) or perm.dtype not in INTEGERS:
         came = perm.dtype if isinstance(perm, Tensor) else type(perm).__name__
         raise TypeError(f"{where}: perm must be an integer tensor, but is {came}: {advice}")
