@@ -110,17 +110,17 @@ class Builder:
         colptr, row, perm = self.csc
         out = _core.subgraph(colptr, row, offset, count)
         batch_size = out.rowptr.numel() - 1
-        leaves = out.col >= batch_size
-        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[leaves]
+        outgoing = out.col >= batch_size
+        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[outgoing]
         halo = torch.cat([sub.halo, out.halo]).unique()
-        dst = torch.searchsorted(halo, out.halo)[out.col[leaves].long() - batch_size]
+        dst = torch.searchsorted(halo, out.halo)[out.col[outgoing].long() - batch_size]
         order = dst.argsort(stable=True)
         counts = dst.bincount(minlength=halo.numel())
         rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
         return _core.Subgraph(
             torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
             torch.cat([rows[sub.col.long()], src[order]]),
-            torch.cat([sub.e_id, perm[out.e_id[leaves]][order]]),
+            torch.cat([sub.e_id, perm[out.e_id[outgoing]][order]]),
             torch.cat([sub.n_id[:batch_size], halo]),
         )
 
@@ -131,10 +131,8 @@ class Builder:
     def check_unchanged(self) -> None:
         """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
         if _signature(self.data) != self.signature:
-            raise RuntimeError(
-                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; make a "
-                "new one (after metis() and permute() if nodes or edges changed), or move a copy: copy.copy(data).to(device)"
-            )
+            advice = "make a new loader (and new parts for new edges), or move a copy: copy.copy(data).to(device)"
+            raise RuntimeError(f"SubgraphLoader: data changed its size, adjacency, attributes or device; {advice}")
 
 
 def check_data(data: Data) -> int:

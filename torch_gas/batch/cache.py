@@ -48,9 +48,9 @@ class BatchCache:
             return batch
         size = sum(tensor.nbytes for tensor in tensors)
         with self._lock:
-            if parts not in self._entries and self.size + size > self.capacity:
-                return batch
             if parts not in self._entries:
+                if self.size + size > self.capacity:
+                    return batch
                 self.size += size
             self._entries[parts] = (batch, [tensor._version for tensor in tensors])
         return _shallow_copy(batch)

@@ -26,6 +26,8 @@ from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
 from torch_gas.transfer import Event
 
+MakeBatch = Callable[[], SubData]
+
 
 class SubgraphLoader(DataLoader[SubData]):
     """Mini-batches of ``batch_size`` parts each, over all parts, with the halo of each batch.
@@ -150,9 +152,7 @@ class SubgraphLoader(DataLoader[SubData]):
                 raise IndexError(f"SubgraphLoader.only: part {part} must be in 0 .. {num_parts - 1}")
         return self._serve(lambda: iter([partial(self._make, tuple(parts)) for parts in batches]))
 
-    def _serve(
-        self, tasks: Callable[[], Iterator[Callable[[], SubData]]], epoch: Epoch | None = None
-    ) -> Iterator[SubData]:
+    def _serve(self, tasks: Callable[[], Iterator[MakeBatch]], epoch: Epoch | None = None) -> Iterator[SubData]:
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
         contents = contents_of(self.data)
@@ -163,8 +163,7 @@ class SubgraphLoader(DataLoader[SubData]):
             self._iterator = None  # workers that persist hold the data as it was
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
-            if arrived is not None:
-                assert self._courier is not None
+            if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
             assert batch.record is not None
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
@@ -173,9 +172,7 @@ class SubgraphLoader(DataLoader[SubData]):
             edges = kept_edges(adj)
             self._transposes = edges is not None and edges.is_used_by_source
 
-    def _batches(
-        self, tasks: Iterator[Callable[[], SubData]]
-    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
@@ -198,7 +195,7 @@ class SubgraphLoader(DataLoader[SubData]):
             worker.shutdown(cancel_futures=True)
             ahead.clear()
 
-    def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
+    def _tasks(self, epoch: Epoch) -> Iterator[MakeBatch]:
         """Calls that make one batch of ``epoch`` each."""
         with self._epochs.drawn(epoch):
             batches: Any = super().__iter__() if self.num_workers > 0 else None
@@ -207,7 +204,7 @@ class SubgraphLoader(DataLoader[SubData]):
             return (partial(next, batches) for _ in range(number))
         return (partial(self._make, tuple(self._parts[i] for i in batch)) for batch in self._epochs)
 
-    def _send(self, task: Callable[[], SubData]) -> tuple[SubData, Event | None]:
+    def _send(self, task: MakeBatch) -> tuple[SubData, Event | None]:
         batch = task()
         return (batch, None) if self._courier is None else self._courier.send(batch)
 
@@ -289,10 +286,8 @@ class SubgraphLoader(DataLoader[SubData]):
         return batch
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.data}, num_parts={self.ptr.numel() - 1}, batches={len(self)}, "
-            f"batch_size={self.batch_size})"
-        )
+        sizes = f"num_parts={self.ptr.numel() - 1}, batches={len(self)}, batch_size={self.batch_size}"
+        return f"{type(self).__name__}({self.data}, {sizes})"
 
 
 class EvalSubgraphLoader(SubgraphLoader):

@@ -80,12 +80,8 @@ class PyGEdgeIndex(PlainEdgeIndex):
         return cast("Literal['row', 'col'] | None", adj.sort_order)
 
     def from_edges(self, like: Any, edge_index: Tensor, values: Tensor | None, num_nodes: int) -> EdgeIndex:
-        return EdgeIndex(
-            edge_index.to(like.dtype),
-            sparse_size=(num_nodes, num_nodes),
-            sort_order=like.sort_order,
-            is_undirected=like.is_undirected,
-        )
+        ids, size = edge_index.to(like.dtype), (num_nodes, num_nodes)
+        return EdgeIndex(ids, sparse_size=size, sort_order=like.sort_order, is_undirected=like.is_undirected)
 
     def batch(self, like: Any, values: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int) -> EdgeIndex:
         """Sorted by destination, with what ``fill_cache_`` would find by a sort."""
@@ -177,11 +173,8 @@ class SparseTensor(Matrix):
         return cast("Tensor | None", adj.storage.value())
 
     def make(self, like: Any, rowptr: Tensor, col: Tensor, values: Tensor | None, num_src: int) -> Any:
-        module, size = sys.modules["torch_sparse"], (rowptr.numel() - 1, num_src)
-        storage = module.SparseStorage(
-            rowptr=rowptr, col=col, value=values, sparse_sizes=size, is_sorted=True, trust_data=True
-        )
-        return module.SparseTensor.from_storage(storage)
+        cls, size = sys.modules["torch_sparse"].SparseTensor, (rowptr.numel() - 1, num_src)
+        return cls(rowptr=rowptr, col=col, value=values, sparse_sizes=size, is_sorted=True, trust_data=True)
 
     def batch(self, like: Any, values: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int) -> Any:
         """With the order by source, which the backward pass would find by a sort."""

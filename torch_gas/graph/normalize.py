@@ -54,9 +54,7 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
     fill = None if not add_self_loops else 2.0 if improved else 1.0
     out, weight = _transform(data, "gcn_norm()", fill, normalise=True)
     if not bool(torch.isfinite(cast(Tensor, weight)).all()):
-        raise ValueError(
-            "gcn_norm(): edge weights must be finite and sum to a degree of at least 0: normalise signed ones yourself"
-        )
+        raise ValueError("gcn_norm(): edge weights must be finite and sum to a degree >= 0; normalise others yourself")
     return out
 
 
@@ -145,8 +143,9 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     known = format_of(adj)
     if isinstance(known, Matrix):
         if weight is not None:
+            advice = f"`del data.edge_weight`, or make it the values of data.{key}"
             raise ValueError(
-                f"{where}: data.{key} is a matrix, whose values are the weights: `del data.edge_weight`, or make it the values"
+                f"{where}: data.{key} is a matrix, whose values are the weights, not edge_weight: {advice}"
             )
     elif weight is not None and weight.size(0) != known.num_edges(adj):
         raise ValueError(

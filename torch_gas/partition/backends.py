@@ -126,14 +126,9 @@ def metis_parts(task: Task) -> Tensor:
     arrays: list[Any] = [None if tensor is None else tensor.numpy() for tensor in simple_graph(task, dtype)]
     rowptr, col, edge_weight, node_weight = arrays
     task.say_partitioning("METIS")
-    _, parts = pymetis.part_graph(
-        task.num_parts,
-        pymetis.CSRAdjacency(rowptr, col),
-        vweights=node_weight,
-        eweights=edge_weight,
-        recursive=task.recursive,
-        options=pymetis.Options() if task.seed is None else pymetis.Options(seed=task.seed),
-    )
+    graph, weights = pymetis.CSRAdjacency(rowptr, col), {"vweights": node_weight, "eweights": edge_weight}
+    options = pymetis.Options() if task.seed is None else pymetis.Options(seed=task.seed)
+    _, parts = pymetis.part_graph(task.num_parts, graph, **weights, recursive=task.recursive, options=options)
     return torch.from_numpy(np.asarray(parts, dtype=np.int64))
 
 
@@ -165,9 +160,8 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
     num_nodes, num_edges = graph.rowptr.numel() - 1, graph.col.numel()
     start = 24 + width * (num_nodes + 1)
     if not wide and start + width * num_edges >= 2**32:
-        raise ValueError(
-            f"metis(): {num_edges} edges are too many for this 32-bit build of kaminpar: use backend='metis' or a 64-bit build"
-        )
+        advice = "use backend='metis' or a 64-bit build of kaminpar"
+        raise ValueError(f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges: {advice}")
     flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
     with open(path, "wb") as file:
         np.array([flags, num_nodes, num_edges], dtype="<u8").tofile(file)

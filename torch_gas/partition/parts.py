@@ -100,10 +100,8 @@ def metis(
 
     start, held = time.perf_counter(), held_memory()
     if num_parts > num_nodes:
-        warnings.warn(
-            f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes: other {num_parts - num_nodes} parts are empty",
-            stacklevel=2,
-        )
+        rule = f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes"
+        warnings.warn(f"metis(): {rule}: the other {num_parts - num_nodes} parts are empty", stacklevel=2)
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
@@ -140,9 +138,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     adj, num_nodes = _checked(adj, num_nodes, "edge_cut()")
     perm, ptr = partition
     if perm.numel() != num_nodes:
-        raise ValueError(
-            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: run metis() on it"
-        )
+        raise ValueError(f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: run metis()")
     part = torch.empty_like(perm)
     part[perm] = torch.repeat_interleave(ptr.diff())
     return _cut(adj, part)
@@ -179,9 +175,7 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
         raise ValueError(f"{where}: the file holds no partition; write one with save_partition()") from error
     partition = make_partition(perm, ptr, where)
     if num_nodes not in (None, perm.numel()):
-        raise ValueError(
-            f"{where} is for {perm.numel()} nodes, but num_nodes is {num_nodes}: run metis() on this graph"
-        )
+        raise ValueError(f"{where}: it is for {perm.numel()} nodes, but num_nodes is {num_nodes}: run metis() again")
     return partition
 
 

@@ -121,19 +121,17 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
 
 
-def _reorder(
-    data: Data, index: Tensor, new_id: Tensor, edge_order: Tensor | None, where: str
-) -> tuple[Data, Tensor | None]:
+def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Data, Tensor | None]:
     """``data`` with node ``index[i]`` at i; ``new_id`` is the inverse of ``index``."""
     num_nodes, num_edges, primary = index.numel(), count_edges(data), primary_key(data)
     out = copy.copy(data)
     if primary is not None:
-        out[primary], edge_order = _relabel_adjacency(data, primary, new_id, edge_order, where)
+        out[primary], order = _relabel_edges(data, primary, new_id, order, where)
     for key, value in data.to_dict().items():
         if key == primary:
             continue
         if holds_edges(data, key, value):
-            out[key], _ = _relabel_adjacency(data, key, new_id, None, where)
+            out[key], _ = _relabel_edges(data, key, new_id, None, where)
             continue
         if isinstance(value, StoredFeatures):
             advice = f"leave it out, and then set data.{key} = store_features(..., perm=perm)"
@@ -143,15 +141,13 @@ def _reorder(
             value = _relabel(value, new_id, f"{where}: data.{key}")
         if level == "node":
             value = take(value, index, data.__cat_dim__(key, value))
-        elif level == "edge" and edge_order is not None:
-            value = take(value, edge_order, data.__cat_dim__(key, value))
+        elif level == "edge" and order is not None:
+            value = take(value, order, data.__cat_dim__(key, value))
         out[key] = value
-    return out, edge_order
+    return out, order
 
 
-def _relabel_adjacency(
-    data: Data, key: str, new_id: Tensor, order: Tensor | None, where: str
-) -> tuple[Any, Tensor | None]:
+def _relabel_edges(data: Data, key: str, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Any, Tensor | None]:
     adj, num_nodes = data[key], new_id.numel()
     known = format_of(adj, f"{where}: data.{key}")
     if isinstance(known, Matrix) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
