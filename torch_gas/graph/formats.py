@@ -180,7 +180,7 @@ class SparseTensor(Matrix):
         """With the order by source, which the backward pass would find by a sort."""
         adj = super().batch(like, values, sub, num_dst, num_rows)
         rowptr, _, col = self.stored_edges(adj)
-        adj.storage._colptr, _, adj.storage._csr2csc = _core.transpose(cast(Tensor, rowptr), col, num_rows)
+        adj.storage._colptr, _, adj.storage._csr2csc = _core.transpose(rowptr, col, num_rows)
         return adj
 
     def resize(self, adj: Any, num_dst: int, num_src: int) -> Any:

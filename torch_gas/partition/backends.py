@@ -189,9 +189,8 @@ def stream_parts(task: Task) -> Tensor:
 def _node_by_node(task: Task) -> tuple[Tensor, Tensor, Tensor | None]:
     """Row pointers, neighbours and edge weights: the user's own tensors, unless edges are sorted by neither end."""
     rowptr, dst, src = format_of(task.adj).stored_edges(task.adj)
-    if rowptr is not None:
+    if dst is None:
         return rowptr, src, task.edge_weight
-    assert dst is not None
     for ends, others in ((dst, src), (src, dst)):
         if is_ascending(ends):
             return row_pointers(ends.contiguous(), task.num_nodes), others, task.edge_weight
