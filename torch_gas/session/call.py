@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
-from torch_gas.graph.halo import appended, join, join_by
+from torch_gas.graph.halo import appended, join
 from torch_gas.graph.key import digest
 from torch_gas.history import History
 from torch_gas.wiring import check_adjacency_of_batch
@@ -264,7 +264,7 @@ class Call:
                 own = own if more is None else own + more
             return own
 
-        return join_by(rows, full, backward)
+        return join(rows, full, backward)
 
     def _ask_ahead(self) -> None:
         """Asks for rows of the next batch, from histories that have this one's."""
