@@ -26,22 +26,16 @@ from torch_gas.wiring.undo import Undo
 
 
 @functools.cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
+def _parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
+    """The names of a layer's arguments, and whether ``x`` may be a pair (sources, destinations).
 
-
-@functools.cache
-def takes_pair(forward: Callable[..., Any]) -> bool:
-    """Whether a layer's ``forward`` declares that ``x`` may be a pair (sources, destinations).
-
-    Layers with positions are not counted: they want these as a pair as well.
+    Layers with positions do not count as such: they want these as a pair as well.
     """
-    parameters = inspect.signature(forward).parameters
-    parameter = parameters.get("x")
-    if parameter is None or "pos" in parameters:
-        return False
-    annotation = str(parameter.annotation)
-    return "Tuple[" in annotation or "tuple[" in annotation or "PairTensor" in annotation
+    _, *parameters = inspect.signature(forward).parameters.values()
+    names = tuple(parameter.name for parameter in parameters)
+    annotation = next((str(parameter.annotation) for parameter in parameters if parameter.name == "x"), "")
+    is_pair = any(pair in annotation for pair in ("Tuple[", "tuple[", "PairTensor"))
+    return names, is_pair and "pos" not in names
 
 
 class Batch:
@@ -56,14 +50,9 @@ class Batch:
     """
 
     def __init__(
-        self,
-        convs: Iterable[MessagePassing],
-        norms: Iterable[Module],
-        batch_size: int,
-        num_rows: int,
-        closed: bool = True,
+        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, closed: bool
     ) -> None:
-        self.convs, self.norms = list(convs), list(norms)
+        self.convs, self.norms = list(convs), set(_norms(norms))
         self.batch_size, self.num_rows, self.closed = batch_size, num_rows, closed
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, batch_size, num_rows)
@@ -75,15 +64,31 @@ class Batch:
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
             for inner in conv.modules():
-                _set_aside_cache(undo, inner)
+                if getattr(
+                    inner, "cached", False
+                ):  # what it stored belongs to one graph, and a batch is another each time
+                    for name in [name for name in vars(inner) if name.startswith("_cached")]:
+                        undo.set(inner, name, None)
+                    undo.set(inner, "cached", False)
             _attach(undo, conv, _Layer(conv, self) if has_halo else None)
-        norms = set(_norms(self.norms))
-        for norm in norms:
+        for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
-        if norms and has_halo:
+        if self.norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
             for layer, name in product(layers, ("message", "edge_update")):
-                undo.set(layer, name, _on_edges(self, getattr(layer, name)))
+                undo.set(layer, name, self._on_edges(getattr(layer, name)))
+
+    def _on_edges(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` of a layer, whose rows are edges."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.on_edges += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.on_edges -= 1
+
+        return run
 
     def resize(self, value: Any, num_dst: int, num_rows: int) -> Any:
         """An argument with B or B+S destinations, if it is an adjacency."""
@@ -116,11 +121,20 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
     return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
 
 
-def _attach(undo: Undo, module: Module, wiring: Any) -> None:
-    before, after = (_cut_norm, _extend_norm) if isinstance(module, _BatchNorm) else (_prepare, _cut)
+def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | None) -> None:
     undo.set(module, WIRING, wiring)
-    undo.hook_before(module, before)
-    undo.hook_after(module, after)
+    undo.hook_before(module, _before)
+    undo.hook_after(module, _after)
+
+
+def _before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    wiring = getattr(module, WIRING)
+    return None if wiring is None else wiring.before(module, args, kwargs)
+
+
+def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
+    wiring = getattr(module, WIRING)
+    return None if wiring is None else wiring.after(module, args, out)
 
 
 class _Layer:
@@ -129,8 +143,8 @@ class _Layer:
     def __init__(self, conv: MessagePassing, batch: Batch) -> None:
         forward = type(conv).forward
         self.batch = batch
-        self.names = _parameters(forward)
-        self.takes_pair = batch.closed and takes_pair(forward)
+        self.names, takes_pair = _parameters(forward)
+        self.takes_pair = batch.closed and takes_pair
         # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
         self.cuts_itself = batch.closed and forward in _OF_PROPAGATE and not conv.normalize
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
@@ -139,9 +153,9 @@ class _Layer:
         # PyG's fused product over an EdgeIndex that is not square fails in the backward pass.
         self.is_fused = bool(getattr(conv, "SUPPORTS_FUSED_EDGE_INDEX", False))
 
-    def prepare(
-        self, conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def before(self, conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():  # a graph runs again with the sizes that it had
+            _refuse_checkpoint(conv)
         _, batch_size, num_rows = self.batch.shape.shape
         given = dict(zip(self.names, args, strict=False)) | kwargs
         x = given.get("x", args[0] if args else None)
@@ -157,47 +171,30 @@ class _Layer:
         if isinstance(x_0, Tensor) and x_0.size(0) == batch_size:  # cut by the caller, as PyGAS models do
             return None
         values = [value for value in given.values() if value is not x]
-        square = self.is_square or (self.adds_loops and any([is_matrix(value) for value in values]))
+        has_matrix = any([is_matrix(value) for value in values])  # lists, as torch.compile traces no generators here
+        square = self.is_square or (self.adds_loops and has_matrix)
         square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
+        num_dst = batch_size if self.cuts_itself and has_matrix else num_rows
         if self.takes_pair and not square:
-            targets = batch_rows(x)
-            given_pair = (x, first_rows(x, batch_size) if targets is None else targets)
+            targets, num_dst = batch_rows(x), batch_size
+            pair = (x, first_rows(x, batch_size) if targets is None else targets)
             if "x" in kwargs:
-                kwargs = kwargs | {"x": given_pair}
+                kwargs = kwargs | {"x": pair}
             else:
-                args = (given_pair, *args[1:])
-            num_dst = batch_size
-        elif self.cuts_itself and any([is_matrix(value) for value in values]):
-            num_dst = batch_size
-        else:
-            num_dst = num_rows
+                args = (pair, *args[1:])
 
         def resize(value: Any) -> Any:  # all adjacencies, and no features that are a matrix
             return value if value is x else self.batch.resize(value, num_dst, num_rows)
 
         return tuple([resize(value) for value in args]), {key: resize(value) for key, value in kwargs.items()}
 
-    def cut(self, out: Any) -> Any:
+    def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
         if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == num_rows:
             return out[:batch_size]
         if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == num_rows:
             return (out[0][:batch_size], *out[1:])
         return out
-
-
-def _prepare(conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    layer: _Layer | None = getattr(conv, WIRING)
-    if layer is None:
-        return None
-    if not torch.compiler.is_compiling():  # a graph runs again with the sizes that it had
-        _refuse_checkpoint(conv)
-    return layer.prepare(conv, args, kwargs)
-
-
-def _cut(conv: Module, args: tuple[Any, ...], out: Any) -> Any:
-    layer: _Layer | None = getattr(conv, WIRING)
-    return out if layer is None else layer.cut(out)
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
@@ -214,45 +211,22 @@ class _NormOfBatch:
         self.batch = batch
         self.halo: Tensor | None = None
 
-    def cut(self, norm: Module, x: Tensor) -> Tensor | None:
+    def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0] if args else kwargs["input"]
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
         if x.dim() != 2 or x.size(0) != num_rows or not norm.training or self.batch.on_edges > 0:
             return None
         self.halo = x[batch_size:]
-        return x[:batch_size]
+        return (x[:batch_size],), {}
 
-    def extend(self, norm: Any, rows: Tensor, out: Tensor) -> Tensor | None:
+    def after(self, norm: Any, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         halo, self.halo = self.halo, None
         if halo is None:
             return None
-        rows = rows.detach()
+        rows = args[0].detach()
         mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
         return torch.cat([out, F.batch_norm(halo, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)])
-
-
-def _cut_norm(norm: Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
-    of_batch: _NormOfBatch | None = getattr(norm, WIRING)
-    rows = None if of_batch is None else of_batch.cut(norm, args[0] if args else kwargs["input"])
-    return None if rows is None else ((rows,), {})
-
-
-def _extend_norm(norm: Module, args: tuple[Tensor, ...], out: Tensor) -> Any:
-    of_batch: _NormOfBatch | None = getattr(norm, WIRING)
-    return None if of_batch is None else of_batch.extend(norm, args[0] if args else out, out)
-
-
-def _on_edges(batch: Batch, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` of a layer, whose rows are edges."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        batch.on_edges += 1
-        try:
-            return function(*args, **kwargs)
-        finally:
-            batch.on_edges -= 1
-
-    return run
 
 
 @untraced
@@ -265,15 +239,6 @@ def _refuse_checkpoint(conv: Module) -> None:
                 "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
             )
         frame = frame.f_back
-
-
-def _set_aside_cache(undo: Undo, conv: Module) -> None:
-    """What a layer with ``cached=True`` stored belongs to one graph, and a batch is another each time."""
-    if not getattr(conv, "cached", False):
-        return
-    for name in [name for name in vars(conv) if name.startswith("_cached")]:
-        undo.set(conv, name, None)
-    undo.set(conv, "cached", False)
 
 
 def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: int | None) -> None:

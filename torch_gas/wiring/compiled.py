@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from torch_gas.wiring.undo import Undo
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 OLDEST = "2.11"  # torch that compiles a forward with hooks once, and not for each call
 
@@ -65,26 +62,26 @@ def check_version(name: str) -> None:
 
 def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
     """:meth:`ScalableGNN.push_and_pull` as the graph has it."""
-    if n_id is None:
-        torch.ops.torch_gas.push(model._written, x.detach(), layer)
-        return x
-    num_rows = n_id.size(0)
-    if batch_size is None:
-        batch_size = num_rows
-    if x.size(0) != batch_size and x.size(0) != num_rows:
-        raise ValueError("number of rows")  # ends the compilation: the code as it was written gives the whole message
-    rows = x[:batch_size]
-    if batch_size == num_rows:
-        torch.ops.torch_gas.push(model._written, rows.detach(), layer)
-        return rows
-    return torch.ops.torch_gas.push_and_pull(rows, num_rows, layer)
+    if n_id is not None:
+        num_rows = n_id.size(0)
+        if batch_size is None:
+            batch_size = num_rows
+        if x.size(0) != batch_size and x.size(0) != num_rows:
+            raise ValueError(
+                "number of rows"
+            )  # ends the compilation: the code as it was written gives the whole message
+        x = x[:batch_size]
+        if batch_size != num_rows:
+            return torch.ops.torch_gas.push_and_pull(x, num_rows, layer)
+    torch.ops.torch_gas.push(model._written, x.detach(), layer)
+    return x
 
 
 def _exchange(x: Tensor, layer: int) -> Tensor:
-    model = getattr(_thread, "model", None)
-    if model is None or model._call is None:
+    model: Any = getattr(_thread, "model", None)
+    call = None if model is None else model._session.call
+    if call is None:
         raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
-    call = model._call
     return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
 
 

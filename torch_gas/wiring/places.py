@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_stack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -136,12 +137,13 @@ class Places(TorchFunctionMode):
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)
-        if "hop" in self.kinds or "reduction" in self.kinds or "maximum" in self.kinds:
+        if self.kinds - {"output"}:
             for module in self.model.modules():
                 if isinstance(module, MessagePassing):
                     undo.set(module, "propagate", self._propagate(module))
-        if "reduction" in self.kinds or "maximum" in self.kinds:
-            undo.enter(self)
+        if self.kinds & {"reduction", "maximum"}:
+            undo.add(self.__exit__)  # which may run more than once, and before the mode is entered
+            self.__enter__()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -157,10 +159,11 @@ class Places(TorchFunctionMode):
         self._met[self.scope, kind, line] += 1
         return Place(self.scope, kind, number, line)
 
-    def _ask(self, place: Place, value: Tensor) -> Tensor | None:
-        self._inside += 1  # what the handler computes is no part of the model
+    def _unseen(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function in which no places are met: one of the handler's, or what is a part of a hop."""
+        self._inside += 1
         try:
-            return self.handler.at(place, value)
+            return function(*args, **kwargs)
         finally:
             self._inside -= 1
 
@@ -182,9 +185,8 @@ class Places(TorchFunctionMode):
         is_tuple = isinstance(out, tuple) and len(out) > 0
         place, self.scope = Place(self.scope, "output", int(is_tuple)), ""
         rows = out[0] if is_tuple else out
-        if not isinstance(rows, Tensor) or rows.dim() == 0:
-            return out
-        value = self._ask(place, rows)
+        has_rows = isinstance(rows, Tensor) and rows.dim() > 0
+        value = self._unseen(self.handler.at, place, rows) if has_rows else None
         if value is None:
             return out
         return (value, *out[1:]) if is_tuple else value
@@ -194,26 +196,19 @@ class Places(TorchFunctionMode):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._inside > 0 or "hop" not in self.kinds:
-                return self._part_of_hop(propagate, args, kwargs)
+                return self._unseen(propagate, *args, **kwargs)
             place = self._next("hop")
             self.handler.passes(place, args[0] if args else kwargs.get("edge_index"))
             instead = self.handler.substitute(place, conv)
-            out = self._part_of_hop(propagate, args, kwargs) if instead is None else instead
+            out = self._unseen(propagate, *args, **kwargs) if instead is None else instead
             if not isinstance(out, Tensor) or out.dim() == 0:
                 return out
             dim = conv.node_dim if -out.dim() <= conv.node_dim < out.dim() else 0
             rows = out.movedim(dim, 0) if instead is None else instead
-            value = self._ask(place, rows)
+            value = self._unseen(self.handler.at, place, rows)
             return (rows if value is None else value).movedim(0, dim)
 
         return run
-
-    def _part_of_hop(self, function: Any, args: Any, kwargs: Any) -> Any:
-        self._inside += 1
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self._inside -= 1
 
     # -- reductions ----------------------------------------------------------------------------------------------------
 
@@ -224,29 +219,29 @@ class Places(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
             rows = out[0] if isinstance(out, tuple) else out
-            if not isinstance(rows, Tensor) or rows.layout != torch.strided:
+            if not isinstance(rows, Tensor) or rows.layout != torch.strided or rows.shape[:1] != (self.num_rows,):
                 return out
-            if rows.dim() == 0 or rows.size(0) != self.num_rows:
-                return out
-            value = self._ask(self._next("reduction", _line()), rows)
+            value = self._unseen(self.handler.at, self._next("reduction", _line()), rows)
             if value is None:
                 return out
             if name.endswith("_") and name not in _SAVED:
                 return rows.copy_(value)
             return (value, *out[1:]) if isinstance(out, tuple) else value
         if name in ("max", "amax") and len(args) == 1 and not kwargs and out.dim() == 0 and out.is_floating_point():
-            value = self._ask(self._next("maximum", _line()), out)
+            value = self._unseen(self.handler.at, self._next("maximum", _line()), out)
             return out if value is None else value
         return out
 
 
 def _line() -> str:
     """The line of code that called a function of torch, and those that called it, up to the layer or model."""
-    frame, lines = sys._getframe(2), []
-    while frame is not None and frame.f_code.co_filename not in (__file__, torch.nn.modules.module.__file__):
-        if frame.f_code.co_filename != batch.__file__:  # which stands between on a batch only
-            lines.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
-        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    lines = []
+    for frame, number in walk_stack(sys._getframe(2)):
+        file = frame.f_code.co_filename
+        if file in (__file__, torch.nn.modules.module.__file__):
+            break
+        if file != batch.__file__:  # which stands between on a batch only
+            lines.append(f"{os.path.basename(file)}:{number}")
     return " ".join(lines)
 
 

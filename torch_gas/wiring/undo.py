@@ -6,7 +6,6 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, cast
 
@@ -68,11 +67,6 @@ class Undo:
     def add(self, step: Callable[..., Any], *args: Any) -> None:
         """Notes ``step(*args)``, which may run more than once."""
         self._steps.append((step, args))
-
-    def enter(self, context: AbstractContextManager[Any]) -> None:
-        """Enters ``context``, which may be left more than once, and before it is entered."""
-        self.add(context.__exit__, None, None, None)
-        context.__enter__()
 
     def set(self, owner: object, name: str, value: Any) -> None:
         """Sets an attribute of one instance."""
