@@ -41,21 +41,21 @@ def parameter_groups(
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.0005, 0.0]
     """
-    model, others = plain(model), others or {}
-    decays: dict[str | None, float] = {None: weight_decay}
-    decays.update(others.items())
-    for name, decay in decays.items():
-        if decay < 0:
+    model = plain(model)
+    groups: dict[str | None, dict[str, Any]] = {
+        name: {"params": [], "weight_decay": decay} for name, decay in {None: weight_decay, **(others or {})}.items()
+    }
+    for name, group in groups.items():
+        if group["weight_decay"] < 0:
             which = "weight_decay" if name is None else f"others[{name!r}]"
-            raise ValueError(f"parameter_groups: {which} must not be negative, but is {decay}")
-    groups: dict[str | None, list[Any]] = {name: [] for name in decays}
+            raise ValueError(f"parameter_groups: {which} must not be negative, but is {group['weight_decay']}")
     for key, parameter in model.named_parameters():
-        holding = [name for name in others if key == name or key.startswith(f"{name}.")]
-        groups[max(holding, key=len, default=None)].append(parameter)
-    for name in others:
-        if not groups[name]:
+        holding = [name for name in groups if name is not None and f"{key}.".startswith(f"{name}.")]
+        groups[max(holding, key=len, default=None)]["params"].append(parameter)
+    for name, group in groups.items():
+        if name is not None and not group["params"]:
             raise ValueError(
                 f"parameter_groups: {name!r} in others holds no parameter of {type(model).__name__}; names are those of "
                 "model.named_modules() and model.named_parameters()"
             )
-    return [{"params": groups[name], "weight_decay": decay} for name, decay in decays.items()]
+    return list(groups.values())

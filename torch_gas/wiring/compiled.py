@@ -82,9 +82,9 @@ def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_i
 
 def _exchange(x: Tensor, layer: int) -> Tensor:
     model = getattr(_thread, "model", None)
-    if model is None or model._call is None:
+    if model is None or model._session.call is None:
         raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
-    call = model._call
+    call = model._session.call
     return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
 
 
