@@ -28,7 +28,7 @@ from torch_geometric.nn import GATConv, SAGEConv
 from torch_gas import EvalSubgraphLoader, Monitor, SubData, SubgraphLoader, gcn_norm, scale
 from torch_gas.extensions.monitor import Limits, bound_table, errors_table, gains, lipschitz
 from torch_gas.extensions.monitor.counts import evenly_spread
-from torch_gas.extensions.monitor.jacobian import jacobian_norm
+from torch_gas.extensions.monitor.gains import jacobian_norm
 from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, SAGE
 from torch_gas.wiring.compiled import OLDEST
 

@@ -183,7 +183,8 @@ class LocalPerturbation(Extension):
         return self._penalty
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_penalty": torch.zeros(()), "_terms": None, "_perturbed": {}}  # a copy belongs to no call
+        # A copy belongs to no call.
+        return {**vars(self), "_penalty": torch.zeros(()), "_terms": None, "_perturbed": {}}
 
     def _layers_of(self, model: HistoryModel) -> list[Module]:
         root = plain(model)
