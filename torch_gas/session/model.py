@@ -39,6 +39,7 @@ class HistoryModel(Module):
 
     histories: Sequence[History]
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -78,35 +79,31 @@ class HistoryModel(Module):
         self._written = torch.zeros(())  # see wiring/compiled.py
         self._session = Session(self)
 
-    # -- what the two kinds of models do in their own ways -------------------------------------------------------------
+    # -- what a model that scale() made does in its own way -------------------------------------------------------------
+
+    _neighbors = "in"  # which edges a batch must hold: those into its rows, or "both"
 
     @property
-    @abstractmethod
     def _plain(self) -> Module:
         """The model as it was written, whose modules have the names that its user knows."""
+        return self
 
     @property
-    @abstractmethod
     def _name(self) -> str:
         """What errors call the model."""
+        return type(self._plain).__name__
 
     @property
-    @abstractmethod
-    def _neighbors(self) -> str:
-        """Which edges a batch must hold: ``"in"`` or ``"both"``."""
-
-    @property
-    @abstractmethod
     def _structure_tables(self) -> list[History]:
         """Tables of what depends on the whole graph and on no parameter."""
+        return []
+
+    def _check_ready(self) -> None:
+        """Raises RuntimeError as long as it is not known which histories the model needs."""
 
     @abstractmethod
     def _skipping(self, data: Data) -> Skipping | None:
         """What stands in for layers that inference need not compute over a graph like ``data``; None where places know."""
-
-    @abstractmethod
-    def _check_ready(self) -> None:
-        """Raises RuntimeError as long as it is not known which histories the model needs."""
 
     @abstractmethod
     def _arguments(self, data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
