@@ -13,7 +13,6 @@ from test_map import ROOMS
 
 import torch_gas
 
-
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "csrc/README.md", "examples/README.md")),
@@ -90,14 +89,18 @@ def test_imports_in_docs_exist_and_do_not_warn(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_in_docs_exist(page: Path) -> None:
-    for path in re.findall(r"`((?:torch_gas|csrc|tests|benchmarks|examples|docs)/[\w/]+(?:\.\w+|/))`", page.read_text()):
+    for path in re.findall(
+        r"`((?:torch_gas|csrc|tests|benchmarks|examples|docs)/[\w/]+(?:\.\w+|/))`", page.read_text()
+    ):
         assert (ROOT / path).exists() or "NAME" in path or path in MADE, path
 
 
 def test_the_map_in_docs_is_that_of_the_rooms() -> None:
     """docs/design.md lists the rooms in the order that tests/project/test_map.py holds imports to."""
     block = (ROOT / "docs" / "design.md").read_text().partition("## Rooms")[2].split("```")[1]
-    names = [line.split()[0].removesuffix("/").removesuffix(".py").replace("/", ".") for line in block.strip().splitlines()]
+    names = [
+        line.split()[0].removesuffix("/").removesuffix(".py").replace("/", ".") for line in block.strip().splitlines()
+    ]
     assert ["" if name == "__init__" else name for name in names] == list(ROOMS)
 
 
