@@ -210,13 +210,19 @@ class HistoryModel(Module):
         """
         files.save_histories(self, path)
 
-    def load_histories(self, path: str | os.PathLike[str]) -> None:
+    def load_histories(self, path: str | os.PathLike[str], graph: Any = None) -> None:
         """Reads what :meth:`save_histories` wrote. The file is checked first: after an error, no history has changed.
 
+        Args:
+            path: of the file.
+            graph: the ``Data``, or the adjacency, whose embeddings they are. A file tells it, unless release 0.1 wrote it or no
+                batch was pushed to what it holds; such histories need it before the model can be called on batches.
+
         Raises:
-            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's.
+            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's, or of
+                another graph than ``graph``.
         """
-        files.load_histories(self, path)
+        files.load_histories(self, path, graph)
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
 

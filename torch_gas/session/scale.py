@@ -22,6 +22,7 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.key import order_key, order_of_key
+from torch_gas.graph.origin import Origin, key_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.call import Call
@@ -227,6 +228,8 @@ class ScaledGNN(HistoryModel):
         if whole is not None and tables:
             self._check_given(given, adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
+            for table in tables:
+                table.origin = Origin(key_of(whole, self.num_nodes))
         needs = found.of("history")
         self.hidden_channels = [prod(need.shape) for need in needs]
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])

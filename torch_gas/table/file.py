@@ -185,12 +185,13 @@ class FileTable(_core.FileRows, Table):
         if self.sync != "never":
             os.fsync(self.file)
 
-    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0, key: str = "") -> int:
         """Makes all rows written so far the next generation, which survives a crash.
 
         Args:
             pushed_at: when each row was last pushed, [N], int64; as it was by default.
             clock: optimiser steps so far.
+            key: of the graph whose embeddings the rows are; see :func:`torch_gas.graph.key.graph_key`.
 
         Returns:
             Its number.
@@ -200,8 +201,12 @@ class FileTable(_core.FileRows, Table):
             self._tear()  # though rows stay as they are
             _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
         self._flush()
-        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, committed=True))
+        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, key=key, committed=True))
         return self.generation
+
+    def name_graph(self, key: str) -> None:
+        """Notes in the file of which graph its rows are, which stay as they are."""
+        self._write_header(replace(self.header, key=key))
 
     def clear(self) -> None:
         """Makes all rows zero; their place on the disk is given back."""
