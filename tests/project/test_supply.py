@@ -23,8 +23,8 @@ SOURCES = [
 MAY_UNPICKLE = {
     f"test_{name}.py"
     for name in (
-        "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state", "monitor", "record",
-        "regularization", "scalable", "scaled", "storage",
+        "extension", "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state",
+        "monitor", "record", "regularization", "scalable", "scaled", "storage",
     )
 }  # fmt: skip
 MAY_EXECUTE = {"test_docs.py", "test_monitor.py"}
