@@ -226,7 +226,7 @@ class Call:
         """Counts an optimiser step, and has the rows of the halo come."""
         session, histories = self.session, self.model.histories
         if self.is_step:
-            for history in histories:
+            for history in self.model._history_tables:
                 history.tick()
         if self.n_id is None or self.batch_size is None:
             return

@@ -27,13 +27,13 @@ from tqdm import tqdm
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
-from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
+    from torch_gas.batch.loader import SubgraphLoader
     from torch_gas.session.model import HistoryModel
     from torch_gas.session.session import Session
 
@@ -146,6 +146,8 @@ def layerwise_inference(
         ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
             graph once.
     """
+    if not hasattr(loader, "num_nodes"):  # extensions pass wrappers of loaders
+        raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
     if model.training:
         raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
     if loader.num_nodes != model.num_nodes:
