@@ -61,8 +61,7 @@ def check_histories(
     """Where the histories of ``model`` come from when they are read; None for tables of extensions that the file does not know.
 
     Raises:
-        ValueError: unless ``names`` of the file are those of ``model``'s histories, behind ``prefix``, and fit them and
-            ``graph``.
+        ValueError: unless ``names`` of the file are those of ``model``, behind ``prefix``, and fit them and ``graph``.
     """
     histories = histories_of(model)
     num_nodes = max((history.num_embeddings for history in histories.values()), default=0)

@@ -187,6 +187,7 @@ class HistoryModel(Module):
         """
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"keep_hot: max_bytes must not be negative, but is {max_bytes}")
+        self._check_ready()
         if n_id is not None and max_bytes is not None and n_id.dim() == 1:  # or HotSet refuses it
             n_id = n_id[: max_bytes // max(sum(history.table.row_bytes for history in self.histories), 1)]
         nodes = None if n_id is None else HotSet(n_id, self.num_nodes)

@@ -38,9 +38,10 @@ for batch in loader:
     optimizer.step()
 checkpoint.save(folder / "run.safetensors", model=model, optimizer=optimizer, epoch=1)
 model.save_histories(folder / "histories.safetensors")
-expected = {"output": model.eval()(loader=loader)}
+expected = {"perm": partition.perm, "ptr": partition.ptr}
 for number, history in enumerate(model.histories):
-    expected[f"history_{number}"] = history.pull()  # of the last sweep: not of the files
+    expected[f"history_{number}"], expected[f"age_{number}"] = history.pull(), history.age
+expected["output"] = model.eval()(loader=loader)  # whose sweeps change the histories
 
 for dtype in (torch.float32, torch.int8):
     name = str(dtype).removeprefix("torch.")
@@ -54,5 +55,6 @@ for dtype in (torch.float32, torch.int8):
 model = scale(GCN(3, C, 2, out_channels=2), data)
 for batch in loader:
     model(batch)
+expected["scaled"] = model.histories[0].pull()
 model.save_histories(folder / "scaled.safetensors")
 torch.save(expected, folder / "expected.pt")
