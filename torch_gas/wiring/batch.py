@@ -64,9 +64,7 @@ class Batch:
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
             for inner in conv.modules():
-                if getattr(
-                    inner, "cached", False
-                ):  # what it stored belongs to one graph, and a batch is another each time
+                if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
                     undo.set(inner, "cached", False)
@@ -243,16 +241,11 @@ def _refuse_checkpoint(conv: Module) -> None:
 
 def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: int | None) -> None:
     """Raises ValueError if ``adj`` is not the adjacency of a batch of ``batch_size`` nodes."""
+    together = "pass the arguments of one batch together: `for batch, *args in loader: model(batch.x, batch.{}, *args)`"
     if num_dst is not None and num_dst not in (batch_size, num_rows):
-        raise ValueError(
-            f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}; pass the arguments of one batch "
-            "together: `for batch, *args in loader: model(batch.x, batch.adj_t, *args)`"
-        )
+        problem = f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}"
+        raise ValueError(f"{problem}; {together.format('adj_t')}")
     dst = format_of(adj).stored_edges(adj).dst
-    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0:
-        last = int(dst.max())
-        if last >= batch_size:
-            raise ValueError(
-                f"edge_index has an edge into row {last}, but the batch has {batch_size} nodes; pass the arguments of one "
-                "batch together: `for batch, *args in loader: model(batch.x, batch.edge_index, *args)`"
-            )
+    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0 and int(dst.max()) >= batch_size:
+        problem = f"edge_index has an edge into row {int(dst.max())}, but the batch has {batch_size} nodes"
+        raise ValueError(f"{problem}; {together.format('edge_index')}")

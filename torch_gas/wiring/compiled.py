@@ -24,9 +24,7 @@ _thread = threading.local()
 
 def run_in_thread(undo: Undo, model: Any) -> None:
     """Says to operators in compiled code that they are called by ``model``."""
-    thread = vars(_thread)
-    undo.add(thread.update, {"model": thread.get("model")})
-    thread["model"] = model
+    undo.set(_thread, "model", model)
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,13 +31,11 @@ def undisturbed(model: Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: Module, buffers: Iterable[str]) -> Iterator[None]:
+def restored(model: Module, buffers: Collection[str]) -> Iterator[None]:
     """Puts back the buffers of these names, modes, other attributes and random numbers."""
-    names = set(buffers)
-    held = {key: value.clone() for key, value in model.named_buffers() if key in names and not is_lazy(value)}
+    held = {key: value.clone() for key, value in model.named_buffers() if key in buffers and not is_lazy(value)}
     attributes = [(vars(module), _plain(module)) for module in model.modules()]
-    devices = {value.device for value in _tensors(model) if value.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices={value.device for value in _tensors(model) if value.is_cuda}):
         try:
             yield
         finally:
