@@ -10,7 +10,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import ScalableGNN, in_degree
-from torch_gas.graph.halo import append
+from torch_gas.graph.halo import appended, join
 from torch_gas.models import GAT, GCN, GCN2, PNA
 
 MODELS = ("GCN", "GAT", "GCNII", "PNA")
@@ -118,7 +118,7 @@ def without_histories(model: ScalableGNN) -> ScalableGNN:
     ) -> Tensor:
         if n_id is None or batch_size is None:  # the whole graph has no halo
             return x
-        return append(x[:batch_size], n_id.numel() - batch_size, Tensor.zero_)
+        return join(x[:batch_size], appended(x[:batch_size], n_id.numel() - batch_size, Tensor.zero_))
 
     model.push_and_pull = zeros_for_halo  # type: ignore[method-assign]  # of this model alone
     return model

@@ -13,7 +13,7 @@ from surface import Call
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_gas import FileTier, History, Partition, SubgraphLoader, _core
+from torch_gas import FileTier, History, Partition, SubData, SubgraphLoader, _core
 from torch_gas.extensions.refresh import Policy, Refresh
 from torch_gas.extensions.regularization import LocalPerturbation
 from torch_gas.session.base import ScalableGNN
@@ -55,7 +55,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "Sync": (str,),
     "np.ndarray": (np.ndarray,),
     "History": (History,),
-    "SubData": (tuple,),
+    "SubData": (SubData,),
     "SubgraphLoader": (SubgraphLoader,),
     "LocalPerturbation": (LocalPerturbation,),
     "Limits": (tuple,),

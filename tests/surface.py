@@ -278,6 +278,14 @@ def _() -> Call:
     return Call(model, given, (model,))
 
 
+@call_of("ScalableGNN.__call__ with ids made by hand")
+def _() -> Call:
+    call = MAKERS["ScalableGNN.__call__"]()
+    model, given = call.function, call.arguments
+    model.check = False
+    return Call(model, {**given, "batch_size": int(given["batch_size"])}, (model,))
+
+
 @call_of("ScalableGNN.__call__ with a loader")
 def _() -> Call:
     model = net().eval()

@@ -13,10 +13,12 @@ from torch_gas import _core
 from torch_gas._core import checks
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
+from torch_gas.graph.origin import Origin, key_of, origin_of
 from torch_gas.table import FileTable, FileTier, HotSet, Table
 from torch_gas.table.codec import CODECS, FLOATS, codec_of
 from torch_gas.table.hot import Hot
 from torch_gas.table.memory import MemoryTable
+from torch_gas.table.tier import check_tier
 from torch_gas.transfer import AsyncIOPool
 
 
@@ -48,6 +50,7 @@ class History(torch.nn.Module):
         pushed_at: value of ``clock`` when each row was last pushed, [N]; -1 where it never was.
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
         model_dtype: type of the model's numbers, which :meth:`to` tells.
+        origin: of which graph the rows are, as batches tell, and the file that they came from.
 
     Example:
         >>> import torch
@@ -85,7 +88,7 @@ class History(torch.nn.Module):
             )
         if dtype is not None and dtype not in CODECS:
             raise TypeError(f"History: dtype must be one of {tuple(CODECS)}, but is {dtype}")
-        _check_tier(tier, device)
+        check_tier(tier, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self._is_persistent = persistent
@@ -93,6 +96,7 @@ class History(torch.nn.Module):
         self.model_dtype = torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self._pool = AsyncIOPool()
+        self.origin = Origin()
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
@@ -100,6 +104,7 @@ class History(torch.nn.Module):
             file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
             pushed_at, clock = file.pushed_at, file.clock
             self._table: Table = file
+            self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
         else:
             options = {"huge_pages": huge_pages, "pageable": tier == "host"}
             memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
@@ -332,7 +337,7 @@ class History(torch.nn.Module):
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
         self._table.wait()
-        self._table.commit(self.pushed_at, int(self.clock))
+        self._table.commit(self.pushed_at, int(self.clock), self.origin.key)
 
     def reset_parameters(self) -> None:
         """Forgets all rows: zeros that were never pushed."""
@@ -340,6 +345,11 @@ class History(torch.nn.Module):
         self._table.clear()
         self.pushed_at.fill_(-1)
         self.clock.zero_()
+        self.origin = Origin()
+
+    def take_graph(self, key: str) -> None:
+        """Notes that rows of the graph ``key`` are exchanged from now on; an error where others are here already."""
+        self.origin.take(key, lambda: bool((self.pushed_at >= 0).any()))
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -384,7 +394,7 @@ class History(torch.nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
         self._pool = AsyncIOPool()
         self._table.use(self._pool)
 
@@ -394,6 +404,8 @@ class History(torch.nn.Module):
             assert isinstance(self._table.base, FileTable)
             destination[f"{prefix}emb"] = self._table.base.map()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._is_persistent and hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["graph"] = self.origin.key
 
     def _load_from_state_dict(
         self,
@@ -417,6 +429,8 @@ class History(torch.nn.Module):
                 "the parameters alone (load_state_dict(..., strict=False))"
             )
             return
+        if saved is not None:
+            self.origin = Origin(local_metadata.get("graph", ""))
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
             same = saved.dtype == self._table.dtype
@@ -439,18 +453,6 @@ _NOT_SHARED = (
     "keep_hot: hot rows cannot follow what other processes write to a table in shared memory; call keep_hot(None), or leave out "
     "share_memory()"
 )
-
-
-def _check_tier(tier: str | FileTier | None, device: torch.device | str | int | None) -> None:
-    if not (tier in (None, "pinned", "host") or isinstance(tier, FileTier)):
-        raise ValueError(
-            f'History: tier must be None, "pinned", "host" or a FileTier, but is {tier!r}; device="cuda" puts the table on a '
-            "GPU, and tier=FileTier(path) in a file"
-        )
-    if tier is not None and torch.device("cpu" if device is None else device).type != "cpu":
-        raise ValueError(
-            f"History: tier={tier!r} is for a table that does not lie on a GPU, but device is {device}; drop one of them"
-        )
 
 
 def _is_shared(tensor: Tensor) -> bool:

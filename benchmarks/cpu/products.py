@@ -19,7 +19,7 @@ from shared import save_picture, table
 from sides import Side
 
 from torch_gas import SubgraphLoader
-from torch_gas.partition.parts import BACKENDS
+from torch_gas.partition.backends import BACKENDS
 
 PRODUCTS = Size(2_400_000, 64.5, 100, 256, 47, nodes_a_part=2400, parts_a_batch=25, dropout=0.5)
 TINY = Size(4000, 12.0, 16, 16, 4, nodes_a_part=100, parts_a_batch=4, dropout=0.5)

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from shared import save_picture, table
 
 from torch_gas import SubgraphLoader
-from torch_gas.partition.parts import BACKENDS
+from torch_gas.partition.backends import BACKENDS
 
 SMALLEST = Size(50_000, 22.0, 64, 64, 10, nodes_a_part=1250, parts_a_batch=8)
 TINY = Size(2000, 8.0, 16, 16, 4, nodes_a_part=100, parts_a_batch=4)

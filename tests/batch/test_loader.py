@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas._util import thread as worker
 from torch_gas.batch import loader as loader_module
 from torch_gas.graph.edges import coo
 
@@ -463,8 +461,14 @@ def test_batches_made_in_inference_mode_are_not_kept() -> None:
 
 
 def loader_threads() -> list[str]:
-    """Names of the threads of loaders and of what else makes calls in threads."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    """Names of the functions that threads of loaders began with."""
+    names = []
+    for frame in sys._current_frames().values():
+        while frame.f_back is not None:
+            frame = frame.f_back
+        if frame.f_code.co_filename == worker.__file__:
+            names.append(frame.f_code.co_name)
+    return names
 
 
 def wait_for_threads(number: int) -> None:
@@ -487,34 +491,6 @@ def test_an_abandoned_epoch_leaves_no_threads() -> None:
         break
     wait_for_threads(before)
     assert len(list(loader)) == 4
-
-
-IN_AN_EPOCH = """
-import os, sys, time
-sys.path.insert(0, os.environ["TESTS"])
-from test_loader import *
-class Slow(Data):
-    def __cat_dim__(self, *args, **kwargs):
-        time.sleep(0.01)
-        return super().__cat_dim__(*args, **kwargs)
-batches = iter(SubgraphLoader(Slow.from_dict(graph().to_dict()), PTR, 1, cache_size=0, prefetch=2))
-next(batches)
-if sys.argv[1] == "fork" and os.fork() > 0:
-    assert os.wait()[1] == 0
-elif sys.argv[1] == "fork":
-    del batches
-print("end", flush=True)
-"""
-
-
-@pytest.mark.parametrize("how", ["exit", "fork"])
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_processes_end_in_the_middle_of_an_epoch(how: str) -> None:
-    tests = Path(__file__).parent
-    environment = {**os.environ, "TESTS": str(tests), "PYTHONPATH": str(tests.parent)}
-    program = [sys.executable, "-W", "ignore", "-c", IN_AN_EPOCH, how]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120, env=environment)
-    assert (done.returncode, done.stdout) == (0, "end\n" * (1 + (how == "fork"))), done.stderr
 
 
 class Failing(Data):

@@ -79,6 +79,7 @@ def test_a_run_goes_on_where_it_stopped(
     assert resumed(stop, **options) == uninterrupted(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("order", ["seed", "global", "generator"])

@@ -340,11 +340,12 @@ def test_keys_go_by_content() -> None:
 
 
 def test_keys_are_found_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_gas.graph import formats, key
+    from torch_gas.graph import edges as edges_of_graph
+    from torch_gas.graph import key
 
     edges, perm = graph().edge_index, torch.randperm(N)
     whole = graph_key(edges, N, perm)
-    for module in (formats, key):
+    for module in (edges_of_graph, key):
         monkeypatch.setattr(module, "EDGES_AT_ONCE", 7)
     assert graph_key(edges.clone(), N, perm.clone()) == whole
 

@@ -251,6 +251,7 @@ def python(code: str, *args: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     before = small(tmp_path / "a")
@@ -269,6 +270,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.slow
 def test_there_is_no_second_copy_in_memory(tmp_path: Path) -> None:
     """Writing and reading a table of 256 MiB takes a few blocks of 8 MiB."""
     code = """

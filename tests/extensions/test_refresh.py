@@ -325,7 +325,7 @@ def test_bound_to_the_same_graph() -> None:
     data, policy = graph(), PUBLISHED
     loader = EvalSubgraphLoader(data, PTR)
     assert isinstance(policy, Policy)
-    with pytest.raises(TypeError, match="model must be ScalableGNN, but is"):
+    with pytest.raises(TypeError, match="model must be HistoryModel, but is"):
         policy.bind(nn.GCN(C, H, 3), loader)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loader has 60 nodes, but the model was made for 61"):
         policy.bind(Net(N + 1, H), loader)

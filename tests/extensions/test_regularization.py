@@ -385,7 +385,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_layers_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"Net has no module 'conv.1'; it has .*'convs.1'"):
         LocalPerturbation(layers=["conv.1"]).attach(Net(N))
-    with pytest.raises(TypeError, match="model must be a ScalableGNN, or made by"):
+    with pytest.raises(TypeError, match="model must be HistoryModel, but is GCN"):
         LocalPerturbation().attach(nn.GCN(C, H, 3))  # type: ignore[arg-type]
 
 

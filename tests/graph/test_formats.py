@@ -127,6 +127,7 @@ def test_other_formats_are_refused(adj: object, came: str) -> None:
         formats.check_adjacency(adj, "my adj")
 
 
+@pytest.mark.slow
 def test_torch_sparse_is_not_imported() -> None:
     code = (
         "import sys; sys.modules['torch_sparse'] = None; from torch_gas import adjacency; "

@@ -11,7 +11,7 @@ from nets import Net
 from torch import Tensor
 
 from torch_gas import SubgraphLoader, models
-from torch_gas.graph.halo import append, batch_rows, join, linear
+from torch_gas.graph.halo import appended, batch_rows, join, linear
 from torch_gas.graph.product import Edges, aggregate
 from torch_gas.models.dropout import dropout
 
@@ -39,14 +39,14 @@ def rows() -> Tensor:
     return torch.randn(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
 
 
-def appended(rows: Tensor) -> Tensor:
-    return append(rows, S, lambda out: out.copy_(HALO))
+def joined(rows: Tensor) -> Tensor:
+    return join(rows, appended(rows, S, lambda out: out.copy_(HALO)))
 
 
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_gradients_are_those_of_rows_in_one_tensor(name: str) -> None:
     consume, inputs = CONSUMERS[name], (rows(), WEIGHT, BIAS, EDGE_WEIGHT)
-    x = appended(inputs[0])
+    x = joined(inputs[0])
     assert torch.equal(x, torch.cat([inputs[0], HALO])) and batch_rows(x) is inputs[0]
     out, expected = consume(x), consume(torch.cat([inputs[0], HALO]))
     assert torch.equal(out, expected)
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_rows_in_one_tensor(name: str) -> None:
             torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
     def run(rows: Tensor, *_: Tensor) -> Tensor:
-        return consume(appended(rows)) ** 2
+        return consume(joined(rows)) ** 2
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
@@ -66,14 +66,14 @@ def test_gradients_are_those_of_rows_in_one_tensor(name: str) -> None:
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_a_gradient_that_somebody_looks_at_is_whole(name: str) -> None:
     inputs = rows()
-    x, plain = appended(inputs), torch.cat([inputs, HALO])
+    x, plain = joined(inputs), torch.cat([inputs, HALO])
     x.retain_grad()
     plain.retain_grad()
     for each in (x, plain):
         (CONSUMERS[name](each) ** 2).sum().backward()
     torch.testing.assert_close(x.grad, plain.grad, rtol=1e-12, atol=1e-12)
     seen: list[Tensor] = []
-    x = appended(inputs)
+    x = joined(inputs)
     x.register_hook(seen.append)
     (CONSUMERS[name](x) ** 2).sum().backward()
     torch.testing.assert_close(seen[0], plain.grad, rtol=1e-12, atol=1e-12)
@@ -81,16 +81,16 @@ def test_a_gradient_that_somebody_looks_at_is_whole(name: str) -> None:
 
 def test_rows_that_changed_since_are_not_the_batchs() -> None:
     inputs = rows()
-    x, y = appended(inputs * 1), appended(inputs * 1)
+    x, y = joined(inputs * 1), joined(inputs * 1)
     x.mul_(2)
     y[1] = 0.0
     assert batch_rows(x) is None and batch_rows(y) is None and batch_rows(HALO) is None
     before = inputs * 1
-    x = appended(before)
+    x = joined(before)
     before.mul_(2)
     assert batch_rows(x) is None
     with torch.no_grad():
-        assert batch_rows(appended(inputs)) is None and batch_rows(appended(before)) is None
+        assert batch_rows(joined(inputs)) is None and batch_rows(joined(before)) is None
     assert join(HALO, HALO) is HALO  # nothing to learn
 
 

@@ -355,6 +355,7 @@ def _push_ones(history: History) -> None:
     history.push(torch.ones(1, 2), n_id=torch.tensor([1]))
 
 
+@pytest.mark.slow
 def test_shared_tables_are_the_same_in_another_process() -> None:
     model = torch.nn.Sequential(History(4, 2)).share_memory()
     history = model[0]

@@ -183,7 +183,7 @@ def test_simple_graph_is_the_symmetric_sum(num_nodes, weighted, data):
     node = st.integers(0, num_nodes - 1)
     edges = data.draw(st.lists(st.tuples(node, node, st.integers(0, 9)), max_size=40))
     src, dst, weight = torch.tensor(edges, dtype=torch.int64).reshape(-1, 3).unbind(1)
-    task = Task(torch.stack([src, dst]), num_nodes, 2, weight if weighted else None, None, None, False)
+    task = Task(torch.stack([src, dst]), num_nodes, 2, False, weight if weighted else None, None, None, False)
     graph = simple_graph(task)
     dense = torch.zeros(num_nodes, num_nodes, dtype=torch.int64)
     dense.index_put_((src, dst), weight if weighted else torch.ones_like(weight), accumulate=True)

@@ -484,7 +484,7 @@ def test_too_little_memory(graph: Data) -> None:
         ({"optimizer_states": -1}, ValueError, r"optimizer_states must be a whole number"),
         ({"margin": 1.0}, ValueError, r"margin must be a share"),
         ({"ptr": torch.tensor([0, NUM_NODES]), "backend": "stream"}, ValueError, r"drop one or the other"),
-        ({"ptr": torch.tensor([0, 7])}, ValueError, r"ptr must go from 0 to the number of nodes"),
+        ({"ptr": torch.tensor([0, 7])}, ValueError, r"ptr must ascend from 0 to the number of nodes"),
         ({"neighbors": "out"}, ValueError, r"neighbors must be"),
         ({"prefetch": -1}, ValueError, r"prefetch"),
     ],

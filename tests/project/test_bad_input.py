@@ -508,7 +508,7 @@ BAD_LOADERS: dict[str, tuple[type[Exception], str, Callable[[Data], tuple[Any, .
         ValueError, "ptr must ascend", lambda d: (d, torch.tensor([0, 30, 20, N])),
     ),
     "ptr ends too early": (
-        ValueError, r"from 0 to the number of nodes, 60, but .* goes from 0 to 59.*another graph\?",
+        ValueError, r"ptr must ascend from 0 to the number of nodes, 60, but .* goes from 0 to 59.*another graph\?",
         lambda d: (d, torch.tensor([0, 30, N - 1])),
     ),
     "ptr starts too late": (

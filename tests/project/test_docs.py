@@ -2,16 +2,22 @@
 
 import doctest
 import importlib
+import operator
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from test_map import ROOMS
 
 import torch_gas
 
 ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "csrc/README.md", "examples/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(torch_gas.__path__, "torch_gas.") if module.name != "torch_gas._C"
 )
@@ -60,6 +66,43 @@ def test_code_about_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(map(torch.equal, *ends))
 
 
+def test_code_about_contributing_runs() -> None:
+    """A model on the shared base, and an extension with tables beside a monitor."""
+    namespace: dict[str, object] = {}
+    for block in python_blocks(ROOT / "CONTRIBUTING.md"):
+        exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
+    assert isinstance(namespace["model"], torch_gas.ScalableGNN)
+    assert len(namespace["model"].extensions) == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_in_docs_exist_and_do_not_warn(page: Path) -> None:
+    """Also in pages whose code does not run as it stands."""
+    text = page.read_text()
+    lines = re.findall(r"^(?:from torch_gas\S* import .+|import torch_gas.*)$", text, flags=re.MULTILINE)
+    for line in lines:
+        exec(compile(line, page.name, "exec"), {})  # a moved path warns, which is an error in tests
+    for name in re.findall(r"`torch_gas\.([a-z_]\w*(?:\.\w+)*)", text):
+        operator.attrgetter(name)(torch_gas)  # rooms are there as attributes once the package was imported
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_docs_exist(page: Path) -> None:
+    for path in re.findall(
+        r"`((?:torch_gas|csrc|tests|benchmarks|examples|docs)/[\w/]+(?:\.\w+|/))`", page.read_text()
+    ):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_the_map_in_docs_is_that_of_the_rooms() -> None:
+    """docs/design.md lists the rooms in the order that tests/project/test_map.py holds imports to."""
+    block = (ROOT / "docs" / "design.md").read_text().partition("## Rooms")[2].split("```")[1]
+    names = [
+        line.split()[0].removesuffix("/").removesuffix(".py").replace("/", ".") for line in block.strip().splitlines()
+    ]
+    assert ["" if name == "__init__" else name for name in names] == list(ROOMS)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -72,8 +115,13 @@ def test_docstrings_have_examples() -> None:
         assert ">>>" in (getattr(torch_gas, name).__doc__ or ""), name
 
 
-def test_links_in_docs_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_docs_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        target, _, heading = link.partition("#")
+        if "://" not in link:
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name}: {link}"
+            if heading:
+                titles = re.findall(r"^#+ (.+)$", other.read_text(), flags=re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link

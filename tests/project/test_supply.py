@@ -23,7 +23,7 @@ SOURCES = [
 MAY_UNPICKLE = {
     f"test_{name}.py"
     for name in (
-        "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state", "monitor",
+        "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state", "monitor", "record",
         "regularization", "scalable", "scaled", "storage",
     )
 }  # fmt: skip

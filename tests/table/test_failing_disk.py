@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or sys.platform != "linux", reason="needs a C compiler, and a loader that preloads libraries"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        COMPILER is None or sys.platform != "linux", reason="needs a C compiler, and a loader that preloads libraries"
+    ),
+]
 
 SCRIPT = """
 import os, sys, torch
@@ -57,28 +62,44 @@ rest[mine] = False
 """
 
 
-def run(tmp_path: Path, code: str) -> None:
-    """Runs ``code`` after SCRIPT in a process whose disk fails while it says so."""
-    shim = tmp_path / "shim.so"
+# Imports once, and runs what it is given in forks.
+SERVER = """
+import json, os, sys, torch, torch_gas
+for line in sys.stdin:
+    environment, code = json.loads(line)
+    if os.fork() == 0:
+        os.environ.update(environment)
+        exec(code)
+        os._exit(0)
+    print(os.wait()[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, str], None]]:
+    """Runs code after SCRIPT in a process whose disk fails while it says so."""
+    folder = tmp_path_factory.mktemp("failing_disk")
+    shim, errors = folder / "shim.so", folder / "errors"
     source = Path(__file__).parents[1] / "_core" / "native" / "failing_disk.c"
     assert COMPILER is not None
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-    where = {
-        "LD_PRELOAD": shim,
-        "FAIL": tmp_path / "fail",
-        "FOLDER": tmp_path / "tables",
-        "TESTS": Path(__file__).parents[1],
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT + code],
-        env={**os.environ, **{key: str(value) for key, value in where.items()}},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    command, environment = [sys.executable, "-W", "ignore", "-c", SERVER], {**os.environ, "LD_PRELOAD": str(shim)}
+    with errors.open("w") as stderr:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+        server = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def run(tmp_path: Path, code: str) -> None:
+        where = {"FAIL": tmp_path / "fail", "FOLDER": tmp_path / "tables", "TESTS": Path(__file__).parents[1]}
+        request = json.dumps([{key: str(path) for key, path in where.items()}, SCRIPT + code])
+        assert server.stdin is not None and server.stdout is not None
+        print(request, file=server.stdin, flush=True)
+        assert server.stdout.readline() == "0\n", errors.read_text()
+
+    with server:  # closes its stdin, upon which it ends
+        yield run
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk(run: Callable[[Path, str], None], tmp_path: Path) -> None:
     run(
         tmp_path,
         """
@@ -100,7 +121,7 @@ model.commit_histories()
     )
 
 
-def test_a_full_disk_in_pushes_by_id_and_of_all_rows(tmp_path: Path) -> None:
+def test_a_full_disk_in_pushes_by_id_and_of_all_rows(run: Callable[[Path, str], None], tmp_path: Path) -> None:
     run(
         tmp_path,
         """
@@ -122,7 +143,7 @@ assert rows(history).all()
     )
 
 
-def test_a_disk_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_read(run: Callable[[Path, str], None], tmp_path: Path) -> None:
     run(
         tmp_path,
         """
@@ -139,7 +160,7 @@ for batch in loader:
     )
 
 
-def test_a_full_disk_while_committing(tmp_path: Path) -> None:
+def test_a_full_disk_while_committing(run: Callable[[Path, str], None], tmp_path: Path) -> None:
     run(
         tmp_path,
         """
@@ -155,7 +176,7 @@ assert [history.table.generation for history in model.histories] == [2, 2]
     )
 
 
-def test_a_full_disk_while_features_are_stored(tmp_path: Path) -> None:
+def test_a_full_disk_while_features_are_stored(run: Callable[[Path, str], None], tmp_path: Path) -> None:
     run(
         tmp_path,
         """

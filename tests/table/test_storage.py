@@ -285,6 +285,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_open_one_table(tmp_path: Path) -> None:
     path = tmp_path / "table"
     command = [sys.executable, "-W", "ignore", "-c", HOLD, str(path)]
@@ -338,6 +339,7 @@ def test_features_in_a_file_train_the_same_model(tmp_path: Path, prefetch: int) 
     assert torch.equal(train(net(), stored(tmp_path), prefetch=prefetch), train(net()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_features(tmp_path: Path, context: str) -> None:
     loader = SubgraphLoader(stored(tmp_path), PTR, 4, num_workers=1, multiprocessing_context=context)

@@ -11,6 +11,11 @@ from torch_gas._core.build import _C
 P = ParamSpec("P")
 R = TypeVar("R")
 
+called: Callable[[str], str] = _C.call_name
+"""What the user called where the core runs a call."""
+arg: Callable[[str], str] = _C.argument_name
+"""The user's name for an argument of the core."""
+
 
 def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: errors that the core raises inside of the function speak of the call and the arguments that its user knows.
@@ -46,13 +51,3 @@ def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]
         return wrapper
 
     return decorate
-
-
-def called(call: str) -> str:
-    """What the user called where the core runs ``call``."""
-    return str(_C.call_name(call))
-
-
-def arg(name: str) -> str:
-    """The user's name for an argument of the core."""
-    return str(_C.argument_name(name))

@@ -23,7 +23,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
-from torch_gas.partition.record import is_in_order
+from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
 
@@ -110,17 +110,17 @@ class Builder:
         colptr, row, perm = self.csc
         out = _core.subgraph(colptr, row, offset, count)
         batch_size = out.rowptr.numel() - 1
-        leaves = out.col >= batch_size
-        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[leaves]
+        outgoing = out.col >= batch_size
+        src = torch.repeat_interleave(out.rowptr.diff(), output_size=out.col.numel()).to(out.col.dtype)[outgoing]
         halo = torch.cat([sub.halo, out.halo]).unique()
-        dst = torch.searchsorted(halo, out.halo)[out.col[leaves].long() - batch_size]
+        dst = torch.searchsorted(halo, out.halo)[out.col[outgoing].long() - batch_size]
         order = dst.argsort(stable=True)
         counts = dst.bincount(minlength=halo.numel())
         rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
         return _core.Subgraph(
             torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
             torch.cat([rows[sub.col.long()], src[order]]),
-            torch.cat([sub.e_id, perm[out.e_id[leaves]][order]]),
+            torch.cat([sub.e_id, perm[out.e_id[outgoing]][order]]),
             torch.cat([sub.n_id[:batch_size], halo]),
         )
 
@@ -131,28 +131,19 @@ class Builder:
     def check_unchanged(self) -> None:
         """Raises if ``data`` has another size, adjacency or other attributes than when the loader was made."""
         if _signature(self.data) != self.signature:
-            raise RuntimeError(
-                "SubgraphLoader: data changed its size, adjacency, attributes or device after the loader was made; "
-                "make a new loader (and partition and permute again if nodes or edges changed), or move a copy: "
-                "copy.copy(data).to(device)"
-            )
+            advice = "make a new loader (and new parts for new edges), or move a copy: copy.copy(data).to(device)"
+            raise RuntimeError(f"SubgraphLoader: data changed its size, adjacency, attributes or device; {advice}")
 
 
 def check_data(data: Data) -> int:
-    if not isinstance(data, Data):
-        raise TypeError(f"data must be a torch_geometric.data.Data, but is {type(data)}")
     if data.num_nodes is None or data.num_nodes < 1:
         raise ValueError("data has no nodes: set data.x or data.num_nodes")
     if "n_id" in data:
-        raise ValueError(
-            "data.n_id: under this name a batch holds the ids of its nodes; store what it is under another one"
-        )
+        raise ValueError("data.n_id: under this name a batch holds the ids of its nodes: rename the attribute")
     for key, value in data.to_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise ValueError(
-                f"data.{key} is on {value.device}, but batches are made on the CPU: use data.cpu() for the loader "
-                "and move each batch with batch.to(device)"
-            )
+            advice = "make the loader of data.cpu() and move each batch, batch.to(device)"
+            raise ValueError(f"data.{key} is on {value.device}, but batches are made on the CPU: {advice}")
         if isinstance(value, StoredFeatures):
             if len(value) != data.num_nodes:
                 raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")
@@ -161,24 +152,12 @@ def check_data(data: Data) -> int:
     return int(data.num_nodes)
 
 
-def check_ptr(ptr: Tensor, data: Data) -> Tensor:
-    num_nodes = check_data(data)
-    if not isinstance(ptr, Tensor) or ptr.dtype not in (torch.int64, torch.int32) or ptr.dim() != 1:
-        raise TypeError("ptr must be a one-dimensional integer tensor, as metis() returns it")
-    if ptr.numel() < 2 or int(ptr[0]) != 0 or int(ptr[-1]) != num_nodes:
-        ends = "" if ptr.numel() == 0 else f" and goes from {int(ptr[0])} to {int(ptr[-1])}"
-        raise ValueError(
-            f"ptr must go from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{ends}; "
-            "was it computed for another graph?"
-        )
-    if bool((ptr.diff() < 0).any()):
-        raise ValueError("ptr must ascend: part p is nodes ptr[p] to ptr[p + 1]")
-    ptr = ptr.to(torch.int64)
+def check_partition(ptr: Tensor, data: Data) -> Tensor:
+    """``ptr`` as int64, if it may be that of ``data``."""
+    ptr = check_ptr(ptr, check_data(data), "SubgraphLoader")
     if not is_in_order(data, find_adjacency(data)[1], ptr):
-        raise ValueError(
-            "data is not in the order that ptr belongs to: call data = permute(data, perm) with the perm that metis() "
-            "returned together with this ptr"
-        )
+        advice = "call data = permute(data, perm) with the perm that metis() returned together with this ptr"
+        raise ValueError(f"data is not in the order that ptr belongs to: {advice}")
     return ptr
 
 

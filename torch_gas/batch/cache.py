@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import tensors_of
 
@@ -23,11 +24,8 @@ class BatchCache:
         self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> int:
-        return self.capacity  # a copy starts empty
-
-    def __setstate__(self, capacity: int) -> None:
-        self.__init__(capacity)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[BatchCache], tuple[int]]:
+        return BatchCache, (self.capacity,)  # a copy starts empty
 
     def clear(self) -> None:
         """Forgets all batches."""
@@ -41,7 +39,7 @@ class BatchCache:
         batch, versions = entry
         if [tensor._version for tensor in _tensors(batch)] != versions:
             return None
-        return _handed_out(batch)
+        return _shallow_copy(batch)
 
     def put(self, parts: tuple[int, ...], batch: SubData) -> SubData:
         """Keeps ``batch`` where there is room, and returns it for use."""
@@ -50,15 +48,15 @@ class BatchCache:
             return batch
         size = sum(tensor.nbytes for tensor in tensors)
         with self._lock:
-            if parts not in self._entries and self.size + size > self.capacity:
-                return batch
             if parts not in self._entries:
+                if self.size + size > self.capacity:
+                    return batch
                 self.size += size
             self._entries[parts] = (batch, [tensor._version for tensor in tensors])
-        return _handed_out(batch)
+        return _shallow_copy(batch)
 
 
-def _handed_out(batch: SubData) -> SubData:
+def _shallow_copy(batch: SubData) -> SubData:
     """A copy whose attributes may be set, and whose features may gather gradients of their own. It shares their memory."""
     out = copy.copy(batch)
     for key, value in batch.to_dict().items():
@@ -69,10 +67,7 @@ def _handed_out(batch: SubData) -> SubData:
 
 def contents_of(data: Data) -> list[tuple[Any, int]]:
     """What may change between two epochs: each attribute, and how often it was changed in place."""
-    return [
-        (value, value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
-        for value in data.to_dict().values()
-    ]
+    return [(value, version(value) if isinstance(value, Tensor) else 0) for value in data.to_dict().values()]
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

@@ -32,12 +32,7 @@ class Epoch:
 
     def __init__(self, batches: Sequence[Sequence[int]] | None = None, given: int = 0, number: int = 0) -> None:
         self.batches, self.given, self.number, self.taken = batches, given, number, 0
-        self.is_closed = False  # nobody takes its batches any more
-
-    @property
-    def size(self) -> int | None:
-        """The number of its batches, where it is known."""
-        return None if self.batches is None else self.given + len(self.batches)
+        self.is_stopped = False  # nobody takes its batches any more
 
 
 class Epochs:
@@ -53,16 +48,19 @@ class Epochs:
         self.sampler: Any = batch_sampler.sampler if type(batch_sampler) is BatchSampler else batch_sampler
         generators = [getattr(self.sampler, "generator", None), generator]
         self.generators = list({id(each): each for each in generators if isinstance(each, torch.Generator)}.values())
-        self._begun = Epoch()
+        self._latest = Epoch()
         self._number = 0  # of the next epoch
         self._under_way: list[Epoch] = []  # the one that handed out a batch last is the last
         self._loaded: Epoch | None = None  # which comes next
+        self._has_state = hasattr(self.sampler, "state_dict") and hasattr(self.sampler, "load_state_dict")
+        # Whether the state of what draws the order can be saved.
+        self._is_known = type(self.sampler) in (RandomSampler, SequentialSampler) or self._has_state
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        return iter(self.batch_sampler if self._begun.batches is None else self._begun.batches)
+        return iter(self.batch_sampler if self._latest.batches is None else self._latest.batches)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_under_way": []}  # nobody asks a copy for the rest of them
@@ -72,26 +70,25 @@ class Epochs:
         """The next epoch, while its batches are handed out."""
         epoch, self._loaded = self._loaded or Epoch(number=self._number), None
         self._number = epoch.number + 1
-        self._forget_closed()
+        self._forget_stopped()
         self._under_way.append(epoch)
-        self._begun = epoch
+        self._latest = epoch
         try:
             yield epoch
-        except BaseException:
-            epoch.is_closed = True  # until another one begins or ends
-            raise
-        epoch.is_closed = True
-        self._forget_closed()
+        finally:
+            epoch.is_stopped = True
+        self._forget_stopped()  # one that was left early counts until another begins or ends
 
-    def _forget_closed(self) -> None:
-        self._under_way = [each for each in self._under_way if not each.is_closed]
+    def _forget_stopped(self) -> None:
+        self._under_way = [each for each in self._under_way if not each.is_stopped]
 
     def hand_out(self, epoch: Epoch) -> dict[str, int | None]:
         """Counts a batch, and returns its place as its record has it."""
         self._under_way.sort(key=lambda each: each is epoch)
         place = epoch.given + epoch.taken
         epoch.taken += 1
-        return {"epoch": epoch.number, "index": place, "num_batches": epoch.size}
+        number = None if epoch.batches is None else epoch.given + len(epoch.batches)
+        return {"epoch": epoch.number, "index": place, "num_batches": number}
 
     @contextmanager
     def drawn(self, epoch: Epoch) -> Iterator[None]:
@@ -112,21 +109,11 @@ class Epochs:
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def _is_known(self) -> bool:
-        """Whether the state of what draws the order can be saved."""
-        return type(self.sampler) in (RandomSampler, SequentialSampler) or self._has_state
-
-    @property
-    def _has_state(self) -> bool:
-        return hasattr(self.sampler, "state_dict") and hasattr(self.sampler, "load_state_dict")
-
     def _check_known(self) -> None:
         if not self._is_known:
-            raise TypeError(
-                f"SubgraphLoader: the order comes from a {type(self.sampler).__name__}, whose state is not known; give it "
-                "state_dict() and load_state_dict() that hold what decides its next epoch, or use shuffle=True"
-            )
+            kind = type(self.sampler).__name__
+            advice = "give it state_dict() and load_state_dict(), or use shuffle=True"
+            raise TypeError(f"SubgraphLoader: the order comes from a {kind}, whose state is not known; {advice}")
 
     def state_dict(self, loader: dict[str, Any]) -> dict[str, Any]:
         """What is left of the epoch under way, and what draws the next.
@@ -135,11 +122,11 @@ class Epochs:
             loader: what must be the same where the state is loaded.
         """
         self._check_known()
-        epochs = [each for each in self._under_way if not each.is_closed] or self._under_way
+        epochs = [each for each in self._under_way if not each.is_stopped] or self._under_way
         epoch = self._loaded or (epochs[-1] if epochs else Epoch(number=self._number))
         rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
         return {
-            "loader": {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)},
+            "loader": self._facts(loader),
             "number": epoch.number,
             "given": epoch.given + epoch.taken,
             "rest": None if rest is None else [[int(index) for index in batch] for batch in rest],
@@ -147,13 +134,16 @@ class Epochs:
             "sampler": self.sampler.state_dict() if self._has_state else None,
         }
 
+    def _facts(self, loader: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same where a state is loaded."""
+        return {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
+
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Goes on from ``state``; epochs under way are forgotten."""
         self._check_known()
         if not isinstance(state, dict) or state.keys() - {"number"} != _KEYS:  # 0.1 did not number epochs
             raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
-        here = {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
-        for name, value in here.items():
+        for name, value in self._facts(loader).items():
             if state["loader"].get(name) != value:
                 raise ValueError(
                     f"SubgraphLoader.load_state_dict: {_WHAT[name]} are others than when the state was saved "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torch_gas._util.arguments import checked
@@ -33,8 +34,8 @@ def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
     """
     if number is not None and number < 0:
         raise ValueError(f"hot_nodes: number must not be negative, but is {number}")
-    if not hasattr(loader, "halo_counts"):
-        raise TypeError(f"hot_nodes: loader must be a SubgraphLoader, but is {type(loader).__name__}")
-    counts = loader.halo_counts()
+    counts = torch.zeros(loader.num_nodes, dtype=torch.int64)
+    for halo in loader.halos():
+        counts[halo] += 1
     order = counts.argsort(descending=True, stable=True)
     return order[: int((counts > 0).sum())][:number]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import Any, cast
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
-from torch_gas.batch.builder import Builder, check_ptr
+from torch_gas._util.thread import Task, Worker
+from torch_gas.batch.builder import Builder, check_partition
 from torch_gas.batch.cache import BatchCache, contents_of
 from torch_gas.batch.courier import Courier
 from torch_gas.batch.data import SubData
@@ -25,6 +25,8 @@ from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
 from torch_gas.transfer import Event
+
+MakeBatch = Callable[[], SubData]
 
 
 class SubgraphLoader(DataLoader[SubData]):
@@ -80,36 +82,30 @@ class SubgraphLoader(DataLoader[SubData]):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        if batch_size is None:
-            raise ValueError("SubgraphLoader: batch_size must be a number of parts, at least 1, but is None")
         if (prefetch is not None and prefetch < 0) or cache_size < 0:
             raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
-        self.builder = Builder(data, check_ptr(ptr, data), bipartite, neighbors)
+        self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
         self._prefetch = prefetch
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
-            )
+            raise ValueError(f"device is {self.device}, but there is no CUDA device here; leave device out")
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
-        self._largest_halo: int | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = contents_of(data)
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("give seed or generator, not both")
-        parts = (ptr.diff() > 0).nonzero().view(-1).tolist()
+        self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
         if shuffle and seed is not None:
             # A sampler of its own, because workers would draw from the loader's generator as well.
             generator = torch.Generator().manual_seed(seed)
-            shuffle, kwargs["sampler"] = False, RandomSampler(parts, generator=generator)
-        super().__init__(parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
+            shuffle, kwargs["sampler"] = False, RandomSampler(self._parts, generator=generator)
+        super().__init__(self._parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
         self._epochs = Epochs(self.batch_sampler, self.generator)
-        self._fingerprint: dict[str, Any] | None = None
 
     @property
     def _index_sampler(self) -> Epochs:  # what DataLoader draws batches from
@@ -133,9 +129,8 @@ class SubgraphLoader(DataLoader[SubData]):
     @property
     def prefetch(self) -> int:
         """How many batches are made ahead."""
-        if self._prefetch is not None:
-            return self._prefetch
-        return 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
+        default = 2 if self.device.type == "cuda" or torch.get_num_threads() < _num_cores() else 0
+        return default if self._prefetch is None else self._prefetch
 
     def __iter__(self) -> Iterator[SubData]:  # type: ignore[override]
         with self._epochs.begin() as epoch:
@@ -157,9 +152,7 @@ class SubgraphLoader(DataLoader[SubData]):
                 raise IndexError(f"SubgraphLoader.only: part {part} must be in 0 .. {num_parts - 1}")
         return self._serve(lambda: iter([partial(self._make, tuple(parts)) for parts in batches]))
 
-    def _serve(
-        self, tasks: Callable[[], Iterator[Callable[[], SubData]]], epoch: Epoch | None = None
-    ) -> Iterator[SubData]:
+    def _serve(self, tasks: Callable[[], Iterator[MakeBatch]], epoch: Epoch | None = None) -> Iterator[SubData]:
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
         contents = contents_of(self.data)
@@ -170,8 +163,7 @@ class SubgraphLoader(DataLoader[SubData]):
             self._iterator = None  # workers that persist hold the data as it was
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
-            if arrived is not None:
-                assert self._courier is not None
+            if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
             assert batch.record is not None
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
@@ -180,19 +172,17 @@ class SubgraphLoader(DataLoader[SubData]):
             edges = kept_edges(adj)
             self._transposes = edges is not None and edges.is_used_by_source
 
-    def _batches(
-        self, tasks: Iterator[Callable[[], SubData]]
-    ) -> Iterator[tuple[SubData, Event | None, deque[Future[Any]]]]:
+    def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
-        ahead: deque[Future[tuple[SubData, Event | None]]] = deque()
+        ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         prefetch = self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
             return
-        worker = ThreadPoolExecutor(1)
+        worker = Worker()
         try:
             _use_one_thread(worker)
             for task in tasks:
@@ -202,25 +192,21 @@ class SubgraphLoader(DataLoader[SubData]):
             while ahead:
                 yield *ahead.popleft().result(), ahead
         finally:
-            worker.shutdown(cancel_futures=True)
+            worker.close()
             ahead.clear()
 
-    def _tasks(self, epoch: Epoch) -> Iterator[Callable[[], SubData]]:
+    def _tasks(self, epoch: Epoch) -> Iterator[MakeBatch]:
         """Calls that make one batch of ``epoch`` each."""
         with self._epochs.drawn(epoch):
             batches: Any = super().__iter__() if self.num_workers > 0 else None
         if batches is not None:
             number = len(self) if epoch.batches is None else len(epoch.batches)
             return (partial(next, batches) for _ in range(number))
-        parts_of_loader = cast("list[int]", self.dataset)
-        order = (tuple(parts_of_loader[i] for i in batch) for batch in self._epochs)
-        return (partial(self._make, parts) for parts in order)
+        return (partial(self._make, tuple(self._parts[i] for i in batch)) for batch in self._epochs)
 
-    def _send(self, task: Callable[[], SubData]) -> tuple[SubData, Event | None]:
+    def _send(self, task: MakeBatch) -> tuple[SubData, Event | None]:
         batch = task()
-        if self._courier is None:
-            return batch, None
-        return self._courier.send(batch)
+        return (batch, None) if self._courier is None else self._courier.send(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
@@ -233,7 +219,7 @@ class SubgraphLoader(DataLoader[SubData]):
             TypeError: if the order comes from a sampler of the user's that has no ``state_dict`` and ``load_state_dict``, which
                 must hold what decides its next epoch.
         """
-        return self._epochs.state_dict(self._identity())
+        return self._epochs.state_dict(self._identity)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from ``state``: whoever iterates next gets the rest of the epoch that was under way.
@@ -241,67 +227,52 @@ class SubgraphLoader(DataLoader[SubData]):
         Raises:
             ValueError: if it is of a loader of another graph, partition, order of nodes, batch size or way of shuffling.
         """
-        self._epochs.load_state_dict(state, self._identity())
+        self._epochs.load_state_dict(state, self._identity)
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """What decides which nodes a batch has."""
-        if self._fingerprint is None:
-            self._fingerprint = {
-                "num_nodes": self.num_nodes,
-                "num_parts": self.ptr.numel() - 1,
-                "batch_size": self.batch_size,
-                "drop_last": self.drop_last,
-                "ptr": checksum(self.ptr),
-                "perm": checksum(self.data.get("perm")),
-            }
-        return self._fingerprint
+        return {
+            "num_nodes": self.num_nodes,
+            "num_parts": self.ptr.numel() - 1,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "ptr": checksum(self.ptr),
+            "perm": checksum(self.data.get("perm")),
+        }
 
-    @property
+    @cached_property
     def largest_halo(self) -> int | None:
         """The most halo nodes that a batch may have, max S; None where a sampler of the user's decides on batches.
 
         With shuffling it is an upper bound: the sum of the largest halos of single parts.
         """
-        if self._largest_halo is None:
-            self._largest_halo = self._find_largest_halo()
-        return self._largest_halo
-
-    def _find_largest_halo(self) -> int | None:
-        if self._fixed_batches is not None:
-            return max(self.builder.halo(parts).numel() for parts in self._fixed_batches)
-        if not isinstance(self.batch_sampler, BatchSampler) or not isinstance(
-            self.batch_sampler.sampler, RandomSampler
-        ):
+        sampler = self.batch_sampler
+        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, (RandomSampler, SequentialSampler)):
             return None
-        halos = sorted(self.builder.halo([part]).numel() for part in cast("list[int]", self.dataset))
-        return min(sum(halos[-self.batch_sampler.batch_size :]), self.num_nodes)
+        sizes = sorted(halo.numel() for halo in self.halos())
+        return min(sum(sizes[-1 if self._fixed_size else -sampler.batch_size :]), self.num_nodes)
 
     @property
-    def _fixed_batches(self) -> list[list[int]] | None:
-        """The parts of each batch, where they are the same in each epoch."""
-        sampler = self.batch_sampler
-        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, SequentialSampler):
-            return None
-        parts, size = cast("list[int]", self.dataset), sampler.batch_size
-        return [parts[i : i + size] for i in range(0, len(parts), size)]
+    def _fixed_size(self) -> int | None:
+        """The number of parts in a batch, where batches are the same in each epoch."""
+        if isinstance(self.batch_sampler, BatchSampler) and isinstance(self.batch_sampler.sampler, SequentialSampler):
+            return self.batch_sampler.batch_size
+        return None
 
-    def halo_counts(self) -> Tensor:
-        """In how many halos each node is, [N]: of the batches, or of single parts where batches are not always the same."""
-        counts = torch.zeros(self.num_nodes, dtype=torch.int64)
-        for parts in self._fixed_batches or [[part] for part in cast("list[int]", self.dataset)]:
-            counts[self.builder.halo(parts)] += 1
-        return counts
+    def halos(self) -> Iterator[Tensor]:
+        """Ids of the halo of each batch, or of each part where batches are not always the same."""
+        size = self._fixed_size or 1
+        return (self.builder.halo(self._parts[i : i + size]) for i in range(0, len(self._parts), size))
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0:
             return self._build(parts)
-        batch = self._cache.get(parts)
-        if batch is None:
-            batch = self._build(parts)
-            if self._courier is not None:
-                batch = self._courier.pin(batch)
-            batch = self._cache.put(parts, batch)
-        return batch
+        kept = self._cache.get(parts)
+        if kept is not None:
+            return kept
+        batch = self._build(parts)
+        return self._cache.put(parts, batch if self._courier is None else self._courier.pin(batch))
 
     def _build(self, parts: tuple[int, ...]) -> SubData:
         batch = self.builder(parts)
@@ -315,10 +286,8 @@ class SubgraphLoader(DataLoader[SubData]):
         return batch
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.data}, num_parts={self.ptr.numel() - 1}, batches={len(self)}, "
-            f"batch_size={self.batch_size})"
-        )
+        sizes = f"num_parts={self.ptr.numel() - 1}, batches={len(self)}, batch_size={self.batch_size}"
+        return f"{type(self).__name__}({self.data}, {sizes})"
 
 
 class EvalSubgraphLoader(SubgraphLoader):
@@ -336,7 +305,7 @@ class EvalSubgraphLoader(SubgraphLoader):
             raise ValueError("EvalSubgraphLoader: shuffle must be False; use SubgraphLoader to shuffle")
         if batch_size < 1:
             raise ValueError(f"EvalSubgraphLoader: batch_size must be at least 1, but is {batch_size}")
-        ptr = check_ptr(ptr, data)
+        ptr = check_partition(ptr, data)
         merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
         super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
 
@@ -346,7 +315,7 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _use_one_thread(worker: ThreadPoolExecutor) -> None:
+def _use_one_thread(worker: Worker) -> None:
     """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
     num_threads = torch.get_num_threads()
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch_gas._util.thread import Task
     from torch_gas.batch.data import SubData
     from torch_gas.batch.loader import SubgraphLoader
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 class Lookahead:
     """What a loader knows beyond a batch. It keeps no loader alive, and copies of a batch have none."""
 
-    def __init__(self, loader: SubgraphLoader, ahead: deque[Future[Any]]) -> None:
+    def __init__(self, loader: SubgraphLoader, ahead: deque[Task[Any]]) -> None:
         self._loader, self._ahead = weakref.ref(loader), ahead  # which may keep the batch
 
     @property
     def next(self) -> SubData | None:
         """The batch that comes next, where it is there already."""
-        made = self._ahead[0] if self._ahead else None
-        is_there = made is not None and made.done() and not made.cancelled() and made.exception() is None
-        return cast("SubData", made.result()[0]) if made is not None and is_there else None
+        made = self._ahead[0].value if self._ahead else None
+        return None if made is None else cast("SubData", made[0])
 
     @property
     def largest_halo(self) -> int | None:

@@ -20,8 +20,8 @@ BLOCK = 2**23  # bytes of a table that are in memory at a time, or one row
 Path = str | os.PathLike[str]
 
 
-def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
-    """Writes ``tables``, with a checksum of each in the header's metadata.
+def write(path: Path, tables: Mapping[str, _core.Table], texts: Mapping[str, str] | None = None) -> None:
+    """Writes ``tables``, with ``texts`` and a checksum of each in the header's metadata.
 
     The file is written beside ``path`` as ``path.part``, reaches the disk, and then takes the place of what was there. After an
     error, what was there still is.
@@ -38,18 +38,18 @@ def write(path: Path, tables: Mapping[str, _core.Table]) -> None:
     entries = place((name, table.dtype, table.shape) for name, table in in_order)
     sums = dict.fromkeys(entries, 0)
     with replacing(path) as file:
-        file.write(_encode(entries, sums))
+        file.write(_encode(entries, sums, texts or {}))
         for name, entry in entries.items():
             for start, stop in _blocks(entry):
                 rows = _memory(read_rows(tables[name], start, stop))
                 sums[name] = zlib.crc32(rows, sums[name])
                 file.write(rows)
         file.seek(0)
-        file.write(_encode(entries, sums))  # which has the same length
+        file.write(_encode(entries, sums, texts or {}))  # which has the same length
 
 
-def _encode(entries: Mapping[str, Entry], sums: Mapping[str, int]) -> bytes:
-    return encode(entries, {_key(name): f"{value:08x}" for name, value in sums.items()})
+def _encode(entries: Mapping[str, Entry], sums: Mapping[str, int], texts: Mapping[str, str]) -> bytes:
+    return encode(entries, {**texts, **{_key(name): f"{value:08x}" for name, value in sums.items()}})
 
 
 def _memory(rows: Tensor) -> memoryview:
@@ -74,6 +74,7 @@ class Saved:
     Attributes:
         path: of the file.
         entries: what it holds, by name.
+        texts: the header's metadata.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -86,11 +87,11 @@ class Saved:
         # signal that ends the process.
         self._file: BufferedReader = open(path, "rb")  # noqa: SIM115  # closed by `__exit__`
         try:
-            self.entries, texts = decode(self.path)
+            self.entries, self.texts = decode(self.path)
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
                 raise OSError(f"{self.path} was replaced while it was opened; open it again")
             self._start = LENGTH + int.from_bytes(self._file.read(LENGTH), "little")
-            self._sums = self._read_sums(texts)
+            self._sums = self._read_sums()
         except BaseException:
             self._file.close()
             raise
@@ -101,9 +102,9 @@ class Saved:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def _read_sums(self, texts: Mapping[str, str]) -> dict[str, str]:
+    def _read_sums(self) -> dict[str, str]:
         """The checksums: of all tables, or, in a file that somebody else wrote, of none."""
-        sums = {name: texts[_key(name)] for name in self.entries if _key(name) in texts}
+        sums = {name: self.texts[_key(name)] for name in self.entries if _key(name) in self.texts}
         if sums and sums.keys() != self.entries.keys():
             raise Damaged(self.path, "a checksum is missing")
         return sums

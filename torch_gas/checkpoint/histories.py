@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from torch.nn import Module
 
 from torch_gas import _core
 from torch_gas.checkpoint.file import Path, Saved, write
+from torch_gas.graph.origin import Origin, key_of, known_key
 from torch_gas.history import History
+
+_OF_EXTENSIONS = "extension_tables."
 
 
 def histories_of(model: Module) -> dict[str, History]:
@@ -19,44 +25,74 @@ def histories_of(model: Module) -> dict[str, History]:
 
 def tables_of(model: Module) -> dict[str, _core.Table]:
     """The tables, ages and clocks of all histories of a model, by name."""
-    tables: dict[str, _core.Table] = {}
-    for name, history in histories_of(model).items():
-        tables[f"{name}.emb"] = history.table.storage
-        tables[f"{name}.pushed_at"] = history.pushed_at
-        tables[f"{name}.clock"] = history.clock
-    return tables
+    return {name: table for prefix, history in histories_of(model).items() for name, table in _parts(prefix, history)}
+
+
+def _parts(name: str, history: History) -> list[tuple[str, _core.Table]]:
+    tables = {"emb": history.table.storage, "pushed_at": history.pushed_at, "clock": history.clock}
+    return [(f"{name}.{part}", table) for part, table in tables.items()]
+
+
+def keys_of(model: Module, prefix: str = "") -> dict[str, str]:
+    """The keys of the graphs that histories are of, as a file's texts."""
+    return {_text(prefix, name): history.origin.key for name, history in histories_of(model).items()}
+
+
+def _text(prefix: str, name: str) -> str:
+    return f"graph {prefix}{name}"
 
 
 def save_histories(model: Module, path: Path) -> None:
     """See :meth:`torch_gas.ScalableGNN.save_histories`."""
-    write(path, tables_of(model))
+    write(path, tables_of(model), keys_of(model))
 
 
-def load_histories(model: Module, path: Path) -> None:
+def load_histories(model: Module, path: Path, graph: Any = None) -> None:
     """See :meth:`torch_gas.ScalableGNN.load_histories`."""
     with Saved(path) as saved:
-        check_histories(saved, set(saved.entries), model)
+        origins = check_histories(saved, set(saved.entries), model, graph=graph)
         saved.verify()
-        read_histories(saved, model)
+        read_histories(saved, model, origins)
 
 
-def check_histories(saved: Saved, names: set[str], model: Module, prefix: str = "") -> None:
-    """Raises ValueError unless ``names`` of a file are the histories of ``model``, behind ``prefix``, and fit them."""
+def check_histories(
+    saved: Saved, names: set[str], model: Module, prefix: str = "", graph: Any = None
+) -> dict[str, Origin | None]:
+    """Where the histories of ``model`` come from when they are read; None for tables of extensions that the file does not know.
+
+    Raises:
+        ValueError: unless ``names`` of the file are those of ``model``'s histories, behind ``prefix``, and fit them and
+            ``graph``.
+    """
     histories = histories_of(model)
-    tables = {f"{prefix}{name}": table for name, table in tables_of(model).items()}
-    missing, unknown = sorted(tables.keys() - names), sorted(names - tables.keys())
-    if missing:
-        raise ValueError(
-            f"{saved.path} does not hold {missing[0]!r}, which this model with {len(histories)} histories has; make the model "
-            "as it was when the file was written, or load the file that belongs to it"
-        )
+    num_nodes = max((history.num_embeddings for history in histories.values()), default=0)
+    given, origins = key_of(graph, num_nodes), dict[str, Origin | None]()
+    unknown = set(names)
+    for name, history in histories.items():
+        tables = {f"{prefix}{part}": table for part, table in _parts(name, history)}
+        missing = sorted(tables.keys() - names)
+        if missing and not (name.startswith(_OF_EXTENSIONS) and tables.keys().isdisjoint(names)):
+            raise ValueError(
+                f"{saved.path} does not hold {missing[0]!r}, which this model with {len(histories)} histories has; make the "
+                "model as it was when the file was written, or load the file that belongs to it"
+            )
+        unknown -= tables.keys()
+        key = known_key(saved.path, saved.texts.get(_text(prefix, name), ""), given)
+        origins[name] = None if missing else Origin(key, saved.path)
+        for part, table in tables.items() if not missing else ():
+            _check_fit(saved, part, table)
     if unknown:
+        of_extension = min(unknown).startswith(f"{prefix}{_OF_EXTENSIONS}")
         raise ValueError(
-            f"{saved.path} holds {unknown[0]!r}, which this model with {len(histories)} histories has not; make the model as it "
-            "was when the file was written (one of scale() has its histories once it was given data, or called on a batch)"
+            f"{saved.path} holds {min(unknown)!r}, which this model with {len(histories)} histories has not; "
+            + (
+                "add the extension that has these tables"
+                if of_extension
+                else "make the model as it was when the file was written"
+            )
+            + " (one of scale() has its histories once it was given data, or called on a batch)"
         )
-    for name, table in tables.items():
-        _check_fit(saved, name, table)
+    return origins
 
 
 def _check_fit(saved: Saved, name: str, table: _core.Table) -> None:
@@ -74,7 +110,19 @@ def _check_fit(saved: Saved, name: str, table: _core.Table) -> None:
     )
 
 
-def read_histories(saved: Saved, model: Module, prefix: str = "") -> None:
-    """Fills the histories of ``model``, which :func:`check_histories` has found to fit."""
-    for name, table in tables_of(model).items():
-        saved.read_into(f"{prefix}{name}", table)
+def read_histories(saved: Saved, model: Module, origins: dict[str, Origin | None], prefix: str = "") -> None:
+    """Fills the histories of ``model``, which :func:`check_histories` has found to fit and to be from ``origins``."""
+    for name, history in histories_of(model).items():
+        origin = origins[name]
+        if origin is None:
+            if bool((history.pushed_at >= 0).any()):
+                warnings.warn(
+                    f"{saved.path} has no rows of {name}, of an extension that was added since it was written; its rows are "
+                    "forgotten, and it begins anew",
+                    stacklevel=3,
+                )
+            history.reset_parameters()
+            continue
+        for part, table in _parts(name, history):
+            saved.read_into(f"{prefix}{part}", table)
+        history.origin = origin

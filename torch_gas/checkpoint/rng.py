@@ -18,14 +18,22 @@ def random_states() -> dict[str, Any]:
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
 
 
+def check_random_states(states: Any, path: str) -> None:
+    """Raises ValueError unless :func:`set_random_states` can set ``states`` of the file ``path``."""
+    before = random_states()
+    try:
+        _set(states)
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds states of random numbers that cannot be set; take another copy of it"
+        ) from error
+    finally:
+        _set(before)
+
+
 def set_random_states(states: dict[str, Any]) -> None:
     """Sets what :func:`random_states` returned. Warns where fewer CUDA devices are here than were then."""
-    torch.set_rng_state(states["torch"])
-    np.random.set_state(pytree.tree_map(_to_array, states["numpy"]))
-    random.setstate(states["python"])
-    here = torch.cuda.device_count() if states["cuda"] else 0
-    for device, state in enumerate(states["cuda"][:here]):
-        torch.cuda.set_rng_state(state, device)
+    here = _set(states)
     if here < len(states["cuda"]):
         warnings.warn(
             f"checkpoint.load: random numbers of {len(states['cuda'])} CUDA devices were saved, but {here} are here; what is "
@@ -33,6 +41,17 @@ def set_random_states(states: dict[str, Any]) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _set(states: dict[str, Any]) -> int:
+    """Sets them, and tells how many CUDA devices there are for those of such."""
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(pytree.tree_map(_to_array, states["numpy"]))
+    random.setstate(states["python"])
+    here = torch.cuda.device_count() if states["cuda"] else 0
+    for device, state in enumerate(states["cuda"][:here]):
+        torch.cuda.set_rng_state(state, device)
+    return here
 
 
 def _to_tensor(value: Any) -> Any:

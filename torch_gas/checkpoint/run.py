@@ -15,11 +15,12 @@ from torch.nn import Module
 
 from torch_gas import _core
 from torch_gas.checkpoint.file import Path, Saved, write
-from torch_gas.checkpoint.histories import check_histories, read_histories, tables_of
-from torch_gas.checkpoint.rng import random_states, set_random_states
+from torch_gas.checkpoint.histories import check_histories, keys_of, read_histories, tables_of
+from torch_gas.checkpoint.rng import check_random_states, random_states, set_random_states
+from torch_gas.graph.origin import Origin
 
 # What the names of a file's tensors begin with. All but those of the model hold the bytes of torch.save.
-_MODEL, _OBJECT, _VALUE = "model.", "object.", "value."
+_MODEL, _OBJECT, _VALUE, _EXTENSION = "model.", "object.", "value.", "extension."
 _EXTRA, _RANDOM = "extra_state", "random"
 
 
@@ -36,15 +37,16 @@ class Stateful(Protocol):
 def save(path: Path, /, *, model: Module, **state: Any) -> None:
     """Writes one file from which a run goes on as if it had never stopped; docs/checkpoints.md tells when it does so bit for bit.
 
-    The file holds parameters and buffers of the model, all its histories and their ages, the state of each object in ``state``
-    that has ``state_dict`` and ``load_state_dict``, the plain values among them, and the random states of torch (on each CUDA
-    device as well), numpy and Python. It takes the place of ``path`` as a whole, once it is on the disk; after an error or a
-    crash, what was there still is. Tables are written a few megabytes at a time.
+    The file holds parameters and buffers of the model, all its histories with their ages and the key of their graph, the states
+    of its extensions and of each object in ``state`` that has ``state_dict`` and ``load_state_dict``, the plain values there, and
+    the random states of torch (on each CUDA device as well), numpy and Python. It takes the
+    place of ``path`` as a whole, once it is on the disk; after an error or a crash, what was there still is. Tables are written a
+    few megabytes at a time.
 
     Args:
         path: of the file, in the safetensors format.
         model: the model, compiled or not.
-        **state: optimiser, scheduler, scaler, loader, refresher, monitor; and values such as ``epoch=3``: numbers, texts,
+        **state: optimiser, scheduler, scaler, loader; and values such as ``epoch=3``: numbers, texts,
             tensors, and lists and dictionaries of them.
 
     Raises:
@@ -76,19 +78,26 @@ def save(path: Path, /, *, model: Module, **state: Any) -> None:
             tables[f"{_OBJECT}{name}"] = _pack({"class": _class_of(value), "state": value.state_dict()}, name)
         else:
             tables[f"{_VALUE}{name}"] = _pack(value, name)
+    for name, extension in _extensions_of(model, state).items():
+        own_state = extension.state_dict()
+        if own_state:
+            tables[f"{_EXTENSION}{name}"] = _pack({"class": _class_of(extension), "state": own_state}, name)
     tables[_RANDOM] = _pack(random_states(), "random")
-    write(path, tables)
+    write(path, tables, keys_of(model, _MODEL))
 
 
-def load(path: Path, /, *, model: Module, **state: Stateful | None) -> dict[str, Any]:
+def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful | None) -> dict[str, Any]:
     """Goes on from a file that :func:`save` wrote.
 
     All is checked first: that the file is whole, that it is of this model, and that each object is there on both sides. An object
-    that refuses its state, such as a loader of another partition, stops it as well. Then nothing has changed.
+    that refuses its state, such as a loader of another partition, stops it as well. Then nothing has changed. Extensions of the
+    model that were added since the file was written begin anew.
 
     Args:
         path: of the file.
-        model: the model, made as it was when the file was written.
+        model: the model, made as it was when the file was written, with its extensions.
+        graph: the ``Data``, or the adjacency, whose embeddings the histories are, where the file does not tell because release
+            0.1 wrote it, or no batch was pushed to them.
         **state: the objects that were given to :func:`save`, by the same names. One that is None counts as not given.
 
     Returns:
@@ -97,28 +106,32 @@ def load(path: Path, /, *, model: Module, **state: Stateful | None) -> dict[str,
     Raises:
         FileNotFoundError: if there is no file.
         TypeError: if something in ``state`` has no ``load_state_dict``, or is of another class than what was saved.
-        ValueError: if the file is damaged or of something else.
+        ValueError: if the file is damaged or of something else, or of another graph than ``graph``.
     """
     model = _plain(model)
     objects: dict[str, Stateful] = {}
     for name, value in state.items():
         if _is_stateful(value):
-            objects[name] = value
+            objects[f"{_OBJECT}{name}"] = value
         elif value is not None:
             raise TypeError(f"checkpoint.load: {name} has no state_dict; leave it out, plain values are returned")
     with Saved(path) as saved:
         _check_objects(saved, objects)
-        own = _check_model(saved, model)
+        objects |= _check_extensions(saved, _extensions_of(model, state))
+        own, origins = _check_model(saved, model, graph)
         saved.verify()
         states = {name: _state_for(saved, name, value) for name, value in objects.items()}
-        own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | _unpack(saved, _EXTRA)
-        random = _unpack(saved, _RANDOM)
+        extra, random = _unpack(saved, _EXTRA), _unpack(saved, _RANDOM)
+        if not isinstance(extra, dict) or not extra.keys() <= _own_state(model).keys() - set(own):
+            raise ValueError(f"checkpoint.load: {saved.path} is of another model: its extra state is not of this one")
+        own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | extra
+        check_random_states(random, saved.path)
         values = {name: _unpack(saved, f"{_VALUE}{name}") for name in _names(saved, _VALUE)}
         with _put_back_after_error(objects):
             for name, value in objects.items():
-                _load_object(name, value, states[name])
+                _load_object(name.partition(".")[2], value, states[name])
         model.load_state_dict(own_state, strict=False)  # histories follow
-        read_histories(saved, model, _MODEL)
+        read_histories(saved, model, origins, _MODEL)
     set_random_states(random)
     return values
 
@@ -129,6 +142,16 @@ def _plain(model: Module) -> Module:
 
 def _is_stateful(value: Any) -> TypeGuard[Stateful]:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _extensions_of(model: Module, given: Mapping[str, Any]) -> dict[str, Stateful]:
+    """The extensions of a model but those that are given by name: by class, and place among those of their class."""
+    found: dict[str, Stateful] = {}
+    for extension in getattr(model, "extensions", []):
+        if not any(extension is value for value in given.values()):
+            kind = type(extension).__qualname__
+            found[f"{kind}.{sum(name.startswith(f'{kind}.') for name in found)}"] = extension
+    return found
 
 
 def _class_of(value: Any) -> str:
@@ -170,21 +193,33 @@ def _check_objects(saved: Saved, objects: Mapping[str, Stateful]) -> None:
         raise ValueError(
             f"{saved.path} was not written by checkpoint.save; if it holds histories alone, call model.load_histories(path)"
         )
-    there = set(_names(saved, _OBJECT))
-    for name in sorted(there - objects.keys()):
+    there, here = set(_names(saved, _OBJECT)), {name.removeprefix(_OBJECT) for name in objects}
+    for name in sorted(there - here):
         raise ValueError(
             f"checkpoint.load: {saved.path} holds the state of {name!r}, which was not given; pass {name}=..., or the run "
             "does not go on as it would have"
         )
-    for name in sorted(objects.keys() - there):
+    for name in sorted(here - there):
         raise ValueError(
             f"checkpoint.load: {saved.path} holds no state of {name!r}, but of {sorted(there)}; leave it out, or give it to "
             "checkpoint.save as well"
         )
 
 
-def _check_model(saved: Saved, model: Module) -> list[str]:
-    """Names of parameters and buffers. Raises ValueError unless the file is of such a model."""
+def _check_extensions(saved: Saved, extensions: Mapping[str, Stateful]) -> dict[str, Stateful]:
+    """Those whose state is in the file. Raises ValueError if the file holds that of others."""
+    there = _names(saved, _EXTENSION)
+    for name in there:
+        if name not in extensions:
+            raise ValueError(
+                f"checkpoint.load: {saved.path} holds the state of the extension {name!r}, which the model does not have; call "
+                "model.add_extension() first, or give it by the name that checkpoint.save gets it by, there as well"
+            )
+    return {f"{_EXTENSION}{name}": extensions[name] for name in there}
+
+
+def _check_model(saved: Saved, model: Module, graph: Any) -> tuple[list[str], dict[str, Origin | None]]:
+    """Names of parameters and buffers, and where histories are from. Raises ValueError unless the file is of such a model."""
     own = {name: value for name, value in _own_state(model).items() if isinstance(value, Tensor)}
     for name, value in own.items():
         entry = saved.entries.get(f"{_MODEL}{name}")
@@ -198,16 +233,15 @@ def _check_model(saved: Saved, model: Module) -> list[str]:
                 f"{list(value.shape)} in this one; make the model with the same arguments"
             )
     others = {f"{_MODEL}{name}" for name in _names(saved, _MODEL) if name not in own}
-    check_histories(saved, others, model, _MODEL)
-    return list(own)
+    return list(own), check_histories(saved, others, model, _MODEL, graph)
 
 
 def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
-    held = _unpack(saved, f"{_OBJECT}{name}")
+    held = _unpack(saved, name)
     if held["class"] != _class_of(value):
         raise TypeError(
-            f"checkpoint.load: {saved.path} holds the state of a {held['class']} for {name!r}, but got a {_class_of(value)}; "
-            "make it as it was when the file was written"
+            f"checkpoint.load: {saved.path} holds the state of a {held['class']} for {name.partition('.')[2]!r}, but got a "
+            f"{_class_of(value)}; make it as it was when the file was written"
         )
     return held["state"]
 

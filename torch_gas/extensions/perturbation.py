@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,23 +124,20 @@ class LocalPerturbation(Extension):
         self.weight, self.noise = weight, noise
         self.layers = None if layers is None else list(layers)
         self._penalty = torch.zeros(())  # of the last call
-        self._watch: _Watch | None = None  # of the call under way
+        self._terms: list[Tensor] | None = None  # of the call under way, where it is penalised
+        self._perturbed: dict[Module, Any] = {}  # what layers under way return for rows with noise
 
     def __repr__(self) -> str:
         return f"LocalPerturbation(weight={self.weight}, noise={self.noise}, layers={self.layers})"
 
+    @checked
     def attach(self, model: HistoryModel) -> None:
         """Adds the penalty to ``model``, in place of another one: ``model.regularization()`` is then that of the last call.
 
         Raises:
-            TypeError: if ``model`` has no histories.
+            TypeError: if ``model`` has no histories; call :func:`local_perturbation` in the ``forward`` of other models.
             ValueError: if a name in ``layers`` is that of no module.
         """
-        if not isinstance(model, HistoryModel):
-            raise TypeError(
-                f"LocalPerturbation.attach: model must be a ScalableGNN, or made by scale(), but is {type(model)}; anywhere "
-                "else, call local_perturbation(layer, h) in forward"
-            )
         self.added(model)
         for other in model.extensions:
             if isinstance(other, LocalPerturbation):
@@ -151,122 +149,95 @@ class LocalPerturbation(Extension):
             named(plain(model), name, "LocalPerturbation")
 
     def begin(self, call: Call) -> None:
-        """Has the layers of the model perturbed during ``call``, at whose end the penalty is known."""
-        self._penalty = torch.zeros((), device=call.model.device)
-        self._watch = None
-        if call.model.training and torch.is_grad_enabled() and self.weight > 0:
-            self._watch = _Watch(self, call)
-            self._watch.begin()
+        """Hooks the layers of the model for as long as ``call`` runs."""
+        model = call.model
+        self._penalty, self._terms = torch.zeros((), device=model.device), None
+        if not (model.training and torch.is_grad_enabled() and self.weight > 0):
+            return
+        self._terms, self._perturbed = [], {}
+        layers = dict.fromkeys(self._layers_of(model))  # each once
+        with_layers = (module for module in model.modules() if not layers.keys().isdisjoint(module.modules()))
+        if is_called_compiled() or any(map(is_compiled, with_layers)):
+            raise RuntimeError(
+                f"{model._name}: LocalPerturbation calls layers a second time by hooks, which torch.compile cannot follow; "
+                "call local_perturbation(layer, h) in forward and return it beside the output, or do not compile the model"
+            )
+        for layer in layers:
+            call.undo.hook_before(layer, partial(self._before_layer, call))
+            call.undo.hook_after(layer, partial(self._after_layer, call), prepend=True)  # sees what the other computes
 
     def end(self, call: Call) -> None:
         """Adds up the penalty."""
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            self._penalty = watch.penalty()
+        terms, self._terms = self._terms, None
+        if terms is None:
+            return
+        number = len(call.model.histories)
+        if not terms:
+            raise ValueError(
+                f"{call.model._name}: LocalPerturbation met none of its layers. By default they lie between two histories, and "
+                f"this model has {number}; say which to perturb: LocalPerturbation(layers=[...])"
+            )
+        self._penalty = self.weight / max(number, 1) * torch.stack(terms).sum()
 
     def loss(self) -> Tensor:
         return self._penalty
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_penalty": torch.zeros(()), "_watch": None}  # a copy belongs to no call
+        # A copy belongs to no call.
+        return {**vars(self), "_penalty": torch.zeros(()), "_terms": None, "_perturbed": {}}
 
-
-class _Watch:
-    """Perturbs the layers of one call."""
-
-    def __init__(self, regularizer: LocalPerturbation, call: Call) -> None:
-        self.weight, self.noise, self.model = regularizer.weight, regularizer.noise, call.model
-        self.call, self.places = call, call.places
-        self.named = regularizer.layers is not None
-        self.layers = dict.fromkeys(self._layers(regularizer.layers))  # each once
-        self.terms: list[Tensor] = []
-        self._changed: dict[Module, Any] = {}  # what layers under way give with noise
-        self._refuse_compiled()
-
-    def _layers(self, names: list[str] | None) -> list[Module]:
-        root = plain(self.model)
-        if names is not None:
-            return [named(root, name, "LocalPerturbation") for name in names]
-        convs = outermost_convs(root, automatic=root is not self.model)
+    def _layers_of(self, model: HistoryModel) -> list[Module]:
+        root = plain(model)
+        if self.layers is not None:
+            return [named(root, name, "LocalPerturbation") for name in self.layers]
+        convs = outermost_convs(root, automatic=root is not model)
         return [conv.nn if isinstance(conv, (GINConv, GINEConv)) else conv for conv in convs]
 
-    def _refuse_compiled(self) -> None:
-        parts = (module for module in self.model.modules() if not self.layers.keys().isdisjoint(module.modules()))
-        if is_called_compiled() or any(map(is_compiled, parts)):
-            raise RuntimeError(
-                f"{self.model._name}: LocalPerturbation calls layers a second time by hooks, which torch.compile cannot follow; "
-                "call local_perturbation(layer, h) in forward and return it beside the output, or do not compile the model"
-            )
-
-    def begin(self) -> None:
-        """Hooks the layers."""
-        for layer in self.layers:
-            self.call.undo.hook_before(layer, self._before)
-            self.call.undo.hook_after(layer, self._after, prepend=True)  # sees what `_before` computes
-
-    def penalty(self) -> Tensor:
-        """The sum over all layers."""
-        number = len(self.model.histories)
-        if not self.terms:
-            raise ValueError(
-                f"{self.model._name}: LocalPerturbation met none of its layers. By default they lie between two histories, and "
-                f"this model has {number}; say which to perturb: LocalPerturbation(layers=[...])"
-            )
-        return self.weight / max(number, 1) * torch.stack(self.terms).sum()
-
-    def _is_hidden(self) -> bool:
-        """Whether what is called now lies between two histories."""
-        return 0 < len(self.call.used) < len(self.model.histories)
-
-    def _before(self, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not (self.named or self._is_hidden()):
+    def _before_layer(self, call: Call, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Calls the layer beside the forward pass, with noise and the same random numbers; no history may be written to."""
+        is_hidden = 0 < len(call.used) < len(call.model.histories)
+        if self.layers is None and not is_hidden:
             return
         if args:
-            moved = _moved(args[0], self.noise)
-            args = (moved, *args[1:])
+            noisy = _with_noise(args[0], self.noise)
+            args = (noisy, *args[1:])
         else:
             name = "x" if "x" in kwargs else next(iter(kwargs))
-            moved = _moved(kwargs[name], self.noise)
-            kwargs = kwargs | {name: moved}
-        rows = moved[0] if isinstance(moved, tuple) else moved
-        with torch.random.fork_rng([rows.device] if rows.is_cuda else []), self._beside(layer):
-            self._changed[layer] = layer.forward(*args, **kwargs)  # which runs no hooks
-
-    def _after(self, layer: Module, args: tuple[Any, ...], out: Any) -> None:
-        if layer in self._changed:
-            # A batch norm may not tell rows of batch and halo apart, but nobody reads the halo's.
-            size = self.call.batch_size
-            self.terms.append(_distance(_rows(out)[:size], _rows(self._changed.pop(layer))[:size]))
-
-    @contextmanager
-    def _beside(self, layer: Module) -> Iterator[None]:
-        """While entered, ``layer`` is called beside the forward pass, and no history may be written to."""
-        self.call.forbidden = (
-            f"{self.model._name}: LocalPerturbation calls {type(layer).__name__} a second time, but there are histories inside "
+            noisy = _with_noise(kwargs[name], self.noise)
+            kwargs = kwargs | {name: noisy}
+        device = _first(noisy).device
+        rehearsal: AbstractContextManager[Any] = nullcontext() if call.places is None else call.places.rehearsal()
+        call.forbidden = (
+            f"{call.model._name}: LocalPerturbation calls {type(layer).__name__} a second time, but there are histories inside "
             "of it, which would be written to; name the layers to perturb: LocalPerturbation(layers=[...])"
         )
-        rehearsal: AbstractContextManager[Any] = nullcontext() if self.places is None else self.places.rehearsal()
         try:
-            with rehearsal:
-                yield
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), rehearsal:
+                self._perturbed[layer] = layer.forward(*args, **kwargs)  # which runs no hooks
         finally:
-            self.call.forbidden = None
+            call.forbidden = None
+
+    def _after_layer(self, call: Call, layer: Module, args: tuple[Any, ...], out: Any) -> None:
+        if layer in self._perturbed and self._terms is not None:
+            # A batch norm may not tell rows of batch and halo apart, but nobody reads the halo's.
+            size = call.batch_size
+            self._terms.append(_distance(_first(out)[:size], _first(self._perturbed.pop(layer))[:size]))
 
 
-def _moved(x: Any, noise: float) -> Any:
+def _with_noise(x: Any, noise: float) -> Any:
     """Rows, or a pair of sources and destinations, with noise; destinations are the first of the sources."""
     sources, *targets = x if isinstance(x, tuple) else (x,)
     shift = noise * torch.randn_like(sources)
     rows = batch_rows(sources)
     # Where halo rows carry no gradient, layers need not compute one for them.
-    moved = sources + shift if rows is None else join(rows + shift[: rows.size(0)], sources.detach() + shift)
+    noisy = sources + shift if rows is None else join(rows + shift[: rows.size(0)], sources.detach() + shift)
     if not isinstance(x, tuple):
-        return moved
-    return moved, *(None if rows is None else rows + shift[: rows.size(0)] for rows in targets)
+        return noisy
+    return noisy, *(None if rows is None else rows + shift[: rows.size(0)] for rows in targets)
 
 
-def _rows(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
+def _first(value: Any) -> Tensor:
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _distance(out: Tensor, changed: Tensor) -> Tensor:

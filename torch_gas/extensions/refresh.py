@@ -29,15 +29,13 @@ Example:
 from __future__ import annotations
 
 import time
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked, checked_fields
@@ -45,6 +43,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.edges import check_edges
 from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.key import order_key
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.transfer import finish
@@ -107,7 +106,7 @@ class Exact(Refresh):
             return refresher.model(loader=refresher.batches)
         refresher.cost.sweeps += 1
         refresher.cost.batches += 1
-        return refresher.forward_whole()
+        return refresher.model._on_graph(refresher.data)
 
 
 @checked_fields
@@ -147,22 +146,30 @@ class Stalest(Refresh):
     def __post_init__(self) -> None:
         if (self.batches is None) == (self.nodes is None):
             raise ValueError("Stalest: give a budget, either batches or nodes")
-        for name, budget in (("batches", self.batches), ("nodes", self.nodes)):
+        for name, budget in vars(self).items():
             if budget is not None:
                 _check_positive(budget, f"Stalest: {name}")
 
     def run(self, refresher: Refresher) -> None:
-        batches = refresher.batches
-        order = batches.ages(refresher.model).argsort(descending=True, stable=True)
+        loader, histories = refresher.batches.loader, refresher.model.histories
+        parts = torch.tensor(loader.dataset)  # those that are not empty; a batch is of parts that follow each other
+        batches = parts.split(loader.batch_size or 1)
+        bounds = torch.cat([loader.ptr[parts[:: loader.batch_size or 1]], loader.ptr[-1:]])
+        sizes = bounds.diff()
+        ages = torch.zeros(loader.num_nodes, dtype=torch.int64)
+        for history in histories:
+            ages += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
+        sums = torch.cat([ages.new_zeros(1), ages.cumsum(0)])[bounds].diff()
+        order = (sums / sizes).argsort(descending=True, stable=True)
         if self.nodes is not None:
-            largest = int(batches.sizes.max())
+            largest = int(sizes.max())
             if self.nodes < largest:
                 raise ValueError(
                     f"Stalest: nodes is {self.nodes}, but the largest batch of the loader has {largest}; raise it, or make the "
                     "loader's batches smaller"
                 )
-            order = order[batches.sizes[order].cumsum(0) <= self.nodes]
-        refresher.forward(batches.only(order[: self.batches].tolist()))
+            order = order[sizes[order].cumsum(0) <= self.nodes]
+        refresher.forward(refresher.batches.only([batches[i].tolist() for i in order[: self.batches]]))
 
 
 # -- when --------------------------------------------------------------------------------------------------------------
@@ -216,32 +223,27 @@ class BeforeTraining(Policy):
 
 @checked_fields
 @dataclass(frozen=True)
-class EveryEpochs(Policy):
-    """After every ``k``-th epoch."""
-
-    k: int = 1
-    refresh: Refresh = Exact()
-
-    def __post_init__(self) -> None:
-        _check_positive(self.k, "EveryEpochs: k")
-
-    def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
-        return (self.refresh,) if moment == "epoch" and count % self.k == 0 else ()
-
-
-@checked_fields
-@dataclass(frozen=True)
 class EverySteps(Policy):
     """After every ``k``-th step of the optimiser."""
 
     k: int
     refresh: Refresh = Exact()
+    moment: ClassVar[Moment] = "step"
 
     def __post_init__(self) -> None:
-        _check_positive(self.k, "EverySteps: k")
+        _check_positive(self.k, f"{type(self).__name__}: k")
 
     def due(self, moment: Moment, count: int) -> Sequence[Refresh]:
-        return (self.refresh,) if moment == "step" and count % self.k == 0 else ()
+        return (self.refresh,) if moment == self.moment and count % self.k == 0 else ()
+
+
+@checked_fields
+@dataclass(frozen=True)
+class EveryEpochs(EverySteps):
+    """After every ``k``-th epoch."""
+
+    k: int = 1
+    moment: ClassVar[Moment] = "epoch"
 
 
 @checked_fields
@@ -290,64 +292,67 @@ class Refresher(Extension):
             key, adj = find_adjacency(data)
             if not is_matrix(adj):
                 check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
-        if data is not None and not _same_order(data, loader.data):
-            raise ValueError(
-                "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() returned"
-            )
-        self.policy, self._model, self.data = policy, weakref.ref(model), data
+            if order_key(data.get("perm")) != order_key(loader.data.get("perm")):
+                raise ValueError(
+                    "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() "
+                    "returned"
+                )
+        self.policy, self.model, self.data = policy, model, data
         self.cost, self.steps, self.epochs = Cost(), 0, 0
-        self.batches = _Batches(loader, self.cost)
-        self._begun = self._epoch_over = False  # as the model tells
+        self.batches: Any = _Batches(loader, self.cost)  # which inference takes for a loader
+        # Where the model tells: whether there is a step, and the end of an epoch, after which nothing has been done yet.
+        self._step_over = self._epoch_over = False
+
+    def added(self, model: HistoryModel) -> None:
+        if model is not self.model:
+            raise ValueError("add_extension: this Refresher was bound to another model; bind the policy to this one")
 
     def before(self, model: HistoryModel) -> None:
-        """Does what is due before the first step, and after each; the model calls it where the refresher was added to it."""
-        if not self._begun:
-            self._begun = True
-            if self.steps == 0:
-                self.before_training()
-            return
-        self.after_step()
+        if self._step_over:
+            self.after_step()
+        elif self.steps == 0:
+            self.before_training()
         if self._epoch_over:
             self._epoch_over = False
             self.after_epoch()
+        self._step_over = True
 
     def epoch(self, number: int, complete: bool) -> None:
-        """Notes that an epoch is over; the model calls it where the refresher was added to it."""
         self._epoch_over = True
-
-    @property
-    def model(self) -> HistoryModel:
-        """The model."""
-        model = self._model()
-        assert model is not None
-        return model
 
     def before_training(self) -> Any:
         """To be called before the first epoch."""
-        return self._tell("training", 0)
+        return self._refresh("training", 0)
 
     def after_step(self) -> Any:
         """To be called after each step of the optimiser."""
         self.steps += 1
-        return self._tell("step", self.steps)
+        return self._refresh("step", self.steps)
 
     def after_epoch(self) -> Any:
         """To be called after each epoch."""
         self.epochs += 1
-        return self._tell("epoch", self.epochs)
+        return self._refresh("epoch", self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted, which decides when refreshes are due, and their cost."""
-        return {"steps": self.steps, "epochs": self.epochs, "cost": asdict(self.cost)}
+        over = {"step_over": self._step_over, "epoch_over": self._epoch_over}
+        return {"steps": self.steps, "epochs": self.epochs, "cost": asdict(self.cost), **over}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from ``state``; a run that does so has had its refresh before training."""
-        if state.keys() != self.state_dict().keys():
+        if not {"steps", "epochs", "cost"} <= state.keys():
             raise ValueError("Refresher.load_state_dict: this is not what state_dict() of a refresher returned")
         self.steps, self.epochs = state["steps"], state["epochs"]
+        self._step_over, self._epoch_over = state.get("step_over", False), state.get("epoch_over", False)
         vars(self.cost).update(state["cost"])  # the same object, which batches count on
 
-    def _tell(self, moment: Moment, count: int) -> Any:
+    def forward(self, batches: Iterable[SubData]) -> None:
+        """Runs the model on ``batches``, whose rows are pushed."""
+        for batch in batches:
+            self.model(batch.to(self.model.device))
+
+    def _refresh(self, moment: Moment, count: int) -> Any:
         outputs = None
         for refresh in self.policy.due(moment, count):
             with self._evaluation():
@@ -355,22 +360,11 @@ class Refresher(Extension):
             self.cost.refreshes += 1
         return outputs
 
-    def forward(self, batches: Any) -> None:
-        """Runs the model on ``batches``, whose rows are pushed."""
-        for batch in batches:
-            self.model(batch.to(self.model.device))
-
-    def forward_whole(self) -> Any:
-        """Runs the model on the whole graph; all rows are pushed."""
-        assert self.data is not None
-        return self.model._on_graph(self.data)
-
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
         """Evaluation mode without gradient, whose time counts and which leaves modes and random numbers as they were."""
         modes = [(module, module.training) for module in self.model.modules()]
-        device = self.model.device
-        devices = [device] if device.type == "cuda" else []
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
         for each in devices:
             finish(each)
         start = time.perf_counter()
@@ -391,50 +385,17 @@ class _Batches:
 
     def __init__(self, loader: SubgraphLoader, cost: Cost) -> None:
         self.loader, self.cost = loader, cost
-        parts: list[int] = list(loader.dataset)  # type: ignore[call-overload]  # those that are not empty
-        size = loader.batch_size or 1
-        self.parts = [parts[i : i + size] for i in range(0, len(parts), size)]
-        self.sizes = self._sums(loader.ptr.diff())
+        self.data, self.num_nodes = loader.data, loader.num_nodes
 
     def __iter__(self) -> Iterator[SubData]:
         self.cost.sweeps += 1
-        return self._counted(iter(self.loader))
+        return self._counted(self.loader)
 
-    def __len__(self) -> int:
-        return len(self.loader)
+    def only(self, parts: Sequence[Sequence[int]]) -> Iterator[SubData]:
+        """Batches of these parts."""
+        return self._counted(self.loader.only(parts))
 
-    @property
-    def data(self) -> Data:
-        return self.loader.data
-
-    @property
-    def num_nodes(self) -> int:
-        return self.loader.num_nodes
-
-    def only(self, which: Sequence[int]) -> Iterator[SubData]:
-        """Those at the positions ``which``."""
-        return self._counted(self.loader.only([self.parts[i] for i in which]))
-
-    def ages(self, model: HistoryModel) -> Tensor:
-        """Mean age of the rows of each batch over all histories."""
-        total = torch.zeros(self.loader.num_nodes, dtype=torch.int64)
-        for history in model.histories:
-            total += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
-        ends = torch.cat([total.new_zeros(1), total.cumsum(0)])[self.loader.ptr]
-        return self._sums(ends.diff()) / (self.sizes * max(len(model.histories), 1))
-
-    def _sums(self, of_parts: Tensor) -> Tensor:
-        """Sums over the parts of each batch."""
-        return torch.stack([of_parts[parts].sum() for parts in self.parts])
-
-    def _counted(self, batches: Iterator[SubData]) -> Iterator[SubData]:
+    def _counted(self, batches: Iterable[SubData]) -> Iterator[SubData]:
         for batch in batches:
             self.cost.batches += 1
             yield batch
-
-
-def _same_order(data: Data, other: Data) -> bool:
-    mine, theirs = data.get("perm"), other.get("perm")
-    if mine is None or theirs is None:
-        return mine is theirs
-    return mine is theirs or torch.equal(mine.cpu(), theirs.cpu())

@@ -6,8 +6,7 @@ what noise at the input of a layer does to its output, which is the published on
 weight decay.
 """
 
-from torch_gas.extensions.groups import parameter_groups
 from torch_gas.extensions.perturbation import LocalPerturbation, local_perturbation
-from torch_gas.extensions.spectral import spectral_norm
+from torch_gas.extensions.weights import parameter_groups, spectral_norm
 
 __all__ = ["LocalPerturbation", "local_perturbation", "parameter_groups", "spectral_norm"]

@@ -34,12 +34,12 @@ def first_rows(x: Tensor, number: int) -> Tensor:
     if not is_csr(x):
         return x[:number]
     rowptr, end = x.crow_indices()[: number + 1], int(x.crow_indices()[number])
-    return _csr(rowptr, x.col_indices()[:end], x.values()[:end], x)
+    return csr_tensor(rowptr, x.col_indices()[:end], x.values()[:end], (number, *x.shape[1:]))
 
 
 def with_values(x: Tensor, values: Tensor) -> Tensor:
     """The sparse matrix with other values at the places of ``x``, which stays its :func:`pattern`."""
-    out: Any = _csr(x.crow_indices(), x.col_indices(), values, x)
+    out: Any = csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape)
     out._pattern = pattern(x)
     return cast(Tensor, out)
 
@@ -57,8 +57,5 @@ def _take_rows(matrix: Tensor, index: Tensor) -> Tensor:
     shift = rowptr[:-1][index] - (end - count)
     entry = torch.repeat_interleave(shift, count, output_size=total) + torch.arange(total, device=shift.device)
     rowptr = torch.cat([end.new_zeros(1), end]).to(rowptr.dtype)
-    return _csr(rowptr, matrix.col_indices()[entry], matrix.values()[entry], matrix)
-
-
-def _csr(rowptr: Tensor, col: Tensor, values: Tensor, like: Tensor) -> Tensor:
-    return csr_tensor(rowptr, col, values, (rowptr.numel() - 1, *like.shape[1:]))
+    size = (index.numel(), *matrix.shape[1:])
+    return csr_tensor(rowptr, matrix.col_indices()[entry], matrix.values()[entry], size)

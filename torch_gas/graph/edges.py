@@ -37,9 +37,8 @@ def coo(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """(sources [E], destinations [E], values [E] or None) in the order in which ``adj`` stores its edges."""
     known = format_of(adj)
     rowptr, dst, src = known.stored_edges(adj)
-    if rowptr is not None:
+    if dst is None:
         dst = torch.repeat_interleave(rowptr.diff(), output_size=src.numel())
-    assert dst is not None
     return src.to(torch.int64), dst.to(torch.int64), known.values(adj)
 
 
@@ -47,9 +46,8 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
     """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
     known = format_of(adj)
     rowptr, dst, src = known.stored_edges(adj)
-    if rowptr is not None:
+    if dst is None:
         return CSR(rowptr, src, known.values(adj), None)
-    assert dst is not None
     src, dst = src.contiguous(), dst.contiguous()
     if is_ascending(dst):
         return CSR(row_pointers(dst, num_nodes), src, None, None)
@@ -60,9 +58,8 @@ def to_csr(adj: Any, num_nodes: int) -> CSR:
 def degrees(adj: Any, num_dst: int) -> Tensor:
     """The number of edges into each destination, [num_dst], int64."""
     rowptr, dst, _ = format_of(adj).stored_edges(adj)
-    if rowptr is not None:
-        return rowptr.diff().to(torch.int64)
-    assert dst is not None
+    if dst is None:
+        return cast(Tensor, rowptr.diff().to(torch.int64))
     return cast(Tensor, degree(dst.to(torch.int64), num_dst, dtype=torch.int64))
 
 
@@ -130,7 +127,6 @@ def edge_pieces(adj: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
         if stored.dst is not None:
             yield piece, src, stored.dst[piece].to(torch.int64)
             continue
-        assert stored.rowptr is not None
         ends = torch.tensor([piece.start, piece.stop - 1], device=src.device, dtype=stored.rowptr.dtype)
         first, last = (torch.searchsorted(stored.rowptr, ends, right=True) - 1).tolist()
         count = stored.rowptr[first : last + 2].clamp(piece.start, piece.stop).diff()

@@ -21,12 +21,12 @@ class StoredEdges(NamedTuple):
     """The edges of a graph as an adjacency stores them.
 
     Args:
-        rowptr: where each destination's edges start, [N + 1], or None.
+        rowptr: where each destination's edges start, [N + 1], or None where there is ``dst``.
         dst: destinations, [E], or None where there is ``rowptr``.
         src: sources, [E].
     """
 
-    rowptr: Tensor | None
+    rowptr: Any  # a Tensor if and only if `dst` is None, which types cannot tell
     dst: Tensor | None
     src: Tensor
 
@@ -144,7 +144,6 @@ class Matrix(Format):
 
     def keep_edges(self, adj: Any, keep: Tensor, values: Tensor | None) -> Any:
         rowptr, _, col = self.stored_edges(adj)
-        assert rowptr is not None
         kept_before = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
         return self.make(adj, kept_before[rowptr], col[keep], None if values is None else values[keep], adj.size(1))
 

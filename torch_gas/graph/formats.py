@@ -31,14 +31,9 @@ class PlainEdgeIndex(Format):
     name = "edge_index [2, E]"
 
     def is_mine(self, value: Any) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and value.dtype in _ID_TYPES
-            and value.layout == torch.strided
-            and value.dim() == 2
-            and value.size(0) == 2
-            and not isinstance(value, EdgeIndex)
-        )
+        if not isinstance(value, Tensor) or value.dtype not in _ID_TYPES or isinstance(value, EdgeIndex):
+            return False
+        return value.layout == torch.strided and value.dim() == 2 and value.size(0) == 2
 
     def stored_edges(self, adj: Any) -> StoredEdges:
         return StoredEdges(None, adj[1], adj[0])
@@ -85,12 +80,8 @@ class PyGEdgeIndex(PlainEdgeIndex):
         return cast("Literal['row', 'col'] | None", adj.sort_order)
 
     def from_edges(self, like: Any, edge_index: Tensor, values: Tensor | None, num_nodes: int) -> EdgeIndex:
-        return EdgeIndex(
-            edge_index.to(like.dtype),
-            sparse_size=(num_nodes, num_nodes),
-            sort_order=like.sort_order,
-            is_undirected=like.is_undirected,
-        )
+        ids, size = edge_index.to(like.dtype), (num_nodes, num_nodes)
+        return EdgeIndex(ids, sparse_size=size, sort_order=like.sort_order, is_undirected=like.is_undirected)
 
     def batch(self, like: Any, values: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int) -> EdgeIndex:
         """Sorted by destination, with what ``fill_cache_`` would find by a sort."""
@@ -182,17 +173,14 @@ class SparseTensor(Matrix):
         return cast("Tensor | None", adj.storage.value())
 
     def make(self, like: Any, rowptr: Tensor, col: Tensor, values: Tensor | None, num_src: int) -> Any:
-        module, size = sys.modules["torch_sparse"], (rowptr.numel() - 1, num_src)
-        storage = module.SparseStorage(
-            rowptr=rowptr, col=col, value=values, sparse_sizes=size, is_sorted=True, trust_data=True
-        )
-        return module.SparseTensor.from_storage(storage)
+        cls, size = sys.modules["torch_sparse"].SparseTensor, (rowptr.numel() - 1, num_src)
+        return cls(rowptr=rowptr, col=col, value=values, sparse_sizes=size, is_sorted=True, trust_data=True)
 
     def batch(self, like: Any, values: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int) -> Any:
         """With the order by source, which the backward pass would find by a sort."""
         adj = super().batch(like, values, sub, num_dst, num_rows)
         rowptr, _, col = self.stored_edges(adj)
-        adj.storage._colptr, _, adj.storage._csr2csc = _core.transpose(cast(Tensor, rowptr), col, num_rows)
+        adj.storage._colptr, _, adj.storage._csr2csc = _core.transpose(rowptr, col, num_rows)
         return adj
 
     def resize(self, adj: Any, num_dst: int, num_src: int) -> Any:
@@ -263,10 +251,7 @@ def find_adjacency(data: Data) -> tuple[str, Any]:
     if not keys:
         raise ValueError("data has no adjacency: set data.edge_index or data.adj_t")
     if len(keys) == 2:
-        raise ValueError(
-            "data has both edge_index and adj_t, and a batch carries one: remove the one that the model does not use"
-            " (`del data.edge_index` or `del data.adj_t`)"
-        )
+        raise ValueError("data has both edge_index and adj_t; keep one: `del data.edge_index` or `del data.adj_t`")
     check_adjacency(data[keys[0]], f"data.{keys[0]}")
     return keys[0], data[keys[0]]
 

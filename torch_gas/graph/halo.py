@@ -16,33 +16,28 @@ from torch import Tensor
 from torch_gas._util.version import version
 
 
-def append(rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
-    """``rows`` [B, C] with S = ``number`` rows behind them, which ``fill`` writes where they are to be, [B + S, C]."""
-    return join(rows, appended(rows, number, fill))
-
-
 def appended(rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
-    """The same without gradient, for :func:`join`."""
+    """``rows`` [B, C] with S = ``number`` rows behind them, [B + S, C], without gradient, for :func:`join`.
+
+    ``fill`` writes the rows behind where they are to be, so that none is copied.
+    """
     full = rows.new_empty(rows.size(0) + number, rows.size(1), requires_grad=False)
     full[: rows.size(0)] = rows.detach()
     fill(full[rows.size(0) :])
     return full
 
 
-def join(rows: Tensor, full: Tensor) -> Tensor:
-    """``full`` [B + S, C], which has no gradient, with that of its first rows, which equal ``rows`` [B, C]."""
+def join(rows: Tensor, full: Tensor, backward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """``full`` [B + S, C], which has no gradient, with that of its first rows, which equal ``rows`` [B, C].
+
+    ``backward`` computes the gradient of ``rows`` from that of all rows, [B + S, C]; by default it is the first B rows.
+    """
     if not (rows.requires_grad and torch.is_grad_enabled()):
         return full
-    out: Any = _Join.apply(rows, [full], None)
-    out._batch_rows = (rows, version(rows), version(out))
+    out: Any = _Join.apply(rows, [full], backward)
+    if backward is None:
+        out._batch_rows = (rows, version(rows), version(out))
     return cast(Tensor, out)
-
-
-def join_by(rows: Tensor, full: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
-    """As :func:`join`, where ``backward`` is given the gradient of all rows, [B + S, C], and returns that of ``rows``, [B, C]."""
-    if not (rows.requires_grad and torch.is_grad_enabled()):
-        return full
-    return cast(Tensor, _Join.apply(rows, [full], backward))
 
 
 def batch_rows(x: Tensor) -> Tensor | None:

@@ -25,11 +25,8 @@ def is_node_attr(data: Data, key: str) -> bool:
 def edge_attrs(data: Data) -> list[str]:
     """Names of what ``data`` holds per edge, its adjacency aside."""
     num_nodes, num_edges = count_nodes(data, "edge_attrs()"), count_edges(data)
-    return [
-        key
-        for key, value in data.to_dict().items()
-        if not holds_edges(data, key, value) and level_of(data, key, value, num_nodes, num_edges) == "edge"
-    ]
+    others = {key: value for key, value in data.to_dict().items() if not holds_edges(data, key, value)}
+    return [key for key, value in others.items() if level_of(data, key, value, num_nodes, num_edges) == "edge"]
 
 
 def primary_key(data: Data) -> str | None:

@@ -14,23 +14,19 @@ from torch import Tensor
 from torch_gas.graph.edges import CSR, row_pieces
 
 
-def with_self_loops(csr: CSR, fill: float) -> CSR:
-    """``csr`` with a self-loop of weight ``fill`` at each node that has none, its columns in ascending order."""
-    return _map(csr, fill, None)
+def transform(csr: CSR, fill: float | None, normalise: bool) -> CSR:
+    r"""``csr`` with a self-loop of weight ``fill`` at each node that has none, and normalised.
 
-
-def normalised(csr: CSR, fill: float | None) -> CSR:
-    r""":math:`D^{-1/2} (A + I) D^{-1/2}`, or without the :math:`I` where ``fill`` is None."""
-    assert csr.value is not None
-    degree = csr.value.new_zeros(csr.rowptr.numel() - 1)
-    for dst, _, value in _rows(csr, fill):
-        degree.index_add_(0, dst, value)
-    scale = degree.pow(-0.5)
-    return _map(csr, fill, scale.masked_fill(scale == torch.inf, 0))
-
-
-def _map(csr: CSR, fill: float | None, scale: Tensor | None) -> CSR:
-    """``csr`` with self-loops, and with each value multiplied by ``scale`` of both of its ends."""
+    Normalised, it is :math:`D^{-1/2} (A + I) D^{-1/2}`, without the :math:`I` where ``fill`` is None. Columns ascend.
+    """
+    scale = None
+    if normalise:
+        assert csr.value is not None
+        degree = csr.value.new_zeros(csr.rowptr.numel() - 1)
+        for dst, _, value in _rows(csr, fill):
+            degree.index_add_(0, dst, value)
+        scale = degree.pow(-0.5)
+        scale.masked_fill_(scale == torch.inf, 0)
     rowptr, num_nodes = csr.rowptr, csr.rowptr.numel() - 1
     if fill is not None:
         count = rowptr.new_zeros(num_nodes)

@@ -51,24 +51,10 @@ def gcn_norm(data: Data, add_self_loops: bool = True, improved: bool = False) ->
         >>> gcn_norm(data).edge_weight
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    key, adj, num_nodes = _check(data, "gcn_norm()", add_self_loops)
-    known = format_of(adj)
-    if isinstance(known, Matrix):
-        csr = to_csr(adj, num_nodes)
-        csr = csr._replace(value=_numbers(csr.value, csr.col, data))
-        fill = None if not add_self_loops else 2.0 if improved else 1.0
-        out, csr = copy.copy(data), matrix.normalised(csr, fill)
-        out[key], weight = known.make(adj, *csr[:3], num_src=adj.size(1)), csr.value
-    else:
-        edge_index, weight = _edges(data, adj)
-        weight = _numbers(weight, edge_index[0], data)
-        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, improved, add_self_loops)
-        out = _with_edges(data, key, adj, edge_index, weight, num_nodes, add_self_loops)
+    fill = None if not add_self_loops else 2.0 if improved else 1.0
+    out, weight = _transform(data, "gcn_norm()", fill, normalise=True)
     if not bool(torch.isfinite(cast(Tensor, weight)).all()):
-        raise ValueError(
-            "gcn_norm(): edge weights must be finite and sum to a degree that is not negative at"
-            " every node: correct the weights, or normalise signed ones yourself"
-        )
+        raise ValueError("gcn_norm(): edge weights must be finite and sum to a degree >= 0; normalise others yourself")
     return out
 
 
@@ -92,15 +78,7 @@ def add_self_loops(data: Data) -> Data:
         tensor([[0, 0, 1, 2],
                 [1, 0, 1, 2]])
     """
-    key, adj, num_nodes = _check(data, "add_self_loops()", True)
-    known = format_of(adj)
-    if isinstance(known, Matrix):
-        out, csr = copy.copy(data), matrix.with_self_loops(to_csr(adj, num_nodes), 1.0)
-        out[key] = known.make(adj, *csr[:3], num_src=adj.size(1))
-        return out
-    edge_index, weight = _edges(data, adj)
-    edge_index, weight = add_remaining_self_loops(edge_index, weight, 1.0, num_nodes)
-    return _with_edges(data, key, adj, edge_index, weight, num_nodes, True)
+    return _transform(data, "add_self_loops()", 1.0, normalise=False)[0]
 
 
 @checked
@@ -122,13 +100,38 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     check_adjacency(adj, "in_degree(): adj")
     rows = num_destinations(adj)
     if rows is not None and rows != num_nodes:
-        raise ValueError(
-            f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass N of a graph, B of a batch"
-        )
+        raise ValueError(f"in_degree(): num_nodes is {num_nodes}, but adj has {rows} destinations: pass that number")
     _, dst, _ = format_of(adj).stored_edges(adj)
     if dst is not None:
         check_ids(dst, num_nodes, "in_degree(): adj")
     return degrees(adj, num_nodes)
+
+
+def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
+    """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
+    key, adj, num_nodes = _check(data, where, fill is not None)
+    out, known = copy.copy(data), format_of(adj)
+    if isinstance(known, Matrix):
+        csr = to_csr(adj, num_nodes)
+        if normalise:
+            csr = csr._replace(value=_numbers(csr.value, csr.col, data))
+        csr = matrix.transform(csr, fill, normalise)
+        out[key] = known.make(adj, *csr[:3], num_src=adj.size(1))
+        return out, csr.value
+    src, dst, _ = coo(adj)
+    edge_index, weight = torch.stack([src, dst]), data.get("edge_weight")
+    if normalise:
+        weight = _numbers(weight, src, data)
+    if fill is not None:
+        edge_index, weight = add_remaining_self_loops(edge_index, weight, fill, num_nodes)
+    if normalise:
+        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, add_self_loops=False)
+    if fill is not None:
+        out[key], order = from_coo(adj, edge_index[0], edge_index[1], None, num_nodes)
+        weight = weight if weight is None or order is None else weight[order]
+    if weight is not None:
+        out.edge_weight = weight
+    return out, weight
 
 
 def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
@@ -140,33 +143,22 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     known = format_of(adj)
     if isinstance(known, Matrix):
         if weight is not None:
+            advice = f"`del data.edge_weight`, or make it the values of data.{key}"
             raise ValueError(
-                f"{where}: data.{key} is a matrix, whose values are the weights, but data has"
-                " edge_weight as well:"
-                f" put them into data.{key} or `del data.edge_weight`"
+                f"{where}: data.{key} is a matrix, whose values are the weights, not edge_weight: {advice}"
             )
     elif weight is not None and weight.size(0) != known.num_edges(adj):
         raise ValueError(
-            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape"
-            f" {list(weight.shape)}: correct it or `del data.edge_weight`"
+            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape {list(weight.shape)}"
         )
     others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
     if others:
         raise ValueError(
-            f"{where}: new self-loops would have no {', '.join(others)}: add self-loops with the"
-            " attributes you want"
-            " them to have yourself (torch_geometric.utils.add_remaining_self_loops) and pass"
-            " add_self_loops=False, or"
-            " remove the attributes; edge_perm comes from permute(), which is to be called"
-            " afterwards"
+            f"{where}: new self-loops would have no {', '.join(others)}: add self-loops with the attributes you want "
+            "them to have yourself (torch_geometric.utils.add_remaining_self_loops) and pass add_self_loops=False, or "
+            "remove the attributes; edge_perm comes from permute(), which is to be called afterwards"
         )
     return key, adj, num_nodes
-
-
-def _edges(data: Data, adj: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Edges [2, E] in int64 and their weights, of an adjacency that is a list of edges."""
-    src, dst, _ = coo(adj)
-    return torch.stack([src, dst]), data.get("edge_weight")
 
 
 def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
@@ -176,21 +168,5 @@ def _numbers(weight: Tensor | None, ids: Tensor, data: Data) -> Tensor:
     if weight is None:  # Explicit, because PyG drops `improved` where there are no weights.
         return torch.ones(ids.numel(), dtype=dtype, device=ids.device)
     if weight.dim() != 1:
-        raise ValueError(
-            f"gcn_norm(): edge weights must have shape [{ids.numel()}], but have"
-            f" {list(weight.shape)}: reduce them to one number per edge"
-        )
+        raise ValueError(f"gcn_norm(): edge weights must have shape [{ids.numel()}], but have {list(weight.shape)}")
     return weight if weight.is_floating_point() else weight.to(dtype)
-
-
-def _with_edges(
-    data: Data, key: str, like: Tensor, edge_index: Tensor, weight: Tensor | None, num_nodes: int, changed: bool
-) -> Data:
-    """``data`` with another list of edges, in the format of ``like``."""
-    out = copy.copy(data)
-    if changed:
-        out[key], order = from_coo(like, edge_index[0], edge_index[1], None, num_nodes)
-        weight = weight if weight is None or order is None else weight[order]
-    if weight is not None:
-        out.edge_weight = weight
-    return out

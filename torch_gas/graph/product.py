@@ -197,19 +197,12 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
         TypeError: if ``rows`` are a sparse matrix.
     """
     if is_csr(rows):
-        raise TypeError(
-            "this layer sums up its input over edges before any linear layer, which takes dense features: "
-            "data.x = data.x.to_dense()"
-        )
+        raise TypeError("this layer sums its input over edges, which takes dense features: data.x = data.x.to_dense()")
     dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
     weight = None if weight is None else weight.to(dtype)
     x = rows.to(dtype)
-    near = batch_rows(x)
-    out = (
-        _Product.apply(x, weight, edges, False)
-        if near is None
-        else _Product.apply(near, weight, edges, False, x.detach())
-    )
+    own = batch_rows(x)  # the only ones that need a gradient, where they are known
+    out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
     return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
 
 

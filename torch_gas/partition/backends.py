@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Task(NamedTuple):
         adj: the adjacency, on the CPU, in any of the four formats.
         num_nodes: N.
         num_parts: from 2 to N - 1.
+        recursive: whether METIS uses recursive bisection.
         edge_weight: non-negative, in the order in which ``adj`` stores its edges, [E] or None.
         node_weight: non-negative integers, [N] or None.
         seed: from 0, or None.
@@ -38,6 +40,7 @@ class Task(NamedTuple):
     adj: Any
     num_nodes: int
     num_parts: int
+    recursive: bool
     edge_weight: Tensor | None
     node_weight: Tensor | None
     seed: int | None
@@ -107,34 +110,31 @@ def integer_weights(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, scaled.round().clamp(min=1), scaled).to(torch.int64)
 
 
-def metis_parts(task: Task, recursive: bool) -> Tensor:
-    """METIS, multilevel k-way or recursive bisection."""
+def _import(package: str, backend: str) -> Any:
     try:
-        import pymetis
+        return import_module(package)
     except ImportError as error:
-        raise ImportError("metis(): backend 'metis' needs the package pymetis: `pip install pymetis`") from error
+        needs = f"needs the package {package}: `pip install {package}`"
+        raise ImportError(f"metis(): backend {backend!r} {needs}") from error
+
+
+def metis_parts(task: Task) -> Tensor:
+    """METIS, multilevel k-way or recursive bisection."""
+    pymetis = _import("pymetis", "metis")
     # Arrays of this type are not copied.
     dtype = torch.from_numpy(np.empty(0, dtype=pymetis.zero_copy_dtype())).dtype
     arrays: list[Any] = [None if tensor is None else tensor.numpy() for tensor in simple_graph(task, dtype)]
     rowptr, col, edge_weight, node_weight = arrays
     task.say_partitioning("METIS")
-    _, parts = pymetis.part_graph(
-        task.num_parts,
-        pymetis.CSRAdjacency(rowptr, col),
-        vweights=node_weight,
-        eweights=edge_weight,
-        recursive=recursive,
-        options=pymetis.Options() if task.seed is None else pymetis.Options(seed=task.seed),
-    )
+    graph, weights = pymetis.CSRAdjacency(rowptr, col), {"vweights": node_weight, "eweights": edge_weight}
+    options = pymetis.Options() if task.seed is None else pymetis.Options(seed=task.seed)
+    _, parts = pymetis.part_graph(task.num_parts, graph, **weights, recursive=task.recursive, options=options)
     return torch.from_numpy(np.asarray(parts, dtype=np.int64))
 
 
 def kaminpar_parts(task: Task) -> Tensor:
     """KaMinPar in its default configuration, multi-threaded unless a seed asks for one result."""
-    try:
-        import kaminpar
-    except ImportError as error:
-        raise ImportError("metis(): backend 'kaminpar' needs the package kaminpar: `pip install kaminpar`") from error
+    kaminpar = _import("kaminpar", "kaminpar")
     with tempfile.TemporaryDirectory(prefix="torch_gas_") as folder:
         path = os.path.join(folder, "graph.parhip")
         # By way of a file, which is when our graph is gone and KaMinPar's does not exist yet.
@@ -143,7 +143,7 @@ def kaminpar_parts(task: Task) -> Tensor:
     task.say_partitioning("KaMinPar")
     # Its generator is global and shared: always seeded, so that no earlier call decides the result.
     kaminpar.reseed(task.seed or 0)
-    num_threads = torch.get_num_threads() if task.seed is None else 1
+    num_threads = torch.get_num_threads() if task.seed is None else 1  # one result for one seed
     partitioner = kaminpar.KaMinPar(num_threads, kaminpar.default_context())
     parts = partitioner.compute_partition(graph, k=task.num_parts, eps=0.03)  # a list: the binding has no arrays
     return torch.from_numpy(np.fromiter(parts, dtype=np.int64, count=task.num_nodes))
@@ -160,10 +160,8 @@ def write_parhip(path: str, graph: SimpleGraph, wide: bool) -> None:
     num_nodes, num_edges = graph.rowptr.numel() - 1, graph.col.numel()
     start = 24 + width * (num_nodes + 1)
     if not wide and start + width * num_edges >= 2**32:
-        raise ValueError(
-            f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges; use"
-            " backend='metis' or a 64-bit build of kaminpar"
-        )
+        advice = "use backend='metis' or a 64-bit build of kaminpar"
+        raise ValueError(f"metis(): this build of kaminpar holds 32-bit ids, too few for {num_edges} edges: {advice}")
     flags = (graph.edge_weight is None) | (graph.node_weight is None) << 1 | (0 if wide else 0b111100)
     with open(path, "wb") as file:
         np.array([flags, num_nodes, num_edges], dtype="<u8").tofile(file)
@@ -191,9 +189,8 @@ def stream_parts(task: Task) -> Tensor:
 def _node_by_node(task: Task) -> tuple[Tensor, Tensor, Tensor | None]:
     """Row pointers, neighbours and edge weights: the user's own tensors, unless edges are sorted by neither end."""
     rowptr, dst, src = format_of(task.adj).stored_edges(task.adj)
-    if rowptr is not None:
+    if dst is None:
         return rowptr, src, task.edge_weight
-    assert dst is not None
     for ends, others in ((dst, src), (src, dst)):
         if is_ascending(ends):
             return row_pointers(ends.contiguous(), task.num_nodes), others, task.edge_weight
@@ -206,3 +203,6 @@ def random_parts(task: Task) -> Tensor:
     task.say_partitioning("random")
     generator = None if task.seed is None else torch.Generator().manual_seed(task.seed)
     return torch.randperm(task.num_nodes, generator=generator) % task.num_parts
+
+
+BACKENDS = {"metis": metis_parts, "kaminpar": kaminpar_parts, "stream": stream_parts, "random": random_parts}

@@ -20,11 +20,9 @@ from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
 from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
 from torch_gas.graph.key import edges_of_key, graph_key
-from torch_gas.partition import backends
+from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
-
-BACKENDS = ("metis", "kaminpar", "stream", "random")
 
 
 @checked
@@ -88,7 +86,7 @@ def metis(
     if num_parts < 1:
         raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
     if backend not in BACKENDS:
-        raise ValueError(f"metis(): backend must be one of {BACKENDS}, but is {backend!r}")
+        raise ValueError(f"metis(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     if seed is not None and not 0 <= seed < 2**31:
         raise ValueError(f"metis(): seed must lie in 0 .. 2**31 - 1, but is {seed}")
     if recursive and backend != "metis":
@@ -102,24 +100,14 @@ def metis(
 
     start, held = time.perf_counter(), held_memory()
     if num_parts > num_nodes:
-        warnings.warn(
-            f"metis(): num_parts is {num_parts}, but the graph has only {num_nodes} nodes: each"
-            f" node becomes a part of its own, the other {num_parts - num_nodes} parts are empty",
-            stacklevel=2,
-        )
-    task = backends.Task(adj, num_nodes, num_parts, edge_weight, node_weight, seed, log)
+        rule = f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes"
+        warnings.warn(f"metis(): {rule}: the other {num_parts - num_nodes} parts are empty", stacklevel=2)
+    task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
         part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
-    elif backend == "metis":
-        part = backends.metis_parts(task, recursive)
     else:
-        choices = {
-            "kaminpar": backends.kaminpar_parts,
-            "stream": backends.stream_parts,
-            "random": backends.random_parts,
-        }
-        part = choices[backend](task)
+        part = BACKENDS[backend](task)
     part_of_position, perm = part.sort(stable=True)
     ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
@@ -150,10 +138,7 @@ def edge_cut(adj: Any, partition: Partition, num_nodes: int | None = None) -> fl
     adj, num_nodes = _checked(adj, num_nodes, "edge_cut()")
     perm, ptr = partition
     if perm.numel() != num_nodes:
-        raise ValueError(
-            f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}:"
-            " compute it with metis() on this graph"
-        )
+        raise ValueError(f"edge_cut(): partition has {perm.numel()} nodes, but the graph has {num_nodes}: run metis()")
     part = torch.empty_like(perm)
     part[perm] = torch.repeat_interleave(ptr.diff())
     return _cut(adj, part)
@@ -186,32 +171,18 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             perm, ptr = (torch.from_numpy(file[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        IndexError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(
-            f"{where}: the file holds no partition; compute one with metis() and write it with save_partition()"
-        ) from error
+    except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{where}: the file holds no partition; write one with save_partition()") from error
     partition = make_partition(perm, ptr, where)
-    if num_nodes is not None and partition.perm.numel() != num_nodes:
-        raise ValueError(
-            f"{where}: the file is for {partition.perm.numel()} nodes, but num_nodes is"
-            f" {num_nodes}: compute a partition of this graph with metis()"
-        )
+    if num_nodes not in (None, perm.numel()):
+        raise ValueError(f"{where}: it is for {perm.numel()} nodes, but num_nodes is {num_nodes}: run metis() again")
     return partition
 
 
 def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
     """The adjacency on the CPU, its ids checked, and N."""
-    stated: int | None
     if isinstance(adj, Data):
-        stated = count_nodes(adj, f"{call}")
+        stated: int | None = count_nodes(adj, call)
         _, adj = find_adjacency(adj)
     else:
         check_adjacency(adj, f"{call}: adj")
@@ -220,10 +191,7 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
         raise ValueError(f"{call}: num_nodes is {num_nodes}, but adj has {stated} nodes: drop num_nodes")
     num_nodes = num_nodes if stated is None else stated
     if num_nodes is None:
-        raise ValueError(
-            f"{call}: num_nodes is unknown, because an edge_index cannot show isolated nodes:"
-            " pass num_nodes=..., or the Data object"
-        )
+        raise ValueError(f"{call}: num_nodes is unknown: pass num_nodes=... beside an edge_index, or the Data")
     if num_nodes < 1:
         raise ValueError(f"{call}: the graph must have at least one node, but num_nodes is {num_nodes}")
     adj = adj.cpu()
@@ -234,12 +202,11 @@ def _checked(adj: Any, num_nodes: int | None, call: str) -> tuple[Any, int]:
 def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tensor | None:
     if weight is None:
         return None
-    if weight.is_complex():
-        raise TypeError(f"metis(): {name} must be a real tensor, but is {weight.dtype}")
+    kind = "integers" if of == "node" else "real numbers"
+    if weight.is_complex() or (of == "node" and weight.is_floating_point()):
+        raise TypeError(f"metis(): {name} must be {kind}, but is {weight.dtype}")
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
-    if of == "node" and weight.is_floating_point():
-        raise TypeError(f"metis(): {name} must be integers, but is {weight.dtype}: round it, `{name}.long()`")
     weight = weight.detach().cpu()
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
         raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")

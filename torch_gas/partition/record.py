@@ -55,22 +55,31 @@ def is_in_order(data: Data, adj: Any, ptr: Tensor) -> bool:
 def make_partition(perm: Any, ptr: Any, where: str, edges: str = "") -> Partition:
     """The checked partition on the CPU; ``edges`` is the key of the graph's edges, where it is known."""
     perm = check_perm(perm, None, where).cpu()
-    valid = isinstance(ptr, Tensor) and ptr.dtype in INTEGERS and ptr.dim() == 1 and ptr.numel() >= 2
-    if valid:
-        ptr = ptr.to("cpu", torch.int64)
-        valid = int(ptr[0]) == 0 and int(ptr[-1]) == perm.numel() and bool((ptr.diff() >= 0).all())
-    if not valid:
-        raise ValueError(
-            f"{where}: ptr must ascend from 0 to the number of nodes, {perm.numel()}, but is"
-            f" {ptr}: compute the partition anew with metis()"
-        )
+    ptr = check_ptr(ptr, perm.numel(), where)
     _orders.setdefault(digest(ptr), {})[order_key(perm)] = edges
     return Partition(perm, ptr)
 
 
-def check_perm(perm: Tensor, num_nodes: int | None, where: str) -> Tensor:
-    """``perm`` as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
+def check_ptr(ptr: Tensor, num_nodes: int, where: str) -> Tensor:
+    """``ptr`` on the CPU as int64, if it ascends from 0 to N."""
+    if not isinstance(ptr, Tensor) or ptr.dtype not in INTEGERS:
+        raise TypeError(f"{where}: ptr must be a one-dimensional integer tensor, as metis() returns it")
+    ptr = ptr.to("cpu", torch.int64)
+    ends = ptr.flatten()[[0, -1]].tolist() if ptr.numel() > 0 else []
+    if ptr.dim() != 1 or ptr.numel() < 2 or ends != [0, num_nodes] or bool((ptr.diff() < 0).any()):
+        goes = f" and goes from {ends[0]} to {ends[1]}" if ends else ""
+        raise ValueError(
+            f"{where}: ptr must ascend from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{goes}; "
+            "was it computed for another graph?"
+        )
+    return ptr
+
+
+def check_perm(perm: Tensor | Partition, num_nodes: int | None, where: str) -> Tensor:
+    """``perm``, or that of a partition, as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
     advice = "pass the perm that metis() returned for this graph"
+    if isinstance(perm, Partition):
+        perm = perm.perm
     if not isinstance(perm, Tensor) or perm.dtype not in INTEGERS:
         came = perm.dtype if isinstance(perm, Tensor) else type(perm).__name__
         raise TypeError(f"{where}: perm must be an integer tensor, but is {came}: {advice}")

@@ -14,16 +14,7 @@ from torch_geometric.data import Batch, Data
 from torch_gas._util.arguments import checked
 from torch_gas.graph.attributes import take
 from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.edges import (
-    check_edges,
-    coo,
-    edge_pieces,
-    from_coo,
-    is_ascending,
-    row_pieces,
-    sort_key,
-    to_csr,
-)
+from torch_gas.graph.edges import check_edges, coo, edge_pieces, from_coo, is_ascending, row_pieces, sort_key, to_csr
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import check_adjacency, format_of
 from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
@@ -67,10 +58,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     """
     start = time.perf_counter()
     num_nodes = _check_data(data, "permute()")
-    for key in ("edge_index", "adj_t"):
-        if data.get(key) is not None:
-            check_adjacency(data[key], f"permute(): data.{key}")
-    perm = check_perm(perm.perm if isinstance(perm, Partition) else perm, num_nodes, "permute()")
+    perm = check_perm(perm, num_nodes, "permute()")
     first = "perm" not in data
     if first and "edge_perm" in data:
         raise ValueError("permute(): data.edge_perm is reserved for the order of permuted edges: rename the attribute")
@@ -115,11 +103,7 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
             raise ValueError("unpermute(): perm is needed to bring rows back: pass data.perm")
         if value.dim() == 0:
             raise ValueError("unpermute(): value must have one row per node, [N, ...], but is a scalar")
-        perm = check_perm(
-            perm.perm if isinstance(perm, Partition) else perm,
-            value.size(0),
-            "unpermute(), one id per row of value",
-        )
+        perm = check_perm(perm, value.size(0), "unpermute(), one id per row of value")
         return value.index_select(0, _inverse(perm).to(value.device))
     num_nodes = _check_data(value, "unpermute()")
     if perm is not None:
@@ -131,54 +115,44 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
     del data.perm
     edge_order = None
     if "edge_perm" in data:
-        edge_order = _inverse(
-            check_perm(data.edge_perm, count_edges(data), "unpermute(): data.edge_perm, one per edge")
-        )
+        edge_perm = check_perm(data.edge_perm, count_edges(data), "unpermute(): data.edge_perm, one per edge")
+        edge_order = _inverse(edge_perm)
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
 
 
-def _reorder(
-    data: Data, index: Tensor, new_id: Tensor, edge_order: Tensor | None, where: str
-) -> tuple[Data, Tensor | None]:
+def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Data, Tensor | None]:
     """``data`` with node ``index[i]`` at i; ``new_id`` is the inverse of ``index``."""
     num_nodes, num_edges, primary = index.numel(), count_edges(data), primary_key(data)
     out = copy.copy(data)
     if primary is not None:
-        out[primary], edge_order = _relabel_adjacency(data, primary, new_id, edge_order, where)
+        out[primary], order = _relabel_edges(data, primary, new_id, order, where)
     for key, value in data.to_dict().items():
         if key == primary:
             continue
         if holds_edges(data, key, value):
-            out[key], _ = _relabel_adjacency(data, key, new_id, None, where)
+            out[key], _ = _relabel_edges(data, key, new_id, None, where)
             continue
         if isinstance(value, StoredFeatures):
-            raise ValueError(
-                f"{where}: data.{key} lies in a file, whose rows are not moved; leave it out, and then set "
-                f"data.{key} = store_features(..., perm=perm)"
-            )
+            advice = f"leave it out, and then set data.{key} = store_features(..., perm=perm)"
+            raise ValueError(f"{where}: data.{key} lies in a file, whose rows are not moved; {advice}")
         level = level_of(data, key, value, num_nodes, num_edges)
         if holds_ids(data, key, value, num_nodes):
             value = _relabel(value, new_id, f"{where}: data.{key}")
         if level == "node":
             value = take(value, index, data.__cat_dim__(key, value))
-        elif level == "edge" and edge_order is not None:
-            value = take(value, edge_order, data.__cat_dim__(key, value))
+        elif level == "edge" and order is not None:
+            value = take(value, order, data.__cat_dim__(key, value))
         out[key] = value
-    return out, edge_order
+    return out, order
 
 
-def _relabel_adjacency(
-    data: Data, key: str, new_id: Tensor, order: Tensor | None, where: str
-) -> tuple[Any, Tensor | None]:
+def _relabel_edges(data: Data, key: str, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Any, Tensor | None]:
     adj, num_nodes = data[key], new_id.numel()
-    check_adjacency(adj, f"{where}: data.{key}")
-    known = format_of(adj)
+    known = format_of(adj, f"{where}: data.{key}")
     if isinstance(known, Matrix) and (adj.size(0) != num_nodes or adj.size(1) != num_nodes):
-        raise ValueError(
-            f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], one row and column per node,"
-            f" but is {[adj.size(0), adj.size(1)]}: correct it or data.num_nodes"
-        )
+        size = [adj.size(0), adj.size(1)]
+        raise ValueError(f"{where}: data.{key} must be [{num_nodes}, {num_nodes}], but is {size}: check data.num_nodes")
     check_edges(adj, num_nodes, f"{where}: data.{key}")
     src = known.stored_edges(adj).src
     new_id = new_id.to(src.device)
@@ -245,13 +219,11 @@ def _inverse(perm: Tensor) -> Tensor:
     return inverse
 
 
-def _check_data(data: Any, where: str) -> int:
-    if not isinstance(data, Data):
-        raise TypeError(f"{where}: data must be a torch_geometric.data.Data, but is {type(data).__name__}")
+def _check_data(data: Data, where: str) -> int:
     if isinstance(data, Batch):
-        raise ValueError(
-            f"{where}: data is a Batch, whose graphs would no longer be contiguous: pass one Data,"
-            " `Data.from_dict({k: v for k, v in batch.to_dict().items() if k not in ('batch',"
-            " 'ptr')})`"
-        )
+        advice = "pass a Data without its `batch` and `ptr`"
+        raise ValueError(f"{where}: data is a Batch, whose graphs would no longer be contiguous: {advice}")
+    for key in ("edge_index", "adj_t"):
+        if data.get(key) is not None:
+            check_adjacency(data[key], f"{where}: data.{key}")
     return count_nodes(data, where)

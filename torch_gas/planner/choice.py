@@ -15,7 +15,7 @@ from torch_gas._util.units import format_bytes, parse_bytes
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import count_nodes
 from torch_gas.partition import metis
-from torch_gas.partition.parts import BACKENDS
+from torch_gas.partition.backends import BACKENDS
 from torch_gas.planner.batches import sample
 from torch_gas.planner.memory import StepMemory, free_memory
 from torch_gas.planner.probe import Loss, measure
@@ -260,7 +260,7 @@ def _check(
     if loss is not None and not callable(loss):
         raise TypeError(f"plan(): loss must be a function of (out, batch), but is {type(loss).__name__}")
     if backend not in (None, *BACKENDS):
-        raise ValueError(f"plan(): backend must be one of {BACKENDS}, but is {backend!r}")
+        raise ValueError(f"plan(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     for name, value, least in (
         ("parts_a_batch", 1 if parts_a_batch is None else parts_a_batch, 1),
         ("optimizer_states", optimizer_states, 0),

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
@@ -18,13 +17,11 @@ from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import find_adjacency, is_matrix
-from torch_gas.history import History
 from torch_gas.session.call import Call
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.session.rehearsal import skipping
-from torch_gas.table import FileTier, StoredFeatures
-from torch_gas.transfer import IO
+from torch_gas.table import StoredFeatures
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -95,30 +92,9 @@ class ScalableGNN(HistoryModel):
         pool_size: int | None = None,
         buffer_size: int | None = None,
         device: torch.device | str | int | None = None,
-        *,
-        history_dtype: torch.dtype | None = None,
-        save_histories: bool = True,
-        io: IO = "concurrent",
-        pool_bytes: int | None = None,
-        tier: str | FileTier | None = None,
-        huge_pages: bool = True,
-        check_finite: bool | None = None,
-        check: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_nodes,
-            pool_size=pool_size,
-            buffer_size=buffer_size,
-            device=device,
-            history_dtype=history_dtype,
-            save_histories=save_histories,
-            io=io,
-            pool_bytes=pool_bytes,
-            tier=tier,
-            huge_pages=huge_pages,
-            check_finite=check_finite,
-            check=check,
-        )
+        super().__init__(num_nodes, pool_size=pool_size, buffer_size=buffer_size, device=device, **options)
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers must be at least 1, but is {num_layers}")
         widths = [hidden_channels] * (num_layers - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
@@ -132,25 +108,6 @@ class ScalableGNN(HistoryModel):
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
         self._add_histories(widths)
-
-    @property
-    def _plain(self) -> Module:
-        return self
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-    @property
-    def _neighbors(self) -> str:
-        return "in"
-
-    @property
-    def _structure_tables(self) -> list[History]:
-        return []
-
-    def _check_ready(self) -> None:
-        return
 
     def _skipping(self, data: Data) -> Skipping:
         return skipping(self, data)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
-from torch_gas.graph.halo import appended, join, join_by
-from torch_gas.graph.key import digest
+from torch_gas.graph.halo import appended, join
+from torch_gas.graph.key import digest, graph_key
+from torch_gas.graph.origin import Origin, difference
 from torch_gas.history import History
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
@@ -47,7 +48,8 @@ class Call:
     Attributes:
         model: the model.
         record: what the batch was when the loader made it, where that is known.
-        on_own_graph: whether the input has as many rows as the model's graph.
+        on_own_graph: whether the input has as many rows as the model's graph, and in evaluation mode the same edges.
+        whole_key: key of the graph that the call is on, where histories do not hold its embeddings yet.
         is_step: whether it is a training step on a batch.
         used: the histories whose exchange has been made.
         pushes: whether exchanges write to histories.
@@ -77,6 +79,7 @@ class Call:
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self.on_own_graph = num_rows == self.model.num_nodes
+        self.whole_key = ""
         self.is_step = n_id is not None and self.model.training and torch.is_grad_enabled()
         self.neighbors = "in" if self.record is None else self.record.neighbors
 
@@ -93,6 +96,7 @@ class Call:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
         if self.n_id is None:
             self._check_graph(num_rows, adj)
+            self._compare_graph(adj)
         else:
             self._check_batch(num_rows, adj, self.n_id)
 
@@ -111,6 +115,17 @@ class Call:
             raise ValueError(f"{name}: the adjacency has {num_dst} destinations. {hint}")
         if self.model.training and not self.on_own_graph:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
+
+    def _compare_graph(self, adj: Any) -> None:
+        """Finds out what a whole graph is, where histories tell of which graph their rows are."""
+        origins = [history.origin for history in self.model.histories if history.origin != Origin()]
+        if adj is None or not self.on_own_graph or not origins:
+            return
+        key = graph_key(adj, self.model.num_nodes)
+        same = all(origin.key and not difference(origin.key, key) for origin in origins)
+        self.whole_key = "" if same else key
+        if not self.model.training and any(difference(origin.key, key) for origin in origins):
+            self.on_own_graph = False
 
     def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
@@ -146,11 +161,14 @@ class Call:
                 "partitioned"
             )
         for key, own in (("offset", self.offset), ("count", self.count)):
-            if own is not None and not (isinstance(own, Tensor) and torch.equal(own.cpu(), getattr(record, key))):
+            if own is not None and not _same_ids(own, getattr(record, key)):
                 raise ValueError(
                     f"{name}: {key} is not that of the batch; pass all four of its ids as the loader gave them"
                 )
         self._check_pair()
+        for history in self.model._stores:
+            if history.origin.key != record.key:
+                history.take_graph(record.key)
 
     def _check_pair(self) -> None:
         if (self.offset is None) != (self.count is None):
@@ -264,7 +282,7 @@ class Call:
                 own = own if more is None else own + more
             return own
 
-        return join_by(rows, full, backward)
+        return join(rows, full, backward)
 
     def _ask_ahead(self) -> None:
         """Asks for rows of the next batch, from histories that have this one's."""
@@ -287,3 +305,7 @@ class Call:
 def _is_vector(value: Any) -> bool:
     """Whether it is a dense tensor of one dimension, with memory."""
     return isinstance(value, Tensor) and value.dim() == 1 and value.layout == torch.strided and not value.is_meta
+
+
+def _same_ids(value: Any, own: Tensor) -> bool:
+    return value is own or (_is_vector(value) and value.dtype == own.dtype and torch.equal(value.cpu(), own))

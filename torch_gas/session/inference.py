@@ -15,7 +15,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
@@ -117,6 +117,7 @@ class Skipping(Handler):
 
 
 @untraced
+@checked
 def layerwise_inference(
     model: HistoryModel,
     loader: SubgraphLoader,
@@ -145,12 +146,6 @@ def layerwise_inference(
         ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
             graph once.
     """
-    if not hasattr(loader, "num_nodes"):
-        raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
-    if not isinstance(progress, bool):
-        raise TypeError(f"{model._name}: progress must be True or False, but is {progress!r}")
-    if not isinstance(path, (str, os.PathLike, NoneType)):
-        raise TypeError(f"{model._name}: path must be that of a file, but is {type(path).__name__}")
     if model.training:
         raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
     if loader.num_nodes != model.num_nodes:

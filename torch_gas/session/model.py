@@ -39,6 +39,7 @@ class HistoryModel(Module):
 
     histories: Sequence[History]
 
+    @checked
     def __init__(
         self,
         num_nodes: int,
@@ -78,35 +79,31 @@ class HistoryModel(Module):
         self._written = torch.zeros(())  # see wiring/compiled.py
         self._session = Session(self)
 
-    # -- what the two kinds of models do in their own ways -------------------------------------------------------------
+    # -- what a model that scale() made does in its own way -------------------------------------------------------------
+
+    _neighbors = "in"  # which edges a batch must hold: those into its rows, or "both"
 
     @property
-    @abstractmethod
     def _plain(self) -> Module:
         """The model as it was written, whose modules have the names that its user knows."""
+        return self
 
     @property
-    @abstractmethod
     def _name(self) -> str:
         """What errors call the model."""
+        return type(self._plain).__name__
 
     @property
-    @abstractmethod
-    def _neighbors(self) -> str:
-        """Which edges a batch must hold: ``"in"`` or ``"both"``."""
-
-    @property
-    @abstractmethod
     def _structure_tables(self) -> list[History]:
         """Tables of what depends on the whole graph and on no parameter."""
+        return []
+
+    def _check_ready(self) -> None:
+        """Raises RuntimeError as long as it is not known which histories the model needs."""
 
     @abstractmethod
     def _skipping(self, data: Data) -> Skipping | None:
         """What stands in for layers that inference need not compute over a graph like ``data``; None where places know."""
-
-    @abstractmethod
-    def _check_ready(self) -> None:
-        """Raises RuntimeError as long as it is not known which histories the model needs."""
 
     @abstractmethod
     def _arguments(self, data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -213,13 +210,19 @@ class HistoryModel(Module):
         """
         files.save_histories(self, path)
 
-    def load_histories(self, path: str | os.PathLike[str]) -> None:
+    def load_histories(self, path: str | os.PathLike[str], graph: Any = None) -> None:
         """Reads what :meth:`save_histories` wrote. The file is checked first: after an error, no history has changed.
 
+        Args:
+            path: of the file.
+            graph: the ``Data``, or the adjacency, whose embeddings they are. A file tells it, unless release 0.1 wrote it or no
+                batch was pushed to what it holds; such histories need it before the model can be called on batches.
+
         Raises:
-            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's.
+            ValueError: if the file is damaged, or its histories are of another number, size or type than the model's, or of
+                another graph than ``graph``.
         """
-        files.load_histories(self, path)
+        files.load_histories(self, path, graph)
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ exact histories give rows of any value: what is pushed next, and what comes out 
 
 from __future__ import annotations
 
+import sys
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def _small_batch(model: ScalableGNN, data: Data) -> SubData:
 
 def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
     """What ``forward`` returns, called beside all checks and transfers."""
-    with Undo() as undo:
+    with Undo(sys._getframe()) as undo:
+        replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
         data, *ids = batch
         args, kwargs = model.inputs(data)

@@ -22,6 +22,7 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.key import order_key, order_of_key
+from torch_gas.graph.origin import Origin, key_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.call import Call
@@ -29,7 +30,6 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.table import FileTier
-from torch_gas.transfer import IO
 from torch_gas.wiring.arguments import (
     Arguments,
     Inputs,
@@ -59,18 +59,8 @@ def scale(
     *,
     num_nodes: int | None = None,
     inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
-    pool_size: int | None = None,
-    buffer_size: int | None = None,
-    device: torch.device | str | int | None = None,
-    history_dtype: torch.dtype | None = None,
-    save_histories: bool = True,
-    io: IO = "concurrent",
-    pool_bytes: int | None = None,
-    tier: str | FileTier | None = None,
-    huge_pages: bool = True,
-    check_finite: bool | None = None,
-    check: bool = True,
     regularization: Extension | None = None,
+    **options: Any,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
 
@@ -85,10 +75,10 @@ def scale(
             called, and its layers may not normalise by degrees.
         inputs: what ``forward`` takes from a batch, ``lambda batch: (batch.x, batch.edge_index)``, or by name in a dictionary. By
             default the attributes of its parameters' names.
-        pool_size, buffer_size, device, history_dtype, save_histories, io, pool_bytes, tier, huge_pages, check_finite,
-            check: as in :class:`ScalableGNN`.
         regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
             :class:`torch_gas.extensions.regularization.LocalPerturbation`.
+        **options: of the histories and their transfers (``device``, ``history_dtype``, ``tier``, ...), as in
+            :class:`ScalableGNN`.
 
     Returns:
         A model that is called with a batch of a loader, with a whole graph, or with ``loader=``, as any
@@ -127,24 +117,7 @@ def scale(
         raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
     if data is None and num_nodes is None:
         raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
-    if num_nodes is not None and (isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1):
-        raise ValueError(f"scale(): num_nodes must be a number of nodes, at least 1, but is {num_nodes!r}")
-    scaled = ScaledGNN(
-        model,
-        int(data.num_nodes if data is not None else num_nodes),  # type: ignore[arg-type]
-        inputs,
-        pool_size=pool_size,
-        buffer_size=buffer_size,
-        device=device,
-        history_dtype=history_dtype,
-        save_histories=save_histories,
-        io=io,
-        pool_bytes=pool_bytes,
-        tier=tier,
-        huge_pages=huge_pages,
-        check_finite=check_finite,
-        check=check,
-    )
+    scaled = ScaledGNN(model, num_nodes if data is None else data.num_nodes, inputs, **options)
     if data is not None:
         scaled._order = order_key(data.get("perm"))
         scaled._try_out(data, scaled._arguments, data)
@@ -166,8 +139,8 @@ class ScaledGNN(HistoryModel):
     names, and the histories. :meth:`unscale` gives the plain model back.
     """
 
-    def __init__(self, model: Module, num_nodes: int, inputs: Any, **kwargs: Any) -> None:
-        super().__init__(num_nodes, **kwargs)
+    def __init__(self, model: Module, num_nodes: Any, inputs: Any, **options: Any) -> None:
+        super().__init__(num_nodes, **options)
         self.hidden_channels: list[int] = []
         self.num_layers = 1
         self.model = model
@@ -204,10 +177,6 @@ class ScaledGNN(HistoryModel):
         return self._found
 
     @property
-    def _name(self) -> str:
-        return type(self.model).__name__
-
-    @property
     def _structure_tables(self) -> list[History]:
         return cast("list[History]", list(self.tables))
 
@@ -216,7 +185,7 @@ class ScaledGNN(HistoryModel):
         return self.model
 
     @property
-    def _neighbors(self) -> str:
+    def _neighbors(self) -> str:  # type: ignore[override]  # other models read edges in one direction
         return self.found.neighbors
 
     def _skipping(self, data: Data) -> None:
@@ -259,6 +228,8 @@ class ScaledGNN(HistoryModel):
         if whole is not None and tables:
             self._check_given(given, adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
+            for table in tables:
+                table.origin = Origin(key_of(whole, self.num_nodes))
         needs = found.of("history")
         self.hidden_channels = [prod(need.shape) for need in needs]
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])
@@ -339,19 +310,21 @@ class ScaledGNN(HistoryModel):
             if call.n_id is not None:
                 args = tuple(square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
-            if call.n_id is not None and self._unverified:
-                num_edges = None if adj is None else format_of(adj).num_edges(adj)
-                all_edges = call.record is not None and num_edges == call.record.num_edges
-                batch = SubData(Data(), *ids)
-                structure.verify(self.model, self.found, (args, kwargs), batch, self._structure_tables, all_edges)
-                self._unverified = False
-            if call.n_id is not None:
+                if self._unverified:
+                    self._verify(call, adj, (args, kwargs), SubData(Data(), *ids))
                 fuse(undo, self.model)
             self._wire(call)
             self._session.wired(call)
             out = Module.__call__(self, *args, **kwargs)
             self._session.end(call)
             return out if call.n_id is None else self._cut(out, call)
+
+    def _verify(self, call: Call, adj: Any, arguments: Arguments, batch: SubData) -> None:
+        """Raises unless tables are of the graph that the batch is of."""
+        num_edges = None if adj is None else format_of(adj).num_edges(adj)
+        all_edges = call.record is not None and num_edges == call.record.num_edges
+        structure.verify(self.model, self.found, arguments, batch, self._structure_tables, all_edges)
+        self._unverified = False
 
     def _check_order(self, batch_size: Any) -> None:
         record = record_of(batch_size)
@@ -399,12 +372,8 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} was called with rows of a batch and without its ids, and would take them for another graph; pass "
                 "them: model(batch), or `for batch, *ids in loader: model(batch, *ids)`"
             )
-        if (
-            args
-            and isinstance(args[0], Data)
-            and len(args) == 1
-            and (self._inputs is not None or not takes_data(self.model))
-        ):
+        is_graph = len(args) == 1 and isinstance(args[0], Data)
+        if is_graph and (self._inputs is not None or not takes_data(self.model)):
             args, more = self._arguments(args[0])
             kwargs = more | kwargs
         return args, kwargs, ids

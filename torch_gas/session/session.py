@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gas.batch.record import BatchRecord
+from torch_gas.graph.origin import Origin
 from torch_gas.history import History
 from torch_gas.session.call import Call, Coming
 from torch_gas.session.extension import Extension
@@ -224,6 +225,8 @@ class Session:
                 history.check_rows(x)
                 self._check_finite(history, x)
                 history.push(x)
+                if call.whole_key:
+                    history.origin = Origin(call.whole_key)
             return x
         if batch_size is None:
             batch_size = n_id.numel()

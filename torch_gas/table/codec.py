@@ -75,7 +75,7 @@ class Plain(Codec):
 
 
 class Scaled(Codec):
-    """Elements of one byte and a float32 scale behind each row, whose product is a number; see docs/design.md.
+    """Elements of one byte and a float32 scale behind each row, whose product is a number; see csrc/dtype.h.
 
     A row is divided by its largest absolute value, so that this becomes the largest number of the type.
 

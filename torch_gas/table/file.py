@@ -9,7 +9,6 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.arguments import checked
+from torch_gas._util.thread import Task, Worker
 from torch_gas.table.codec import codec_of
 from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
@@ -119,7 +119,7 @@ class FileTable(_core.FileRows, Table):
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
-        self._reading_ahead: Future[None] | None = None
+        self._reading_ahead: Task[None] | None = None
 
     @property
     def storage(self) -> FileTable:
@@ -185,12 +185,13 @@ class FileTable(_core.FileRows, Table):
         if self.sync != "never":
             os.fsync(self.file)
 
-    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0, key: str = "") -> int:
         """Makes all rows written so far the next generation, which survives a crash.
 
         Args:
             pushed_at: when each row was last pushed, [N], int64; as it was by default.
             clock: optimiser steps so far.
+            key: of the graph whose embeddings the rows are; see :func:`torch_gas.graph.key.graph_key`.
 
         Returns:
             Its number.
@@ -200,8 +201,12 @@ class FileTable(_core.FileRows, Table):
             self._tear()  # though rows stay as they are
             _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
         self._flush()
-        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, committed=True))
+        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, key=key, committed=True))
         return self.generation
+
+    def name_graph(self, key: str) -> None:
+        """Notes in the file of which graph its rows are, which stay as they are."""
+        self._write_header(replace(self.header, key=key))
 
     def clear(self) -> None:
         """Makes all rows zero; their place on the disk is given back."""
@@ -240,7 +245,7 @@ class FileTable(_core.FileRows, Table):
 
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
-        if self._reading_ahead is None or self._reading_ahead.done():
+        if self._reading_ahead is None or self._reading_ahead.is_done:
             rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
             self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
 
@@ -311,5 +316,5 @@ def _read(file: int, tensor: Tensor, place: int) -> None:
 
 
 @cache
-def _reader(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1)
+def _reader(process: int) -> Worker:
+    return Worker()

@@ -8,14 +8,18 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from torch_gas._util.arguments import checked_fields
+from torch_gas.table.codec import CODECS
+
 SIZE = 4096  # bytes, so that rows begin with a page
 _MAGIC = b"torch-gas table\n"
-_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.int32,
-    torch.int64, torch.bool,
-)}  # fmt: skip
+_TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (*CODECS, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+}
 
 
+@checked_fields
 @dataclass
 class Header:
     """What a file says of its table.
@@ -29,6 +33,7 @@ class Header:
         clock: optimiser steps at that commit.
         owner: process that has the file open, or had last.
         order: check sum of the order of nodes that the rows are in; 0 if it is not known.
+        key: of the graph whose embeddings the rows are; empty if it is not known.
     """
 
     num_rows: int
@@ -39,6 +44,11 @@ class Header:
     clock: int = 0
     owner: int = 0
     order: int = 0
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.num_rows, self.num_cols) < 1 or min(self.generation, self.clock) < 0:
+            raise ValueError("a number is too small")
 
     @property
     def torch_dtype(self) -> torch.dtype:

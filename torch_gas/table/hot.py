@@ -240,8 +240,8 @@ class Hot(Table):
     def check_usable(self) -> None:
         self.table.check_usable()
 
-    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
-        return self.table.commit(pushed_at, clock)
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0, key: str = "") -> int:
+        return self.table.commit(pushed_at, clock, key)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_rows": None, "_version": None}  # a copy of a table has rows of its own

@@ -140,8 +140,8 @@ class Table(ABC):
         """Raises if rows can be neither read nor written."""
         return
 
-    def commit(self, pushed_at: Tensor | None = None, clock: int = 0) -> int:
-        """Makes rows survive a crash from now on, with the times at which they were written, [N].
+    def commit(self, pushed_at: Tensor | None = None, clock: int = 0, key: str = "") -> int:
+        """Makes rows survive a crash from now on, with the times at which they were written, [N], and the key of their graph.
 
         Nothing is done in memory, which does not survive one. Returns the number of commits so far.
         """

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.extensions.monitor.gains import Gain, gains
-from torch_gas.extensions.monitor.jacobian import jacobian_norm
+from torch_gas.extensions.monitor.gains import Gain, gains, jacobian_norm
 from torch_gas.extensions.monitor.twin import Run, Twin, undisturbed
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import format_of
@@ -55,8 +54,8 @@ def layer_bounds(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> li
     known = gains(twin.model)
     with undisturbed(loader, model.device):
         output = twin.exact(whole)
-        staleness = [_staleness(twin, layer) for layer in range(len(twin.stale))]
-        rounding = [ROUNDING * _largest(history.emb) for history in twin.fresh] + [ROUNDING * _largest(output)]
+        staleness = [*(_staleness(twin, layer) for layer in range(len(twin.stale))), output.new_zeros(0)]
+        rounding = [ROUNDING * _largest(rows) for rows in (*(history.emb for history in twin.fresh), output)]
         if known is None:
             return _estimated(twin, output, staleness, rounding)
         return _known(twin, output, staleness, rounding, known)
@@ -66,7 +65,7 @@ def _known(
     twin: Twin, output: Tensor, staleness: list[Tensor], rounding: list[float], known: Sequence[Gain]
 ) -> list[LayerBound]:
     """Node by node, from constants that are known."""
-    sums = _Sums(len(known))
+    errors: list[list[Tensor]] = [[] for _ in known]
     reach = [0.0] * len(known)  # the largest sum of the |a_vw| of a node
     with torch.no_grad():
         for run in twin.runs():
@@ -77,57 +76,47 @@ def _known(
                 reach[layer] = max(reach[layer], _largest(influence(gain, torch.ones_like(error))))
                 near = gain.own * error[:batch_size] + gain.message * gain.update * influence(gain, error)
                 near += rounding[layer]
-                sums.add(layer, _error(twin, output, run, layer), near.view(-1))
-                if layer < len(staleness):
+                errors[layer].append(torch.stack([_error(twin, output, run, layer), near.view(-1)]))
+                if layer < len(twin.stale):
                     error = torch.cat([near, staleness[layer][run.batch.n_id[batch_size:], None]])
-    factors = [gain.own + gain.message * gain.update * most for gain, most in zip(known, reach, strict=True)]
-    theorem, found = 0.0, []
-    for layer, factor in enumerate(factors):
-        before = _largest(staleness[layer - 1]) if layer > 0 else 0.0
+    theorem, before, found = 0.0, 0.0, []
+    for layer, gain in enumerate(known):
+        factor = gain.own + gain.message * gain.update * reach[layer]
         theorem = factor * (theorem + before) + rounding[layer]
-        found.append(sums.bound(layer, factor, staleness, theorem, False))
+        before = _largest(staleness[layer])
+        found.append(_layer_bound(layer, factor, before, errors[layer], theorem))
     return found
 
 
 def _estimated(twin: Twin, output: Tensor, staleness: list[Tensor], rounding: list[float]) -> list[LayerBound]:
     """Batch by batch, from the largest singular values of the layers' Jacobians at the rows that the batch read."""
-    num_layers = len(staleness) + 1
-    sums, factors = _Sums(num_layers), [0.0] * num_layers
+    factors = [0.0] * len(staleness)
+    errors: list[list[Tensor]] = [[] for _ in staleness]
     with torch.enable_grad():
         for run in twin.runs(apart=True):
-            halo, near = run.batch.n_id[run.batch.batch_size :], [0.0] * num_layers
+            batch_size, near = run.batch.batch_size, [0.0] * len(staleness)
             for layer, rows in sorted(run.rows.items()):
-                near[layer] = rounding[layer] * math.sqrt(run.batch.batch_size)
+                near[layer] = rounding[layer] * math.sqrt(batch_size)
                 for before, read in run.read.items():
                     norm = jacobian_norm(rows, read) if before != layer else 0.0
                     factors[layer] = max(factors[layer], norm)
-                    near[layer] += norm * math.hypot(near[before], float(staleness[before][halo].norm()))
-                error = _error(twin, output, run, layer)
-                sums.add(layer, error.norm().view(1), torch.tensor([near[layer]], dtype=torch.float64), error.numel())
-    return [sums.bound(layer, factor, staleness, None, True) for layer, factor in enumerate(factors)]
+                    halo = staleness[before][run.batch.n_id[batch_size:]]
+                    near[layer] += norm * math.hypot(near[before], float(halo.norm()))
+                # Only the norm over all rows of the batch is bounded, so that each counts as one of their root mean square.
+                norms = torch.stack([_error(twin, output, run, layer).norm(), torch.tensor(near[layer]).double()])
+                errors[layer].append((norms / math.sqrt(batch_size)).expand(batch_size, 2).t())
+    return [
+        _layer_bound(layer, factor, _largest(staleness[layer]), errors[layer], None)
+        for layer, factor in enumerate(factors)
+    ]
 
 
-class _Sums:
-    """Errors and their bounds, layer by layer."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.squares = [[0.0, 0.0] for _ in range(num_layers)]
-        self.worst = [0.0] * num_layers
-        self.nodes = [0] * num_layers
-
-    def add(self, layer: int, error: Tensor, bound: Tensor, nodes: int | None = None) -> None:
-        """Adds errors of some nodes, or the norm of those of several."""
-        for i, values in enumerate((error, bound)):
-            self.squares[layer][i] += float(values.square().sum())
-        self.worst[layer] = max(self.worst[layer], _largest(error / bound.clamp(min=torch.finfo(bound.dtype).tiny)))
-        self.nodes[layer] += error.numel() if nodes is None else nodes
-
-    def bound(
-        self, layer: int, gain: float, staleness: list[Tensor], theorem: float | None, estimated: bool
-    ) -> LayerBound:
-        measured, bound = (math.sqrt(square / max(self.nodes[layer], 1)) for square in self.squares[layer])
-        largest = _largest(staleness[layer]) if layer < len(staleness) else 0.0
-        return LayerBound(layer + 1, gain, largest, measured, bound, theorem, self.worst[layer], estimated)
+def _layer_bound(layer: int, gain: float, staleness: float, errors: list[Tensor], theorem: float | None) -> LayerBound:
+    """From the errors of the rows of each batch and their bounds, [2, B]."""
+    error, bound = torch.cat(errors, dim=1)
+    measured, bounded = (float(values.square().mean().sqrt()) for values in (error, bound))
+    worst = _largest(error / bound.clamp(min=torch.finfo(bound.dtype).tiny))
+    return LayerBound(layer + 1, gain, staleness, measured, bounded, theorem, worst, theorem is None)
 
 
 class _Influence:
@@ -141,10 +130,9 @@ class _Influence:
 
     def __call__(self, gain: Gain, error: Tensor) -> Tensor:
         assert self.edges is not None
-        known = format_of(self.adj)
-        weight = known.values(self.adj) if known.is_always_weighted or gain.weighted else None
-        if gain.weighted and not isinstance(known, Matrix):
-            weight = self.edge_weight
+        known, weight = format_of(self.adj), None
+        if known.is_always_weighted or gain.weighted:
+            weight = known.values(self.adj) if isinstance(known, Matrix) else self.edge_weight
         return aggregate(error, self.edges, None if weight is None else weight.abs(), gain.mean)
 
 
@@ -157,9 +145,7 @@ def _staleness(twin: Twin, layer: int) -> Tensor:
 
 def _error(twin: Twin, output: Tensor, run: Run, layer: int) -> Tensor:
     r""":math:`\|\tilde h_v - h_v\|` of each node of the batch, [B]."""
-    rows = run.rows[layer].detach()
-    exact = output[run.ids].to(rows) if layer == len(twin.stale) else twin.fresh[layer].pull(run.ids, rows.dtype)
-    return (rows - exact).norm(dim=1).cpu()
+    return (run.rows[layer].detach() - twin.exact_rows(run, layer, output)).norm(dim=1).cpu()
 
 
 def _largest(values: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,20 +62,25 @@ class Sums:
     rounding: Tensor
     hot: Tensor
 
-    def copy(self) -> Sums:
-        """Sums of their own with the same values."""
-        return Sums(self.ages.clone(), self.squares.clone(), self.rounding.clone(), self.hot.clone())
+    @staticmethod
+    def zeros(history: History) -> Sums:
+        """Nothing yet. Ages are counted where those of the history are, so that no row has to move."""
+        device = history.compute_device
+        squares, rounding = torch.zeros(2, 2, dtype=torch.float64, device=device)
+        ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
+        return Sums(ages, squares, rounding, torch.zeros((), dtype=torch.int64, device=device))
 
-    def statistics(self, layer: int, earlier: Sums | None) -> LayerStatistics:
-        """What was counted since ``earlier``."""
-        ages, squares, rounding, hot = self.ages.cpu(), self.squares.cpu(), self.rounding.cpu(), self.hot.cpu()
-        if earlier is not None:
-            ages, hot = ages - earlier.ages.cpu(), hot - earlier.hot.cpu()
-            squares, rounding = squares - earlier.squares.cpu(), rounding - earlier.rounding.cpu()
-        pulled = int(ages.sum())
-        never = int(ages[0]) / pulled if pulled > 0 else 0.0
-        share = int(hot) / pulled if pulled > 0 else 0.0
-        return LayerStatistics(layer, pulled, ages[1:], never, _relative(squares), _relative(rounding), share)
+    def add(self, other: Sums, factor: int = 1) -> None:
+        """Adds ``factor * other``, wherever its values are."""
+        for name, value in vars(other).items():
+            vars(self)[name] += factor * value.to(vars(self)[name].device)
+
+    def statistics(self, layer: int) -> LayerStatistics:
+        """What they tell of the history of a layer."""
+        pulled = int(self.ages.sum())
+        never, hot = (int(number) / max(pulled, 1) for number in (self.ages[0], self.hot))
+        drift, storage = _relative(self.squares), _relative(self.rounding)
+        return LayerStatistics(layer, pulled, self.ages[1:].cpu(), never, drift, storage, hot)
 
 
 def _relative(squares: Tensor) -> float:
@@ -86,90 +91,72 @@ def _relative(squares: Tensor) -> float:
 
 @dataclass
 class Counts:
-    """Everything that was counted."""
+    """Everything that was counted; ``sums`` by number of the history, from 0."""
 
     steps: int = 0
     observed: int = 0
     batch_rows: int = 0
     halo_rows: int = 0
-    sums: dict[History, Sums] = field(default_factory=dict)
+    sums: dict[int, Sums] = field(default_factory=dict)
 
-    def copy(self) -> Counts:
-        """Counts of their own with the same values."""
-        sums = {history: own.copy() for history, own in self.sums.items()}
-        return Counts(self.steps, self.observed, self.batch_rows, self.halo_rows, sums)
+    @property
+    def halo_ratio(self) -> float:
+        """S / B of all batches; nan where there were none."""
+        return self.halo_rows / self.batch_rows if self.batch_rows > 0 else math.nan
 
-    def state(self, histories: Sequence[History]) -> dict[str, Any]:
-        """All of them in plain types and tensors, by number of the history."""
-        sums = {number: vars(self.sums[each]) for number, each in enumerate(histories) if each in self.sums}
-        return {**vars(self), "sums": copy.deepcopy(sums)}
+    def statistics(self) -> list[LayerStatistics]:
+        """Those of each history that was used."""
+        return [sums.statistics(number + 1) for number, sums in sorted(self.sums.items())]
+
+    def since(self, earlier: Counts) -> Counts:
+        """What was counted after ``earlier``."""
+        counts = copy.deepcopy(self)
+        for name in ("steps", "observed", "batch_rows", "halo_rows"):
+            vars(counts)[name] -= vars(earlier)[name]
+        for number, sums in earlier.sums.items():
+            counts.sums[number].add(sums, -1)
+        return counts
 
     @staticmethod
     def from_state(state: dict[str, Any], histories: Sequence[History]) -> Counts:
-        """The counts of a :meth:`state`."""
-        sums = {}
-        for number, own in state["sums"].items():
-            history = histories[number]
-            where = {name: history.pushed_at.device if name == "ages" else history.compute_device for name in own}
-            sums[history] = Sums(**{name: value.to(where[name], copy=True) for name, value in own.items()})
+        """The counts of which ``asdict`` made ``state``."""
+        sums = {number: Sums.zeros(histories[number]) for number in state["sums"]}
+        for number, values in state["sums"].items():
+            sums[number].add(Sums(**values))
         return Counts(**{**state, "sums": sums})
 
 
-class Counter:
-    """The observer of a model: counts its steps, and what a sample of the rows of each exchange tells.
+@torch.no_grad()
+def count_exchange(sums: Sums, history: History, rows: Tensor, n_id: Tensor, choose: Callable[[int], slice]) -> None:
+    """Counts the ages of halo rows, and how far batch rows are from those that they replace.
 
     It asks no device for a result, so that the host never waits for one.
 
     Args:
-        sample: the most rows of batch and halo that are looked at in each exchange.
-        every: one step out of so many is looked at, chosen at random.
+        sums: of the history.
+        history: before ``rows`` are pushed.
+        rows: of the batch, [B, C].
+        n_id: ids of batch and halo, [B + S].
+        choose: which of a number of rows are looked at.
     """
+    batch_size, where = rows.size(0), history.pushed_at.device
+    halo = n_id[batch_size:][choose(n_id.numel() - batch_size)]
+    pushed_at = history.pushed_at[send_ids(halo, where)]
+    ages = (int(history.clock) - pushed_at).clamp_(0, AGES - 1).add_(1).masked_fill_(pushed_at < 0, 0)
+    sums.ages.index_add_(0, ages, torch.ones_like(ages))
+    sums.hot += history.num_hot(halo)
 
-    def __init__(self, sample: int, every: int) -> None:
-        self.sample, self.every = sample, every
-        self.counts = Counts()
-        self.random = random.Random(0)  # its own, so that those of the user go on as they would
+    batch = choose(batch_size)
+    ids, pushed = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch]
+    new, old = pushed.float(), history.pull(ids, torch.float32)
+    written = send_ids((history.pushed_at[ids] >= 0).float(), rows.device)
+    sums.squares += torch.stack([(new - old).square_().sum(1), old.square_().sum(1)]) @ written
+    if history.table.codec.rounds(rows.dtype):
+        lost = (history.as_stored(pushed) - pushed).float()
+        sums.rounding += torch.stack([lost.square_().sum(), new.square().sum()])
 
-    def step(self, batch_size: int, halo_size: int) -> bool:
-        """Counts a step; whether its exchanges are looked at."""
-        self.counts.steps += 1
-        self.counts.batch_rows += batch_size
-        self.counts.halo_rows += halo_size
-        observes = self.every == 1 or self.random.randrange(self.every) == 0
-        self.counts.observed += observes
-        return observes
 
-    @torch.no_grad()
-    def exchange(self, history: History, rows: Tensor, n_id: Tensor) -> None:
-        """Counts the ages of halo rows, and how far batch rows are from those that they replace."""
-        batch_size, where = rows.size(0), history.pushed_at.device
-        sums = self._sums(history, rows.device)
-        halo = self._choose(n_id.numel() - batch_size)
-        ids = send_ids(n_id[batch_size:][halo], where)
-        pushed_at = history.pushed_at[ids]
-        ages = (int(history.clock) - pushed_at).clamp_(0, AGES - 1).add_(1).masked_fill_(pushed_at < 0, 0)
-        sums.ages.index_add_(0, ages, torch.ones_like(ages))
-        sums.hot += history.num_hot(n_id[batch_size:][halo])
-
-        batch = self._choose(batch_size)
-        ids, pushed = send_ids(n_id[:batch_size][batch], where), rows.detach()[batch]
-        new, old = pushed.float(), history.pull(ids, torch.float32)
-        written = send_ids((history.pushed_at[ids] >= 0).float(), rows.device)
-        sums.squares += torch.stack([(new - old).square_().sum(1), old.square_().sum(1)]) @ written
-        if history.table.codec.rounds(rows.dtype):
-            lost = (history.as_stored(pushed) - pushed).float()
-            sums.rounding += torch.stack([lost.square_().sum(), new.square().sum()])
-
-    def _choose(self, number: int) -> slice:
-        """At most ``sample`` rows out of ``number``, evenly spread, each with the same probability."""
-        stride = max(-(-number // self.sample), 1)
-        return slice(self.random.randrange(stride), None, stride)
-
-    def _sums(self, history: History, device: torch.device) -> Sums:
-        sums = self.counts.sums.get(history)
-        if sums is None:
-            ages = torch.zeros(AGES + 1, dtype=torch.int64, device=history.pushed_at.device)
-            squares, rounding = torch.zeros(2, 2, dtype=torch.float64, device=device)
-            hot = torch.zeros((), dtype=torch.int64, device=device)
-            sums = self.counts.sums[history] = Sums(ages, squares, rounding, hot)
-        return sums
+def evenly_spread(number: int, most: int, generator: random.Random) -> slice:
+    """At most ``most`` rows out of ``number``, evenly spread, each with the same probability."""
+    stride = max(-(-number // most), 1)
+    return slice(generator.randrange(stride), None, stride)

@@ -54,10 +54,10 @@ def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> li
         output = twin.exact(whole)
         for run in twin.runs():
             for layer, rows in run.rows.items():
-                exact = output[run.ids].to(rows) if layer == last else twin.fresh[layer].pull(run.ids, rows.dtype)
+                exact = twin.exact_rows(run, layer, output)
                 stale = exact if layer == last else twin.stale[layer].pull(run.ids, rows.dtype)
-                norms = [(value.double().square().sum()).cpu() for value in (stale - exact, rows - exact, exact)]
-                squares[layer] += torch.stack(norms)
+                for i, value in enumerate((stale - exact, rows - exact, exact)):
+                    squares[layer, i] += value.double().square().sum().cpu()
     return [
         LayerError(layer, _ratio(history, exact), _ratio(computed, exact))
         for layer, (history, computed, exact) in enumerate(squares.sqrt().tolist(), 1)
@@ -67,8 +67,8 @@ def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> li
 def gradient_error(model: HistoryModel, loader: SubgraphLoader, loss: Loss) -> GradientError:
     """See :meth:`torch_gas.extensions.monitor.Monitor.gradient_error`."""
     twin = Twin(model, loader)
-    named = {name: value for name, value in twin.model.named_parameters() if value.requires_grad}
-    values: list[Tensor] = list(named.values())
+    named: dict[str, Tensor] = {name: value for name, value in twin.model.named_parameters() if value.requires_grad}
+    values = list(named.values())
     with undisturbed(loader, model.device), torch.enable_grad():
         data, out = twin.on_graph()
         exact = _gradient(loss(out, data), values)

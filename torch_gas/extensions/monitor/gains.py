@@ -6,12 +6,14 @@ For a layer :math:`h_v' = u(h_v, \sum_w a_{vw} m(h_w))` whose messages have the 
 .. math::
     \|\tilde h_v' - h_v'\| \le k_0 \|\tilde h_v - h_v\| + k_1 k_2 \sum_w |a_{vw}| \, \|\tilde h_w - h_w\|.
 
-In evaluation mode, dropout does nothing and batch norm multiplies channels by known factors.
+In evaluation mode, dropout does nothing and batch norm multiplies channels by known factors. Where constants are not known, the
+largest singular value of a Jacobian is an estimate at the rows that were met.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -40,10 +42,6 @@ class Gain(NamedTuple):
     weighted: bool = False
     mean: bool = False
 
-    def then(self, constant: float) -> Gain:
-        """With a function of this Lipschitz constant behind the layer."""
-        return self._replace(update=self.update * constant, own=self.own * constant)
-
 
 @singledispatch
 def gains(model: Module) -> list[Gain] | None:
@@ -57,23 +55,24 @@ def gains(model: Module) -> list[Gain] | None:
 
 @gains.register
 def _(model: GCN) -> list[Gain]:
-    found = []
-    for i, conv in enumerate(model.convs):
-        norm = [model.bns[i]] if i < len(model.bns) else []
-        skip = model.residual and bool(norm) and conv.in_channels == conv.out_channels
-        found.append(Gain(1.0, lipschitz([conv.lin, *norm]), float(skip), weighted=True))
+    found = [Gain(1.0, lipschitz([conv.lin, *norm]), skip, weighted=True) for conv, norm, skip in _hidden(model)]
     return _before(model.lins[1:], found)
 
 
 @gains.register
 def _(model: SAGE) -> list[Gain]:
-    found = []
+    return [
+        Gain(1.0, lipschitz([conv.lin_l, *norm]), lipschitz([conv.lin_r, *norm]) + skip, mean=True)
+        for conv, norm, skip in _hidden(model)
+    ]
+
+
+def _hidden(model: GCN | SAGE) -> Iterator[tuple[Any, list[Module], float]]:
+    """Each convolution, the norm behind it, and 1 where its input is added to its output, else 0."""
+    conv: Any
     for i, conv in enumerate(model.convs):
         norm = [model.bns[i]] if i < len(model.bns) else []
-        skip = model.residual and bool(norm) and conv.in_channels == conv.out_channels
-        own = lipschitz([conv.lin_r, *norm]) + skip
-        found.append(Gain(1.0, lipschitz([conv.lin_l, *norm]), own, mean=True))
-    return found
+        yield conv, norm, float(model.residual and bool(norm) and conv.in_channels == conv.out_channels)
 
 
 @gains.register
@@ -103,9 +102,8 @@ def _(model: APPNP) -> list[Gain]:
 
 def _before(lins: Iterable[Module], found: list[Gain]) -> list[Gain]:
     """``found`` with ``lins`` behind the last layer."""
-    for lin in lins:
-        found[-1] = found[-1].then(lipschitz([lin]))
-    return found
+    constant, last = math.prod(lipschitz([lin]) for lin in lins), found[-1]
+    return [*found[:-1], last._replace(update=constant * last.update, own=constant * last.own)]
 
 
 @torch.no_grad()
@@ -144,3 +142,30 @@ def _matrix(module: Any) -> Tensor:
 
 def _norm(matrix: Tensor | None) -> float:
     return 1.0 if matrix is None else float(torch.linalg.matrix_norm(matrix, 2))
+
+
+def jacobian_norm(out: Tensor, x: Tensor, steps: int = 30) -> float:
+    """The largest singular value of the derivative of ``out`` with regard to ``x``, by power iteration.
+
+    It approaches the value from below. Products with the Jacobian are derivatives of those with its transpose, which are linear.
+
+    Args:
+        out: a function of ``x`` in the graph of gradients, with second derivatives.
+        x: a leaf of that graph.
+        steps: number of iterations.
+    """
+    if not out.requires_grad:
+        return 0.0
+    left = torch.zeros_like(out, requires_grad=True)
+    (product,) = torch.autograd.grad(out, x, left, create_graph=True, allow_unused=True)
+    if product is None:
+        return 0.0
+    generator = torch.Generator(x.device).manual_seed(0)
+    right, norm = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device), 0.0
+    for _ in range(steps):
+        if float(right.norm()) == 0:
+            return 0.0
+        (image,) = torch.autograd.grad(product, left, right / right.norm(), retain_graph=True)
+        norm = float(image.norm())
+        (right,) = torch.autograd.grad(out, x, image, retain_graph=True)
+    return norm

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import random
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -13,7 +16,7 @@ from torch_gas._util.arguments import checked
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.extensions.monitor import report
 from torch_gas.extensions.monitor.bound import LayerBound, layer_bounds
-from torch_gas.extensions.monitor.counts import Counter, Counts, LayerStatistics
+from torch_gas.extensions.monitor.counts import Counts, LayerStatistics, Sums, count_exchange, evenly_spread
 from torch_gas.extensions.monitor.errors import GradientError, LayerError, Loss, gradient_error, layer_errors
 from torch_gas.history import History
 from torch_gas.session.call import Call
@@ -103,7 +106,7 @@ class Monitor(Extension):
         self._sample, self._every = sample, every
         self._warned: set[str] = set()
         self._writer: Any = None
-        self._looks = False  # whether the exchanges of this step are looked at
+        self._is_sampled = False  # whether the exchanges of this step are looked at
         self.reset()
         self.attach()
 
@@ -128,16 +131,15 @@ class Monitor(Extension):
 
     def reset(self) -> None:
         """Forgets what was counted."""
-        self._counter = Counter(self._sample, self._every)
-        self._logged, self._checked = Counts(), Counts()
+        self._counts, self._logged, self._checked = Counts(), Counts(), Counts()
+        self._random = random.Random(0)  # its own, so that those of the user go on as they would
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted, and from which steps and rows the next are chosen."""
-        histories = list(self.model.histories)
-        counts = {"all": self._counter.counts, "logged": self._logged, "checked": self._checked}
+        counts = {"all": self._counts, "logged": self._logged, "checked": self._checked}
         return {
-            "counts": {name: each.state(histories) for name, each in counts.items()},
-            "random": self._counter.random.getstate(),
+            "counts": {name: asdict(each) for name, each in counts.items()},
+            "random": self._random.getstate(),
             "warned": sorted(self._warned),
         }
 
@@ -152,61 +154,63 @@ class Monitor(Extension):
                 "as it was"
             )
         counts = {name: Counts.from_state(each, histories) for name, each in state["counts"].items()}
-        self._counter.counts, self._logged, self._checked = counts["all"], counts["logged"], counts["checked"]
-        self._counter.random.setstate(state["random"])
+        self._counts, self._logged, self._checked = counts["all"], counts["logged"], counts["checked"]
+        self._random.setstate(state["random"])
         self._warned = set(state["warned"])
 
     def begin(self, call: Call) -> None:
         """Counts a training step."""
-        self._looks = False
+        self._is_sampled = False
         if not call.is_step or call.n_id is None:
             return
-        counts = self._counter.counts
+        counts = self._counts
         if self.limits is not None and counts.observed - self._checked.observed >= CHECK_EVERY:
             self._warn()
-            self._checked = counts.copy()
-        batch_size = call.n_id.numel() if call.batch_size is None else call.batch_size
-        self._looks = self._counter.step(batch_size, call.n_id.numel() - batch_size)
+            self._checked = copy.deepcopy(counts)
+        num_rows = call.n_id.numel()
+        batch_size = num_rows if call.batch_size is None else call.batch_size
+        counts.steps += 1
+        counts.batch_rows += batch_size
+        counts.halo_rows += num_rows - batch_size
+        self._is_sampled = self._every == 1 or self._random.randrange(self._every) == 0
+        counts.observed += self._is_sampled
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
         """Counts what the rows of an exchange tell."""
-        if self._looks and call.n_id is not None:
-            self._counter.exchange(history, rows, call.n_id)
+        if self._is_sampled and call.n_id is not None:
+            number, sums = list(self.model.histories).index(history), self._counts.sums
+            if number not in sums:
+                sums[number] = Sums.zeros(history)
+            count_exchange(sums[number], history, rows, call.n_id, self._choose)
+
+    def _choose(self, number: int) -> slice:
+        return evenly_spread(number, self._sample, self._random)
 
     # -- what was counted ----------------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int:
         """Training steps on batches."""
-        return self._counter.counts.steps
+        return self._counts.steps
 
     @property
     def halo_ratio(self) -> float:
         """Halo rows for each row of a batch, S / B; nan before the first step."""
-        return _halo_ratio(self._counter.counts, Counts())
+        return self._counts.halo_ratio
 
     def statistics(self) -> list[LayerStatistics]:
         """What was counted of each history that was used."""
-        return self._statistics(Counts())
-
-    def _statistics(self, earlier: Counts) -> list[LayerStatistics]:
-        sums = self._counter.counts.sums
-        return [
-            sums[history].statistics(layer, earlier.sums.get(history))
-            for layer, history in enumerate(self.model.histories, 1)
-            if history in sums
-        ]
+        return self._counts.statistics()
 
     def advice(self) -> list[str]:
         """What is beyond the limits, and what to do about it."""
-        return list(self._advice(Counts()).values())
+        return list(self._advice(self._counts).values())
 
-    def _advice(self, earlier: Counts) -> dict[str, str]:
-        limits, counts, layers = self.limits or Limits(), self._counter.counts, self._statistics(earlier)
-        steps = counts.steps - earlier.steps
-        if steps == 0 or not layers:
+    def _advice(self, counts: Counts) -> dict[str, str]:
+        limits, layers = self.limits or Limits(), counts.statistics()
+        if counts.steps == 0 or not layers:
             return {}
-        sweep = self.model.num_nodes * steps / max(counts.batch_rows - earlier.batch_rows, 1)
+        sweep = self.model.num_nodes * counts.steps / max(counts.batch_rows, 1)
         never, age = max(layers, key=lambda layer: layer.never), max(layers, key=lambda layer: layer.age())
         drift = max(layers, key=lambda layer: 0.0 if math.isnan(layer.drift) else layer.drift)
         found = {}
@@ -228,7 +232,7 @@ class Monitor(Extension):
         return found
 
     def _warn(self) -> None:
-        for limit, text in self._advice(self._checked).items():
+        for limit, text in self._advice(self._counts.since(self._checked)).items():
             if limit not in self._warned:
                 self._warned.add(limit)
                 warnings.warn(f"Monitor of {self.model._name}, step {self.steps}: {text}", UserWarning, stacklevel=2)
@@ -328,17 +332,12 @@ class Monitor(Extension):
         """
         if writer is None:
             self._writer = writer = self._writer or report.summary_writer()
-        counts = self._counter.counts
-        if counts.steps > self._logged.steps:
-            writer.add_scalar("histories/halo_ratio", _halo_ratio(counts, self._logged), step)
-        for layer in self._statistics(self._logged):
+        new = self._counts.since(self._logged)
+        if new.steps > 0:
+            writer.add_scalar("histories/halo_ratio", new.halo_ratio, step)
+        for layer in new.statistics():
             for name, value in (("median_age", layer.age()), ("never_written", layer.never), ("drift", layer.drift)):
                 writer.add_scalar(f"histories/{layer.layer}/{name}", value, step)
             if not math.isnan(layer.storage):
                 writer.add_scalar(f"histories/{layer.layer}/storage_error", layer.storage, step)
-        self._logged = counts.copy()
-
-
-def _halo_ratio(counts: Counts, earlier: Counts) -> float:
-    rows = counts.batch_rows - earlier.batch_rows
-    return (counts.halo_rows - earlier.halo_rows) / rows if rows > 0 else math.nan
+        self._logged = copy.deepcopy(self._counts)

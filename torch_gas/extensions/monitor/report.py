@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,35 +25,26 @@ MOST_LINES = 6  # of layers, in one picture
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
     """A line for each history: ages of rows pulled from it, the hot ones, drift of those pushed to it and their rounding."""
     most = max((_oldest(layer.ages) for layer in layers), default=0)
-    header = ["history", "rows seen", "never written", "age: median", "90 %", "oldest", f"ages 1 .. {most}", "drift"]
-    lines = [_statistics_line(layer, most) for layer in layers]
+    columns = {
+        "history": [str(layer.layer) for layer in layers],
+        "rows seen": [f"{layer.pulled:,}" for layer in layers],
+        "never written": [percent(layer.never) for layer in layers],
+        "age: median": [str(layer.age()) for layer in layers],
+        "90 %": [str(layer.age(0.9)) for layer in layers],
+        "oldest": [str(_oldest(layer.ages)) for layer in layers],
+        f"ages 1 .. {most}": [_spark(layer.ages[1 : most + 1]) for layer in layers],
+        "drift": [percent(layer.drift) for layer in layers],
+    }
     if _are_rounded(layers):
-        header.append("storage error")
-        for line, layer in zip(lines, layers, strict=True):
-            line.append(f"{100 * layer.storage:.2g} %")
+        columns["storage error"] = [f"{100 * layer.storage:.2g} %" for layer in layers]
     if any(layer.hot > 0 for layer in layers):
-        header.append("hot")
-        for line, layer in zip(lines, layers, strict=True):
-            line.append(percent(layer.hot))
-    return text_table(header, lines)
+        columns["hot"] = [percent(layer.hot) for layer in layers]
+    return text_table(list(columns), zip(*columns.values(), strict=True))
 
 
 def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
     """Whether a storage type cannot hold the rows as they are."""
     return not all(math.isnan(layer.storage) for layer in layers)
-
-
-def _statistics_line(layer: LayerStatistics, most: int) -> list[str]:
-    return [
-        str(layer.layer),
-        f"{layer.pulled:,}",
-        percent(layer.never),
-        str(layer.age()),
-        str(layer.age(0.9)),
-        str(_oldest(layer.ages)),
-        _spark(layer.ages[1 : most + 1]),
-        percent(layer.drift),
-    ]
 
 
 def errors_table(layers: Sequence[LayerError]) -> str:
@@ -102,8 +94,9 @@ def figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
-    plots: list[Any] = [(_plot_ages, statistics), (_plot_drift, statistics)]
-    plots += [(_plot_storage, statistics)] if _are_rounded(statistics) else []
+    drift, storage = (partial(_plot_changes, name=name) for name in ("drift", "storage"))
+    plots: list[Any] = [(_plot_ages, statistics), (drift, statistics)]
+    plots += [(storage, statistics)] if _are_rounded(statistics) else []
     plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
     columns = 2 if len(plots) in (2, 4) else 3
     rows = -(-len(plots) // columns)
@@ -113,6 +106,7 @@ def figure(
         plot(axes, values)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of matplotlib's default locator
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
     return drawn
@@ -127,16 +121,14 @@ def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
     axes.set(title="Ages of pulled rows", xlabel="optimiser steps", ylabel="share of rows [%]", ylim=(0, None))
 
 
-def _plot_drift(axes: Any, layers: Sequence[LayerStatistics]) -> None:
-    axes.plot([layer.layer for layer in layers], [100 * layer.drift for layer in layers], "o-", color="tab:green")
-    axes.set(title="Drift of pushed rows", xlabel="history", ylabel="change since the last push [%]", ylim=(0, None))
-    _whole_ticks(axes)
-
-
-def _plot_storage(axes: Any, layers: Sequence[LayerStatistics]) -> None:
-    axes.plot([layer.layer for layer in layers], [100 * layer.storage for layer in layers], "o-", color="tab:purple")
-    axes.set(title="Storage error of pushed rows", xlabel="history", ylabel="change by rounding [%]", ylim=(0, None))
-    _whole_ticks(axes)
+def _plot_changes(axes: Any, layers: Sequence[LayerStatistics], name: str) -> None:
+    title, label, color = {
+        "drift": ("Drift of pushed rows", "change since the last push [%]", "tab:green"),
+        "storage": ("Storage error of pushed rows", "change by rounding [%]", "tab:purple"),
+    }[name]
+    shares = [100 * getattr(layer, name) for layer in layers]
+    axes.plot([layer.layer for layer in layers], shares, "o-", color=color)
+    axes.set(title=title, xlabel="history", ylabel=label, ylim=(0, None))
 
 
 def _plot_errors(axes: Any, layers: Sequence[LayerError]) -> None:
@@ -144,7 +136,6 @@ def _plot_errors(axes: Any, layers: Sequence[LayerError]) -> None:
     axes.plot(numbers[:-1], [100 * layer.history for layer in layers[:-1]], "s--", color="tab:gray", label="histories")
     axes.plot(numbers, [100 * layer.computed for layer in layers], "o-", color="tab:blue", label="rows of batches")
     axes.set(title="Distance to exact rows", xlabel="layer", ylabel="relative error [%]", ylim=(0, None))
-    _whole_ticks(axes)
 
 
 def _plot_bound(axes: Any, layers: Sequence[LayerBound]) -> None:
@@ -156,11 +147,6 @@ def _plot_bound(axes: Any, layers: Sequence[LayerBound]) -> None:
         axes.semilogy(numbers, [layer.theorem for layer in layers], "^:", color="tab:red", label="theorem")
     axes.semilogy(numbers, [layer.measured for layer in layers], "o-", color="tab:blue", label="measured")
     axes.set(title="Error and its bounds", xlabel="layer", ylabel="root mean square error of a row")
-    _whole_ticks(axes)
-
-
-def _whole_ticks(axes: Any) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def summary_writer() -> Any:

@@ -14,7 +14,6 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import map_tensors
 from torch_gas.history import History
 from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
@@ -54,6 +53,10 @@ class Twin:
         model: the model.
         loader: batches of its graph.
         dtype: type to compute in; that of the model by default.
+
+    Attributes:
+        stale: histories of the original.
+        fresh: those of the copy.
     """
 
     def __init__(self, model: HistoryModel, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
@@ -62,7 +65,7 @@ class Twin:
                 f"Monitor: the loader's graph has {loader.num_nodes} nodes, but the model was made for {model.num_nodes}"
             )
         model._check_ready()
-        self.stale, self.loader = list(model.histories), loader
+        self.loader, self.device = loader, model.device
         self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
         # Tables are made anew and not copied: they may lie in files, or in narrower types.
         own = {
@@ -75,11 +78,7 @@ class Twin:
             self.model.remove_extension(extension)
         if dtype is not None:
             self.model.to(dtype)
-
-    @property
-    def fresh(self) -> list[History]:
-        """Its own histories."""
-        return list(self.model.histories)
+        self.stale, self.fresh = list(model.histories), list(self.model.histories)
 
     def exact(self, whole: bool) -> Tensor:
         """The exact output, [N, C].
@@ -87,7 +86,7 @@ class Twin:
         Args:
             whole: whether to run on the whole graph at once, and not layer by layer in the memory of one batch.
         """
-        with undisturbed(self.loader, self.model.device), torch.no_grad():
+        with undisturbed(self.loader, self.device), torch.no_grad():
             out = self.on_graph()[1] if whole else self.model(loader=self.batches)
         return rows_of(out, self.model.num_nodes)
 
@@ -102,15 +101,18 @@ class Twin:
         Args:
             apart: whether each layer is a function of its own, whose gradients end at the rows that it read.
         """
+        reading = _Reading(self, apart)
+        self.model.add_extension(reading)
         for batch in self.batches:
-            reading = _Reading(self, apart)
-            self.model.add_extension(reading)
-            try:
-                out = self.model(batch)
-            finally:
-                self.model.remove_extension(reading)
+            out = self.model(batch)
             rows = {**reading.rows, len(self.stale): rows_of(out, batch.batch_size)}
             yield Run(batch, out, rows, reading.read)
+        self.model.remove_extension(reading)
+
+    def exact_rows(self, run: Run, layer: int, output: Tensor) -> Tensor:
+        """The exact rows of a batch, [B, C_l], where ``output`` is what :meth:`exact` returned."""
+        rows = run.rows[layer]
+        return output[run.ids].to(rows) if layer == len(self.fresh) else self.fresh[layer].pull(run.ids, rows.dtype)
 
 
 class _Reading(Extension):
@@ -119,18 +121,18 @@ class _Reading(Extension):
     takes_part = True
 
     def __init__(self, twin: Twin, apart: bool) -> None:
-        self.fresh, self.stale, self.apart = twin.fresh, twin.stale, apart
-        self.rows: dict[int, Tensor] = {}
-        self.read: dict[int, Tensor] = {}
+        self.twin, self.apart = twin, apart
 
     def begin(self, call: Call) -> None:
         call.pushes = False
+        self.rows: dict[int, Tensor] = {}
+        self.read: dict[int, Tensor] = {}
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> Tensor | None:
         assert call.n_id is not None
-        layer = next(i for i, own in enumerate(self.fresh) if own is history)
+        layer = self.twin.fresh.index(history)
         self.rows[layer] = rows
-        self.stale[layer].pull(call.n_id[rows.size(0) :], out=pulled)
+        self.twin.stale[layer].pull(call.n_id[rows.size(0) :], out=pulled)
         if not self.apart:
             return None
         self.read[layer] = torch.cat([rows.detach(), pulled]).requires_grad_()
@@ -145,15 +147,13 @@ class Batches:
         self.num_nodes, self.data = loader.num_nodes, loader.data
 
     def __iter__(self) -> Iterator[SubData]:
-        return (self.convert(batch) for batch in self.loader)
+        return map(self.convert, self.loader)
 
     def convert(self, data: _Data) -> _Data:
         """A copy of ``data`` there, in that type."""
-        data = copy.copy(data).to(self.device)
-        if self.dtype is not None:
-            for key, value in data.to_dict().items():
-                data[key] = map_tensors(value, lambda held: held.to(self.dtype) if held.is_floating_point() else held)
-        return data
+        return copy.copy(data).apply(
+            lambda held: held.to(self.device, self.dtype if held.is_floating_point() else None)
+        )
 
 
 def _undrawn(device: torch.device) -> AbstractContextManager[None]:
