@@ -46,14 +46,14 @@ class Batch:
         norms: modules that may hold batch norms.
         batch_size: B.
         num_rows: B + S.
-        closed: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
+        bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
     """
 
     def __init__(
-        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, closed: bool
+        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, bipartite: bool
     ) -> None:
         self.convs, self.norms = list(convs), set(_norms(norms))
-        self.batch_size, self.num_rows, self.closed = batch_size, num_rows, closed
+        self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, batch_size, num_rows)
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
@@ -142,9 +142,9 @@ class _Layer:
         forward = type(conv).forward
         self.batch = batch
         self.names, takes_pair = _parameters(forward)
-        self.takes_pair = batch.closed and takes_pair
+        self.takes_pair = batch.bipartite and takes_pair
         # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
-        self.cuts_itself = batch.closed and forward in _OF_PROPAGATE and not conv.normalize
+        self.cuts_itself = batch.bipartite and forward in _OF_PROPAGATE and not conv.normalize
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         self.adds_loops = bool(getattr(conv, "add_self_loops", False))
         self.is_square = getattr(conv, "combine_root", None) == "self_loop"

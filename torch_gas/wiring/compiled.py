@@ -65,9 +65,7 @@ def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_i
         if batch_size is None:
             batch_size = num_rows
         if x.size(0) != batch_size and x.size(0) != num_rows:
-            raise ValueError(
-                "number of rows"
-            )  # ends the compilation: the code as it was written gives the whole message
+            raise ValueError("number of rows")  # ends the compilation: the code as it was written gives the message
         x = x[:batch_size]
         if batch_size != num_rows:
             return torch.ops.torch_gas.push_and_pull(x, num_rows, layer)

@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
-from torch_gas.wiring.places import Place, wire
+from torch_gas.wiring.places import Place, Places
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
 from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
@@ -66,7 +66,7 @@ class Found:
         known: all places that were met.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
-        closed: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
+        bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
     """
 
     needs: dict[Place, Need]
@@ -74,7 +74,7 @@ class Found:
     known: frozenset[Place]
     per_node: tuple[bool, ...]
     neighbors: str
-    closed: bool
+    bipartite: bool
 
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
@@ -93,9 +93,9 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
-        for neighbors, closed in (("in", True), ("in", False), ("both", False)):
+        for neighbors, bipartite in (("in", True), ("in", False), ("both", False)):
             try:
-                return _Runs(model, inputs, small, neighbors, closed, whole).find(structural)
+                return _Runs(model, inputs, small, neighbors, bipartite, whole).find(structural)
             except Differs as failure:
                 failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
@@ -135,7 +135,7 @@ def _record(model: Module, data: Data, inputs: Inputs) -> Record:
     record = Record()
     args, kwargs = inputs(to_model(model, data))
     with Undo() as undo:
-        wire(undo, model, record, NUM_NODES, NUM_NODES, True)
+        Places(model, record, NUM_NODES).wire(undo, NUM_NODES)
         try:
             record.out = model(*args, **kwargs)
         except Exception as error:  # of any type, as the model is the user's code
@@ -182,8 +182,10 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
 class _Runs:
     """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
-    def __init__(self, model: Module, inputs: Inputs, small: Data, neighbors: str, closed: bool, whole: Record) -> None:
-        self.model, self.inputs, self.small, self.neighbors, self.closed = model, inputs, small, neighbors, closed
+    def __init__(
+        self, model: Module, inputs: Inputs, small: Data, neighbors: str, bipartite: bool, whole: Record
+    ) -> None:
+        self.model, self.inputs, self.small, self.neighbors, self.bipartite = model, inputs, small, neighbors, bipartite
         self.whole, self.exact = whole, whole.values
         self.batches = batches_of(small, neighbors)
         self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
@@ -197,7 +199,7 @@ class _Runs:
             known=self.known_in_training(needs).union(self.exact),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
             neighbors=self.neighbors,
-            closed=self.closed,
+            bipartite=self.bipartite,
         )
 
     def run(self, trial: Trial, before: list[Any] | None = None, how: str = Differs.OTHER_ROWS) -> list[Any]:
@@ -210,7 +212,7 @@ class _Runs:
         """
         batch = trial.batch
         try:
-            out = call(self.model, self.inputs, batch, trial, self.closed)
+            out = call(self.model, self.inputs, batch, trial, self.bipartite)
         except Differs:
             raise
         except Exception as error:  # of any type: code that fails on other sizes than the whole graph's
@@ -310,7 +312,7 @@ class _Runs:
         with undisturbed(self.model):  # the same random numbers and buffers in each run
             self.model.train()
             try:
-                out = call(self.model, self.inputs, batch, note, self.closed)
+                out = call(self.model, self.inputs, batch, note, self.bipartite)
             except Exception:  # which training itself will show
                 return note.met, []
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]

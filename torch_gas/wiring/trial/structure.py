@@ -141,7 +141,7 @@ def verify(
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
     handler = _Verify(found, tables, batch, all_edges)
     with undisturbed(model), suppress(_Done):
-        call(model, lambda data: arguments, batch, handler, found.closed)
+        call(model, lambda data: arguments, batch, handler, found.bipartite)
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
@@ -152,7 +152,7 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
             sums: dict[int, Tensor] = {}
             for batch in _batches(data, found.neighbors):
                 with suppress(_Done):
-                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.closed)
+                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.bipartite)
             for number, total in sums.items():
                 tables[number].push(total)
             if all(map(torch.equal, before, [table.emb for table in tables])):

@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import Inputs, square
-from torch_gas.wiring.places import Handler, wire
+from torch_gas.wiring.places import Handler, Places
 from torch_gas.wiring.undo import Undo
 
 _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
@@ -84,14 +84,14 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
             model(*args, **kwargs)
 
 
-def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed: bool) -> Any:
+def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool) -> Any:
     """Runs a batch with ``handler`` at its places; the result has B + S rows."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
     with Undo() as undo:
-        wire(undo, model, handler, batch.batch_size, num_rows, closed)
+        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite)
         return model(*args, **kwargs)
 
 
