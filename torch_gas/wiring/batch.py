@@ -188,11 +188,10 @@ class _Layer:
 
     def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
-        if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == num_rows:
-            return out[:batch_size]
-        if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == num_rows:
-            return (out[0][:batch_size], *out[1:])
-        return out
+        rows = out[0] if isinstance(out, tuple) else out
+        if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != num_rows:
+            return None
+        return (rows[:batch_size], *out[1:]) if isinstance(out, tuple) else rows[:batch_size]
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:

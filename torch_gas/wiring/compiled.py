@@ -104,11 +104,6 @@ def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
     return _exchange(rows, layer)
 
 
-@_push_and_pull.register_fake
-def _(rows: Tensor, num_rows: int, layer: int) -> Tensor:
-    return rows.new_empty(num_rows, rows.size(1))
-
-
 def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
     ctx.batch_size = inputs[0].size(0)
 
@@ -117,4 +112,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad[: ctx.batch_size], None, None
 
 
+_push_and_pull.register_fake(lambda rows, num_rows, layer: rows.new_empty(num_rows, rows.size(1)))
 _push_and_pull.register_autograd(_backward, setup_context=_note_rows)

@@ -72,11 +72,10 @@ class Handler:
 
 # Functions that reduce edges to nodes, by name. Those inside `propagate` are part of a hop.
 _REDUCTIONS = {
-    "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add", "index_add_", "index_reduce",
-    "index_reduce_", "bincount", "segment_reduce", "_segment_reduce",
+    "bincount", "segment_reduce", "_segment_reduce", "spmm_sum", "spmm_mean", "spmm_min", "spmm_max",
+    *(name + end for name in ("scatter_add", "scatter_reduce", "index_add", "index_reduce") for end in ("", "_")),
     *(f"{how}_{reduce}{form}" for how in ("segment", "scatter") for reduce in ("sum", "mean", "min", "max", "mul")
       for form in ("", "_csr", "_coo")),
-    "spmm_sum", "spmm_mean", "spmm_min", "spmm_max",
 }  # fmt: skip
 _PRODUCTS = {"mm", "matmul", "__matmul__", "_sparse_mm", "addmm"}
 # Their gradients read the result, which must stay what it is.

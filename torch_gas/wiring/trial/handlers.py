@@ -129,8 +129,7 @@ def same(left: Tensor, right: Tensor) -> bool:
         return torch.equal(left, right)
     tolerance = torch.finfo(left.dtype).eps ** 0.45  # a standard deviation takes the root of a difference that cancels
     left, right = left.double(), right.double()
-    largest = right.nan_to_num(posinf=0, neginf=0).abs()
-    largest = largest.amax(dim=0) if right.dim() > 1 else largest.max()  # of each column, as their units may differ
+    largest = right.nan_to_num(posinf=0, neginf=0).abs().amax(dim=0)  # of each column, as their units may differ
     scale = torch.maximum(largest, largest.median()) + 1e-30
     close = (left - right).abs() <= tolerance * (scale + right.abs())
     return bool((close | (left == right) | (left.isnan() & right.isnan())).all())

@@ -93,9 +93,9 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
-        for neighbors, bipartite in (("in", True), ("in", False), ("both", False)):
+        for edges in (("in", True), ("in", False), ("both", False)):
             try:
-                return _Runs(model, inputs, small, neighbors, bipartite, whole).find(structural)
+                return _Runs(model, inputs, small, whole, edges).find(structural)
             except Differs as failure:
                 failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
@@ -182,12 +182,11 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
 class _Runs:
     """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
-    def __init__(
-        self, model: Module, inputs: Inputs, small: Data, neighbors: str, bipartite: bool, whole: Record
-    ) -> None:
-        self.model, self.inputs, self.small, self.neighbors, self.bipartite = model, inputs, small, neighbors, bipartite
+    def __init__(self, model: Module, inputs: Inputs, small: Data, whole: Record, edges: tuple[str, bool]) -> None:
+        self.model, self.inputs, self.small = model, inputs, small
         self.whole, self.exact = whole, whole.values
-        self.batches = batches_of(small, neighbors)
+        self.neighbors, self.bipartite = edges
+        self.batches = batches_of(small, self.neighbors)
         self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
 
     def find(self, structural: set[Place]) -> Found:

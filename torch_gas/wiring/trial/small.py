@@ -32,9 +32,8 @@ def small_graph(data: Data) -> Data:
         steps = steps[steps != 0]
     pairs = torch.cartesian_prod(torch.arange(NUM_NODES), steps)
     ends, step = pairs[torch.randperm(len(pairs), generator=generator)[:NUM_EDGES]].t()
-    starts = (ends + step) % NUM_NODES
-    order = (ends * NUM_NODES + starts).argsort()
-    starts, ends = starts[order], ends[order]
+    order = (ends * NUM_NODES + (ends + step) % NUM_NODES).sort().values
+    starts, ends = order % NUM_NODES, order // NUM_NODES
     nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator)
     edges = torch.randint(src.numel(), (NUM_EDGES,), generator=generator)
     per_edge = edge_attrs(data)
@@ -46,9 +45,8 @@ def small_graph(data: Data) -> Data:
         if name != key and (name in per_edge or is_node_attr(data, name)):
             small[name] = take(held, edges if name in per_edge else nodes, data.__cat_dim__(name, held))
     small.num_nodes = NUM_NODES
-    for name in ("perm", "edge_perm"):
-        if name in small:
-            del small[name]
+    for name in {"perm", "edge_perm"}.intersection(small.keys()):
+        del small[name]
     return small
 
 
