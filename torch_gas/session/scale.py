@@ -44,7 +44,7 @@ from torch_gas.wiring.arguments import (
 )
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
-from torch_gas.wiring.places import Kind, Places, wire
+from torch_gas.wiring.places import Kind, Places
 from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
 from torch_gas.wiring.undo import Undo
@@ -389,13 +389,9 @@ class ScaledGNN(HistoryModel):
                 'SubgraphLoader(..., neighbors="both")'
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
-        if call.n_id is None or call.batch_size is None:
-            call.places = Places(self.model, handler, self.num_nodes, kinds)
-            call.places.wire(call.undo)
-        else:
-            closed = found.closed and call.neighbors == "in"
-            num_rows = call.n_id.numel()
-            call.places = wire(call.undo, self.model, handler, call.batch_size, num_rows, closed, kinds)
+        places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
+        places.wire(call.undo, call.batch_size, found.bipartite and call.neighbors == "in")
+        call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)

@@ -55,22 +55,21 @@ def inputs_of(model: Module, data: Data) -> Arguments:
     kwargs: dict[str, Any] = {}
     for i, parameter in enumerate(parameters(model)):
         name = parameter.name
-        if name == key or (name in _ADJACENCY and data.get(name) is None):
+        value = data.get(name)
+        if name == key or (name in _ADJACENCY and value is None):
             value = adj
-        elif data.get(name) is not None:
-            value = data[name]
-            if is_adjacency(value):
-                raise ValueError(
-                    f"{type(model).__name__}.forward takes data.{name} beside data.{key}, and a batch is made of one adjacency; "
-                    "put the edges of both into one, told apart by an edge attribute"
-                )
-        elif parameter.default is not parameter.empty:
+        elif is_adjacency(value):
+            raise ValueError(
+                f"{type(model).__name__}.forward takes data.{name} beside data.{key}, and a batch is made of one adjacency; put "
+                "the edges of both into one, told apart by an edge attribute"
+            )
+        elif value is None and parameter.default is not parameter.empty:
             continue
-        elif i == 0 and data.get("x") is not None:
+        elif value is None and i == 0 and data.get("x") is not None:
             value = data.x
-        elif i == 1:
+        elif value is None and i == 1:
             value = adj
-        else:
+        elif value is None:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
                 f"forward takes: {say}"
@@ -87,9 +86,8 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
     if args and isinstance(args[0], Data):
         return args[0], lambda data: ((data,), {})
     given = names_of(model, args, kwargs)
-    found = {
-        id(value): "adj_t" if is_matrix(value) else "edge_index" for value in given.values() if is_adjacency(value)
-    }
+    adjacent = [value for value in given.values() if is_adjacency(value)]
+    found = {id(value): "adj_t" if is_matrix(value) else "edge_index" for value in adjacent}
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__} was called with {len(found)} adjacencies, but a batch is made of one: pass that of the batch"

@@ -46,14 +46,14 @@ class Batch:
         norms: modules that may hold batch norms.
         batch_size: B.
         num_rows: B + S.
-        closed: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
+        bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
     """
 
     def __init__(
-        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, closed: bool
+        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, bipartite: bool
     ) -> None:
         self.convs, self.norms = list(convs), set(_norms(norms))
-        self.batch_size, self.num_rows, self.closed = batch_size, num_rows, closed
+        self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, batch_size, num_rows)
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
@@ -64,9 +64,7 @@ class Batch:
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
             for inner in conv.modules():
-                if getattr(
-                    inner, "cached", False
-                ):  # what it stored belongs to one graph, and a batch is another each time
+                if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
                     undo.set(inner, "cached", False)
@@ -144,9 +142,9 @@ class _Layer:
         forward = type(conv).forward
         self.batch = batch
         self.names, takes_pair = _parameters(forward)
-        self.takes_pair = batch.closed and takes_pair
+        self.takes_pair = batch.bipartite and takes_pair
         # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
-        self.cuts_itself = batch.closed and forward in _OF_PROPAGATE and not conv.normalize
+        self.cuts_itself = batch.bipartite and forward in _OF_PROPAGATE and not conv.normalize
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         self.adds_loops = bool(getattr(conv, "add_self_loops", False))
         self.is_square = getattr(conv, "combine_root", None) == "self_loop"
@@ -190,11 +188,10 @@ class _Layer:
 
     def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
-        if isinstance(out, Tensor) and out.dim() > 0 and out.size(0) == num_rows:
-            return out[:batch_size]
-        if isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].size(0) == num_rows:
-            return (out[0][:batch_size], *out[1:])
-        return out
+        rows = out[0] if isinstance(out, tuple) else out
+        if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != num_rows:
+            return None
+        return (rows[:batch_size], *out[1:]) if isinstance(out, tuple) else rows[:batch_size]
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
@@ -243,16 +240,11 @@ def _refuse_checkpoint(conv: Module) -> None:
 
 def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: int | None) -> None:
     """Raises ValueError if ``adj`` is not the adjacency of a batch of ``batch_size`` nodes."""
+    together = "pass the arguments of one batch together: `for batch, *args in loader: model(batch.x, batch.{}, *args)`"
     if num_dst is not None and num_dst not in (batch_size, num_rows):
-        raise ValueError(
-            f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}; pass the arguments of one batch "
-            "together: `for batch, *args in loader: model(batch.x, batch.adj_t, *args)`"
-        )
+        problem = f"the adjacency has {num_dst} destinations, but batch_size is {batch_size}"
+        raise ValueError(f"{problem}; {together.format('adj_t')}")
     dst = format_of(adj).stored_edges(adj).dst
-    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0:
-        last = int(dst.max())
-        if last >= batch_size:
-            raise ValueError(
-                f"edge_index has an edge into row {last}, but the batch has {batch_size} nodes; pass the arguments of one "
-                "batch together: `for batch, *args in loader: model(batch.x, batch.edge_index, *args)`"
-            )
+    if dst is not None and dst.device.type == "cpu" and dst.numel() > 0 and int(dst.max()) >= batch_size:
+        problem = f"edge_index has an edge into row {int(dst.max())}, but the batch has {batch_size} nodes"
+        raise ValueError(f"{problem}; {together.format('edge_index')}")

@@ -24,9 +24,7 @@ _thread = threading.local()
 
 def run_in_thread(undo: Undo, model: Any) -> None:
     """Says to operators in compiled code that they are called by ``model``."""
-    thread = vars(_thread)
-    undo.add(thread.update, {"model": thread.get("model")})
-    thread["model"] = model
+    undo.set(_thread, "model", model)
 
 
 def eager() -> AbstractContextManager[Any]:
@@ -67,9 +65,7 @@ def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_i
         if batch_size is None:
             batch_size = num_rows
         if x.size(0) != batch_size and x.size(0) != num_rows:
-            raise ValueError(
-                "number of rows"
-            )  # ends the compilation: the code as it was written gives the whole message
+            raise ValueError("number of rows")  # ends the compilation: the code as it was written gives the message
         x = x[:batch_size]
         if batch_size != num_rows:
             return torch.ops.torch_gas.push_and_pull(x, num_rows, layer)
@@ -108,11 +104,6 @@ def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
     return _exchange(rows, layer)
 
 
-@_push_and_pull.register_fake
-def _(rows: Tensor, num_rows: int, layer: int) -> Tensor:
-    return rows.new_empty(num_rows, rows.size(1))
-
-
 def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
     ctx.batch_size = inputs[0].size(0)
 
@@ -121,4 +112,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad[: ctx.batch_size], None, None
 
 
+_push_and_pull.register_fake(lambda rows, num_rows, layer: rows.new_empty(num_rows, rows.size(1)))
 _push_and_pull.register_autograd(_backward, setup_context=_note_rows)

@@ -7,7 +7,7 @@ averaged.
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,33 +35,24 @@ def fuse(undo: Undo, model: Module) -> None:
         if not isinstance(module, MessagePassing) or is_compiled(module):
             continue
         layer: Any = type(module)
-        if _is_product(layer):
-            undo.set(module, "propagate", _Propagate(module))
-        elif _is_gat(layer):
-            undo.set(module, "propagate", _PropagateHeads(module))
-            undo.set(module, "edge_updater", _Attention(module))
+        for kind in _kinds(layer):
+            undo.set(module, kind.method, kind(module))
 
 
 @cache
-def _is_product(layer: type[MessagePassing]) -> bool:
-    """Whether PyG itself says so by a fused product, messages are rows and edge weights, and nothing else is the layer's own."""
-    own, base = layer.message_and_aggregate, MessagePassing
-    if own is base.message_and_aggregate or not _sums_messages(layer):
-        return False
+def _kinds(layer: Any) -> tuple[type[_Fused], ...]:
+    """What stands in for methods of a class of layers; nothing where the class has more of its own than is said here."""
+    if layer.aggregate is not MessagePassing.aggregate or layer.update is not MessagePassing.update:
+        return ()
+    if issubclass(layer, GATConv) and layer.message is GATConv.message and layer.edge_update is GATConv.edge_update:
+        return _PropagateHeads, _Attention
+    # PyG itself says that these are products, by a method that fuses message and sum.
+    fused = layer.message_and_aggregate
+    of_pyg = all(function.__module__.startswith("torch_geometric.") for function in (fused, layer.message))
+    if fused is MessagePassing.message_and_aggregate or not of_pyg:
+        return ()
     names = _arguments(layer.message)
-    of_pyg = all(function.__module__.startswith("torch_geometric.") for function in (own, layer.message))
-    return of_pyg and "x_j" in names and names <= {"x_j", "edge_weight"}
-
-
-@cache
-def _is_gat(layer: type[MessagePassing]) -> bool:
-    """Whether attention and messages are those of GAT, and nothing else is the layer's own."""
-    own = issubclass(layer, GATConv) and layer.message is GATConv.message and layer.edge_update is GATConv.edge_update
-    return own and _sums_messages(layer)
-
-
-def _sums_messages(layer: type[MessagePassing]) -> bool:
-    return layer.aggregate is MessagePassing.aggregate and layer.update is MessagePassing.update
+    return (_Propagate,) if "x_j" in names and names <= {"x_j", "edge_weight"} else ()
 
 
 def _arguments(function: Any) -> set[str]:
@@ -79,14 +70,21 @@ def _linear(lin: Any, x: Tensor) -> Tensor:
 
 
 class _Fused:
-    """Stands in for a method of one layer."""
+    """Stands in for a method of one layer, which is called where there is no product that can be computed as such."""
+
+    method = "propagate"
+    product: Any  # what the method returns, given its arguments; None where it is no product
 
     def __init__(self, conv: Any) -> None:
-        self.conv, self.propagate, self.edge_updater = conv, conv.propagate, conv.edge_updater
+        self.conv, self.own = conv, getattr(conv, self.method)
         hooked = any(getattr(conv, f"_{part}_forward{kind}_hooks", None) for part in _PARTS for kind in ("_pre", ""))
         hooked = hooked or bool(conv.aggr_module._forward_hooks or conv.aggr_module._forward_pre_hooks)
         is_sum = conv.aggr in ("sum", "add", "mean") and conv.flow == "source_to_target" and conv.node_dim in (0, -2)
         self.is_product = is_sum and not hooked and not conv.explain and conv.decomposed_layers == 1
+
+    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        out = self.product(edge_index, size, **kwargs) if self.is_product else None
+        return self.own(edge_index, size=size, **kwargs) if out is None else out
 
     def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | None:
         """The edges of a call with ``rows`` of sources and ``targets`` of destinations; None where they are no matrix."""
@@ -109,15 +107,9 @@ class _Propagate(_Fused):
         super().__init__(conv)
         self.takes_weight = "edge_weight" in _arguments(type(conv).message)
 
-    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        known = self.is_product and kwargs.keys() <= {"x", "edge_weight"}
-        out = self._product(edge_index, size, **kwargs) if known else None
-        return self.propagate(edge_index, size=size, **kwargs) if out is None else out
-
-    def _product(self, adj: Any, size: Any, x: Any = None, edge_weight: Tensor | None = None) -> Tensor | None:
-        """The result as a product; None where it is none that can be computed as such."""
+    def product(self, adj: Any, size: Any, x: Any = None, edge_weight: Any = None, **others: Any) -> Tensor | None:
         rows, targets = x if isinstance(x, tuple) else (x, x)
-        if not _is_rows(rows, 2):
+        if others or not _is_rows(rows, 2):
             return None
         weighted = edge_weight is not None and not is_matrix(adj) and self.takes_weight
         edges = self.edges(adj, size, rows, targets)
@@ -131,30 +123,28 @@ class _Propagate(_Fused):
 class _PropagateHeads(_Fused):
     """``propagate`` of GAT: rows of each head times their attention coefficients."""
 
-    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        x, alpha = kwargs.get("x"), kwargs.get("alpha")
-        if self.is_product and isinstance(x, tuple) and _is_rows(x[0], 3) and isinstance(alpha, Tensor):
-            edges = self.edges(edge_index, size, *x)
-            if edges is not None:
-                return aggregate(x[0], edges, alpha)
-        return self.propagate(edge_index, size=size, **kwargs)
+    def product(self, adj: Any, size: Any, x: Any = None, alpha: Any = None, **others: Any) -> Tensor | None:
+        if not isinstance(x, tuple) or not _is_rows(x[0], 3) or not isinstance(alpha, Tensor):
+            return None
+        edges = self.edges(adj, size, *x)
+        return None if edges is None else aggregate(x[0], edges, alpha)
 
 
 class _Attention(_Fused):
     """``edge_updater`` of GAT: attention coefficients."""
 
-    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        conv, (src, dst) = self.conv, kwargs["alpha"]
-        if self.is_product and conv.lin_edge is None and dst is not None and _is_rows(src, 2):
-            edges = self.edges(edge_index, size, src, dst)
-            if edges is not None:
-                drop = getattr(conv, "drop_attention", F.dropout)
-                return drop(
-                    attention(dst[: edges.num_dst], src, conv.negative_slope, edges), conv.dropout, conv.training
-                )
-        return self.edge_updater(edge_index, size=size, **kwargs)
+    method = "edge_updater"
+
+    def product(self, adj: Any, size: Any, alpha: Any = None, **others: Any) -> Any:
+        conv, (src, dst) = self.conv, alpha
+        known = conv.lin_edge is None and dst is not None and _is_rows(src, 2)
+        edges = self.edges(adj, size, src, dst) if known else None
+        if edges is None:
+            return None
+        alpha = attention(dst[: edges.num_dst], src, conv.negative_slope, edges)
+        return getattr(conv, "drop_attention", F.dropout)(alpha, conv.dropout, conv.training)
 
 
 def _is_rows(value: Any, dim: int) -> bool:
-    is_tensor = isinstance(value, Tensor) and value.device.type == "cpu"
-    return is_tensor and value.dim() == dim and cast(Tensor, value).is_floating_point()
+    on_cpu = isinstance(value, Tensor) and value.device.type == "cpu"
+    return on_cpu and value.dim() == dim and value.is_floating_point()

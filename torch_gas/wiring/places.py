@@ -72,34 +72,16 @@ class Handler:
 
 # Functions that reduce edges to nodes, by name. Those inside `propagate` are part of a hop.
 _REDUCTIONS = {
-    "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add", "index_add_", "index_reduce",
-    "index_reduce_", "bincount", "segment_reduce", "_segment_reduce",
+    "bincount", "segment_reduce", "_segment_reduce", "spmm_sum", "spmm_mean", "spmm_min", "spmm_max",
+    *(name + end for name in ("scatter_add", "scatter_reduce", "index_add", "index_reduce") for end in ("", "_")),
     *(f"{how}_{reduce}{form}" for how in ("segment", "scatter") for reduce in ("sum", "mean", "min", "max", "mul")
       for form in ("", "_csr", "_coo")),
-    "spmm_sum", "spmm_mean", "spmm_min", "spmm_max",
 }  # fmt: skip
 _PRODUCTS = {"mm", "matmul", "__matmul__", "_sparse_mm", "addmm"}
 # Their gradients read the result, which must stay what it is.
 _SAVED = {"scatter_reduce_", "index_reduce_"}
 
-
 ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
-
-
-def wire(
-    undo: Undo,
-    model: Module,
-    handler: Handler,
-    batch_size: int,
-    num_rows: int,
-    closed: bool,
-    kinds: frozenset[Kind] = ALL,
-) -> Places:
-    """Has the layers of ``model`` called as a batch needs it, and ``handler`` asked at its places."""
-    places = Places(model, handler, num_rows, kinds)
-    Batch(places.convs, [model], batch_size, num_rows, closed).wire(undo)
-    places.wire(undo)
-    return places
 
 
 class Places(TorchFunctionMode):
@@ -131,8 +113,16 @@ class Places(TorchFunctionMode):
             self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
             super().__exit__(None, None, None)
 
-    def wire(self, undo: Undo) -> None:
-        """Stands in for methods of the layers, and sees functions of torch."""
+    def wire(self, undo: Undo, batch_size: int | None = None, bipartite: bool = False) -> None:
+        """Stands in for methods of the layers, and sees functions of torch.
+
+        Args:
+            undo: puts that back.
+            batch_size: B, to have the layers called as a batch needs it; see :class:`~torch_gas.wiring.batch.Batch`.
+            bipartite: as there.
+        """
+        if batch_size is not None:
+            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite).wire(undo)
         names = {module: name for name, module in self.model.named_modules()}
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))

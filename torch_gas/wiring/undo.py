@@ -52,17 +52,13 @@ class Undo:
 
     def finish(self) -> None:
         """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
-        if self._steps and not self.is_running:
-            with torch.set_grad_enabled(torch.is_grad_enabled()):
-                self._run()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the call is still under way: further up in this thread, or in another one, which Ctrl-C does not end."""
         frame: FrameType | None = sys._getframe()
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
-        return frame is not None or self._thread != threading.get_ident()
+        # The call may be under way, further up in this thread or in another one, which Ctrl-C does not end.
+        if self._steps and frame is None and self._thread == threading.get_ident():
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                self._run()
 
     def add(self, step: Callable[..., Any], *args: Any) -> None:
         """Notes ``step(*args)``, which may run more than once."""

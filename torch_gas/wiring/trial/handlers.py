@@ -20,7 +20,9 @@ from torch_gas.wiring.trial.small import NUM_EDGES, NUM_NODES
 class Differs(Exception):
     """A batch's rows are not those of the whole graph."""
 
-    def __init__(self, place: Place | None, how: str = "gives other rows than on the whole graph") -> None:
+    OTHER_ROWS = "gives other rows than on the whole graph"
+
+    def __init__(self, place: Place | None, how: str = OTHER_ROWS) -> None:
         self.place, self.how = place, how
 
 
@@ -29,18 +31,27 @@ class Record(Handler):
 
     def __init__(self) -> None:
         self.values: dict[Place, Tensor] = {}
-        self.choosy: list[Place] = []
+        self.drop_edges: list[Place] = []
+        self.out: Any = None  # of the model
 
     def passes(self, place: Place, adj: Any) -> None:
         if is_adjacency(adj) and format_of(adj).num_edges(adj) < NUM_EDGES:
-            self.choosy.append(place)
+            self.drop_edges.append(place)
 
     def at(self, place: Place, value: Tensor) -> None:
         self.values[place] = value.detach().clone()
 
 
 class Trial(Handler):
-    """Gives exact rows to the halo, but for one place that is spoiled. Layers before that one are not computed."""
+    """Gives exact rows to the halo, but for one place that is spoiled. Layers before that one are not computed.
+
+    Args:
+        exact: the exact rows of all places, [N, ...].
+        batch: what the model is called on.
+        spoiled: the place whose halo rows are spoiled.
+        by: see :func:`spoil`.
+        known: places that are known to be not exact for the batch's rows, which a trial of a spoiled place may then meet.
+    """
 
     def __init__(
         self,
@@ -50,13 +61,13 @@ class Trial(Handler):
         by: float = 0.0,
         known: Collection[Place] = (),
     ) -> None:
-        self.exact, self.batch, self.spoiled, self.by, self.known = exact, batch, spoiled, by, known
+        self.exact, self.batch, self.spoiled, self.by = exact, batch, spoiled, by
+        self.may_be_partial = exact.keys() if spoiled is None else known  # else a place differs by what was spoiled
         places = list(exact)
-        before = places[: places.index(spoiled)] if spoiled is not None else []
-        self.done = {place for place in before if place.kind == "output"}
+        self.done = set() if spoiled is None else {p for p in places[: places.index(spoiled)] if p.kind == "output"}
         self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
         self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
-        self.open: set[Place] = set()  # places that have halo rows
+        self.has_halo: set[Place] = set()
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         """The exact rows."""
@@ -69,7 +80,7 @@ class Trial(Handler):
         if place.kind == "maximum":
             self.own[place] = value.clone()
             if not same(value, exact):
-                if self.spoiled is not None and place not in self.known:
+                if place not in self.may_be_partial:
                     raise Differs(place)
                 self.partial.add(place)
             return exact.clone()
@@ -79,8 +90,7 @@ class Trial(Handler):
         want = exact[self.batch.n_id.to(exact.device)].clone()
         rows = value[:batch_size]
         if not same(rows, want[:batch_size]):
-            tried = self.spoiled is None or place in self.known  # else it differs by what was spoiled
-            if place.kind != "reduction" or value.size(0) == batch_size or not tried:
+            if place.kind != "reduction" or value.size(0) == batch_size or place not in self.may_be_partial:
                 raise Differs(place)
             self.partial.add(place)
             rows = want[:batch_size]
@@ -88,15 +98,13 @@ class Trial(Handler):
             return None  # inside of a layer that takes a pair
         if place.kind == "reduction":
             self.own[place] = value.clone()
-        self.open.add(place)
+        self.has_halo.add(place)
         halo = want[batch_size:]
-        if place == self.spoiled:
-            halo = spoil(halo, self.by)
-        return torch.cat([rows, halo])
+        return torch.cat([rows, spoil(halo, self.by) if place == self.spoiled else halo])
 
 
 class Note(Handler):
-    """Notes places, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
+    """Notes the places that training meets, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
 
     def __init__(self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None) -> None:
         self.exact, self.batch, self.spoiled = exact, batch, spoiled
@@ -121,8 +129,7 @@ def same(left: Tensor, right: Tensor) -> bool:
         return torch.equal(left, right)
     tolerance = torch.finfo(left.dtype).eps ** 0.45  # a standard deviation takes the root of a difference that cancels
     left, right = left.double(), right.double()
-    largest = right.nan_to_num(posinf=0, neginf=0).abs()
-    largest = largest.amax(dim=0) if right.dim() > 1 else largest.max()  # of each column, as their units may differ
+    largest = right.nan_to_num(posinf=0, neginf=0).abs().amax(dim=0)  # of each column, as their units may differ
     scale = torch.maximum(largest, largest.median()) + 1e-30
     close = (left - right).abs() <= tolerance * (scale + right.abs())
     return bool((close | (left == right) | (left.isnan() & right.isnan())).all())

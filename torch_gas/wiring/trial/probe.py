@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from math import nan
 from typing import Any, Literal
 
@@ -23,13 +24,18 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
-from torch_gas.wiring.places import Place, wire
+from torch_gas.wiring.places import Place, Places
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, same
-from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, widen
+from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
 from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
 from torch_gas.wiring.undo import Undo
 
 Action = Literal["history", "rows", "sum", "maximum"]
+
+_COUNTS_HALO = (
+    "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
+    "the scaled model returns"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Found:
         known: all places that were met.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
-        closed: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
+        bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
     """
 
     needs: dict[Place, Need]
@@ -68,13 +74,11 @@ class Found:
     known: frozenset[Place]
     per_node: tuple[bool, ...]
     neighbors: str
-    closed: bool
+    bipartite: bool
 
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
-        return sorted(
-            {n.number: n for n in self.needs.values() if n.action in actions}.values(), key=lambda n: n.number
-        )
+        return list({need.number: need for need in self.needs.values() if need.action in actions}.values())
 
 
 def find(model: Module, data: Data, inputs: Inputs) -> Found:
@@ -86,28 +90,17 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
     with undisturbed(model), varied(model):
-        exact, choosy, whole = _record(model, small, inputs)
-        structural = _structural(model, small, inputs, exact)
+        whole = _record(model, small, inputs)
+        structural = _structural(model, small, inputs, whole.values)
         failures = []
-        for neighbors, closed in (("in", True), ("in", False), ("both", False)):
-            runs = _Runs(model, inputs, small, batches_of(small, neighbors), exact, choosy, whole, closed)
+        for edges in (("in", True), ("in", False), ("both", False)):
             try:
-                needs = runs.needs(structural)
-                known = runs.known_in_training(needs)
-                break
+                return _Runs(model, inputs, small, whole, edges).find(structural)
             except Differs as failure:
                 failures.append(failure)
-        else:
-            telling = next((each for each in failures if each.__cause__ is None), failures[0])
-            raise ValueError(_explain(model, telling, exact)) from telling
-    return Found(
-        needs=needs,
-        shapes={place: tuple(value.shape[1:]) for place, value in exact.items() if place.kind == "output"},
-        known=frozenset(exact) | known,
-        per_node=tuple(map(_per_node, pytree.tree_leaves(whole))),
-        neighbors=neighbors,
-        closed=closed,
-    )
+    # Code that fails on a batch (the cause) tells less than rows that differ.
+    telling = next((each for each in failures if each.__cause__ is None), failures[0])
+    raise ValueError(_explain(model, telling, whole.values)) from telling
 
 
 def _per_node(leaf: Any) -> bool:
@@ -138,36 +131,37 @@ def _explain(model: Module, failure: Differs, exact: dict[Place, Tensor]) -> str
     )
 
 
-def _record(model: Module, data: Data, inputs: Inputs) -> tuple[dict[Place, Tensor], list[Place], Any]:
+def _record(model: Module, data: Data, inputs: Inputs) -> Record:
     record = Record()
     args, kwargs = inputs(to_model(model, data))
     with Undo() as undo:
-        wire(undo, model, record, NUM_NODES, NUM_NODES, True)
+        Places(model, record, NUM_NODES).wire(undo, NUM_NODES)
         try:
-            out = model(*args, **kwargs)
+            record.out = model(*args, **kwargs)
         except Exception as error:  # of any type, as the model is the user's code
             raise ValueError(
                 f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
                 f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
                 "give it parameters for each node (an embedding) as features, data.x"
             ) from error
-    leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if not all(bool(leaf.isfinite().all()) for leaf in leaves):
+    leaves = pytree.tree_leaves(record.out)
+    if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
         raise ValueError(
             f"{type(model).__name__} gives NaN or infinity on a small graph with rows of data; check that data and the model's "
             "parameters hold finite values, and that they are in the range that the model is for"
         )
-    if not any(map(_per_node, pytree.tree_leaves(out))):
+    if not any(map(_per_node, leaves)):
         raise ValueError(
             f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
             "it that computes embeddings of nodes, and pool or compare these outside"
         )
-    return record.values, record.choosy, out
+    return record
 
 
 def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Tensor]) -> set[Place]:
     """The reductions that depend on the graph, but on no parameter and no node."""
-    if not any(place.kind in ("reduction", "maximum") for place in exact):
+    reductions = {place: value for place, value in exact.items() if place.kind in ("reduction", "maximum")}
+    if not reductions:
         return set()
     changed = copy.copy(data)
     key, _ = find_adjacency(data)
@@ -179,66 +173,73 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Te
                 changed[name] += 0.5 * torch.randn_like(value)
     try:
         with varied(model):
-            other, _, _ = _record(model, changed, inputs)
+            other = _record(model, changed, inputs).values
     except ValueError:  # the model takes no such values
         return set()
-    return {
-        place
-        for place, value in exact.items()
-        if place.kind in ("reduction", "maximum") and place in other and torch.equal(other[place], value)
-    }
+    return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
 
 
-@dataclass
 class _Runs:
-    """Runs of a model on batches of the small graph, compared with that on the whole of it."""
+    """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
-    model: Module
-    inputs: Inputs
-    small: Data
-    batches: list[SubData]
-    exact: dict[Place, Tensor]
-    choosy: list[Place]
-    whole: Any
-    closed: bool
-    alone: dict[int, list[Any]] = field(default_factory=dict)  # by batch: the outputs of the run with exact halo rows
+    def __init__(self, model: Module, inputs: Inputs, small: Data, whole: Record, edges: tuple[str, bool]) -> None:
+        self.model, self.inputs, self.small = model, inputs, small
+        self.whole, self.exact = whole, whole.values
+        self.neighbors, self.bipartite = edges
+        self.batches = batches_of(small, self.neighbors)
+        self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
 
-    def run(self, trial: Trial) -> list[Any]:
-        """The outputs on a batch; raises Differs where rows are not those of the whole graph."""
+    def find(self, structural: set[Place]) -> Found:
+        """What the model needs on such batches; raises Differs if they cannot be made exact."""
+        needs = self.needs(structural)
+        return Found(
+            needs=needs,
+            shapes={place: tuple(value.shape[1:]) for place, value in self.exact.items() if place.kind == "output"},
+            known=self.known_in_training(needs).union(self.exact),
+            per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
+            neighbors=self.neighbors,
+            bipartite=self.bipartite,
+        )
+
+    def run(self, trial: Trial, before: list[Any] | None = None, how: str = Differs.OTHER_ROWS) -> list[Any]:
+        """The outputs on a batch; raises Differs where rows are not those of the whole graph.
+
+        Args:
+            trial: what is done at the places.
+            before: outputs of an earlier run, whose values without a row for each node must be the same.
+            how: what the error says where they are not.
+        """
         batch = trial.batch
         try:
-            out = call(self.model, self.inputs, batch, trial, self.closed)
+            out = call(self.model, self.inputs, batch, trial, self.bipartite)
         except Differs:
             raise
         except Exception as error:  # of any type: code that fails on other sizes than the whole graph's
             raise Differs(None, f"cannot be computed ({type(error).__name__}: {error})") from error
         leaves, spec = pytree.tree_flatten(out)
-        wanted, spec_of_whole = pytree.tree_flatten(self.whole)
+        wanted, spec_of_whole = pytree.tree_flatten(self.whole.out)
         if spec != spec_of_whole:
             raise Differs(None, "has another structure than on the whole graph")
         ids, num_rows = batch.n_id[: batch.batch_size], batch.n_id.numel()
-        for leaf, want in zip(leaves, wanted, strict=True):
-            if _per_node(want) and (
-                leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)])
-            ):
-                raise Differs(None)
-        for leaf, want, before in zip(leaves, wanted, self.alone.get(id(batch), ()), strict=False):
-            if isinstance(leaf, Tensor) and not _per_node(want) and not same(leaf, before):
-                raise Differs(None)
+        for leaf, want, other in zip(leaves, wanted, before or leaves, strict=True):
+            if _per_node(want):
+                if leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)]):
+                    raise Differs(None)
+            elif isinstance(leaf, Tensor) and not same(leaf, other):
+                raise Differs(None, how)
         return leaves
 
     def needs(self, structural: set[Place]) -> dict[Place, Need]:
         """What each place needs, in the order of the forward pass."""
-        partial, opened = self.check()
+        partial, has_halo = self.check()
         needs: dict[Place, Need] = {}
         tables: list[tuple[Action, Tensor]] = []
-        histories = 0
         for place, value in self.exact.items():
             if place in partial:
                 if place not in structural:
                     raise Differs(place, "depends on parameters and on more than the edges into a node")
                 action = partial[place]
-            elif place not in opened:
+            elif place not in has_halo:
                 continue
             elif place in structural and any(same(table, value) for _, table in tables):
                 action = "rows"  # there is a table of it already
@@ -247,11 +248,9 @@ class _Runs:
             else:
                 continue
             if action == "history":
-                number, histories = histories, histories + 1
+                number = [need.action for need in needs.values()].count("history")
                 if not value.is_floating_point():
-                    raise Differs(
-                        place, "gives no floating-point numbers, which is what a history holds, and is read on"
-                    )
+                    raise Differs(place, "gives no floating-point numbers, which a history holds, and is read on")
             else:
                 number = next((i for i, (a, t) in enumerate(tables) if a == action and same(t, value)), len(tables))
                 if number == len(tables):
@@ -262,8 +261,7 @@ class _Runs:
     def check(self) -> tuple[dict[Place, Action], set[Place]]:
         """How to get what needs the whole graph, and the places with halo rows; raises Differs if a batch is not exact."""
         trials = [Trial(self.exact, batch) for batch in self.batches]
-        for trial in trials:
-            self.alone[id(trial.batch)] = self.run(trial)
+        self.outputs = [self.run(trial) for trial in trials]
         partial: dict[Place, Action] = {}
         for place in set().union(*(trial.partial for trial in trials)):
             values = [trial.own[place] for trial in trials]
@@ -275,31 +273,24 @@ class _Runs:
                     total.index_add_(0, trial.batch.n_id.to(total.device), value)
             if not same(total, self.exact[place]):
                 raise Differs(place)
-        for batch in self.batches:  # in one of them alone, a mean may be the same by chance
-            wide = self.run(Trial(self.exact, widen(batch, self.small)))
-            for leaf, other, want in zip(self.alone[id(batch)], wide, pytree.tree_leaves(self.whole), strict=True):
-                if isinstance(leaf, Tensor) and not _per_node(want) and not same(leaf, other):
-                    raise Differs(
-                        None,
-                        "has a value without a row for each node that counts the rows of the halo; compute such a value (a "
-                        "loss) from the rows that the scaled model returns",
-                    )
-        return partial, set().union(*(trial.open for trial in trials))
+        for batch, out in zip(self.batches, self.outputs, strict=True):  # in one alone, a mean may agree by chance
+            self.run(Trial(self.exact, with_more_halo(batch, self.small)), out, _COUNTS_HALO)
+        return partial, set().union(*(trial.has_halo for trial in trials))
 
     def is_read(self, place: Place, partial: Collection[Place]) -> bool:
         """Whether what a batch gives depends on the halo rows of ``place``."""
         places = list(self.exact)
         later = places[places.index(place) + 1 :]
-        if place.kind == "output" and any(hop in later for hop in self.choosy):
+        if place.kind == "output" and any(hop in later for hop in self.whole.drop_edges):
             return True  # by other values, that hop may choose edges which read it
         # The rows of a layer's last hop are replaced by those of its output, unless the layer keeps them elsewhere.
         last = place.kind == "hop" and later[:1] == [Place(place.scope, "output", 0)]
-        for batch in self.batches[:1] if last else self.batches:
-            for by in (nan,) if last else (nan, 1e3, -1e3):
-                try:
-                    self.run(Trial(self.exact, batch, place, by, partial))
-                except Differs:
-                    return True
+        batches = list(zip(self.batches, self.outputs, strict=True))
+        for (batch, out), by in product(batches[:1] if last else batches, (nan,) if last else (nan, 1e3, -1e3)):
+            try:
+                self.run(Trial(self.exact, batch, place, by, partial), out)
+            except Differs:
+                return True
         return False
 
     def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
@@ -320,7 +311,7 @@ class _Runs:
         with undisturbed(self.model):  # the same random numbers and buffers in each run
             self.model.train()
             try:
-                out = call(self.model, self.inputs, batch, note, self.closed)
+                out = call(self.model, self.inputs, batch, note, self.bipartite)
             except Exception:  # which training itself will show
                 return note.met, []
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]

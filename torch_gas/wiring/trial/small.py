@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
 
 import torch
-from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
@@ -34,28 +32,21 @@ def small_graph(data: Data) -> Data:
         steps = steps[steps != 0]
     pairs = torch.cartesian_prod(torch.arange(NUM_NODES), steps)
     ends, step = pairs[torch.randperm(len(pairs), generator=generator)[:NUM_EDGES]].t()
-    starts = (ends + step) % NUM_NODES
-    order = (ends * NUM_NODES + starts).argsort()
-    starts, ends = starts[order], ends[order]
+    order = (ends * NUM_NODES + (ends + step) % NUM_NODES).sort().values
+    starts, ends = order % NUM_NODES, order // NUM_NODES
     nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator)
     edges = torch.randint(src.numel(), (NUM_EDGES,), generator=generator)
     per_edge = edge_attrs(data)
     small = copy.copy(data)
-    for name, held in data.to_dict().items():
-        if name == key:
-            continue
-        dim = data.__cat_dim__(name, held)
-        if name in per_edge:
-            small[name] = take(held, edges, dim)
-        elif is_node_attr(data, name):
-            small[name] = take(held, nodes, dim)
     small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)
-    for name in per_edge if moved is not None else ():
-        small[name] = take(small[name], cast(Tensor, moved), data.__cat_dim__(name, small[name]))
+    if moved is not None:
+        edges = edges[moved]
+    for name, held in data.to_dict().items():
+        if name != key and (name in per_edge or is_node_attr(data, name)):
+            small[name] = take(held, edges if name in per_edge else nodes, data.__cat_dim__(name, held))
     small.num_nodes = NUM_NODES
-    for name in ("perm", "edge_perm"):
-        if name in small:
-            del small[name]
+    for name in {"perm", "edge_perm"}.intersection(small.keys()):
+        del small[name]
     return small
 
 
@@ -64,7 +55,7 @@ def batches_of(small: Data, neighbors: str) -> list[SubData]:
     return list(SubgraphLoader(small, PTR, 1, bipartite=False, neighbors=neighbors, prefetch=0))
 
 
-def widen(batch: SubData, small: Data) -> SubData:
+def with_more_halo(batch: SubData, small: Data) -> SubData:
     """``batch`` with two nodes more in its halo, which no edge leads from."""
     others = torch.ones(NUM_NODES, dtype=torch.bool)
     others[batch.n_id] = False
@@ -75,6 +66,6 @@ def widen(batch: SubData, small: Data) -> SubData:
     for name, held in small.to_dict().items():
         if name != key and small.is_node_attr(name):
             wide[name] = take(held, n_id, small.__cat_dim__(name, held))
-    wide[key] = resize(adj, n_id.numel(), n_id.numel())
     wide.n_id, wide.num_nodes = n_id, n_id.numel()
+    wide[key] = resize(adj, wide.num_nodes, wide.num_nodes)
     return wide

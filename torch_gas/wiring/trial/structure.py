@@ -36,10 +36,9 @@ def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
     """Empty tables for what ``found`` needs of the whole graph, with ``options`` of :class:`History`."""
     made = []
     for need in found.of("rows", "sum", "maximum"):
-        width = prod(need.shape) if need.action != "maximum" else 1
-        dtype = need.dtype if need.dtype.is_floating_point else torch.float64
         rows = 1 if need.action == "maximum" else num_nodes
-        made.append(History(rows, width, dtype=dtype, persistent=False, **options))
+        dtype = need.dtype if need.dtype.is_floating_point else torch.float64
+        made.append(History(rows, prod(need.shape), dtype=dtype, persistent=False, **options))
     return made
 
 
@@ -64,18 +63,14 @@ class _Fill(Handler):
 
     def __init__(self, found: Found, tables: Sequence[History], sums: dict[int, Tensor], batch: SubData) -> None:
         self.found, self.tables, self.sums, self.batch = found, tables, sums, batch
-        first: dict[int, Place] = {}  # equal tables are one, which is filled where it is met first
-        for place, need in found.needs.items():
-            if need.action != "history":
-                first.setdefault(need.number, place)
-        self.left = set(first.values())
+        tabled = [(need.number, place) for place, need in found.needs.items() if need.action != "history"]
+        self.left = set(dict(reversed(tabled)).values())  # equal tables are one, which is filled where it is met first
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         if place not in self.found.shapes or any(other.scope == place.scope for other in self.left):
             return None
-        parameter = next(module.parameters(), None)
-        shape = (self.batch.n_id.numel(), *self.found.shapes[place])
-        return torch.zeros(shape) if parameter is None else parameter.new_zeros(shape)
+        like: Tensor = next(module.parameters(), torch.empty(0))
+        return like.new_zeros(self.batch.n_id.numel(), *self.found.shapes[place])
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
@@ -100,8 +95,8 @@ class _Fill(Handler):
             total = self.sums.setdefault(need.number, torch.zeros_like(table.emb))
             total.index_add_(0, self.batch.n_id, value.reshape(value.size(0), -1).to(total.dtype))
         else:
-            seen = self.sums.get(need.number, value.view(1, 1))
-            self.sums[need.number] = torch.maximum(seen, value.view(1, 1))
+            value = value.view(1, 1)
+            self.sums[need.number] = torch.maximum(self.sums.get(need.number, value), value)
 
 
 def agrees(need: Need, value: Tensor, rows: Tensor, all_edges: bool) -> bool:
@@ -146,7 +141,7 @@ def verify(
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
     handler = _Verify(found, tables, batch, all_edges)
     with undisturbed(model), suppress(_Done):
-        call(model, lambda data: arguments, batch, handler, found.closed)
+        call(model, lambda data: arguments, batch, handler, found.bipartite)
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
@@ -156,10 +151,8 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
             before = [table.emb.clone() for table in tables]
             sums: dict[int, Tensor] = {}
             for batch in _batches(data, found.neighbors):
-                try:
-                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.closed)
-                except _Done:
-                    continue
+                with suppress(_Done):
+                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.bipartite)
             for number, total in sums.items():
                 tables[number].push(total)
             if all(map(torch.equal, before, [table.emb for table in tables])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import Inputs, square
-from torch_gas.wiring.places import Handler, wire
+from torch_gas.wiring.places import Handler, Places
 from torch_gas.wiring.undo import Undo
 
 _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
@@ -31,13 +31,11 @@ def undisturbed(model: Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: Module, buffers: Iterable[str]) -> Iterator[None]:
+def restored(model: Module, buffers: Collection[str]) -> Iterator[None]:
     """Puts back the buffers of these names, modes, other attributes and random numbers."""
-    names = set(buffers)
-    held = {key: value.clone() for key, value in model.named_buffers() if key in names and not is_lazy(value)}
+    held = {key: value.clone() for key, value in model.named_buffers() if key in buffers and not is_lazy(value)}
     attributes = [(vars(module), _plain(module)) for module in model.modules()]
-    devices = {value.device for value in _tensors(model) if value.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices={value.device for value in _tensors(model) if value.is_cuda}):
         try:
             yield
         finally:
@@ -86,14 +84,14 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
             model(*args, **kwargs)
 
 
-def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, closed: bool) -> Any:
+def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool) -> Any:
     """Runs a batch with ``handler`` at its places; the result has B + S rows."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
     with Undo() as undo:
-        wire(undo, model, handler, batch.batch_size, num_rows, closed)
+        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite)
         return model(*args, **kwargs)
 
 
