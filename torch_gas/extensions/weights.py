@@ -17,8 +17,6 @@ from torch.nn.utils import parametrize
 from torch_gas._util.arguments import checked
 from torch_gas.extensions.names import named, plain
 
-_START = 20  # steps of the power method before training
-
 
 @checked
 def spectral_norm(model: Module, bound: float = 1.0, layers: Sequence[str] | None = None) -> list[str]:
@@ -99,7 +97,7 @@ class _Bounded(Module):
         self.register_buffer("u", None)
         self.register_buffer("v", torch.ones_like(weight[0]))
         self.v = self._direction(weight[weight.norm(dim=1).argmax()])
-        for _ in range(_START):
+        for _ in range(20):  # steps of the power method before training
             self._step(weight)
 
     @torch.no_grad()
