@@ -127,9 +127,6 @@ class LocalPerturbation(Extension):
         self._terms: list[Tensor] | None = None  # of the call under way, where it is penalised
         self._perturbed: dict[Module, Any] = {}  # what layers under way return for rows with noise
 
-    def __repr__(self) -> str:
-        return f"LocalPerturbation(weight={self.weight}, noise={self.noise}, layers={self.layers})"
-
     @checked
     def attach(self, model: HistoryModel) -> None:
         """Adds the penalty to ``model``, in place of another one: ``model.regularization()`` is then that of the last call.

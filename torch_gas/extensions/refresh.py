@@ -102,11 +102,15 @@ class Exact(Refresh):
     exact: ClassVar[bool] = True
 
     def run(self, refresher: Refresher) -> Any:
-        if refresher.data is None:
-            return refresher.model(loader=refresher.batches)
-        refresher.cost.sweeps += 1
-        refresher.cost.batches += 1
-        return refresher.model._on_graph(refresher.data)
+        model, loader, cost = refresher.model, refresher.loader, refresher.cost
+        if refresher.data is not None:
+            cost.sweeps += 1
+            cost.batches += 1
+            return model._on_graph(refresher.data)
+        num_layers = len(model.histories) + 1
+        cost.sweeps += num_layers
+        cost.batches += num_layers * len(loader)
+        return model(loader=loader)
 
 
 @checked_fields
@@ -125,7 +129,8 @@ class Sweep(Refresh):
 
     def run(self, refresher: Refresher) -> None:
         for _ in range(self.times):
-            refresher.forward(refresher.batches)
+            refresher.cost.sweeps += 1
+            refresher.forward(refresher.loader)
 
 
 @checked_fields
@@ -151,7 +156,7 @@ class Stalest(Refresh):
                 _check_positive(budget, f"Stalest: {name}")
 
     def run(self, refresher: Refresher) -> None:
-        loader, histories = refresher.batches.loader, refresher.model.histories
+        loader, histories = refresher.loader, refresher.model.histories
         parts = torch.tensor(loader.dataset)  # those that are not empty; a batch is of parts that follow each other
         batches = parts.split(loader.batch_size or 1)
         bounds = torch.cat([loader.ptr[parts[:: loader.batch_size or 1]], loader.ptr[-1:]])
@@ -169,7 +174,7 @@ class Stalest(Refresh):
                     "loader's batches smaller"
                 )
             order = order[sizes[order].cumsum(0) <= self.nodes]
-        refresher.forward(refresher.batches.only([batches[i].tolist() for i in order[: self.batches]]))
+        refresher.forward(loader.only([batches[i].tolist() for i in order[: self.batches]]))
 
 
 # -- when --------------------------------------------------------------------------------------------------------------
@@ -297,9 +302,8 @@ class Refresher(Extension):
                     "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() "
                     "returned"
                 )
-        self.policy, self.model, self.data = policy, model, data
+        self.policy, self.model, self.loader, self.data = policy, model, loader, data
         self.cost, self.steps, self.epochs = Cost(), 0, 0
-        self.batches: Any = _Batches(loader, self.cost)  # which inference takes for a loader
         # Where the model tells: whether there is a step, and the end of an epoch, after which nothing has been done yet.
         self._step_over = self._epoch_over = False
 
@@ -345,11 +349,12 @@ class Refresher(Extension):
             raise ValueError("Refresher.load_state_dict: this is not what state_dict() of a refresher returned")
         self.steps, self.epochs = state["steps"], state["epochs"]
         self._step_over, self._epoch_over = state.get("step_over", False), state.get("epoch_over", False)
-        vars(self.cost).update(state["cost"])  # the same object, which batches count on
+        self.cost = Cost(**state["cost"])
 
     def forward(self, batches: Iterable[SubData]) -> None:
-        """Runs the model on ``batches``, whose rows are pushed."""
+        """Runs the model on ``batches``, whose rows are pushed, and counts them."""
         for batch in batches:
+            self.cost.batches += 1
             self.model(batch.to(self.model.device))
 
     def _refresh(self, moment: Moment, count: int) -> Any:
@@ -378,24 +383,3 @@ class Refresher(Extension):
             for module, mode in modes:
                 module.training = mode
             self.cost.seconds += time.perf_counter() - start
-
-
-class _Batches:
-    """The batches of a loader, counted as they are used."""
-
-    def __init__(self, loader: SubgraphLoader, cost: Cost) -> None:
-        self.loader, self.cost = loader, cost
-        self.data, self.num_nodes = loader.data, loader.num_nodes
-
-    def __iter__(self) -> Iterator[SubData]:
-        self.cost.sweeps += 1
-        return self._counted(self.loader)
-
-    def only(self, parts: Sequence[Sequence[int]]) -> Iterator[SubData]:
-        """Batches of these parts."""
-        return self._counted(self.loader.only(parts))
-
-    def _counted(self, batches: Iterable[SubData]) -> Iterator[SubData]:
-        for batch in batches:
-            self.cost.batches += 1
-            yield batch

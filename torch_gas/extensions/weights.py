@@ -17,8 +17,6 @@ from torch.nn.utils import parametrize
 from torch_gas._util.arguments import checked
 from torch_gas.extensions.names import named, plain
 
-_START = 20  # steps of the power method before training
-
 
 @checked
 def spectral_norm(model: Module, bound: float = 1.0, layers: Sequence[str] | None = None) -> list[str]:
@@ -70,22 +68,20 @@ def spectral_norm(model: Module, bound: float = 1.0, layers: Sequence[str] | Non
 
 def _weight_of(model: Module, name: str) -> tuple[Module, str, str]:
     """The module that has the matrix ``name``, and its names there and in the model."""
-    path, _, last = name.rpartition(".")
-    parent = named(model, path, "spectral_norm") if path else model
-    if last in parent._parameters or parametrize.is_parametrized(parent, last):
-        module, key, full = parent, last, name
-    else:
-        module, key, full = named(model, name, "spectral_norm"), "weight", f"{name}.weight"
+    path, _, key = name.rpartition(".")
+    module = named(model, path, "spectral_norm") if path else model
+    if key not in module._parameters and not parametrize.is_parametrized(module, key):
+        module, key, name = named(model, name, "spectral_norm"), "weight", f"{name}.weight"
     if parametrize.is_parametrized(module, key):
         raise ValueError(
-            f"spectral_norm: {full} has a parametrisation already; leave it out of layers, or remove it first"
+            f"spectral_norm: {name} has a parametrisation already; leave it out of layers, or remove it first"
         )
     weight = module._parameters.get(key)
     if weight is not None and is_lazy(weight):
-        raise ValueError(f"spectral_norm: {full} has no shape yet; call the model once before")
+        raise ValueError(f"spectral_norm: {name} has no shape yet; call the model once before")
     if weight is None or weight.dim() != 2:
-        raise ValueError(f"spectral_norm: {full} is no matrix of parameters; name linear layers or matrices in layers")
-    return module, key, full
+        raise ValueError(f"spectral_norm: {name} is no matrix of parameters; name linear layers or matrices in layers")
+    return module, key, name
 
 
 class _Bounded(Module):
@@ -101,7 +97,7 @@ class _Bounded(Module):
         self.register_buffer("u", None)
         self.register_buffer("v", torch.ones_like(weight[0]))
         self.v = self._direction(weight[weight.norm(dim=1).argmax()])
-        for _ in range(_START):
+        for _ in range(20):  # steps of the power method before training
             self._step(weight)
 
     @torch.no_grad()

@@ -443,5 +443,5 @@ def _with_prefix(module: ScaledGNN, state: dict[str, Any], prefix: str, *args: A
         )
     for key in list(state):
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and not name.startswith("histories."):
+        if key.startswith(prefix) and not name.startswith(("histories.", "extension_tables.")):
             state[prefix + _PREFIX + name] = state.pop(key)

@@ -84,7 +84,7 @@ def _known(
         factor = gain.own + gain.message * gain.update * reach[layer]
         theorem = factor * (theorem + before) + rounding[layer]
         before = _largest(staleness[layer])
-        found.append(_layer_bound(layer, factor, before, errors[layer], theorem))
+        found.append(_layer_bound(layer, factor, staleness[layer], errors[layer], theorem))
     return found
 
 
@@ -105,18 +105,17 @@ def _estimated(twin: Twin, output: Tensor, staleness: list[Tensor], rounding: li
                 # Only the norm over all rows of the batch is bounded, so that each counts as one of their root mean square.
                 norms = torch.stack([_error(twin, output, run, layer).norm(), torch.tensor(near[layer]).double()])
                 errors[layer].append((norms / math.sqrt(batch_size)).expand(batch_size, 2).t())
-    return [
-        _layer_bound(layer, factor, _largest(staleness[layer]), errors[layer], None)
-        for layer, factor in enumerate(factors)
-    ]
+    return [_layer_bound(layer, factor, staleness[layer], errors[layer]) for layer, factor in enumerate(factors)]
 
 
-def _layer_bound(layer: int, gain: float, staleness: float, errors: list[Tensor], theorem: float | None) -> LayerBound:
+def _layer_bound(
+    layer: int, gain: float, staleness: Tensor, errors: list[Tensor], theorem: float | None = None
+) -> LayerBound:
     """From the errors of the rows of each batch and their bounds, [2, B]."""
     error, bound = torch.cat(errors, dim=1)
     measured, bounded = (float(values.square().mean().sqrt()) for values in (error, bound))
     worst = _largest(error / bound.clamp(min=torch.finfo(bound.dtype).tiny))
-    return LayerBound(layer + 1, gain, staleness, measured, bounded, theorem, worst, theorem is None)
+    return LayerBound(layer + 1, gain, _largest(staleness), measured, bounded, theorem, worst, theorem is None)
 
 
 class _Influence:

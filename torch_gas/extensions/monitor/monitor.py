@@ -7,6 +7,7 @@ import math
 import random
 import warnings
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -181,10 +182,8 @@ class Monitor(Extension):
             number, sums = list(self.model.histories).index(history), self._counts.sums
             if number not in sums:
                 sums[number] = Sums.zeros(history)
-            count_exchange(sums[number], history, rows, call.n_id, self._choose)
-
-    def _choose(self, number: int) -> slice:
-        return evenly_spread(number, self._sample, self._random)
+            choose = partial(evenly_spread, most=self._sample, generator=self._random)
+            count_exchange(sums[number], history, rows, call.n_id, choose)
 
     # -- what was counted ----------------------------------------------------------------------------------------------
 
@@ -309,8 +308,7 @@ class Monitor(Extension):
         head = f"Monitor of {self.model._name}: {self.steps:,} training steps, halo ratio S / B {self.halo_ratio:.2f}"
         return "\n".join([head, report.statistics_table(self.statistics()), *(f"! {line}" for line in self.advice())])
 
-    def __str__(self) -> str:
-        return self.table()
+    __str__ = table
 
     def figure(self, errors: list[LayerError] | None = None, bound: list[LayerBound] | None = None) -> Figure:
         """What was counted, and what :meth:`errors` and :meth:`bound` returned, as a figure of matplotlib's.

@@ -50,8 +50,7 @@ def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
 def errors_table(layers: Sequence[LayerError]) -> str:
     """A line for each layer."""
     lines = [(str(layer.layer), percent(layer.history), percent(layer.computed)) for layer in layers]
-    if lines:
-        lines[-1] = ("output", "", lines[-1][2])
+    lines[-1] = ("output", "", lines[-1][2])
     return text_table(("layer", "error of history", "of batches"), lines)
 
 
