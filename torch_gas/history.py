@@ -51,6 +51,8 @@ class History(torch.nn.Module):
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
         model_dtype: type of the model's numbers, which :meth:`to` tells.
         origin: of which graph the rows are, as batches tell, and the file that they came from.
+        table: where the rows live, for those who order transfers themselves.
+        pool: what moves rows: its own, or that of the model.
 
     Example:
         >>> import torch
@@ -95,7 +97,7 @@ class History(torch.nn.Module):
         self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
         self.model_dtype = torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
-        self._pool = AsyncIOPool()
+        self.pool = AsyncIOPool()
         self.origin = Origin()
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
@@ -103,80 +105,70 @@ class History(torch.nn.Module):
         if isinstance(tier, FileTier):
             file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
             pushed_at, clock = file.pushed_at, file.clock
-            self._table: Table = file
+            self.table: Table = file
             self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
         else:
             options = {"huge_pages": huge_pages, "pageable": tier == "host"}
             memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
             self.register_buffer("emb", memory.storage, persistent=persistent)
-            self._table = memory
+            self.table = memory
         if pushed_at is None:
             pushed_at, clock = torch.full((num_embeddings,), -1, dtype=torch.int64, device=where), 0
         self.register_buffer("pushed_at", pushed_at, persistent=persistent)
         self.register_buffer("clock", torch.tensor(clock, device="cpu"), persistent=persistent)
-        self._table.use(self._pool)
+        self.table.use(self.pool)
 
     def __getattr__(self, name: str) -> Any:
         if name == "emb":
             self.settle()
-            return self._table.tensor()
+            return self.table.tensor()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "emb" and "_table" in vars(self):
-            memory = self._table.base
+        if name == "emb" and "table" in vars(self):
+            memory = self.table.base
             if not isinstance(memory, MemoryTable):
                 raise AttributeError("History: the table lies in a file; write to it by push(), or by emb[...] = rows")
             self.settle()
             super().__setattr__(name, value)
             memory.storage = value
             memory.pin(self.compute_device)
-            if isinstance(self._table, Hot):
-                self._table = Hot(memory, self._table.nodes)
+            if isinstance(self.table, Hot):
+                self.table = Hot(memory, self.table.nodes)
         else:
             super().__setattr__(name, value)
 
-    @property
-    def table(self) -> Table:
-        """Where the rows live, for those who order transfers themselves."""
-        return self._table
-
     def settle(self) -> None:
         """Blocks the host until no transfer of the table is under way: it may then be read and written by the host."""
-        self._table.settle()
+        self.table.settle()
 
     # -- where rows live, and where they go ----------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where the table lives."""
-        return self._table.device
+        return self.table.device
 
     @property
     def compute_device(self) -> torch.device:
         """Where rows are pulled to and pushed from: the device of the model."""
-        return self._pool.device
+        return self.pool.device
 
     @property
     def tier(self) -> str:
         """Where the table lives: ``"device"``, ``"pinned"``, ``"host"`` or ``"file"``."""
-        return self._table.tier
-
-    @property
-    def pool(self) -> AsyncIOPool:
-        """What moves rows: its own, or that of the model."""
-        return self._pool
+        return self.table.tier
 
     def use(self, pool: AsyncIOPool) -> None:
         """Has rows moved by ``pool``, from and to its device."""
-        if pool is self._pool:
+        if pool is self.pool:
             return
         self.settle()
-        memory = self._table.base
-        if isinstance(memory, MemoryTable) and pool.device != self._pool.device:
+        memory = self.table.base
+        if isinstance(memory, MemoryTable) and pool.device != self.pool.device:
             memory.unpin()
-        self._pool = pool
-        self._table.use(pool)
+        self.pool = pool
+        self.table.use(pool)
         if isinstance(memory, MemoryTable):
             memory.pin(pool.device)
 
@@ -186,14 +178,14 @@ class History(torch.nn.Module):
             raise ValueError(
                 "keep_hot: the history lies on a GPU, where all its rows are; create it in host memory or in a file"
             )
-        base = self._table.base
+        base = self.table.base
         if nodes is not None and isinstance(base, MemoryTable) and base.is_shared:
             raise ValueError(_NOT_SHARED)
-        self._table = base if nodes is None else Hot(base, nodes)
+        self.table = base if nodes is None else Hot(base, nodes)
 
     def num_hot(self, n_id: Tensor) -> int:
         """How many of the rows ``n_id`` [S] are hot."""
-        table = self._table
+        table = self.table
         return int(table.nodes.holds(n_id.cpu()).sum()) if isinstance(table, Hot) else 0
 
     # -- rows ----------------------------------------------------------------------------------------------------------
@@ -201,7 +193,7 @@ class History(torch.nn.Module):
     @property
     def pull_dtype(self) -> torch.dtype:
         """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where rows have a scale."""
-        return self._table.codec.row_dtype(self.model_dtype)
+        return self.table.codec.row_dtype(self.model_dtype)
 
     @checked
     @naming("History.pull", index="n_id")
@@ -225,22 +217,18 @@ class History(torch.nn.Module):
         dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
             self.settle()
-            rows = self._table.numbers(dtype).to(self.compute_device)
+            rows = self.table.numbers(dtype).to(self.compute_device)
             return rows if out is None else out.copy_(rows)
         if out is None:
             out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self.compute_device)
-        self._table.read(n_id, out)
+        self.table.read(n_id, out)
         return out
 
     @checked
     @naming("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
-        self,
-        x: Tensor,
-        n_id: Tensor | None = None,
-        offset: Tensor | None = None,
-        count: Tensor | None = None,
+        self, x: Tensor, n_id: Tensor | None = None, offset: Tensor | None = None, count: Tensor | None = None
     ) -> None:
         """Replaces rows of the table by ``x``, all of them or, after an error, none.
 
@@ -257,13 +245,13 @@ class History(torch.nn.Module):
             OSError: if the disk of a table in a file is full or fails. These rows are then zero and as if never pushed.
         """
         self.check_rows(x)
-        self._table.wait()
+        self.table.wait()
         self.write(x, n_id, offset, count)
-        self._table.wait()  # the host may read the table as soon as this call returns
+        self.table.wait()  # the host may read the table as soon as this call returns
 
     def write(self, x: Tensor, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
         """As :meth:`push`, of rows that were checked; they may be on their way when it returns."""
-        table = self._table
+        table = self.table
         table.check_usable()
         x = x.detach()
         try:
@@ -288,11 +276,11 @@ class History(torch.nn.Module):
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
-        self._table.request(n_id, self._row_dtype or self.pull_dtype)
+        self.table.request(n_id, self._row_dtype or self.pull_dtype)
 
     def as_stored(self, x: Tensor) -> Tensor:
         """What the table would give back for rows ``x``, [B, C], in their type."""
-        return MemoryTable.of_rows(x, self._table.dtype).numbers(x.dtype)
+        return MemoryTable.of_rows(x, self.table.dtype).numbers(x.dtype)
 
     @checked
     def check_rows(self, x: Tensor) -> None:
@@ -336,13 +324,13 @@ class History(torch.nn.Module):
 
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
-        self._table.wait()
-        self._table.commit(self.pushed_at, int(self.clock), self.origin.key)
+        self.table.wait()
+        self.table.commit(self.pushed_at, int(self.clock), self.origin.key)
 
     def reset_parameters(self) -> None:
         """Forgets all rows: zeros that were never pushed."""
         self.settle()
-        self._table.clear()
+        self.table.clear()
         self.pushed_at.fill_(-1)
         self.clock.zero_()
         self.origin = Origin()
@@ -359,20 +347,21 @@ class History(torch.nn.Module):
         here = "cpu" if gone else self.compute_device
         probe = fn(torch.empty(0, dtype=self.model_dtype, device=here))
         # `share_memory()` leaves what is on a GPU as it is.
-        shares = _is_shared(fn(torch.empty(0)) if probe.device.type == "cuda" else probe)
-        shares = shares or (isinstance(self._table.base, MemoryTable) and self._table.base.is_shared)
+        there = fn(torch.empty(0)) if probe.device.type == "cuda" else probe
+        shares = there.device.type == "cpu" and there.is_shared()
+        shares = shares or (isinstance(self.table.base, MemoryTable) and self.table.base.is_shared)
         self.model_dtype = probe.dtype
         self.use(AsyncIOPool(device=probe.device, io="serial"))
-        if self._follows_model and self._table.dtype != probe.dtype:
-            assert isinstance(self._table.base, MemoryTable)
-            self.emb = self._table.base.cast(probe.dtype)
+        if self._follows_model and self.table.dtype != probe.dtype:
+            assert isinstance(self.table.base, MemoryTable)
+            self.emb = self.table.base.cast(probe.dtype)
         if shares:
             self._share()
         return self
 
     def _share(self) -> None:
         """Moves table, ages and clock to memory that other processes can map."""
-        memory = self._table
+        memory = self.table
         if isinstance(memory, FileTable):
             raise ValueError("History: a table in a file belongs to one process and cannot be shared; leave out tier")
         if not isinstance(memory, MemoryTable):
@@ -385,38 +374,32 @@ class History(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        state = {**self.__dict__, "_pool": None}
-        table, base = self._table, self._table.base
+        state = {**self.__dict__, "pool": None}
+        table, base = self.table, self.table.base
         if isinstance(base, FileTable):  # a copy lies in memory
             memory = MemoryTable(base.map().clone(), self.embedding_dim)
             state["_buffers"] = {"emb": memory.storage, **self._buffers}
-            state["_table"] = Hot(memory, table.nodes) if isinstance(table, Hot) else memory
+            state["table"] = Hot(memory, table.nodes) if isinstance(table, Hot) else memory
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
-        self._pool = AsyncIOPool()
-        self._table.use(self._pool)
+        self.pool = AsyncIOPool()
+        self.table.use(self.pool)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
         if "emb" not in self._buffers and self._is_persistent:
-            assert isinstance(self._table.base, FileTable)
-            destination[f"{prefix}emb"] = self._table.base.map()
+            assert isinstance(self.table.base, FileTable)
+            destination[f"{prefix}emb"] = self.table.base.map()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._is_persistent and hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["graph"] = self.origin.key
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
     ) -> None:
+        missing_keys, _, error_msgs = lists
         self.settle()
         key = f"{prefix}emb"
         saved = state_dict.get(key)
@@ -433,30 +416,24 @@ class History(torch.nn.Module):
             self.origin = Origin(local_metadata.get("graph", ""))
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
-            same = saved.dtype == self._table.dtype
-            self._table.fill(saved if same else MemoryTable(saved, self.embedding_dim).numbers(self.pull_dtype))
-            self._table.wait()
+            same = saved.dtype == self.table.dtype
+            self.table.fill(saved if same else MemoryTable(saved, self.embedding_dim).numbers(self.pull_dtype))
+            self.table.wait()
             state_dict = {**state_dict, key: self._buffers.get("emb")}
         if in_file:  # which is no buffer
             state_dict = {name: value for name, value in state_dict.items() if name != key}
             if saved is None and strict and self._is_persistent:
                 missing_keys.append(key)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self._table.dtype}, tier={self.tier!r}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
 
 
 _NOT_SHARED = (
     "keep_hot: hot rows cannot follow what other processes write to a table in shared memory; call keep_hot(None), or leave out "
     "share_memory()"
 )
-
-
-def _is_shared(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_shared()
 
 
 def _reduce_for_process(history: History) -> Any:
