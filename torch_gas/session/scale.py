@@ -30,18 +30,8 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.table import FileTier
-from torch_gas.wiring.arguments import (
-    Arguments,
-    Inputs,
-    adjacencies,
-    count_rows,
-    edge_tensors,
-    inputs_of,
-    names_of,
-    square,
-    takes_data,
-    to_data,
-)
+from torch_gas.wiring import arguments
+from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Kind, Places
@@ -107,16 +97,17 @@ def scale(
             )
     if hasattr(model, "_orig_mod"):
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
-    if data is not None and is_csr(data.x):
+    if data is None:
+        if num_nodes is None:
+            raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
+    elif is_csr(data.x):
         raise ValueError(
             "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
         )
-    if data is not None and data.x is None and "num_nodes" not in data:
+    elif data.x is None and "num_nodes" not in data:
         raise ValueError("scale(): data has neither x nor num_nodes; set one of them")
-    if data is not None and num_nodes not in (None, data.num_nodes):
+    elif num_nodes not in (None, data.num_nodes):
         raise ValueError(f"scale(): data has {data.num_nodes} nodes, but num_nodes is {num_nodes}; drop one of them")
-    if data is None and num_nodes is None:
-        raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
     scaled = ScaledGNN(model, num_nodes if data is None else data.num_nodes, inputs, **options)
     if data is not None:
         scaled._order = order_key(data.get("perm"))
@@ -223,10 +214,10 @@ class ScaledGNN(HistoryModel):
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
         args, kwargs = inputs(data)
-        given = names_of(self.model, args, kwargs)
+        given = arguments.names_of(self.model, args, kwargs)
         self._given = frozenset(given)
         if whole is not None and tables:
-            self._check_given(given, adjacencies(args, kwargs)[0])
+            self._check_given(given, arguments.adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
             for table in tables:
                 table.origin = Origin(key_of(whole, self.num_nodes))
@@ -239,7 +230,7 @@ class ScaledGNN(HistoryModel):
 
     def _arguments(self, data: Data) -> Arguments:
         if self._inputs is None:
-            return inputs_of(self.model, data)
+            return arguments.inputs_of(self.model, data)
         args = self._inputs(data)
         if isinstance(args, dict):
             return (), args
@@ -296,11 +287,11 @@ class ScaledGNN(HistoryModel):
         self._refuse_target(device, path)
         args, kwargs, ids = self._split(args, kwargs)
         if ids and ids[1] is not None and self._found is None:
-            data, inputs = to_data(self.model, args, kwargs, ids[1].numel())
+            data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
             self._try_out(data, inputs, None)
-        given = names_of(self.model, args, kwargs)
-        found = adjacencies(args, kwargs)
-        rows, adj = count_rows(given), found[0] if found else None
+        given = arguments.names_of(self.model, args, kwargs)
+        found = arguments.adjacencies(args, kwargs)
+        rows, adj = arguments.count_rows(given), found[0] if found else None
         if ids is not None:
             self._check_order(ids[0])
         if len(self.tables) > 0 and (ids or rows == self.num_nodes):
@@ -308,8 +299,8 @@ class ScaledGNN(HistoryModel):
         with Undo(sys._getframe()) as undo:
             call = self._session.begin(undo, rows, adj, *(ids or (None,) * 4))
             if call.n_id is not None:
-                args = tuple(square(value, call.n_id.numel()) for value in args)
-                kwargs = {key: square(value, call.n_id.numel()) for key, value in kwargs.items()}
+                args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
+                kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}
                 if self._unverified:
                     self._verify(call, adj, (args, kwargs), SubData(Data(), *ids))
                 fuse(undo, self.model)
@@ -319,11 +310,11 @@ class ScaledGNN(HistoryModel):
             self._session.end(call)
             return out if call.n_id is None else self._cut(out, call)
 
-    def _verify(self, call: Call, adj: Any, arguments: Arguments, batch: SubData) -> None:
+    def _verify(self, call: Call, adj: Any, given: Arguments, batch: SubData) -> None:
         """Raises unless tables are of the graph that the batch is of."""
         num_edges = None if adj is None else format_of(adj).num_edges(adj)
         all_edges = call.record is not None and num_edges == call.record.num_edges
-        structure.verify(self.model, self.found, arguments, batch, self._structure_tables, all_edges)
+        structure.verify(self.model, self.found, given, batch, self._structure_tables, all_edges)
         self._unverified = False
 
     def _check_order(self, batch_size: Any) -> None:
@@ -344,7 +335,7 @@ class ScaledGNN(HistoryModel):
                 f"{', '.join(sorted(given))}, and what it counts on the whole graph depends on that; pass the same arguments, or "
                 "say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
             )
-        if adj is not None and any(value.requires_grad for value in edge_tensors(given, adj)):
+        if adj is not None and any(value.requires_grad for value in arguments.edge_tensors(given, adj)):
             raise ValueError(
                 f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "
                 "would not follow them; compute them inside the model, from edge attributes"
@@ -373,7 +364,7 @@ class ScaledGNN(HistoryModel):
                 "them: model(batch), or `for batch, *ids in loader: model(batch, *ids)`"
             )
         is_graph = len(args) == 1 and isinstance(args[0], Data)
-        if is_graph and (self._inputs is not None or not takes_data(self.model)):
+        if is_graph and (self._inputs is not None or not arguments.takes_data(self.model)):
             args, more = self._arguments(args[0])
             kwargs = more | kwargs
         return args, kwargs, ids

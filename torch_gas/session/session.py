@@ -202,16 +202,9 @@ class Session:
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
 
-    def push_and_pull(
-        self,
-        history: History,
-        x: Tensor,
-        batch_size: int | None,
-        n_id: Tensor | None,
-        offset: Tensor | None,
-        count: Tensor | None,
-    ) -> Tensor:
+    def push_and_pull(self, history: History, x: Tensor, *ids: Any) -> Tensor:
         """See :meth:`HistoryModel.push_and_pull`."""
+        batch_size, n_id, *ranges = ids
         call, replay, num_nodes = self.call, self.replay, self.model.num_nodes
         if call is None:
             raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
@@ -239,11 +232,11 @@ class Session:
         rows = x[:batch_size]
         if replay is None:
             self._check_finite(history, rows)
-            return call.exchange(history, rows, n_id, offset, count)
+            return call.exchange(history, rows, n_id, *ranges)
         if replay.answers(history):
             return replay.answer(history, x, batch_size, n_id)
         self._check_finite(history, rows)
-        return replay.push(history, rows, n_id, offset, count)
+        return replay.push(history, rows, n_id, *ranges)
 
     def _check_finite(self, history: History, rows: Tensor) -> None:
         model = self.model
