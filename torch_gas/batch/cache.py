@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import zlib
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import tensors_of
+
+SMALL_ROW = 16  # bytes of a node's label or mask, at most
 
 
 class BatchCache:
@@ -67,12 +70,20 @@ def _handed_out(batch: SubData) -> SubData:
     return out
 
 
-def contents_of(data: Data) -> list[tuple[Any, int]]:
-    """What may change between two epochs: each attribute, and how often it was changed in place."""
-    return [
-        (value, value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
-        for value in data.to_dict().values()
-    ]
+def contents_of(data: Data) -> list[tuple[Any, tuple[int, int]]]:
+    """What may change between two epochs: each attribute, how often it was changed in place, and a checksum of labels and masks.
+
+    These are written to through NumPy as well, which torch does not count. Wider rows are not looked at, which would take as long
+    as to read them.
+    """
+    return [(value, _state(value, SMALL_ROW * (data.num_nodes or 0))) for value in data.to_dict().values()]
+
+
+def _state(value: Any, small: int) -> tuple[int, int]:
+    if not isinstance(value, Tensor) or value.is_inference():
+        return 0, 0
+    is_small = value.layout == torch.strided and value.device.type == "cpu" and value.nbytes <= small
+    return value._version, zlib.crc32(value.detach().reshape(-1).view(torch.uint8).numpy().data) if is_small else 0
 
 
 def _tensors(batch: SubData) -> list[Tensor]:
