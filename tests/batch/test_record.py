@@ -145,6 +145,16 @@ def test_users_may_set_what_they_like() -> None:
     assert next(iter(loader)).x.grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.float32])
+def test_labels_that_are_written_through_numpy(dtype: torch.dtype) -> None:
+    data = graph()
+    data.y = torch.zeros(N, dtype=dtype)
+    loader = SubgraphLoader(data, PTR)
+    assert not any(batch.y.any() for batch in loader)
+    data.y.view(torch.uint8).numpy()[:] = 1
+    assert all(bool(batch.y.all()) for batch in loader)
+
+
 def test_the_name_of_the_ids_is_taken() -> None:
     data = graph()
     data.n_id = torch.arange(N)
@@ -330,6 +340,7 @@ def test_keys_go_by_content() -> None:
     others = [
         graph_key(edges.flip(0), N), graph_key(edges[:, 1:], N), graph_key(edges, N + 1), graph_key(edges, N, perm),
         graph_key(edges, N, perm.flip(0)), graph_key(torch.cat([edges, edges[:, :1]], dim=1), N),
+        graph_key(torch.cat([edges, edges.new_zeros(2, 1)], dim=1), N),
     ]  # fmt: skip
     assert len({*keys, *others}) == len(others) + 1
     changed = edges.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import zlib
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch_geometric.data import Data
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import tensors_of
+
+SMALL_ROW = 16  # bytes of a node's label or mask, at most
 
 
 class BatchCache:
@@ -65,9 +68,23 @@ def _shallow_copy(batch: SubData) -> SubData:
     return out
 
 
-def contents_of(data: Data) -> list[tuple[Any, int]]:
-    """What may change between two epochs: each attribute, and how often it was changed in place."""
-    return [(value, version(value) if isinstance(value, Tensor) else 0) for value in data.to_dict().values()]
+def contents_of(data: Data) -> list[tuple[Any, int, int]]:
+    """What may change between two epochs: each attribute, how often it was changed in place, and a checksum of labels and masks.
+
+    These are written to through NumPy as well, which torch does not count. Wider rows are not looked at, which would take as long
+    as to read them.
+    """
+    small = SMALL_ROW * (data.num_nodes or 0)
+    return [
+        (value, version(value), _checksum(value, small)) if isinstance(value, Tensor) else (value, 0, 0)
+        for value in data.to_dict().values()
+    ]
+
+
+def _checksum(value: Tensor, largest: int) -> int:
+    if value.is_inference() or value.layout != torch.strided or value.device.type != "cpu" or value.nbytes > largest:
+        return 0
+    return zlib.crc32(value.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch_gas.graph.formats import format_of, tensors_of
 
 # Odd numbers of 64 bits, as int64 has them: those of splitmix64 and of MurmurHash3.
 _GOLDEN, _MIX_1, _MIX_2, _SALT = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x3C5A37A36834CED9
+_AT_ONCE = 1 << 13  # numbers, which stay in the fastest caches
 
 _known: Any = WeakIdKeyDictionary()  # by adjacency or perm: versions of its tensors, and its digest
 
@@ -87,10 +88,11 @@ def _mix(x: Tensor) -> Tensor:
 def _pairs(pieces: Iterable[tuple[Tensor, Tensor]]) -> int:
     """A sum over pairs, so that their order does not count."""
     number = total = 0
-    for left, right in pieces:
-        total += int(_mix(left * _GOLDEN + right * _SALT).sum())
-        number += left.numel()
-    return total + number * _MIX_2
+    for piece in pieces:
+        for left, right in zip(*(ids.split(_AT_ONCE) for ids in piece), strict=True):
+            total += int(_mix(left * _GOLDEN + right * _SALT).sum())
+            number += left.numel()
+    return total + number * _MIX_2  # as a pair of zeros adds nothing
 
 
 def _positions(perm: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
