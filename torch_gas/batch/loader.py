@@ -156,7 +156,7 @@ class SubgraphLoader(DataLoader[SubData]):
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
         contents = contents_of(self.data)
-        if not all(a is b and v == w for (a, v), (b, w) in zip(contents, self._contents, strict=True)):
+        if not all(a is b and v == w for (a, *v), (b, *w) in zip(contents, self._contents, strict=True)):
             self._contents = contents
             self._cache.clear()
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
