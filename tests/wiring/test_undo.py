@@ -193,7 +193,7 @@ def test_interrupts_in_calls_of_a_step() -> None:
         model(BATCH).sum().backward()
 
     interrupted = 0
-    for number in torch.randint(1, 2000, (100,), generator=rng).tolist():
+    for number in torch.randint(1, 1500, (100,), generator=rng).tolist():
         interrupted += interrupt_at(number, files, work)
     assert interrupted > 30
     exact(model)

@@ -16,6 +16,8 @@ from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.small import NUM_EDGES, NUM_NODES
 
+Values = dict[Place, Tensor]
+
 
 class Differs(Exception):
     """A batch's rows are not those of the whole graph."""
@@ -30,7 +32,7 @@ class Record(Handler):
     """Notes the exact values of all places, and the hops that leave edges out."""
 
     def __init__(self) -> None:
-        self.values: dict[Place, Tensor] = {}
+        self.values: Values = {}
         self.drop_edges: list[Place] = []
         self.out: Any = None  # of the model
 
@@ -54,18 +56,13 @@ class Trial(Handler):
     """
 
     def __init__(
-        self,
-        exact: dict[Place, Tensor],
-        batch: SubData,
-        spoiled: Place | None = None,
-        by: float = 0.0,
-        known: Collection[Place] = (),
+        self, exact: Values, batch: SubData, spoiled: Place | None = None, by: float = 0, known: Collection[Place] = ()
     ) -> None:
         self.exact, self.batch, self.spoiled, self.by = exact, batch, spoiled, by
         self.may_be_partial = exact.keys() if spoiled is None else known  # else a place differs by what was spoiled
         places = list(exact)
         self.done = set() if spoiled is None else {p for p in places[: places.index(spoiled)] if p.kind == "output"}
-        self.own: dict[Place, Tensor] = {}  # what the batch alone gives for reductions
+        self.own: Values = {}  # what the batch alone gives for reductions
         self.partial: set[Place] = set()  # of these, what is not exact for the batch's rows either
         self.has_halo: set[Place] = set()
 
@@ -106,7 +103,7 @@ class Trial(Handler):
 class Note(Handler):
     """Notes the places that training meets, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
 
-    def __init__(self, exact: dict[Place, Tensor], batch: SubData, spoiled: Place | None) -> None:
+    def __init__(self, exact: Values, batch: SubData, spoiled: Place | None) -> None:
         self.exact, self.batch, self.spoiled = exact, batch, spoiled
         self.met: set[Place] = set()
 

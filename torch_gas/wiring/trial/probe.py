@@ -25,7 +25,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, Places
-from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, same
+from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
 from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
 from torch_gas.wiring.undo import Undo
@@ -107,7 +107,7 @@ def _per_node(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES
 
 
-def _explain(model: Module, failure: Differs, exact: dict[Place, Tensor]) -> str:
+def _explain(model: Module, failure: Differs, exact: Values) -> str:
     layers, places = dict(model.named_modules()), list(exact)
 
     def named(place: Place) -> str:
@@ -158,7 +158,7 @@ def _record(model: Module, data: Data, inputs: Inputs) -> Record:
     return record
 
 
-def _structural(model: Module, data: Data, inputs: Inputs, exact: dict[Place, Tensor]) -> set[Place]:
+def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set[Place]:
     """The reductions that depend on the graph, but on no parameter and no node."""
     reductions = {place: value for place, value in exact.items() if place.kind in ("reduction", "maximum")}
     if not reductions:
@@ -235,15 +235,12 @@ class _Runs:
         needs: dict[Place, Need] = {}
         tables: list[tuple[Action, Tensor]] = []
         for place, value in self.exact.items():
+            has_table = place in structural and any(same(table, value) for _, table in tables)
             if place in partial:
                 if place not in structural:
                     raise Differs(place, "depends on parameters and on more than the edges into a node")
                 action = partial[place]
-            elif place not in has_halo:
-                continue
-            elif place in structural and any(same(table, value) for _, table in tables):
-                action = "rows"  # there is a table of it already
-            elif self.is_read(place, partial):
+            elif place in has_halo and (has_table or self.is_read(place, partial)):
                 action = "rows" if place in structural else "history"
             else:
                 continue
@@ -297,10 +294,10 @@ class _Runs:
         """The places that are met in training; raises Differs where training reads what evaluation does not."""
         batch = self.batches[0]
         met, rows = self._train(batch, None)
-        for place in met - set(self.exact):
+        for place in met - self.exact.keys():
             if place.kind in ("output", "hop"):
                 raise Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
-        for place in met & set(self.exact) - set(needs):
+        for place in met & self.exact.keys() - needs.keys():
             if place.kind == "output" and not all(map(same, rows, self._train(batch, place)[1])):
                 raise Differs(place, "is read by further layers in training and not in evaluation; read it in both")
         return frozenset(met)

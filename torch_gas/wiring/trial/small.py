@@ -57,10 +57,8 @@ def batches_of(small: Data, neighbors: str) -> list[SubData]:
 
 def with_more_halo(batch: SubData, small: Data) -> SubData:
     """``batch`` with two nodes more in its halo, which no edge leads from."""
-    others = torch.ones(NUM_NODES, dtype=torch.bool)
-    others[batch.n_id] = False
-    extra = others.nonzero().view(-1)[:2]
-    n_id = torch.cat([batch.n_id, extra])
+    others = sorted(set(range(NUM_NODES)) - set(batch.n_id.tolist()))
+    n_id = torch.cat([batch.n_id, batch.n_id.new_tensor(others[:2])])
     wide = copy.copy(batch)
     key, adj = find_adjacency(batch)
     for name, held in small.to_dict().items():
