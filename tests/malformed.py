@@ -17,6 +17,7 @@ from torch_gas import FileTier, History, Partition, SubData, SubgraphLoader, _co
 from torch_gas.extensions.refresh import Policy, Refresh
 from torch_gas.extensions.regularization import LocalPerturbation
 from torch_gas.session.base import ScalableGNN
+from torch_gas.session.model import HistoryModel
 
 
 class Malformed(NamedTuple):
@@ -47,6 +48,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "DataOrTensor": (Data, Tensor),
     "Partition": (Partition,),
     "Module": (torch.nn.Module,),
+    "HistoryModel": (HistoryModel,),
     "ScalableGNN": (ScalableGNN,),
     "_core.Table": (Tensor, _core.FileRows),
     "Table": (Tensor, _core.FileRows),
