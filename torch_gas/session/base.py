@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -23,10 +22,13 @@ from torch_gas.session.model import HistoryModel
 from torch_gas.session.rehearsal import skipping
 from torch_gas.table import StoredFeatures
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
+from torch_gas.wiring.arguments import parameters
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Places
 from torch_gas.wiring.undo import Undo
+
+_NOT_STORED = ("x", "adj_t", "edge_index", "batch_size", "n_id", "offset", "count")  # which a batch gives by place
 
 
 class ScalableGNN(HistoryModel):
@@ -169,7 +171,7 @@ class ScalableGNN(HistoryModel):
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
-            self._end(call)
+            self._session.end(call)
             return out
 
     @untraced
@@ -215,10 +217,6 @@ class ScalableGNN(HistoryModel):
                 Places(self, replay.handler, num_rows, frozenset({"output"})).wire(call.undo)
 
     @untraced
-    def _end(self, call: Call) -> None:
-        self._session.end(call)
-
-    @untraced
     def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         data, *ids = batch
         args, kwargs = self.inputs(data, **kwargs)
@@ -230,13 +228,7 @@ class ScalableGNN(HistoryModel):
         Inference and ``model(sub_data)`` call the model with it. Override it where ``forward`` takes something else.
         """
         key, adj = find_adjacency(data)
-        for name in self._names_of_forward():
-            if name not in kwargs and data.get(name) is not None and name not in ("x", key):
+        for name in [parameter.name for parameter in parameters(self)]:
+            if name not in (*kwargs, *_NOT_STORED, key) and data.get(name) is not None:
                 kwargs[name] = data[name]
         return (data.x, adj), kwargs
-
-    def _names_of_forward(self) -> list[str]:
-        parameters = inspect.signature(self.forward).parameters.values()
-        reserved = {"adj_t", "edge_index", "batch_size", "n_id", "offset", "count"}
-        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p.name for p in parameters if p.kind in kinds and p.name not in reserved]

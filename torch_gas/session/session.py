@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.origin import Origin
 from torch_gas.history import History
@@ -147,6 +148,7 @@ class Session:
         for extension in self.told():
             extension.epoch(number, complete)
 
+    @untraced
     def end(self, call: Call) -> None:
         """Ends a call whose forward pass has met no error."""
         for extension in self.told():
