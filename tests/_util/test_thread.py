@@ -80,6 +80,7 @@ elif sys.argv[1] == "fork":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "fork"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_end(how: str) -> None:

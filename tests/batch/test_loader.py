@@ -371,6 +371,7 @@ def test_seed_makes_the_same_order_with_workers() -> None:
     assert orders[0] == orders[1]
 
 
+@pytest.mark.slow
 def test_spawned_workers_make_the_same_batches() -> None:
     data = graph("csr")
     loader = SubgraphLoader(data, PTR, 2, num_workers=1, multiprocessing_context="spawn")

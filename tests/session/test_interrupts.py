@@ -166,12 +166,14 @@ def run(code: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of a process")
 def test_a_smaller_batch_after_memory_has_ended() -> None:
     done = run(MEMORY_ENDS)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path: Path) -> None:
     model = make("file", tmp_path)
@@ -185,6 +187,7 @@ def test_killed_workers_are_an_error_and_training_goes_on(context: str, tmp_path
     assert_sound(model)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_files_for_the_next(tmp_path: Path) -> None:
     code = """
 import os, sys, torch
