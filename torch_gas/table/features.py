@@ -14,6 +14,7 @@ from tqdm import tqdm
 from torch_gas import _core
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
+from torch_gas.table.codec import codec_of
 from torch_gas.table.file import FileTable
 from torch_gas.table.tier import FileTier
 
@@ -49,7 +50,7 @@ class StoredFeatures:
         self.path = os.fspath(path)
         self._table = FileTable.read_only(self.path)
         stored = self._table.dtype
-        self.dtype = dtype or (torch.float32 if stored == torch.int8 else stored)
+        self.dtype = dtype or codec_of(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.size(0), *_core.row_shape(self._table, self.dtype)])
         self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
 
@@ -137,7 +138,7 @@ def store_features(
         for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
-            rows = rows.to(torch.float32 if dtype == torch.int8 else dtype)
+            rows = rows.to(codec_of(dtype).row_dtype(torch.float32))
             _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
         if perm is not None:
             table.header.order = _order(perm)
