@@ -112,5 +112,5 @@ def test_tables(dtype: torch.dtype, tmp_path: Path) -> None:
     assert torch.equal(model.histories[0].pull(), EXPECTED[name])
     del model
     model = make()  # which knows it now, though nothing was committed
-    assert model.histories[0].origin.key == KEY and model.histories[0].table.is_committed
+    assert model.histories[0].origin.key == KEY and model.histories[0].table.header.committed
     step(model)

@@ -168,7 +168,7 @@ model.commit_histories()
 step(first)
 disk("write")
 error_of(model.commit_histories)
-assert not model.histories[0].table.is_committed and model.histories[0].table.generation == 1
+assert not model.histories[0].table.header.committed and model.histories[0].table.generation == 1
 disk("")
 model.commit_histories()
 assert [history.table.generation for history in model.histories] == [2, 2]

@@ -182,7 +182,7 @@ def test_a_process_that_only_reads_leaves_nothing_torn(tmp_path: Path) -> None:
         model = net(FileTier(tmp_path, reuse=True)).eval()  # a warning, as of a torn file, would be an error
         model.histories[0].pull(torch.arange(5))
         model.state_dict()
-        assert all(history.table.is_committed for history in model.histories)
+        assert all(history.table.header.committed for history in model.histories)
         del model
 
 
@@ -216,7 +216,7 @@ def test_rows_never_change_while_the_file_says_that_they_are_committed(
     assert bool((untouched == 1).all())  # nothing was written after the header could not be
     history.reset_parameters()
     history.push(torch.ones(10, 4))
-    assert not Header.read(file, "").committed and not history.table.is_committed
+    assert not Header.read(file, "").committed and not history.table.header.committed
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
     with Undo(sys._getframe()) as undo:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
+        undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
         data, *ids = batch
         args, kwargs = model.inputs(data)
         call = Call(model._session, undo, None, *ids)
@@ -80,7 +81,6 @@ class _Recorded(Replay, Handler):
     def __init__(self, batch: SubData) -> None:
         super().__init__(Undo())
         self.batch, self.batch_size, self.halo_size = batch, batch.batch_size, batch.halo_size
-        self.handler = self
         self.order: list[History] = []
         self.rows: list[Tensor] = []  # of batch and halo, by exchange
         self.layers: dict[Place, Layer] = {}
@@ -103,7 +103,7 @@ class _Spoiled(_Recorded):
 
     def __init__(self, first: _Recorded, number: int) -> None:
         Replay.__init__(self, Undo())
-        self.handler, self.first, self.batch_size = self, first, first.batch_size
+        self.first, self.batch_size = first, first.batch_size
         self.exact, self.layers = first.order[:number], first.layers
         self.is_same = True
 

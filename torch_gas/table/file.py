@@ -41,7 +41,6 @@ class FileTable(_core.FileRows, Table):
     Attributes:
         path: the file.
         pushed_at: for a file that is reused, when each row was last pushed, [N], else None.
-        clock: optimiser steps at the last commit.
         torn: whether the file was found torn, and its rows are forgotten.
         header: what the file says of itself.
 
@@ -133,16 +132,6 @@ class FileTable(_core.FileRows, Table):
     def generation(self) -> int:
         """Number of commits so far."""
         return self.header.generation
-
-    @property
-    def is_committed(self) -> bool:
-        """Whether nothing was written since the last commit."""
-        return self.header.committed
-
-    @property
-    def clock(self) -> int:
-        """Optimiser steps at the last commit."""
-        return self.header.clock
 
     def check_usable(self) -> None:
         """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
