@@ -104,13 +104,8 @@ class History(torch.nn.Module):
         pushed_at, clock = None, 0
         if isinstance(tier, FileTier):
             file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
-<<<<<<< HEAD
-            pushed_at, clock = file.pushed_at, file.clock
-            self.table: Table = file
-=======
             pushed_at, clock = file.pushed_at, file.header.clock
-            self._table: Table = file
->>>>>>> files
+            self.table: Table = file
             self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
         else:
             options = {"huge_pages": huge_pages, "pageable": tier == "host"}
