@@ -147,8 +147,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
         [[0.5], [0.5]]
     """
     call = "entry_softmax"
-    checked, left, right = _scores(call, matrix, left, right)
-    checks.number(call, "slope", slope)
+    checked, left, right = _scores(call, matrix, left, right, slope)
     out = left.new_empty((matrix.col.numel(), left.shape[1]))
     _C.entry_softmax(
         _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, out.data_ptr(), left.shape[1],
@@ -182,8 +181,7 @@ def entry_softmax_backward(
         [[[0.0]], [[0.25], [-0.25]]]
     """
     call = "entry_softmax_backward"
-    checked, left, right = _scores(call, matrix, left, right)
-    checks.number(call, "slope", slope)
+    checked, left, right = _scores(call, matrix, left, right, slope)
     heads = left.shape[1]
     softmax = _entries(call, "softmax", softmax, matrix, heads, left)
     grad = _entries(call, "grad", grad, matrix, heads, left)
@@ -203,10 +201,7 @@ def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[S
     order = matrix.order
     if order is not None:
         order = checks.ids(call, "order", order, like=("rowptr", rowptr))
-        if order.numel() != col.numel():
-            raise ValueError(
-                f"{call}: `order` must have a position for each entry, [{col.numel()}], but has {order.numel()}"
-            )
+        checks.length(call, "order", order, col.numel())
     checks.size(call, "num_numbers", matrix.size)
     if matrix.size < col.numel() or (matrix.size > col.numel() and not more_numbers):
         raise ValueError(
@@ -248,7 +243,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, li
     return value.contiguous()
 
 
-def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor) -> tuple[Sparse, Tensor, Tensor]:
+def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> tuple[Sparse, Tensor, Tensor]:
     """The checked matrix, and contiguous scores of its rows and columns."""
     checked, num_rows = _sparse(call, matrix)
     for name, value, size in (("left", left, num_rows), ("right", right, matrix.num_cols)):
@@ -260,4 +255,5 @@ def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor) -> tuple[Spa
                 f"{list(value.shape)}"
             )
     checks.same_type(call, "right", right, "left", left)
+    checks.number(call, "slope", slope)
     return checked, left.contiguous(), right.contiguous()

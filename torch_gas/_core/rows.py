@@ -9,7 +9,7 @@ from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
-from torch_gas._core.naming import arg, called, naming
+from torch_gas._core.naming import arg, at, called, naming
 from torch_gas._core.placement import Staging, check_placement, check_staging, move
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 
@@ -62,11 +62,8 @@ def gather_rows(
         checks.host(call, "index", index)
         device = staging.stream.device
     rows = _output(call, table, index.numel(), dtype, out, device)
-    if staging is None and rows.device != device:
-        raise ValueError(
-            f"{called(call)}: `{arg('index')}` and `out` must be on one device, but are on {device} and {rows.device}; "
-            f"move `{arg('index')}`"
-        )
+    if staging is None:
+        _same_device(call, index, "out", rows)
     check_placement(call, table, "index" if staging is None else "out", rows.device, staging)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr(), staging=staging)
     return rows
@@ -100,11 +97,7 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     _table(call, table)
     index = _index(call, index)
     rows = _input_rows(call, table, index.numel(), rows)
-    if rows.device != index.device:
-        raise ValueError(
-            f"{called(call)}: `{arg('index')}` and `{arg('rows')}` must be on one device, but are on {index.device} and "
-            f"{rows.device}; move `{arg('index')}`"
-        )
+    _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
 
@@ -227,9 +220,7 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
     checks.ids(call, "halo", halo)
     offset, count = checks.ranges(call, "offset", offset, count)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
-    dtype = dtype or table.dtype
-    _convertible("batch_rows", table, "dtype", dtype)
-    rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
+    rows = _output(call, table, batch_size + halo.numel(), dtype, None, torch.device("cpu"))
     read_chunks(table, offset, count, out=rows[:batch_size])
     _gather_halo(table, halo, out=rows[batch_size:])
     return rows
@@ -251,7 +242,7 @@ def _table(call: str, table: Table) -> None:
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
-        raise ValueError(f"{called(call)}: `{arg('table')}` must have rows, but is a single number")
+        raise ValueError(f"{at(call, 'table')} must have rows, but is a single number")
     checks.contiguous(call, "table", table)
 
 
@@ -262,18 +253,22 @@ def _index(call: str, index: Tensor) -> Tensor:
     return index.contiguous()
 
 
+def _same_device(call: str, index: Tensor, name: str, rows: Tensor) -> None:
+    if rows.device != index.device:
+        raise ValueError(
+            f"{at(call, 'index')} and `{arg(name)}` must be on one device, but are on {index.device} and {rows.device}; "
+            f"move `{arg('index')}`"
+        )
+
+
 def _output(
-    call: str,
-    table: Table,
-    num_rows: int,
-    dtype: torch.dtype | None,
-    out: Tensor | None,
-    device: torch.device,
+    call: str, table: Table, num_rows: int, dtype: torch.dtype | None, out: Tensor | None, device: torch.device
 ) -> Tensor:
     """Returns the tensor to write rows to."""
     if out is None:
-        _convertible(call, table, "dtype", dtype or table.dtype)
-        return empty((num_rows, *row_shape(table, dtype or table.dtype)), dtype or table.dtype, device)
+        dtype = dtype or table.dtype
+        _convertible(call, table, "dtype", dtype)
+        return empty((num_rows, *row_shape(table, dtype)), dtype, device)
     checks.tensor(call, "out", out)
     _convertible(call, table, "out", out.dtype)
     checks.contiguous(call, "out", out)
@@ -296,18 +291,17 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
     if num_rows is None and rows.dim() > 0:
         num_rows = rows.shape[0]
     shape = row_shape(table, rows.dtype)
-    if rows.dim() != table.dim() or rows.shape != (num_rows, *shape):
+    if rows.dim() != len(table.shape) or rows.shape != (num_rows, *shape):
         wanted = ["M" if num_rows is None else num_rows, *shape]
         raise ValueError(
-            f"{called(call)}: `{arg(name)}` must have one row of the table's shape for each row moved, "
-            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
-            "broadcast"
+            f"{at(call, name)} must have one row of the table's shape for each row moved, "
+            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never broadcast"
         )
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a torch.dtype, but is {type(dtype).__name__}")
+        raise TypeError(f"{at(call, name)} must be a torch.dtype, but is {type(dtype).__name__}")
     if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
@@ -317,7 +311,6 @@ def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None
             "that type"
         )
     raise TypeError(
-        f"{called(call)}: `{arg(name)}` must have the type of the table, or both must be one of "
-        f"{checks.names(FLOAT_TYPES)}, but `{arg('table')}` is {table.dtype} and `{arg(name)}` {dtype}; convert "
-        "one of them with `.to()`"
+        f"{at(call, name)} must have the type of the table, or both must be one of {checks.names(FLOAT_TYPES)}, but "
+        f"`{arg('table')}` is {table.dtype} and `{arg(name)}` {dtype}; convert one of them with `.to()`"
     )

@@ -62,9 +62,9 @@ def stream_parts(
     if not callable(report):
         raise TypeError(f"{call}: `report` must be a function, but is {type(report).__name__}")
     if edge_weight is not None:
-        edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, col.numel())
+        edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, size=col.numel())
     if node_weight is not None:
-        node_weight = checks.numbers(call, "node_weight", node_weight, torch.int64, num_nodes)
+        node_weight = checks.numbers(call, "node_weight", node_weight, torch.int64, size=num_nodes)
     part = torch.empty(num_nodes, dtype=torch.int64)
     _C.stream_parts(
         ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), address(edge_weight), address(node_weight),

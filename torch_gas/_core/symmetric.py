@@ -58,7 +58,7 @@ def adjacent_pairs(
     if rowptr is not None:
         rowptr = checks.ids(call, "rowptr", rowptr, like=("src", src))
         checks.length(call, "rowptr", rowptr, num_nodes + 1)
-    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, src.numel())
+    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, size=src.numel())
     checks.id_type(call, dtype)
     out_rowptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     col = torch.empty(src.numel(), dtype=dtype)
@@ -98,7 +98,7 @@ def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tupl
     col = checks.ids(call, "col", col)
     rowptr = checks.numbers(call, "rowptr", rowptr, torch.int64)
     num_nodes = checks.num_rows(call, rowptr)
-    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.int64, col.numel())
+    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.int64, size=col.numel())
     out_rowptr, out_col = col.new_empty(num_nodes + 1), col.new_empty(2 * col.numel())
     out_weight = None if weight is None else torch.empty_like(out_col)
     _C.symmetric(

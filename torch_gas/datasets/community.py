@@ -60,9 +60,8 @@ def synthetic(
     """
     if num_classes < 1 or num_features < 1 or num_nodes < num_classes:
         raise ValueError(
-            "synthetic: num_classes and num_features must be positive and num_nodes at least "
-            f"num_classes, but are num_classes={num_classes}, num_features={num_features}, "
-            f"num_nodes={num_nodes}"
+            "synthetic: num_classes and num_features must be positive and num_nodes at least num_classes, but are "
+            f"num_classes={num_classes}, num_features={num_features}, num_nodes={num_nodes}"
         )
     if not 0 <= homophily <= 1 or not avg_degree >= 0 or not noise >= 0:
         raise ValueError(

@@ -140,10 +140,9 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
             if os.path.isdir(folder) and not os.listdir(folder):
                 os.rmdir(folder)
         raise FileNotFoundError(
-            f"get_data: {key} is not in {raw} and could not be downloaded "
-            f"({type(error).__name__}: {error}). Missing there: {', '.join(absent)}. Get the files "
-            f"from {source.url} on a machine with internet access and put them there, or pass the "
-            f"root under which they lie as {source.folder}/{source.raw}"
+            f"get_data: {key} is not in {raw} and could not be downloaded ({type(error).__name__}: {error}). Missing "
+            f"there: {', '.join(absent)}. Get the files from {source.url} on a machine with internet access and put "
+            f"them there, or pass the root under which they lie as {source.folder}/{source.raw}"
         ) from None
 
 
