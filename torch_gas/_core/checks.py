@@ -20,10 +20,10 @@ FLOAT_TYPES = {
 }
 
 
-def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
-    """Contiguous row pointers and columns."""
+def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Contiguous row pointers and columns, and the number of rows."""
     rowptr = ids(call, "rowptr", rowptr)
-    return rowptr, ids(call, "col", col, like=("rowptr", rowptr))
+    return rowptr, ids(call, "col", col, like=("rowptr", rowptr)), num_rows(call, rowptr)
 
 
 def num_rows(call: str, rowptr: Tensor) -> int:
@@ -84,30 +84,28 @@ def same_length(call: str, name: str, value: Tensor, other_name: str, other: Ten
         )
 
 
-def kind(call: str, name: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted):
-        raise TypeError(f"{at(call, name)} must be a {wanted.__name__}, but is {type(value).__name__}")
+def kind(call: str, name: str, value: object, wanted: type | tuple[type, ...], words: str) -> None:
+    """A value of a type that has these words; a flag is no number."""
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise TypeError(f"{at(call, name)} must be {words}, but is {type(value).__name__}")
 
 
 def number(call: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{at(call, name)} must be a number, but is {type(value).__name__}")
+    kind(call, name, value, (int, float), "a number")
     if math.isnan(value):
         raise ValueError(f"{at(call, name)} must be a number, but is nan")
 
 
 def size(call: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{at(call, name)} must be an int, but is {type(value).__name__}")
+    kind(call, name, value, int, "an int")
     if value < 0:
         raise ValueError(f"{at(call, name)} must not be negative, but is {value}")
     if value >= 2**64:
         raise ValueError(f"{at(call, name)} must be less than 2**64, but is {value}")
 
 
-def tensor(call: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{at(call, name)} must be a torch.Tensor, but is {type(value).__name__}")
+def tensor(call: str, name: str, value: Tensor) -> None:
+    kind(call, name, value, Tensor, "a torch.Tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{at(call, name)} must be a dense tensor, but its layout is {value.layout}")
 

@@ -89,7 +89,7 @@ def read_ahead(table: FileRows, index: Tensor) -> None:
     Raises:
         IndexError: An id lies outside 0 .. N-1.
     """
-    checks.kind("read_ahead", "table", table, FileRows)
+    checks.kind("read_ahead", "table", table, FileRows, "a FileRows")
     index = checks.ids("read_ahead", "index", index)
     table.check_usable()
     _C.read_ahead(_bytes(table), ID_BITS[index.dtype], index.data_ptr(), index.numel())
@@ -107,7 +107,7 @@ def clear_rows(table: FileRows, offset: Tensor, count: Tensor) -> None:
         IndexError: A range lies outside the table.
         OSError: The system failed.
     """
-    checks.kind("clear_rows", "table", table, FileRows)
+    checks.kind("clear_rows", "table", table, FileRows, "a FileRows")
     offset, count = checks.ranges("clear_rows", "offset", offset, count)
     _C.clear_rows(_bytes(table), offset.data_ptr(), count.data_ptr(), offset.numel())
 

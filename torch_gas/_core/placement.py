@@ -34,13 +34,16 @@ class Staging:
         self.stream = torch.cuda.Stream(device)
 
 
-def check_staging(call: str, table: Table, staging: Staging) -> None:
-    """Refuses tables whose rows need no staging."""
-    checks.kind(call, "staging", staging, Staging)
+def device_of_rows(call: str, table: Table, staging: Staging | None, default: torch.device) -> torch.device:
+    """Where rows of the table are when they are not in it: on the device of `staging`, if it is given."""
+    if staging is None:
+        return default
+    checks.kind(call, "staging", staging, Staging, "a Staging")
     if table.device.type != "cpu":
         raise ValueError(
             f"{called(call)}: `staging` is for tables on the host, but `{arg('table')}` is on {table.device}; leave it out"
         )
+    return staging.stream.device
 
 
 def check_placement(call: str, table: Table, name: str, device: torch.device, staging: Staging | None = None) -> None:

@@ -10,7 +10,7 @@ from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.naming import arg, at, called, naming
-from torch_gas._core.placement import Staging, check_placement, check_staging, move
+from torch_gas._core.placement import Staging, check_placement, device_of_rows, move
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 
 _TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -56,11 +56,9 @@ def gather_rows(
     call = "gather_rows"
     _table(call, table)
     index = _index(call, index)
-    device = index.device
+    device = device_of_rows(call, table, staging, index.device)
     if staging is not None:
-        check_staging(call, table, staging)
         checks.host(call, "index", index)
-        device = staging.stream.device
     rows = _output(call, table, index.numel(), dtype, out, device)
     if staging is None:
         _same_device(call, index, "out", rows)
@@ -96,7 +94,8 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     call = "scatter_rows"
     _table(call, table)
     index = _index(call, index)
-    rows = _input_rows(call, table, index.numel(), rows)
+    _check_rows(call, "rows", rows, table, index.numel())
+    rows = rows.contiguous()
     _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
@@ -145,11 +144,7 @@ def read_chunks(
     offset, count = checks.ranges(call, "offset", offset, count)
     # Counts that are out of range must reach the check of the core, and no allocation.
     num_moved = int(count.clamp(0, table.shape[0]).sum())
-    device = table.device
-    if staging is not None:
-        check_staging(call, table, staging)
-        device = staging.stream.device
-    rows = _output(call, table, num_moved, dtype, out, device)
+    rows = _output(call, table, num_moved, dtype, out, device_of_rows(call, table, staging, table.device))
     check_placement(call, table, "out", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
     return rows
@@ -185,9 +180,9 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     call = "write_chunks"
     _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
-    rows = _input_rows(call, table, None, rows)
-    if staging is not None:
-        check_staging(call, table, staging)
+    _check_rows(call, "rows", rows, table, None)
+    rows = rows.contiguous()
+    device_of_rows(call, table, staging, rows.device)
     check_placement(call, table, "rows", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
@@ -269,10 +264,8 @@ def _output(
         dtype = dtype or table.dtype
         _convertible(call, table, "dtype", dtype)
         return empty((num_rows, *row_shape(table, dtype)), dtype, device)
-    checks.tensor(call, "out", out)
-    _convertible(call, table, "out", out.dtype)
+    _check_rows(call, "out", out, table, num_rows)
     checks.contiguous(call, "out", out)
-    _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
         raise TypeError(
             f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"
@@ -280,14 +273,9 @@ def _output(
     return out
 
 
-def _input_rows(call: str, table: Table, num_rows: int | None, rows: Tensor) -> Tensor:
-    checks.tensor(call, "rows", rows)
-    _convertible(call, table, "rows", rows.dtype)
-    _rows_shape(call, "rows", rows, table, num_rows)
-    return rows.contiguous()
-
-
-def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
+def _check_rows(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
+    checks.tensor(call, name, rows)
+    _convertible(call, table, name, rows.dtype)
     if num_rows is None and rows.dim() > 0:
         num_rows = rows.shape[0]
     shape = row_shape(table, rows.dtype)
@@ -300,8 +288,7 @@ def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{at(call, name)} must be a torch.dtype, but is {type(dtype).__name__}")
+    checks.kind(call, name, dtype, torch.dtype, "a torch.dtype")
     if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
