@@ -57,11 +57,11 @@ def gather_rows(
     _table(call, table)
     index = _index(call, index)
     device = device_of_rows(call, table, staging, index.device)
-    if staging is not None:
-        checks.host(call, "index", index)
     rows = _output(call, table, index.numel(), dtype, out, device)
     if staging is None:
         _same_device(call, index, "out", rows)
+    else:
+        checks.host(call, "index", index)
     check_placement(call, table, "index" if staging is None else "out", rows.device, staging)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr(), staging=staging)
     return rows

@@ -54,14 +54,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def checked_fields(cls: T) -> T:
     """A dataclass whose fields are checked against their annotations when it is made."""
-    cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
+    cls.__init__ = checked(cls.__init__)  # type: ignore[misc]  # as a dataclass does it
     return cls
 
 
 def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     error: type[Exception] = TypeError
-    rule, kind = str(annotation), "Tensor" if isinstance(value, Tensor) else type(value).__name__
-    if kind in _RULES and kind in rule.split():
+    rule = str(annotation)
+    kind = "Tensor" if isinstance(value, Tensor) else type(value).__name__
+    if kind in _RULES and kind in rule.split():  # of the right type, so that its value is wrong
         error, rule = ValueError, _RULES[kind]
     call = function.__qualname__
     if function.__name__ == "__init__":

@@ -46,15 +46,13 @@ def find(name: str) -> str:
     Raises:
         ValueError: if there is none.
     """
-    plain = _plain(name)
-    plain = ALIASES.get(plain, plain)
-    for key in SOURCES:
-        if _plain(key) == plain:
-            return key
-    raise ValueError(
-        f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)} and "
-        "synthetic:N with a number of nodes N"
-    )
+    keys = {_plain(key): key for key in SOURCES} | ALIASES
+    if _plain(name) not in keys:
+        raise ValueError(
+            f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)} and "
+            "synthetic:N with a number of nodes N"
+        )
+    return keys[_plain(name)]
 
 
 def _plain(name: str) -> str:
@@ -90,7 +88,7 @@ def _stopping_mask(data: Data) -> Data:
     return data
 
 
-class WordNet(pyg.Flickr):  # type: ignore[misc]
+class WordNet(pyg.Flickr):  # type: ignore[misc]  # PyG has no types
     """A graph in Flickr's layout that nobody offers for download."""
 
     def download(self) -> None:
@@ -131,7 +129,7 @@ def _cluster() -> Source:
     return Source("sbm", "CLUSTER/raw", ["CLUSTER_v2.pt"], url, read, _as_is)
 
 
-ALIASES = {"arxiv": "ogbnarxiv", "products": "ogbnproducts", "reddit2": "reddit"}
+ALIASES = {"arxiv": "ogbn-arxiv", "products": "ogbn-products", "reddit2": "Reddit"}
 WORDNET_URL = "https://github.com/globalwordnet/english-wordnet"
 
 SOURCES: dict[str, Source] = {

@@ -97,11 +97,8 @@ def with_index(device: torch.device) -> torch.device:
 
 def make_lanes(device: torch.device, concurrent: bool) -> Lanes:
     """Lanes for ``device``; all the same one unless transfers are to overlap with layers there."""
-    if device.type != "cuda":
-        lane = Lane()
-        return Lanes(lane, lane, lane)
-    compute = CurrentStream(device)
-    if not concurrent:
+    compute = CurrentStream(device) if device.type == "cuda" else Lane()
+    if device.type != "cuda" or not concurrent:
         return Lanes(compute, compute, compute)
     return Lanes(compute, SideStream(device), SideStream(device))
 
