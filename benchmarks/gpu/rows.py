@@ -39,7 +39,7 @@ class Bench:
         self.pageable = torch.empty(table_bytes, dtype=torch.uint8)
         self.buffer = self.host_bytes(moved_bytes)
         if self.is_cuda:
-            self.staging = _core.Staging(self.host_bytes(2**24), torch.cuda.Stream(device))
+            self.staging = _core.Staging(2**24, device)
 
     def host_bytes(self, size: int) -> Tensor:
         """Host memory that the device reaches."""

@@ -108,7 +108,7 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "a column too large": (IndexError, "`col` must be in", {"col": COL + 1}),
     "a negative column": (IndexError, "`col` must be in", {"col": COL - 1}),
     "an order out of range": (IndexError, "`order` must be in", {"order": COL + 1}),
-    "a short order": (ValueError, "`order` must have a position", {"order": COL[:2]}),
+    "a short order": (ValueError, "`order` must have 3 elements, but has 2", {"order": COL[:2]}),
     "an order of another type": (TypeError, "`order` must have the type", {"order": COL.int()}),
     "columns of another type": (TypeError, "`col` must have the type", {"col": COL.int()}),
     "pointers that descend": (ValueError, "`rowptr` must ascend", {"rowptr": torch.tensor([0, 3, 1])}),

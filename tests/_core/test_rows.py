@@ -15,7 +15,6 @@ widths = st.sampled_from([(), (0,), (1,), (3,), (16,), (2, 5)])
 TABLE = torch.arange(8.0).view(4, 2)
 IDS = int64(3, 1)
 ROWS = torch.full((2, 2), -1.0)
-UNPINNED = torch.empty(64, dtype=torch.uint8)
 
 
 @given(twins.seeds, st.sampled_from(twins.TYPE_PAIRS), widths, st.integers(0, 60), twins.id_types, st.data())
@@ -270,26 +269,14 @@ def test_rows_refuses(call: str, changes: dict[str, object], error: type, messag
     assert torch.equal(ROWS, rows), "nothing may be written before an error"
 
 
-@pytest.mark.parametrize(
-    ("staging", "error", "message"),
-    [
-        ((UNPINNED, None), TypeError, "`staging` must be a Staging, but is tuple"),
-        (_core.Staging(None, None), TypeError, "`staging.buffer` must be a torch.Tensor"),
-        (_core.Staging(UNPINNED.to("meta"), None), ValueError, "`staging.buffer` must be on the host"),
-        (_core.Staging(UNPINNED.view(8, 8), None), ValueError, "`staging.buffer` must have one dimension"),
-        (_core.Staging(UNPINNED[::2], None), ValueError, "`staging.buffer` must be contiguous"),
-        (_core.Staging(UNPINNED.float(), None), TypeError, "`staging.buffer` must be one of uint8"),
-        (_core.Staging(UNPINNED[1:], None), ValueError, "`staging.buffer` must start at a multiple of 8"),
-        (_core.Staging(UNPINNED, None), TypeError, "`staging.stream` must be a torch.cuda.Stream, but is NoneType"),
-    ],
-)
 @pytest.mark.parametrize("call", ["gather_rows", "read_chunks", "write_chunks"])
-def test_staging_refuses(call: str, staging: object, error: type, message: str) -> None:
+def test_staging_refuses(call: str) -> None:
     chunks = {"offset": int64(2), "count": int64(2)}
     arguments = {"gather_rows": {"index": IDS}, "read_chunks": chunks, "write_chunks": {**chunks, "rows": ROWS}}[call]
     table = TABLE.clone()
-    with pytest.raises(error, match=f"^{call}: .*{message}"):
-        getattr(_core, call)(table, **arguments, staging=staging)
+    with pytest.raises(TypeError, match=f"^{call}: `staging` must be a Staging, but is tuple"):
+        getattr(_core, call)(table, **arguments, staging=(torch.empty(64, dtype=torch.uint8), None))
     assert torch.equal(table, TABLE)
+    staging = object.__new__(_core.Staging)  # a whole one needs a CUDA device
     with pytest.raises(ValueError, match=f"^{call}: `staging` is for tables on the host, but `table` is on meta"):
-        getattr(_core, call)(TABLE.to("meta"), **arguments, staging=_core.Staging(UNPINNED, None))
+        getattr(_core, call)(TABLE.to("meta"), **arguments, staging=staging)

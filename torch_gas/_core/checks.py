@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gas._core.build import _C
-from torch_gas._core.naming import arg, called
+from torch_gas._core.naming import arg, at, called
 
 ID_BITS = {torch.int32: 32, torch.int64: 64}
 FLOAT_TYPES = {
@@ -20,10 +20,10 @@ FLOAT_TYPES = {
 }
 
 
-def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
-    """Contiguous row pointers and columns."""
+def csr(call: str, rowptr: Tensor, col: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Contiguous row pointers and columns, and the number of rows."""
     rowptr = ids(call, "rowptr", rowptr)
-    return rowptr, ids(call, "col", col, like=("rowptr", rowptr))
+    return rowptr, ids(call, "col", col, like=("rowptr", rowptr)), num_rows(call, rowptr)
 
 
 def num_rows(call: str, rowptr: Tensor) -> int:
@@ -35,12 +35,10 @@ def num_rows(call: str, rowptr: Tensor) -> int:
 
 def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = None) -> Tensor:
     """Contiguous ids on the host, of the type of others."""
-    host(call, name, value)
-    element_type(call, name, value, ID_BITS)
+    value = numbers(call, name, value, *ID_BITS)
     if like is not None:
         same_type(call, name, value, *like)
-    vector(call, name, value)
-    return value.contiguous()
+    return value
 
 
 def id_type(call: str, dtype: torch.dtype) -> None:
@@ -48,10 +46,10 @@ def id_type(call: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{called(call)}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
 
 
-def numbers(call: str, name: str, value: Tensor, dtype: torch.dtype, size: int | None = None) -> Tensor:
-    """Contiguous numbers of one type on the host."""
+def numbers(call: str, name: str, value: Tensor, *types: torch.dtype, size: int | None = None) -> Tensor:
+    """Contiguous numbers of one of some types on the host."""
     host(call, name, value)
-    element_type(call, name, value, [dtype])
+    element_type(call, name, value, types)
     vector(call, name, value)
     if size is not None:
         length(call, name, value, size)
@@ -75,75 +73,71 @@ def within(call: str, start: Tensor, count: Tensor, num_rows: int) -> None:
 
 def length(call: str, name: str, value: Tensor, size: int) -> None:
     if value.numel() != size:
-        raise ValueError(f"{called(call)}: `{arg(name)}` must have {size} elements, but has {value.numel()}")
+        raise ValueError(f"{at(call, name)} must have {size} elements, but has {value.numel()}")
 
 
 def same_length(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.numel() != other.numel():
         raise ValueError(
-            f"{called(call)}: `{arg(name)}` and `{arg(other_name)}` must be equally long, but have {value.numel()} and "
+            f"{at(call, name)} and `{arg(other_name)}` must be equally long, but have {value.numel()} and "
             f"{other.numel()} elements"
         )
 
 
-def kind(call: str, name: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a {wanted.__name__}, but is {type(value).__name__}")
+def kind(call: str, name: str, value: object, wanted: type | tuple[type, ...], words: str) -> None:
+    """A value of a type that has these words; a flag is no number."""
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise TypeError(f"{at(call, name)} must be {words}, but is {type(value).__name__}")
 
 
 def number(call: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a number, but is {type(value).__name__}")
+    kind(call, name, value, (int, float), "a number")
     if math.isnan(value):
-        raise ValueError(f"{called(call)}: `{arg(name)}` must be a number, but is nan")
+        raise ValueError(f"{at(call, name)} must be a number, but is nan")
 
 
 def size(call: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be an int, but is {type(value).__name__}")
+    kind(call, name, value, int, "an int")
     if value < 0:
-        raise ValueError(f"{called(call)}: `{arg(name)}` must not be negative, but is {value}")
+        raise ValueError(f"{at(call, name)} must not be negative, but is {value}")
     if value >= 2**64:
-        raise ValueError(f"{called(call)}: `{arg(name)}` must be less than 2**64, but is {value}")
+        raise ValueError(f"{at(call, name)} must be less than 2**64, but is {value}")
 
 
-def tensor(call: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a torch.Tensor, but is {type(value).__name__}")
+def tensor(call: str, name: str, value: Tensor) -> None:
+    kind(call, name, value, Tensor, "a torch.Tensor")
     if value.layout != torch.strided:
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a dense tensor, but its layout is {value.layout}")
+        raise TypeError(f"{at(call, name)} must be a dense tensor, but its layout is {value.layout}")
 
 
 def host(call: str, name: str, value: Tensor) -> None:
     tensor(call, name, value)
     if value.device.type != "cpu":
-        raise ValueError(
-            f"{called(call)}: `{arg(name)}` must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`"
-        )
+        raise ValueError(f"{at(call, name)} must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`")
 
 
 def vector(call: str, name: str, value: Tensor) -> None:
     if value.dim() != 1:
-        raise ValueError(f"{called(call)}: `{arg(name)}` must have one dimension, but has shape {list(value.shape)}")
+        raise ValueError(f"{at(call, name)} must have one dimension, but has shape {list(value.shape)}")
 
 
 def contiguous(call: str, name: str, value: Tensor) -> None:
     if not value.is_contiguous():
         raise ValueError(
-            f"{called(call)}: `{arg(name)}` must be contiguous, but has shape {list(value.shape)} and strides "
+            f"{at(call, name)} must be contiguous, but has shape {list(value.shape)} and strides "
             f"{list(value.stride())}; pass a tensor made with `{arg(name)}.contiguous()`"
         )
 
 
 def element_type(call: str, name: str, value: Tensor, valid: Collection[torch.dtype]) -> None:
     if value.dtype not in valid:
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be one of {names(valid)}, but is {value.dtype}")
+        raise TypeError(f"{at(call, name)} must be one of {names(valid)}, but is {value.dtype}")
 
 
 def same_type(call: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.dtype != other.dtype:
         raise TypeError(
-            f"{called(call)}: `{arg(name)}` must have the type of `{arg(other_name)}` ({other.dtype}), but is "
+            f"{at(call, name)} must have the type of `{arg(other_name)}` ({other.dtype}), but is "
             f"{value.dtype}; pass `{arg(name)}.to({other.dtype})`"
         )
 

@@ -48,18 +48,6 @@ class FileRows:
         """Bytes of all rows."""
         return self.shape.numel() * self.dtype.itemsize
 
-    def size(self, dim: int) -> int:
-        """Number of rows or of columns."""
-        return self.shape[dim]
-
-    def dim(self) -> int:
-        """2."""
-        return len(self.shape)
-
-    def element_size(self) -> int:
-        """Bytes of an element."""
-        return self.dtype.itemsize
-
     def is_pinned(self) -> bool:
         """False: a device cannot reach the rows."""
         return False
@@ -101,7 +89,7 @@ def read_ahead(table: FileRows, index: Tensor) -> None:
     Raises:
         IndexError: An id lies outside 0 .. N-1.
     """
-    _in_file("read_ahead", table)
+    checks.kind("read_ahead", "table", table, FileRows, "a FileRows")
     index = checks.ids("read_ahead", "index", index)
     table.check_usable()
     _C.read_ahead(_bytes(table), ID_BITS[index.dtype], index.data_ptr(), index.numel())
@@ -119,7 +107,7 @@ def clear_rows(table: FileRows, offset: Tensor, count: Tensor) -> None:
         IndexError: A range lies outside the table.
         OSError: The system failed.
     """
-    _in_file("clear_rows", table)
+    checks.kind("clear_rows", "table", table, FileRows, "a FileRows")
     offset, count = checks.ranges("clear_rows", "offset", offset, count)
     _C.clear_rows(_bytes(table), offset.data_ptr(), count.data_ptr(), offset.numel())
 
@@ -134,10 +122,5 @@ def forget_failure(file: int) -> None:
     _C.forget_failure(file)
 
 
-def _in_file(call: str, table: object) -> None:
-    if not isinstance(table, FileRows):
-        raise TypeError(f"{call}: `table` must be a FileRows, but is {type(table).__name__}")
-
-
 def _bytes(table: FileRows) -> object:
-    return _C.FileTable(table.file, table.offset, _C.DType.bytes, table.shape[0], table.shape[1] * table.element_size())
+    return _C.FileTable(table.file, table.offset, _C.DType.bytes, table.shape[0], table.shape[1] * table.dtype.itemsize)

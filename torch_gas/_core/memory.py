@@ -88,6 +88,6 @@ def mark_written(tensor: Tensor) -> None:
         torch.autograd.graph.increment_version(tensor)
 
 
-def address(value: Tensor | None) -> int:
-    """What the core takes for a tensor; 0 stands for none."""
-    return 0 if value is None else value.data_ptr()
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """What the core takes for tensors; 0 stands for none."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]

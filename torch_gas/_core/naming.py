@@ -17,6 +17,11 @@ arg: Callable[[str], str] = _C.argument_name
 """The user's name for an argument of the core."""
 
 
+def at(call: str, name: str) -> str:
+    """How an error about an argument begins."""
+    return f"{called(call)}: `{arg(name)}`"
+
+
 def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: errors that the core raises inside of the function speak of the call and the arguments that its user knows.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import empty
+from torch_gas._core.memory import addresses, empty
 
 
 def transpose(
@@ -39,16 +39,13 @@ def transpose(
         [[0, 2, 2, 3], [0, 1, 0], [0, 2, 1]]
     """
     call = "transpose"
-    rowptr, col = checks.csr(call, rowptr, col)
-    num_rows = checks.num_rows(call, rowptr)
+    rowptr, col, num_rows = checks.csr(call, rowptr, col)
     checks.size(call, "num_cols", num_cols)
     dtype = dtype or col.dtype
     checks.id_type(call, dtype)
     colptr, row, perm = (empty(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
-    _C.transpose(
-        ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), num_rows, num_cols, col.numel(),
-        ID_BITS[dtype], colptr.data_ptr(), row.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col), num_rows, num_cols, col.numel())
+    _C.transpose(*given, ID_BITS[dtype], *addresses(colptr, row, perm), torch.get_num_threads())
     return colptr, row, perm
 
 
@@ -80,8 +77,6 @@ def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Te
     checks.same_length(call, "src", src, "dst", dst)
     checks.size(call, "num_nodes", num_nodes)
     rowptr, col, perm = (empty(size, src.dtype) for size in (num_nodes + 1, src.numel(), src.numel()))
-    _C.to_csr(
-        ID_BITS[src.dtype], src.data_ptr(), dst.data_ptr(), num_nodes, src.numel(),
-        rowptr.data_ptr(), col.data_ptr(), perm.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    given = (ID_BITS[src.dtype], *addresses(src, dst), num_nodes, src.numel())
+    _C.to_csr(*given, *addresses(rowptr, col, perm), torch.get_num_threads())
     return rowptr, col, perm

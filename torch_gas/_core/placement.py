@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,51 +10,40 @@ from torch_gas._core.build import _C, require_cuda
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.file import FileRows, Table, in_use
 from torch_gas._core.memory import mark_written
-from torch_gas._core.naming import arg, called
+from torch_gas._core.naming import arg, at, called
 from torch_gas._core.storage import SCALED_TYPES, is_scaled
 
 
-class Staging(NamedTuple):
+class Staging:
     """What pulls and pushes of pageable tables go through.
 
     Calls that share it run one after the other, from whatever streams they are made.
 
+    Args:
+        num_bytes: Size of the buffer, which is used in two halves; a half must hold a row. Some MB keep the bus busy.
+        device: The CUDA device that rows come from or go to.
+
     Attributes:
-        buffer: Pinned memory [bytes], uint8, used in two halves; a half must hold a row. Some MB keep the bus busy.
+        buffer: Pinned memory [num_bytes], uint8.
         stream: Fills or empties a half by functions on the host, while the other half is on the bus. Nothing else
             should run on it.
     """
 
-    buffer: Tensor
-    stream: torch.cuda.Stream
+    def __init__(self, num_bytes: int, device: torch.device | str) -> None:
+        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        self.stream = torch.cuda.Stream(device)
 
 
-def check_staging(call: str, table: Table, staging: Staging) -> None:
-    """Refuses what no rows of the table can go through."""
-    if not isinstance(staging, Staging):
-        raise TypeError(f"{called(call)}: `staging` must be a Staging, but is {type(staging).__name__}")
+def device_of_rows(call: str, table: Table, staging: Staging | None, default: torch.device) -> torch.device:
+    """Where rows of the table are when they are not in it: on the device of `staging`, if it is given."""
+    if staging is None:
+        return default
+    checks.kind(call, "staging", staging, Staging, "a Staging")
     if table.device.type != "cpu":
         raise ValueError(
             f"{called(call)}: `staging` is for tables on the host, but `{arg('table')}` is on {table.device}; leave it out"
         )
-    buffer = staging.buffer
-    checks.host(call, "staging.buffer", buffer)
-    checks.vector(call, "staging.buffer", buffer)
-    checks.contiguous(call, "staging.buffer", buffer)
-    checks.element_type(call, "staging.buffer", buffer, [torch.uint8])
-    if buffer.data_ptr() % 8 != 0:
-        raise ValueError(
-            f"{called(call)}: `staging.buffer` must start at a multiple of 8 bytes; pass all of the memory"
-        )
-    if not isinstance(staging.stream, torch.cuda.Stream):
-        raise TypeError(
-            f"{called(call)}: `staging.stream` must be a torch.cuda.Stream, but is {type(staging.stream).__name__}"
-        )
-    if not buffer.is_pinned():
-        raise ValueError(
-            f"{called(call)}: `staging.buffer` must be pinned; make it with `torch.empty(size, dtype=torch.uint8, "
-            "pin_memory=True)`"
-        )
+    return staging.stream.device
 
 
 def check_placement(call: str, table: Table, name: str, device: torch.device, staging: Staging | None = None) -> None:
@@ -64,7 +51,7 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
     if staging is not None:
         if device != staging.stream.device:
             raise ValueError(
-                f"{called(call)}: `{arg(name)}` must be on the device of `staging.stream`, but they are on {device} and "
+                f"{at(call, name)} must be on the device of `staging.stream`, but they are on {device} and "
                 f"{staging.stream.device}; move `{arg(name)}`"
             )
         require_cuda(call, name, device)
@@ -91,24 +78,20 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = rows.shape[1:].numel()
     if table.dtype == rows.dtype:
-        width *= table.element_size()
+        width *= table.dtype.itemsize
         table_type = rows_type = _C.DType.bytes
     else:
         table_type = SCALED_TYPES[table.dtype] if is_scaled(table, rows.dtype) else FLOAT_TYPES[table.dtype]
         rows_type = FLOAT_TYPES[rows.dtype]
-    arguments = (
-        _table_at(table, table_type, width),
-        *where,
-        _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]),
-    )
+    arguments = (_table_at(table, table_type, width), *where, _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]))
     writes = call in ("scatter_rows", "write_chunks")
     threads = torch.get_num_threads()
+    stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream) if rows.is_cuda else None
     with in_use(table, writes):
         if staging is not None:
-            through = _staging_at(call, staging, rows)
-            getattr(_C, f"staged_{call}")(*arguments, _current_stream(rows.device), through, threads)
+            getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), threads)
         elif rows.is_cuda:
-            getattr(_C, f"cuda_{call}")(*arguments, _current_stream(rows.device), not table.is_cuda)
+            getattr(_C, f"cuda_{call}")(*arguments, stream, not table.is_cuda)
         else:
             getattr(_C, call)(*arguments, threads)
     written = table if writes else rows
@@ -123,14 +106,10 @@ def _table_at(table: Table, dtype: object, width: int) -> object:
 
 
 def _staging_at(call: str, staging: Staging, rows: Tensor) -> object:
-    row_bytes = rows.shape[1:].numel() * rows.element_size()
-    if staging.buffer.nbytes < 2 * row_bytes:
+    buffer, row_bytes = staging.buffer, rows.shape[1:].numel() * rows.element_size()
+    if buffer.nbytes < 2 * row_bytes:
         raise ValueError(
             f"{called(call)}: each half of `staging.buffer` must hold a row of {row_bytes} bytes, but the buffer has "
-            f"{staging.buffer.nbytes}; it needs at least {2 * row_bytes}"
+            f"{buffer.nbytes}; it needs at least {2 * row_bytes}"
         )
-    return _C.Staging(staging.buffer.data_ptr(), staging.buffer.nbytes, staging.stream.cuda_stream)
-
-
-def _current_stream(device: torch.device) -> object:
-    return _C.Stream(device.index, torch.cuda.current_stream(device).cuda_stream)
+    return _C.Staging(buffer.data_ptr(), buffer.nbytes, staging.stream.cuda_stream)

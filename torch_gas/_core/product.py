@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
-from torch_gas._core.memory import address
+from torch_gas._core.memory import addresses
 
 _TYPES = (torch.float32, torch.float64)
 
@@ -76,10 +76,7 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tenso
     if weight is not None:
         weight = _entries(call, "weight", weight, matrix, heads, rows)
     out = rows.new_empty((num_rows, *rows.shape[1:]))
-    _C.product(
-        _argument(checked, rows), address(weight), rows.data_ptr(), out.data_ptr(), heads, width,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    _C.product(_argument(checked, rows), *addresses(weight, rows, out), heads, width, torch.get_num_threads())
     return out
 
 
@@ -116,10 +113,7 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
             f"{list(right.shape[1:])}"
         )
     out = left.new_empty((matrix.col.numel(), *left.shape[1:-1]))
-    _C.entry_dots(
-        _argument(checked, left), left.data_ptr(), right.data_ptr(), out.data_ptr(), heads, width,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    _C.entry_dots(_argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
     return out
 
 
@@ -147,13 +141,12 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
         [[0.5], [0.5]]
     """
     call = "entry_softmax"
-    checked, left, right = _scores(call, matrix, left, right)
-    checks.number(call, "slope", slope)
-    out = left.new_empty((matrix.col.numel(), left.shape[1]))
+    checked, left, right = _scores(call, matrix, left, right, slope)
+    heads = left.shape[1]
+    out = left.new_empty((matrix.col.numel(), heads))
     _C.entry_softmax(
-        _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, out.data_ptr(), left.shape[1],
-        torch.get_num_threads(),
-    )  # fmt: skip
+        _argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
+    )
     return out
 
 
@@ -182,45 +175,40 @@ def entry_softmax_backward(
         [[[0.0]], [[0.25], [-0.25]]]
     """
     call = "entry_softmax_backward"
-    checked, left, right = _scores(call, matrix, left, right)
-    checks.number(call, "slope", slope)
+    checked, left, right = _scores(call, matrix, left, right, slope)
     heads = left.shape[1]
     softmax = _entries(call, "softmax", softmax, matrix, heads, left)
     grad = _entries(call, "grad", grad, matrix, heads, left)
     grad_left, grad_entry = torch.empty_like(left), torch.empty_like(softmax)
+    results = addresses(softmax, grad, grad_left, grad_entry)
     _C.entry_softmax_backward(
-        _argument(checked, left), left.data_ptr(), right.data_ptr(), slope, softmax.data_ptr(), grad.data_ptr(),
-        grad_left.data_ptr(), grad_entry.data_ptr(), heads, torch.get_num_threads(),
-    )  # fmt: skip
+        _argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
+    )
     return grad_left, grad_entry
 
 
 def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[Sparse, int]:
     """The matrix with contiguous tensors, and its number of rows; `more_numbers` allows more of them than entries."""
-    checks.kind(call, "matrix", matrix, Sparse)
-    rowptr, col = checks.csr(call, matrix.rowptr, matrix.col)
+    checks.kind(call, "matrix", matrix, Sparse, "a Sparse")
+    rowptr, col, num_rows = checks.csr(call, matrix.rowptr, matrix.col)
     checks.size(call, "num_cols", matrix.num_cols)
     order = matrix.order
     if order is not None:
         order = checks.ids(call, "order", order, like=("rowptr", rowptr))
-        if order.numel() != col.numel():
-            raise ValueError(
-                f"{call}: `order` must have a position for each entry, [{col.numel()}], but has {order.numel()}"
-            )
+        checks.length(call, "order", order, col.numel())
     checks.size(call, "num_numbers", matrix.size)
     if matrix.size < col.numel() or (matrix.size > col.numel() and not more_numbers):
         raise ValueError(
             f"{call}: there must be a number for each entry, {col.numel()}, but `num_numbers` is {matrix.size}"
         )
-    return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), checks.num_rows(call, rowptr)
+    return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), num_rows
 
 
 def _argument(matrix: Sparse, elements: Tensor) -> object:
     """A checked matrix as the core takes it, with the type of what it is multiplied with."""
-    return _C.Sparse(
-        ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype], matrix.rowptr.data_ptr(), matrix.col.data_ptr(),
-        address(matrix.order), matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size,
-    )  # fmt: skip
+    types = ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype]
+    memory = addresses(matrix.rowptr, matrix.col, matrix.order)
+    return _C.Sparse(*types, *memory, matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
 
 
 def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, int, int]:
@@ -248,7 +236,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, li
     return value.contiguous()
 
 
-def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor) -> tuple[Sparse, Tensor, Tensor]:
+def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> tuple[Sparse, Tensor, Tensor]:
     """The checked matrix, and contiguous scores of its rows and columns."""
     checked, num_rows = _sparse(call, matrix)
     for name, value, size in (("left", left, num_rows), ("right", right, matrix.num_cols)):
@@ -260,4 +248,5 @@ def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor) -> tuple[Spa
                 f"{list(value.shape)}"
             )
     checks.same_type(call, "right", right, "left", left)
+    checks.number(call, "slope", slope)
     return checked, left.contiguous(), right.contiguous()

@@ -9,8 +9,8 @@ from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
-from torch_gas._core.naming import arg, called, naming
-from torch_gas._core.placement import Staging, check_placement, check_staging, move
+from torch_gas._core.naming import arg, at, called, naming
+from torch_gas._core.placement import Staging, check_placement, device_of_rows, move
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 
 _TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -56,17 +56,12 @@ def gather_rows(
     call = "gather_rows"
     _table(call, table)
     index = _index(call, index)
-    device = index.device
-    if staging is not None:
-        check_staging(call, table, staging)
-        checks.host(call, "index", index)
-        device = staging.stream.device
+    device = device_of_rows(call, table, staging, index.device)
     rows = _output(call, table, index.numel(), dtype, out, device)
-    if staging is None and rows.device != device:
-        raise ValueError(
-            f"{called(call)}: `{arg('index')}` and `out` must be on one device, but are on {device} and {rows.device}; "
-            f"move `{arg('index')}`"
-        )
+    if staging is None:
+        _same_device(call, index, "out", rows)
+    else:
+        checks.host(call, "index", index)
     check_placement(call, table, "index" if staging is None else "out", rows.device, staging)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr(), staging=staging)
     return rows
@@ -99,12 +94,9 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     call = "scatter_rows"
     _table(call, table)
     index = _index(call, index)
-    rows = _input_rows(call, table, index.numel(), rows)
-    if rows.device != index.device:
-        raise ValueError(
-            f"{called(call)}: `{arg('index')}` and `{arg('rows')}` must be on one device, but are on {index.device} and "
-            f"{rows.device}; move `{arg('index')}`"
-        )
+    _check_rows(call, "rows", rows, table, index.numel())
+    rows = rows.contiguous()
+    _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
 
@@ -152,11 +144,7 @@ def read_chunks(
     offset, count = checks.ranges(call, "offset", offset, count)
     # Counts that are out of range must reach the check of the core, and no allocation.
     num_moved = int(count.clamp(0, table.shape[0]).sum())
-    device = table.device
-    if staging is not None:
-        check_staging(call, table, staging)
-        device = staging.stream.device
-    rows = _output(call, table, num_moved, dtype, out, device)
+    rows = _output(call, table, num_moved, dtype, out, device_of_rows(call, table, staging, table.device))
     check_placement(call, table, "out", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
     return rows
@@ -192,9 +180,9 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     call = "write_chunks"
     _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
-    rows = _input_rows(call, table, None, rows)
-    if staging is not None:
-        check_staging(call, table, staging)
+    _check_rows(call, "rows", rows, table, None)
+    rows = rows.contiguous()
+    device_of_rows(call, table, staging, rows.device)
     check_placement(call, table, "rows", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
@@ -227,9 +215,7 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
     checks.ids(call, "halo", halo)
     offset, count = checks.ranges(call, "offset", offset, count)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
-    dtype = dtype or table.dtype
-    _convertible("batch_rows", table, "dtype", dtype)
-    rows = empty((batch_size + halo.numel(), *row_shape(table, dtype)), dtype)
+    rows = _output(call, table, batch_size + halo.numel(), dtype, None, torch.device("cpu"))
     read_chunks(table, offset, count, out=rows[:batch_size])
     _gather_halo(table, halo, out=rows[batch_size:])
     return rows
@@ -251,7 +237,7 @@ def _table(call: str, table: Table) -> None:
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
-        raise ValueError(f"{called(call)}: `{arg('table')}` must have rows, but is a single number")
+        raise ValueError(f"{at(call, 'table')} must have rows, but is a single number")
     checks.contiguous(call, "table", table)
 
 
@@ -262,22 +248,24 @@ def _index(call: str, index: Tensor) -> Tensor:
     return index.contiguous()
 
 
+def _same_device(call: str, index: Tensor, name: str, rows: Tensor) -> None:
+    if rows.device != index.device:
+        raise ValueError(
+            f"{at(call, 'index')} and `{arg(name)}` must be on one device, but are on {index.device} and {rows.device}; "
+            f"move `{arg('index')}`"
+        )
+
+
 def _output(
-    call: str,
-    table: Table,
-    num_rows: int,
-    dtype: torch.dtype | None,
-    out: Tensor | None,
-    device: torch.device,
+    call: str, table: Table, num_rows: int, dtype: torch.dtype | None, out: Tensor | None, device: torch.device
 ) -> Tensor:
     """Returns the tensor to write rows to."""
     if out is None:
-        _convertible(call, table, "dtype", dtype or table.dtype)
-        return empty((num_rows, *row_shape(table, dtype or table.dtype)), dtype or table.dtype, device)
-    checks.tensor(call, "out", out)
-    _convertible(call, table, "out", out.dtype)
+        dtype = dtype or table.dtype
+        _convertible(call, table, "dtype", dtype)
+        return empty((num_rows, *row_shape(table, dtype)), dtype, device)
+    _check_rows(call, "out", out, table, num_rows)
     checks.contiguous(call, "out", out)
-    _rows_shape(call, "out", out, table, num_rows)
     if dtype is not None and dtype != out.dtype:
         raise TypeError(
             f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"
@@ -285,29 +273,22 @@ def _output(
     return out
 
 
-def _input_rows(call: str, table: Table, num_rows: int | None, rows: Tensor) -> Tensor:
-    checks.tensor(call, "rows", rows)
-    _convertible(call, table, "rows", rows.dtype)
-    _rows_shape(call, "rows", rows, table, num_rows)
-    return rows.contiguous()
-
-
-def _rows_shape(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
+def _check_rows(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:
+    checks.tensor(call, name, rows)
+    _convertible(call, table, name, rows.dtype)
     if num_rows is None and rows.dim() > 0:
         num_rows = rows.shape[0]
     shape = row_shape(table, rows.dtype)
-    if rows.dim() != table.dim() or rows.shape != (num_rows, *shape):
+    if rows.dim() != len(table.shape) or rows.shape != (num_rows, *shape):
         wanted = ["M" if num_rows is None else num_rows, *shape]
         raise ValueError(
-            f"{called(call)}: `{arg(name)}` must have one row of the table's shape for each row moved, "
-            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never "
-            "broadcast"
+            f"{at(call, name)} must have one row of the table's shape for each row moved, "
+            f"[{', '.join(map(str, wanted))}], but has shape {list(rows.shape)}; rows are never broadcast"
         )
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{called(call)}: `{arg(name)}` must be a torch.dtype, but is {type(dtype).__name__}")
+    checks.kind(call, name, dtype, torch.dtype, "a torch.dtype")
     if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
@@ -317,7 +298,6 @@ def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None
             "that type"
         )
     raise TypeError(
-        f"{called(call)}: `{arg(name)}` must have the type of the table, or both must be one of "
-        f"{checks.names(FLOAT_TYPES)}, but `{arg('table')}` is {table.dtype} and `{arg(name)}` {dtype}; convert "
-        "one of them with `.to()`"
+        f"{at(call, name)} must have the type of the table, or both must be one of {checks.names(FLOAT_TYPES)}, but "
+        f"`{arg('table')}` is {table.dtype} and `{arg(name)}` {dtype}; convert one of them with `.to()`"
     )

@@ -23,7 +23,8 @@ def stored_width(num_cols: int, dtype: torch.dtype) -> int:
 
 def is_scaled(table: Table, dtype: torch.dtype) -> bool:
     """Tells whether rows of type `dtype` are the numbers that a table of a scaled type stands for, not its elements."""
-    return table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES and table.dim() == 2 and table.shape[1] > _SCALE_BYTES
+    types_match = table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES
+    return types_match and len(table.shape) == 2 and table.shape[1] > _SCALE_BYTES
 
 
 def row_shape(table: Table, dtype: torch.dtype) -> torch.Size:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import address
+from torch_gas._core.memory import addresses
 
 
 def stream_passes() -> int:
@@ -55,19 +55,16 @@ def stream_parts(
         (True, True, False)
     """
     call = "stream_parts"
-    rowptr, col = checks.csr(call, rowptr, col)
-    num_nodes = checks.num_rows(call, rowptr)
+    rowptr, col, num_nodes = checks.csr(call, rowptr, col)
     checks.size(call, "num_parts", num_parts)
     checks.size(call, "seed", seed)
     if not callable(report):
         raise TypeError(f"{call}: `report` must be a function, but is {type(report).__name__}")
     if edge_weight is not None:
-        edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, col.numel())
+        edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, size=col.numel())
     if node_weight is not None:
-        node_weight = checks.numbers(call, "node_weight", node_weight, torch.int64, num_nodes)
+        node_weight = checks.numbers(call, "node_weight", node_weight, torch.int64, size=num_nodes)
     part = torch.empty(num_nodes, dtype=torch.int64)
-    _C.stream_parts(
-        ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), address(edge_weight), address(node_weight),
-        num_nodes, col.numel(), num_parts, seed, report, part.data_ptr(),
-    )  # fmt: skip
+    graph = addresses(rowptr, col, edge_weight, node_weight)
+    _C.stream_parts(ID_BITS[rowptr.dtype], *graph, num_nodes, col.numel(), num_parts, seed, report, part.data_ptr())
     return part

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import address, empty
+from torch_gas._core.memory import addresses, empty
 
 
 class Subgraph(NamedTuple):
@@ -72,27 +72,20 @@ def subgraph(
         ([1], [2], [1, 0])
     """
     call = "subgraph"
-    rowptr, col = checks.csr(call, rowptr, col)
+    rowptr, col, num_nodes = checks.csr(call, rowptr, col)
     start, count = checks.ranges(call, "start", start, count)
-    checks.kind(call, "ascending", ascending, bool)
-    checks.kind(call, "coo", coo, bool)
+    checks.kind(call, "ascending", ascending, bool, "a bool")
+    checks.kind(call, "coo", coo, bool, "a bool")
     threads = torch.get_num_threads()
-    found = _C.Subgraph(
-        ID_BITS[rowptr.dtype], rowptr.data_ptr(), col.data_ptr(), checks.num_rows(call, rowptr), col.numel(),
-        start.data_ptr(), count.data_ptr(), start.numel(), threads,
-    )  # fmt: skip
+    graph, ranges = addresses(rowptr, col), addresses(start, count)
+    found = _C.Subgraph(ID_BITS[rowptr.dtype], *graph, num_nodes, col.numel(), *ranges, start.numel(), threads)
     num_rows, num_edges, halo_size = found.sizes
     edge_index = empty((2, num_edges), col.dtype) if coo else None
-    sub = Subgraph(
-        empty(num_rows + 1, col.dtype),
-        empty(num_edges, col.dtype) if edge_index is None else edge_index[0],
-        empty(num_edges, col.dtype),
-        empty(num_rows + halo_size, torch.int64),
-        edge_index,
-    )
-    row = None if edge_index is None else edge_index[1]
-    found.write(
-        sub.rowptr.data_ptr(), sub.col.data_ptr(), address(row), sub.e_id.data_ptr(), sub.n_id.data_ptr(),
-        ascending, threads,
-    )  # fmt: skip
-    return sub
+    if edge_index is None:
+        local_col, local_row = empty(num_edges, col.dtype), None
+    else:
+        local_col, local_row = edge_index[0], edge_index[1]
+    local_rowptr, e_id = empty(num_rows + 1, col.dtype), empty(num_edges, col.dtype)
+    n_id = empty(num_rows + halo_size, torch.int64)
+    found.write(*addresses(local_rowptr, local_col, local_row, e_id, n_id), ascending, threads)
+    return Subgraph(local_rowptr, local_col, e_id, n_id, edge_index)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import address
+from torch_gas._core.memory import addresses
 
 
 def adjacent_pairs(
@@ -58,15 +58,13 @@ def adjacent_pairs(
     if rowptr is not None:
         rowptr = checks.ids(call, "rowptr", rowptr, like=("src", src))
         checks.length(call, "rowptr", rowptr, num_nodes + 1)
-    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, src.numel())
+    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, size=src.numel())
     checks.id_type(call, dtype)
     out_rowptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     col = torch.empty(src.numel(), dtype=dtype)
     sums = None if weight is None else torch.empty_like(weight)
-    size = _C.adjacent_pairs(
-        ID_BITS[src.dtype], address(rowptr), address(dst), src.data_ptr(), num_nodes, src.numel(), address(weight),
-        ID_BITS[dtype], out_rowptr.data_ptr(), col.data_ptr(), address(sums), torch.get_num_threads(),
-    )  # fmt: skip
+    given = (ID_BITS[src.dtype], *addresses(rowptr, dst, src), num_nodes, src.numel(), *addresses(weight))
+    size = _C.adjacent_pairs(*given, ID_BITS[dtype], *addresses(out_rowptr, col, sums), torch.get_num_threads())
     return out_rowptr, col[:size], None if sums is None else sums[:size]
 
 
@@ -98,11 +96,9 @@ def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tupl
     col = checks.ids(call, "col", col)
     rowptr = checks.numbers(call, "rowptr", rowptr, torch.int64)
     num_nodes = checks.num_rows(call, rowptr)
-    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.int64, col.numel())
+    weight = None if weight is None else checks.numbers(call, "weight", weight, torch.int64, size=col.numel())
     out_rowptr, out_col = col.new_empty(num_nodes + 1), col.new_empty(2 * col.numel())
     out_weight = None if weight is None else torch.empty_like(out_col)
-    _C.symmetric(
-        ID_BITS[col.dtype], rowptr.data_ptr(), col.data_ptr(), address(weight), num_nodes, col.numel(),
-        out_rowptr.data_ptr(), out_col.data_ptr(), address(out_weight),
-    )  # fmt: skip
+    given = (ID_BITS[col.dtype], *addresses(rowptr, col, weight), num_nodes, col.numel())
+    _C.symmetric(*given, *addresses(out_rowptr, out_col, out_weight))
     return out_rowptr, out_col, out_weight

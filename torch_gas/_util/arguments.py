@@ -20,8 +20,9 @@ R = TypeVar("R")
 T = TypeVar("T", bound=type)
 Admits = Callable[[Any], bool]
 
-# Numbers are taken as Python takes them, NumPy's among them; a flag is not a number.
 _FLAGS = (bool, np.bool_)
+# What is asked of values besides their type, and the words of errors for it.
+_RULES = {"Tensor": "a dense tensor with memory", "float": "a number", "int": "a number of 64 bits"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,28 +54,23 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def checked_fields(cls: T) -> T:
     """A dataclass whose fields are checked against their annotations when it is made."""
-    cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
+    cls.__init__ = checked(cls.__init__)  # type: ignore[misc]  # as a dataclass does it
     return cls
 
 
 def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    wrong: type[Exception] = ValueError
-    words = str(annotation).split()
-    if isinstance(value, Tensor) and "Tensor" in words:
-        rule = "a dense tensor with memory"
-    elif type(value) is float and "float" in words:
-        rule = "a number"
-    elif type(value) is int and "int" in words:
-        rule = "a number of 64 bits"
-    else:
-        wrong, rule = TypeError, str(annotation)
+    error: type[Exception] = TypeError
+    rule = str(annotation)
+    kind = "Tensor" if isinstance(value, Tensor) else type(value).__name__
+    if kind in _RULES and kind in rule.split():  # of the right type, so that its value is wrong
+        error, rule = ValueError, _RULES[kind]
     call = function.__qualname__
     if function.__name__ == "__init__":
         call = type(args[0]).__name__  # maybe a class that derives from it
     came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
-    if wrong is ValueError and isinstance(value, Tensor):
+    if error is ValueError and isinstance(value, Tensor):
         came = f"{value.layout} on {value.device}"
-    raise wrong(f"{call}: {name} must be {rule}, but is {came}")
+    raise error(f"{call}: {name} must be {rule}, but is {came}")
 
 
 def _rule(annotation: Any, function: Callable[..., Any]) -> Admits:
@@ -92,6 +88,17 @@ def _anything(value: Any) -> bool:
     return True
 
 
+# Numbers are taken as Python takes them, NumPy's among them; a flag is not a number.
+_VALUES: dict[type, Admits] = {
+    bool: lambda value: isinstance(value, _FLAGS),
+    int: lambda value: (
+        isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
+    ),
+    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value,
+    Tensor: lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta,
+}
+
+
 def _admits(hint: Any) -> Admits:
     """Tells what is of a type."""
     if hint in (Any, object):
@@ -100,7 +107,8 @@ def _admits(hint: Any) -> Admits:
         return lambda value: isinstance(value, hint.__constraints__)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _any_of(inner)
+        rules = tuple(map(_admits, inner))
+        return lambda value: any(admits(value) for admits in rules)
     if origin is typing.Literal:
         return lambda value: isinstance(value, str)  # of which the function knows more
     if origin is collections.abc.Callable:
@@ -111,22 +119,9 @@ def _admits(hint: Any) -> Admits:
     if origin is collections.abc.Mapping:
         key, item = map(_admits, inner)
         return lambda value: isinstance(value, origin) and all(key(k) and item(v) for k, v in value.items())
-    if hint is bool:
-        return lambda value: isinstance(value, _FLAGS)
-    if hint is Tensor:
-        return lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-    if hint is int:
-        return lambda value: (
-            isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
-        )
-    if hint is float:
-        return lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value
+    if hint in _VALUES:
+        return _VALUES[hint]
     kind = origin or hint
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return lambda value: isinstance(value, kind)
     return _anything
-
-
-def _any_of(hints: tuple[Any, ...]) -> Admits:
-    rules = tuple(map(_admits, hints))
-    return lambda value: any(admits(value) for admits in rules)

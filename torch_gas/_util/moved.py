@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 # Modules of 0.1, and where what they hold is now; one below them is found there under its own name.
 _MOVED = {
@@ -37,7 +37,7 @@ class _Finder(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        moved = package == "torch_gas" and (name in _MOVED or name.partition(".")[0] in _MOVED)
+        moved = package == "torch_gas" and name.partition(".")[0] in _MOVED
         return ModuleSpec(fullname, self, is_package=True) if moved else None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -50,11 +50,7 @@ class _Finder(MetaPathFinder, Loader):
             DeprecationWarning,
             stacklevel=2,
         )
-
-        def look_up(name: str) -> Any:
-            return getattr(moved, name)
-
-        vars(module).update(__doc__=moved.__doc__, __getattr__=look_up, __dir__=lambda: dir(moved))
+        vars(module).update(__doc__=moved.__doc__, __getattr__=partial(getattr, moved), __dir__=partial(dir, moved))
 
 
 def keep_old_paths() -> None:

@@ -60,9 +60,8 @@ def synthetic(
     """
     if num_classes < 1 or num_features < 1 or num_nodes < num_classes:
         raise ValueError(
-            "synthetic: num_classes and num_features must be positive and num_nodes at least "
-            f"num_classes, but are num_classes={num_classes}, num_features={num_features}, "
-            f"num_nodes={num_nodes}"
+            "synthetic: num_classes and num_features must be positive and num_nodes at least num_classes, but are "
+            f"num_classes={num_classes}, num_features={num_features}, num_nodes={num_nodes}"
         )
     if not 0 <= homophily <= 1 or not avg_degree >= 0 or not noise >= 0:
         raise ValueError(
@@ -74,7 +73,7 @@ def synthetic(
     community = torch.randint(num_communities, (num_nodes,), generator=generator).sort().values
     new_id = torch.randperm(num_nodes, generator=generator)
 
-    edge_index = _edges(community, num_communities, new_id, avg_degree, homophily, generator)
+    edge_index = _edges(community, new_id, avg_degree, homophily, generator)
     y = torch.empty(num_nodes, dtype=torch.long)
     y[new_id] = community % num_classes
     x = torch.randn(num_nodes, num_features, generator=generator).mul_(noise)
@@ -86,23 +85,14 @@ def synthetic(
     # Node ids are random already, so any range of them is a random sample.
     node = torch.arange(num_nodes)
     train_end, val_end = num_nodes // 2, num_nodes * 3 // 4
-    return Data(
-        x=x,
-        edge_index=edge_index,
-        y=y,
-        train_mask=node < train_end,
-        val_mask=(node >= train_end) & (node < val_end),
-        test_mask=node >= val_end,
-    )
+    data = Data(x=x, edge_index=edge_index, y=y, train_mask=node < train_end)
+    data.val_mask = (node >= train_end) & (node < val_end)
+    data.test_mask = node >= val_end
+    return data
 
 
 def _edges(
-    community: Tensor,
-    num_communities: int,
-    new_id: Tensor,
-    avg_degree: float,
-    homophily: float,
-    generator: torch.Generator,
+    community: Tensor, new_id: Tensor, avg_degree: float, homophily: float, generator: torch.Generator
 ) -> Tensor:
     """Undirected, coalesced edges [2, E] between the new ids of nodes sorted by ``community``."""
     num_nodes, num_draws = community.numel(), int(community.numel() * avg_degree / 2)
@@ -116,7 +106,7 @@ def _edges(
     # restricting the number to a community's stretch of that sum restricts the draw to the
     # community.
     weight_sum = (1 - uniform(num_nodes)).pow_(-0.4).cumsum_(0)
-    first = torch.searchsorted(community, torch.arange(num_communities + 1))
+    first = torch.searchsorted(community, torch.arange(int(community[-1]) + 2))
     bound = torch.cat([weight_sum.new_zeros(1), weight_sum])[first]
 
     def draw(position: Tensor) -> Tensor:

@@ -53,11 +53,7 @@ def writable_home(home: Path, raw: str, files: list[str]) -> Path:
     key = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     twin = cache_dir() / f"{home.name.lower()}-{key}"
     if not (twin / raw).exists():
-        logger.warning(
-            "%s is read-only: processed files go to %s (set TORCH_GAS_CACHE to move it)",
-            existing,
-            twin,
-        )
+        logger.warning("%s is read-only: processed files go to %s (set TORCH_GAS_CACHE to move it)", existing, twin)
         if not missing(home / raw, files):
             (twin / raw).parent.mkdir(parents=True, exist_ok=True)
             (twin / raw).symlink_to(home / raw, target_is_directory=True)

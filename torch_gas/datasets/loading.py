@@ -7,7 +7,9 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch_geometric import EdgeIndex
@@ -62,8 +64,9 @@ def get_data(
         >>> data.x.shape, num_features, num_classes
         (torch.Size([1000, 64]), 64, 10)
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"get_data: layout must be one of {', '.join(LAYOUTS)}, but is {layout!r}")
+    for argument, value, valid in (("layout", layout, LAYOUTS), ("split", split, SPLITS)):
+        if value not in valid:
+            raise ValueError(f"get_data: {argument} must be one of {', '.join(valid)}, but is {value!r}")
     has_torch_sparse = importlib.util.find_spec("torch_sparse") is not None
     if layout == "adj_t":
         layout = "SparseTensor" if has_torch_sparse else "csr"
@@ -72,9 +75,6 @@ def get_data(
             "get_data: layout='SparseTensor' needs torch-sparse, which is not installed: "
             "pip install torch-sparse, or use layout='csr'"
         )
-    if split not in SPLITS:
-        raise ValueError(f"get_data: split must be one of {', '.join(SPLITS)}, but is {split!r}")
-
     made = re.fullmatch(r"(synthetic|synthetic-cluster):(\d+)", name.strip().lower())
     key = made[1] if made else find(name)
     if split != "train" and key not in SETS_OF_GRAPHS:
@@ -83,6 +83,8 @@ def get_data(
             "with masks: leave split out"
         )
     data = _make(key, int(made[2]), split) if made else _load(root, key, split)
+    if key in SETS_OF_GRAPHS:
+        data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
     if data.y.dim() == 2:
         # Yelp's raw labels are integers, but the loss for several labels takes floats.
         data.y = data.y.float()
@@ -95,9 +97,7 @@ def get_data(
 def _make(key: str, size: int, split: str) -> Data:
     if key == "synthetic":
         return synthetic(size)
-    data = synthetic_cluster(size if split == "train" else max(size // 10, 1), seed=SPLITS.index(split))
-    data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
-    return data
+    return synthetic_cluster(size if split == "train" else max(size // 10, 1), seed=SPLITS.index(split))
 
 
 def _load(root: str | os.PathLike[str], key: str, split: str) -> Data:
@@ -108,16 +108,14 @@ def _load(root: str | os.PathLike[str], key: str, split: str) -> Data:
         return source.finish(_read(key, str(home), source.read)[0])
     graphs = _read(key, str(home), partial(source.read, split=split))
     joined = Batch.from_data_list(list(graphs))
-    data = Data(x=joined.x, edge_index=joined.edge_index, y=joined.y)
-    data[f"{split}_mask"] = torch.ones(joined.num_nodes, dtype=torch.bool)
-    return source.finish(data)
+    return source.finish(Data(x=joined.x, edge_index=joined.edge_index, y=joined.y))
 
 
 def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemoryDataset:
     """Downloads and processes through PyG; where it cannot, one error says what is missing."""
     source = SOURCES[key]
-    raw = os.path.join(home, source.raw)
-    new_folders = _folders_to_make(raw)
+    raw = Path(home, source.raw)
+    new_folders = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
         with warnings.catch_warnings():
             # PyGAS kept the same files processed into another format, which is useless here.
@@ -136,24 +134,14 @@ def _read(key: str, home: str, read: Callable[..., InMemoryDataset]) -> InMemory
         absent = missing(raw, source.files)
         if not absent:
             raise
-        for folder in new_folders:
-            if os.path.isdir(folder) and not os.listdir(folder):
-                os.rmdir(folder)
+        for folder in new_folders:  # the innermost first
+            with suppress(OSError):  # not made, or not empty
+                folder.rmdir()
         raise FileNotFoundError(
-            f"get_data: {key} is not in {raw} and could not be downloaded "
-            f"({type(error).__name__}: {error}). Missing there: {', '.join(absent)}. Get the files "
-            f"from {source.url} on a machine with internet access and put them there, or pass the "
-            f"root under which they lie as {source.folder}/{source.raw}"
+            f"get_data: {key} is not in {raw} and could not be downloaded ({type(error).__name__}: {error}). Missing "
+            f"there: {', '.join(absent)}. Get the files from {source.url} on a machine with internet access and put "
+            f"them there, or pass the root under which they lie as {source.folder}/{source.raw}"
         ) from None
-
-
-def _folders_to_make(path: str) -> list[str]:
-    """``path`` and its parents that do not exist yet, innermost first."""
-    found = []
-    while not os.path.exists(path):
-        found.append(path)
-        path = os.path.dirname(path)
-    return found
 
 
 def _with_layout(data: Data, layout: str) -> Data:

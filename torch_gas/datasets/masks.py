@@ -11,11 +11,7 @@ from torch_gas.graph.checks import INTEGERS
 
 @checked
 def gen_masks(
-    y: Tensor,
-    train_per_class: int = 20,
-    val_per_class: int = 30,
-    num_splits: int = 20,
-    seed: int | None = None,
+    y: Tensor, train_per_class: int = 20, val_per_class: int = 30, num_splits: int = 20, seed: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random splits with equally many training and validation nodes per class, the rest for test
     (section 5).
@@ -45,8 +41,7 @@ def gen_masks(
     if train_per_class < 0 or val_per_class < 0 or num_splits < 1:
         raise ValueError(
             "gen_masks: counts must not be negative and num_splits must be positive, but are "
-            f"train_per_class={train_per_class}, val_per_class={val_per_class}, "
-            f"num_splits={num_splits}"
+            f"train_per_class={train_per_class}, val_per_class={val_per_class}, num_splits={num_splits}"
         )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     needed = train_per_class + val_per_class
@@ -57,9 +52,8 @@ def gen_masks(
         nodes = (labels == label).nonzero().view(-1)
         if 0 < nodes.numel() < needed:
             raise ValueError(
-                f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, "
-                f"but class {label} has {nodes.numel()}: lower the counts or mark the class as "
-                "unlabeled (-1)"
+                f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, but class {label} has "
+                f"{nodes.numel()}: lower the counts or mark the class as unlabeled (-1)"
             )
         order = [torch.randperm(nodes.numel(), generator=generator) for _ in range(num_splits)]
         drawn = nodes[torch.stack(order, dim=1)]

@@ -22,7 +22,7 @@ URL = "http://snap.stanford.edu/ogb/data/nodeproppred"
 SPLIT = {"arxiv": "time", "products": "sales_ranking"}
 
 
-class OGBNodes(InMemoryDataset):  # type: ignore[misc]
+class OGBNodes(InMemoryDataset):  # type: ignore[misc]  # PyG has no types
     """ogbn-arxiv or ogbn-products as defined by OGB (Hu et al., 2020, arXiv:2005.00687).
 
     The folder is OGB's: ``root/ogbn_arxiv/raw`` and ``root/ogbn_arxiv/split``. ogbn-arxiv is

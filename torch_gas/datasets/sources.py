@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch_geometric import datasets as pyg
 from torch_geometric.data import Data, InMemoryDataset
-from torch_geometric.datasets import (
-    PPI,
-    Amazon,
-    CitationFull,
-    Coauthor,
-    Flickr,
-    GNNBenchmarkDataset,
-    HeterophilousGraphDataset,
-    Planetoid,
-    Reddit2,
-    WikiCS,
-    Yelp,
-)
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import to_undirected
 
@@ -58,15 +46,13 @@ def find(name: str) -> str:
     Raises:
         ValueError: if there is none.
     """
-    plain = _plain(name)
-    plain = ALIASES.get(plain, plain)
-    for key in SOURCES:
-        if _plain(key) == plain:
-            return key
-    raise ValueError(
-        f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)} and "
-        "synthetic:N with a number of nodes N"
-    )
+    keys = {_plain(key): key for key in SOURCES} | ALIASES
+    if _plain(name) not in keys:
+        raise ValueError(
+            f"get_data: unknown data set {name!r}; the names are {', '.join(SOURCES)} and "
+            "synthetic:N with a number of nodes N"
+        )
+    return keys[_plain(name)]
 
 
 def _plain(name: str) -> str:
@@ -74,11 +60,6 @@ def _plain(name: str) -> str:
 
 
 def _as_is(data: Data) -> Data:
-    return data
-
-
-def _row_normalised(data: Data) -> Data:
-    data = NormalizeFeatures()(data)
     return data
 
 
@@ -100,13 +81,14 @@ def _undirected(data: Data) -> Data:
     return data
 
 
-def _stopping_mask_for_validation(data: Data) -> Data:
+def _stopping_mask(data: Data) -> Data:
+    """Validates on the mask that WikiCS gives for early stopping."""
     data.val_mask = data.stopping_mask
     del data.stopping_mask
     return data
 
 
-class WordNet(Flickr):  # type: ignore[misc]
+class WordNet(pyg.Flickr):  # type: ignore[misc]  # PyG has no types
     """A graph in Flickr's layout that nobody offers for download."""
 
     def download(self) -> None:
@@ -116,14 +98,13 @@ class WordNet(Flickr):  # type: ignore[misc]
 def _planetoid(name: str) -> Source:
     parts = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
     files = [f"ind.{name.lower()}.{part}" for part in parts]
-    read = partial(Planetoid, name=name)
-    return Source("planetoid", f"{name}/raw", files, Planetoid.url, read, _row_normalised)
+    read = partial(pyg.Planetoid, name=name)
+    return Source("planetoid", f"{name}/raw", files, pyg.Planetoid.url, read, NormalizeFeatures())
 
 
 def _npz(reader: Any, folder: str, name: str, file: str, finish: Callable[[Data], Data] = _random_splits) -> Source:
     url = reader.url if "{}" in reader.url else f"{reader.url.rstrip('/')}/{file}"
-    url = url.format(name)
-    return Source(folder, f"{name}/raw", [file], url, partial(reader, name=name), finish)
+    return Source(folder, f"{name}/raw", [file], url.format(name), partial(reader, name=name), finish)
 
 
 def _saint(reader: Any, folder: str, finish: Callable[[Data], Data], url: str = "") -> Source:
@@ -136,45 +117,42 @@ def _ogb(name: str, finish: Callable[[Data], Data]) -> Source:
     return Source("ogb", f"ogbn_{name}/raw", raw_files(name), f"{OGB_URL}/{name}.zip", read, finish)
 
 
-def _wikics() -> Source:
-    read = partial(WikiCS, is_undirected=True)
-    return Source("wikics", "raw", ["data.json"], WikiCS.url, read, _stopping_mask_for_validation)
-
-
 def _ppi() -> Source:
     parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
     files = [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
-    return Source("ppi", "raw", files, PPI.url, PPI, _as_is)
+    return Source("ppi", "raw", files, pyg.PPI.url, pyg.PPI, _as_is)
 
 
 def _cluster() -> Source:
-    read = partial(GNNBenchmarkDataset, name="CLUSTER")
-    url = GNNBenchmarkDataset.urls["CLUSTER"]
+    reader = pyg.GNNBenchmarkDataset
+    url, read = reader.urls["CLUSTER"], partial(reader, name="CLUSTER")
     return Source("sbm", "CLUSTER/raw", ["CLUSTER_v2.pt"], url, read, _as_is)
 
 
-ALIASES = {"arxiv": "ogbnarxiv", "products": "ogbnproducts", "reddit2": "reddit"}
+ALIASES = {"arxiv": "ogbn-arxiv", "products": "ogbn-products", "reddit2": "Reddit"}
 WORDNET_URL = "https://github.com/globalwordnet/english-wordnet"
 
 SOURCES: dict[str, Source] = {
     "Cora": _planetoid("Cora"),
     "CiteSeer": _planetoid("CiteSeer"),
     "PubMed": _planetoid("PubMed"),
-    "Coauthor-CS": _npz(Coauthor, "coauthor", "CS", "ms_academic_cs.npz"),
-    "Coauthor-Physics": _npz(Coauthor, "coauthor", "Physics", "ms_academic_phy.npz"),
-    "Amazon-Computers": _npz(Amazon, "amazon", "Computers", "amazon_electronics_computers.npz"),
-    "Amazon-Photo": _npz(Amazon, "amazon", "Photo", "amazon_electronics_photo.npz"),
-    "WikiCS": _wikics(),
-    "Reddit": _saint(Reddit2, "reddit2", _standardised),
+    "Coauthor-CS": _npz(pyg.Coauthor, "coauthor", "CS", "ms_academic_cs.npz"),
+    "Coauthor-Physics": _npz(pyg.Coauthor, "coauthor", "Physics", "ms_academic_phy.npz"),
+    "Amazon-Computers": _npz(pyg.Amazon, "amazon", "Computers", "amazon_electronics_computers.npz"),
+    "Amazon-Photo": _npz(pyg.Amazon, "amazon", "Photo", "amazon_electronics_photo.npz"),
+    "WikiCS": Source(
+        "wikics", "raw", ["data.json"], pyg.WikiCS.url, partial(pyg.WikiCS, is_undirected=True), _stopping_mask
+    ),
+    "Reddit": _saint(pyg.Reddit2, "reddit2", _standardised),
     "PPI": _ppi(),
-    "Flickr": _saint(Flickr, "flickr", _as_is),
-    "Yelp": _saint(Yelp, "yelp", _standardised),
+    "Flickr": _saint(pyg.Flickr, "flickr", _as_is),
+    "Yelp": _saint(pyg.Yelp, "yelp", _standardised),
     "ogbn-arxiv": _ogb("arxiv", _undirected),
     "ogbn-products": _ogb("products", _as_is),
     "CLUSTER": _cluster(),
-    "Cora_ML": _npz(CitationFull, "citation_full", "cora_ml", "cora_ml.npz"),
-    "DBLP": _npz(CitationFull, "citation_full", "dblp", "dblp.npz"),
-    "Tolokers": _npz(HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is),
-    "Minesweeper": _npz(HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is),
+    "Cora_ML": _npz(pyg.CitationFull, "citation_full", "cora_ml", "cora_ml.npz"),
+    "DBLP": _npz(pyg.CitationFull, "citation_full", "dblp", "dblp.npz"),
+    "Tolokers": _npz(pyg.HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is),
+    "Minesweeper": _npz(pyg.HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is),
     "WordNet": _saint(WordNet, "wordnet", _as_is, WORDNET_URL),
 }

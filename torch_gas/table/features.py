@@ -51,7 +51,7 @@ class StoredFeatures:
         self._table = FileTable.read_only(self.path)
         stored = self._table.dtype
         self.dtype = dtype or codec_of(stored).row_dtype(torch.float32)
-        self.shape = torch.Size([self._table.size(0), *_core.row_shape(self._table, self.dtype)])
+        self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
         self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
 
     def size(self, dim: int | None = None) -> Any:

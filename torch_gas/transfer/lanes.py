@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torch_gas import _core
-
 
 class Event(Protocol):
     """A point in a lane."""
@@ -18,45 +16,29 @@ class Event(Protocol):
         """Blocks the host until all work before it is done."""
 
 
-class Lane(Protocol):
-    """Work that is done in the order in which it comes."""
+class Lane:
+    """Work that is done in the order in which it comes. This one is the host itself, which does it at once."""
 
     def run(self, operation: Callable[[], object]) -> None:
         """Queues ``operation``."""
+        operation()
 
-    def wait(self, event: Event | None) -> None:
-        """Lets what is queued from now on start only after ``event``."""
+    def wait(self, event: Any) -> None:
+        """Lets what is queued from now on start only after ``event``, where there is one."""
 
     def record(self) -> Event | None:
         """The point that has been reached when all is done that was queued so far; None where it is done already."""
+        return None
 
     def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for the use of this lane."""
+        return torch.empty(size, dtype=dtype, device=device)
 
     def hold(self, tensor: Tensor) -> None:
         """Keeps the memory of ``tensor``, which another lane allocated, for what is queued here."""
 
 
-class AtOnce:
-    """The host itself."""
-
-    def run(self, operation: Callable[[], object]) -> None:
-        operation()
-
-    def wait(self, event: Event | None) -> None:
-        assert event is None
-
-    def record(self) -> None:
-        return None
-
-    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device)
-
-    def hold(self, tensor: Tensor) -> None:
-        pass
-
-
-class CurrentStream:
+class CurrentStream(Lane):
     """Whatever CUDA stream the caller computes on."""
 
     def __init__(self, device: torch.device) -> None:
@@ -67,18 +49,12 @@ class CurrentStream:
         """The stream."""
         return torch.cuda.current_stream(self.device)
 
-    def run(self, operation: Callable[[], object]) -> None:
-        operation()
-
     def wait(self, event: Any) -> None:
         if event is not None:
             self.stream.wait_event(event)
 
     def record(self) -> torch.cuda.Event:
         return self.stream.record_event()
-
-    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device)
 
     def hold(self, tensor: Tensor) -> None:
         tensor.record_stream(self.stream)
@@ -114,18 +90,15 @@ class Lanes(NamedTuple):
 
 def with_index(device: torch.device) -> torch.device:
     """``device`` as tensors on it name it."""
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-    )
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def make_lanes(device: torch.device, concurrent: bool) -> Lanes:
     """Lanes for ``device``; all the same one unless transfers are to overlap with layers there."""
-    if device.type != "cuda":
-        lane = AtOnce()
-        return Lanes(lane, lane, lane)
-    compute = CurrentStream(device)
-    if not concurrent:
+    compute = CurrentStream(device) if device.type == "cuda" else Lane()
+    if device.type != "cuda" or not concurrent:
         return Lanes(compute, compute, compute)
     return Lanes(compute, SideStream(device), SideStream(device))
 
@@ -149,8 +122,3 @@ def refuse_capture(name: str) -> None:
             f"{name} was called while a CUDA graph is captured, and a step cannot be captured as a whole: batches differ in "
             "size, and the host says which rows move. Capture parts of forward that see no histories, or use torch.compile(model)"
         )
-
-
-def make_staging(device: torch.device) -> _core.Staging:
-    """Pinned memory through which rows of pageable tables travel, and a stream on which host threads fill or empty it."""
-    return _core.Staging(torch.empty(2**24, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream(device))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -16,89 +15,14 @@ from torch_gas._core import checks
 from torch_gas._core.naming import arg, called, naming
 from torch_gas._util.arguments import checked
 from torch_gas._util.version import version
-from torch_gas.transfer.lanes import AtOnce, Event, Lane, make_lanes, make_staging, with_index
+from torch_gas.transfer.lanes import Lane, make_lanes, with_index
+from torch_gas.transfer.pull import Buffer, Pull, TableState
 
 IO = Literal["concurrent", "serial"]
+STAGING_BYTES = 2**24  # pinned memory through which rows of pageable tables travel; some MB keep the bus busy
 
 
-@dataclass
-class _Table:
-    """What is known of a table: it is kept until its last transfer is done."""
-
-    rows: _core.Table
-    staged: bool  # whether its memory is out of reach of the device
-    pushed: Event | None = None  # its last push
-    pulled: Event | None = None  # its last pull
-    visits: int = 0  # of the host, which may write in ways that no version tells
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """Changes whenever the rows may have changed."""
-        return version(self.rows), self.visits
-
-    def settle(self) -> None:
-        """Blocks the host until no transfer is under way."""
-        for event in (self.pulled, self.pushed):
-            if event is not None:
-                event.synchronize()
-        self.pulled = self.pushed = None
-
-
-@dataclass(eq=False)
-class _Buffer:
-    """Device memory for one pull in flight."""
-
-    data: Tensor
-    read: Event | None = None  # the consumer has read the last rows that were here
-
-
-@dataclass(eq=False)
-class _Pull:
-    """One pull, from the call that asks for it to the one that frees it."""
-
-    table: _Table
-    offset: Tensor | None
-    count: Tensor | None
-    index: Tensor | None
-    dtype: torch.dtype
-    buffer: _Buffer | None = None
-    done: Event | None = None  # the rows have arrived
-    state: tuple[int, int] = (0, 0)  # of the table when it was read
-    taken: bool = False
-
-    @property
-    def num_chunked(self) -> int:
-        """Rows of ranges."""
-        return 0 if self.count is None else int(self.count.sum())
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of ranges and ids, R."""
-        return self.num_chunked + (0 if self.index is None else self.index.numel())
-
-    @property
-    def width(self) -> int:
-        """Elements of a row when it has arrived, C."""
-        return _core.row_shape(self.table.rows, self.dtype).numel()
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row when it has arrived."""
-        return self.width * self.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows when they have arrived."""
-        return self.num_rows * self.row_bytes
-
-    @property
-    def rows(self) -> Tensor:
-        """The rows, [R, C]."""
-        assert self.buffer is not None
-        return self.buffer.data[: self.nbytes].view(self.dtype).view(self.num_rows, self.width)
-
-
-def _finish(tables: dict[int, _Table]) -> None:
+def _finish(tables: dict[int, TableState]) -> None:
     for table in tables.values():
         table.settle()
     tables.clear()
@@ -108,7 +32,7 @@ def _layout(table: _core.Table) -> tuple[int, torch.Size, torch.dtype]:
     return table.data_ptr(), table.shape, table.dtype
 
 
-def _fitting(buffers: list[_Buffer], pull: _Pull) -> _Buffer | None:
+def _fitting(buffers: list[Buffer], pull: Pull) -> Buffer | None:
     return next((buffer for buffer in buffers if buffer.data.nbytes >= pull.nbytes), None)
 
 
@@ -148,12 +72,10 @@ class AsyncIOPool:
     ) -> None:
         if pool_size < 1:
             raise ValueError(f"AsyncIOPool: pool_size must be at least 1, but is {pool_size}")
-        if buffer_size is not None and buffer_size < 0:
-            raise ValueError(f"AsyncIOPool: buffer_size must not be negative, but is {buffer_size}")
-        if embedding_dim is not None and embedding_dim < 0:
-            raise ValueError(f"AsyncIOPool: embedding_dim must not be negative, but is {embedding_dim}")
-        if pool_bytes is not None and pool_bytes < 0:
-            raise ValueError(f"AsyncIOPool: pool_bytes must not be negative, but is {pool_bytes}")
+        sizes = {"buffer_size": buffer_size, "embedding_dim": embedding_dim, "pool_bytes": pool_bytes}
+        for name, size in sizes.items():
+            if size is not None and size < 0:
+                raise ValueError(f"AsyncIOPool: {name} must not be negative, but is {size}")
         if io not in get_args(IO):
             raise ValueError(f"AsyncIOPool: io must be one of {get_args(IO)}, but is {io!r}")
         self.pool_size = pool_size
@@ -164,10 +86,10 @@ class AsyncIOPool:
         self.pool_bytes = pool_bytes
         self._lanes = make_lanes(self.device, io == "concurrent")
         self._staging: dict[Lane, _core.Staging] = {}
-        self._tables: dict[int, _Table] = {}  # by address
+        self._tables: dict[int, TableState] = {}  # by address
         weakref.finalize(self, _finish, self._tables)  # tables outlive their transfers, also when Python ends
-        self._queue: deque[_Pull] = deque()
-        self._buffers: list[_Buffer] = []
+        self._queue: deque[Pull] = deque()
+        self._buffers: list[Buffer] = []
         # Ids on the host, with their version, the lane that reads them, and on the device: those of this batch and of the next.
         self._ids: deque[tuple[Tensor, int, Lane, Tensor]] = deque(maxlen=4)
 
@@ -208,13 +130,14 @@ class AsyncIOPool:
         """
         if (offset is None) != (count is None):
             raise ValueError("AsyncIOPool.async_pull: offset and count go together; give both or neither")
-        table = self._table(src)
+        table, ranges = self._table(src), None
         if offset is not None and count is not None:
-            checks.within("async_pull", *checks.ranges("async_pull", "offset", offset, count), src.size(0))
+            ranges = checks.ranges("async_pull", "offset", offset, count)
+            checks.within("async_pull", *ranges, src.shape[0])
         if index is not None:
             checks.vector("async_pull", "index", index)
             checks.element_type("async_pull", "index", index, checks.ID_BITS)
-        pull = _Pull(table, offset, count, index, dtype or src.dtype)
+        pull = Pull(table, ranges, index, dtype or src.dtype)
         if self.io == "concurrent" and not any(p.buffer is None for p in self._queue) and self._may_start(pull):
             self._start(pull)
         self._queue.append(pull)
@@ -227,24 +150,24 @@ class AsyncIOPool:
         """
         return self._arrived(self._find(src))
 
-    def _arrived(self, pull: _Pull) -> Tensor:
+    def _arrived(self, pull: Pull) -> Tensor:
         """The rows of ``pull``, ready for the current stream."""
-        if pull.buffer is None:
-            self._start(pull)  # at once, though others may be in flight: it is needed now
+        buffer = pull.buffer
+        if buffer is None:
+            buffer = self._start(pull)  # at once, though others may be in flight: it is needed now
         elif not pull.taken and pull.state != pull.table.state:
-            self._fill(pull)
+            self._fill(pull, buffer)
         pull.taken = True
         self._lanes.compute.wait(pull.done)
-        assert pull.buffer is not None
-        self._lanes.compute.hold(pull.buffer.data)
-        return pull.rows
+        self._lanes.compute.hold(buffer.data)
+        return pull.rows_in(buffer)
 
     @checked
     def free_pull(self, src: _core.Table | None = None) -> None:
         """Releases the buffer of the oldest pull (of table ``src``) and starts the next one that waits."""
         self._free(self._find(src))
 
-    def _free(self, done: _Pull) -> None:
+    def _free(self, done: Pull) -> None:
         """Releases the buffer of a pull and starts the next one that waits."""
         self._drop(done)
         for pull in self._queue:
@@ -262,40 +185,38 @@ class AsyncIOPool:
         for pull in [p for p in self._queue if not any(p.index is index for index in wanted)]:
             self._drop(pull)
 
-    def _find(self, src: _core.Table | None) -> _Pull:
+    def _find(self, src: _core.Table | None) -> Pull:
         for pull in self._queue:
             if src is None or pull.table.rows.data_ptr() == src.data_ptr():
                 return pull
         of = "" if src is None else " of src"
         raise RuntimeError(f"AsyncIOPool: no such pull{of} is under way; call async_pull first")
 
-    def _drop(self, pull: _Pull) -> None:
+    def _drop(self, pull: Pull) -> None:
         if pull.buffer is not None and pull.taken:
             pull.buffer.read = self._lanes.compute.record()
         self._queue.remove(pull)
 
-    def _may_start(self, pull: _Pull) -> bool:
+    def _may_start(self, pull: Pull) -> bool:
         in_flight = sum(p.buffer is not None for p in self._queue)
-        if in_flight == 0:
-            return True
+        if in_flight == 0 or in_flight >= self.pool_size:
+            return in_flight == 0  # one at a time is always allowed
         free = self._free_buffers()
-        if in_flight >= self.pool_size or _fitting(free, pull) is not None:
-            return in_flight < self.pool_size
+        if _fitting(free, pull) is not None:
+            return True
         return not self._exceeds(self.nbytes - sum(buffer.data.nbytes for buffer in free) + self._reserve(pull))
 
     def _exceeds(self, size: int) -> bool:
         return self.pool_bytes is not None and size > self.pool_bytes
 
-    def _start(self, pull: _Pull) -> None:
-        pull.buffer = self._buffer_for(pull)
-        self._lanes.pull.wait(pull.buffer.read)
-        try:
-            self._fill(pull)
-        except BaseException:
-            pull.buffer = None
-            raise
+    def _start(self, pull: Pull) -> Buffer:
+        buffer = self._buffer_for(pull)
+        self._lanes.pull.wait(buffer.read)
+        self._fill(pull, buffer)
+        pull.buffer = buffer  # last: a pull that fails still waits
+        return buffer
 
-    def _buffer_for(self, pull: _Pull) -> _Buffer:
+    def _buffer_for(self, pull: Pull) -> Buffer:
         free = self._free_buffers()
         fitting = _fitting(free, pull)
         if fitting is not None:
@@ -303,30 +224,30 @@ class AsyncIOPool:
         size = self._reserve(pull)
         while free and (len(self._buffers) >= self.pool_size or self._exceeds(self.nbytes + size)):
             self._buffers.remove(free.pop())  # a larger one takes its place
-        self._buffers.append(_Buffer(self._lanes.pull.empty(size, torch.uint8, self.device)))
+        self._buffers.append(Buffer(self._lanes.pull.empty(size, torch.uint8, self.device)))
         return self._buffers[-1]
 
-    def _free_buffers(self) -> list[_Buffer]:
+    def _free_buffers(self) -> list[Buffer]:
         """Buffers that no pull uses, the smallest first."""
         used = [pull.buffer for pull in self._queue]
         return sorted((b for b in self._buffers if not any(b is u for u in used)), key=lambda b: b.data.nbytes)
 
-    def _reserve(self, pull: _Pull) -> int:
+    def _reserve(self, pull: Pull) -> int:
         """Bytes of a new buffer for ``pull``."""
         reserved = self.buffer_size * max(self.embedding_dim * pull.dtype.itemsize, pull.row_bytes)
-        return max(
-            pull.nbytes, reserved if self.pool_bytes is None else min(reserved, self.pool_bytes // self.pool_size)
-        )
+        if self.pool_bytes is not None:
+            reserved = min(reserved, self.pool_bytes // self.pool_size)
+        return max(pull.nbytes, reserved)
 
-    def _fill(self, pull: _Pull) -> None:
-        lane, table, rows = self._lanes.pull, pull.table, pull.rows
+    def _fill(self, pull: Pull, buffer: Buffer) -> None:
+        lane, table, rows = self._lanes.pull, pull.table, pull.rows_in(buffer)
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
         staging = self._staging_of(table, lane)
         pull.state = table.state
-        if pull.offset is not None and pull.count is not None:
+        if pull.ranges is not None:
             out = rows[: pull.num_chunked]
-            lane.run(partial(_core.read_chunks, table.rows, pull.offset, pull.count, out=out, staging=staging))
+            lane.run(partial(_core.read_chunks, table.rows, *pull.ranges, out=out, staging=staging))
         if pull.index is not None:
             index = pull.index if table.staged else self._ids_for(pull.index, lane)
             out = rows[pull.num_chunked :]
@@ -338,19 +259,16 @@ class AsyncIOPool:
         for known, version_then, of_lane, there in self._ids:
             if known is index and version_then == version(index) and of_lane is lane:
                 return there
-        there = self._on_device(index, lane)
-        self._ids.append((index, version(index), lane, there))
-        return there
-
-    def _on_device(self, index: Tensor, lane: Lane) -> Tensor:
         if index.device == self.device:
+            there = index
             if index.is_cuda:  # where it may still be computed
                 lane.wait(self._lanes.compute.record())
                 lane.hold(index)
-            return index
-        there = lane.empty(index.numel(), index.dtype, self.device)
-        pinned = index if index.is_pinned() else index.pin_memory()
-        lane.run(partial(there.copy_, pinned, non_blocking=True))
+        else:
+            there = lane.empty(index.numel(), index.dtype, self.device)
+            pinned = index if index.is_pinned() else index.pin_memory()
+            lane.run(partial(there.copy_, pinned, non_blocking=True))
+        self._ids.append((index, version(index), lane, there))
         return there
 
     @checked
@@ -374,9 +292,8 @@ class AsyncIOPool:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
-            rows = rows.to(
-                _core.sent_dtype(dst, rows.dtype), copy=True
-            )  # the caller may go on to change its rows in place
+            # A copy, because the caller may go on to change its rows in place.
+            rows = rows.to(_core.sent_dtype(dst, rows.dtype), copy=True)
             lane.wait(self._lanes.compute.record())
         lane.wait(table.pulled)
         staging = self._staging_of(table, lane)
@@ -393,7 +310,7 @@ class AsyncIOPool:
     @property
     def _is_immediate(self) -> bool:
         """Whether the host itself moves rows, so that nothing is ever under way."""
-        return isinstance(self._lanes.compute, AtOnce)
+        return type(self._lanes.compute) is Lane
 
     @property
     def overlaps(self) -> bool:
@@ -423,7 +340,7 @@ class AsyncIOPool:
         else:
             self.async_push(rows, offset, count, dst)
 
-    def _asked(self, src: _core.Table, index: Tensor) -> _Pull | None:
+    def _asked(self, src: _core.Table, index: Tensor) -> Pull | None:
         return next((pull for pull in self._queue if pull.table.rows is src and pull.index is index), None)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
@@ -449,8 +366,8 @@ class AsyncIOPool:
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
-    def _table(self, rows: _core.Table) -> _Table:
-        if rows.dim() != 2:
+    def _table(self, rows: _core.Table) -> TableState:
+        if len(rows.shape) != 2:
             raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
         if isinstance(rows, Tensor):
             checks.contiguous("AsyncIOPool", "table", rows)
@@ -466,14 +383,14 @@ class AsyncIOPool:
             known = None
         if known is None:
             on_host = self.device.type == "cuda" and rows.device.type == "cpu"
-            known = self._tables[rows.data_ptr()] = _Table(rows, staged=on_host and not rows.is_pinned())
+            known = self._tables[rows.data_ptr()] = TableState(rows, staged=on_host and not rows.is_pinned())
         return known
 
-    def _staging_of(self, table: _Table, lane: Lane) -> _core.Staging | None:
+    def _staging_of(self, table: TableState, lane: Lane) -> _core.Staging | None:
         if not table.staged:
             return None
         if lane not in self._staging:
-            self._staging[lane] = make_staging(self.device)
+            self._staging[lane] = _core.Staging(STAGING_BYTES, self.device)
         return self._staging[lane]
 
     def __repr__(self) -> str:
