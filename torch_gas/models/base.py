@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, Module, ModuleList
 from torch_geometric.nn.inits import reset
@@ -35,10 +34,10 @@ class Model(ScalableGNN):
         out_channels: width of the output.
         num_layers: number of convolutions, L.
         dropout: probability of dropping an entry of a layer's input in training (:func:`torch_gas.dropout` drops edges).
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
         drop_input: whether dropout applies to ``x`` as well.
         residual: whether a layer's input is added to its output where widths agree, except in a last convolution alone.
         linear: whether a linear layer precedes the first convolution and another follows the last.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if a size is not positive, or ``dropout`` is no probability.
@@ -54,17 +53,16 @@ class Model(ScalableGNN):
         out_channels: int,
         num_layers: int,
         dropout: float,
-        pool_size: int | None,
-        buffer_size: int | None,
-        device: torch.device | str | int | None,
         drop_input: bool = True,
         residual: bool = False,
         linear: bool = False,
         /,  # options that a model does not have stay among its **kwargs, and ScalableGNN refuses them
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        # Before the base, which would speak of hidden_channels where APPNP's histories, of out_channels, have no width.
+        self.check_sizes(in_channels=in_channels, out_channels=out_channels)
+        self.check_share(dropout=dropout)
+        super().__init__(num_nodes, hidden_channels, num_layers, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout
@@ -168,9 +166,8 @@ class Model(ScalableGNN):
             if name != "histories":
                 reset(child)
 
-    def check_sizes(self, dropout: float, **sizes: int) -> None:
-        """Raises ValueError unless ``dropout`` is a probability and each of ``sizes`` positive."""
-        self.check_share(dropout=dropout)
+    def check_sizes(self, **sizes: int) -> None:
+        """Raises ValueError unless each of ``sizes`` is positive."""
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, but is {size}")

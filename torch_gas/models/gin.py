@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Linear, ReLU, Sequential
 from torch_geometric.nn import GINConv
@@ -35,7 +34,7 @@ class GIN(Model):
         batch_norm: whether batch norm follows the first layer of each MLP.
         residual: whether a convolution's input is added to its output.
         train_eps: whether :math:`\epsilon_l` is learned; 0 otherwise.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas.datasets import synthetic
@@ -59,14 +58,10 @@ class GIN(Model):
         batch_norm: bool = True,
         residual: bool = True,
         train_eps: bool = True,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
-            drop_input, residual, True, **kwargs,  # with linear layers
+            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, True, **kwargs
         )  # fmt: skip
         self.add_layers(
             GINConv(

@@ -34,11 +34,6 @@ def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | 
         if perm is not None:
             pieces = zip(*map(Tensor.tolist, ranges), strict=True)
             ranges = ranges_of(torch.cat([perm[start : start + count] for start, count in pieces]))
-        sizes.append(size_of(loader, *ranges))
+        sub, num_rows = loader.builder.subgraph(*ranges), int(ranges[1].sum())
+        sizes.append(Size(num_rows, sub.n_id.numel() - num_rows, sub.col.numel()))
     return sizes
-
-
-def size_of(loader: SubgraphLoader, offset: Tensor, count: Tensor) -> Size:
-    """Size of the batch of these ranges."""
-    sub, batch_size = loader.builder.subgraph(offset, count), int(count.sum())
-    return Size(batch_size, sub.n_id.numel() - batch_size, sub.col.numel())

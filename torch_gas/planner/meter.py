@@ -36,8 +36,13 @@ def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
     CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
     summed up. Python collects no garbage meanwhile, because what is left of earlier calls would be subtracted.
     """
-    with _no_collection():
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         return _metered(function, device)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
@@ -58,24 +63,12 @@ def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """The profiler announces each start and stop on stderr, unless told not to when it first runs in a process."""
-    if _LOG_LEVEL in os.environ:
-        yield
-        return
-    os.environ[_LOG_LEVEL] = "6"
+    was_set = _LOG_LEVEL in os.environ
+    os.environ.setdefault(_LOG_LEVEL, "6")
     try:
         yield
     finally:
-        del os.environ[_LOG_LEVEL]
+        if not was_set:
+            del os.environ[_LOG_LEVEL]

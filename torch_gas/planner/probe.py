@@ -59,24 +59,20 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
     order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0))
     sizes: list[Size] = []
     peaks: list[int] = []
-    first = max(1, min(FIRST_SIZE, num_nodes // 8))
+    number = max(1, min(FIRST_SIZE, num_nodes // 8))
     with _trained(model):
-        batch = _batch(loader, order[:first], device, has_halo=True)
+        batch = _batch(loader, order[:number], device, has_halo=True)
         with _put_back(model, batch.n_id):
             _step(model, batch, loss)  # makes what is made once
-        number, last = first, num_nodes // 2
-        while True:
+        while not sizes or (number <= num_nodes // 2 and (max(peaks) <= ENOUGH_BYTES or len(sizes) < 2 * LEAST_SIZES)):
             for has_halo in (True, False):
-                made = metered(partial(_batch, loader, order[:number], device, has_halo), device)
-                batch = made.result
+                batch, _, held = metered(partial(_batch, loader, order[:number], device, has_halo), device)
                 adj = batch[loader.builder.key]
                 with _put_back(model, batch.n_id):
-                    step = metered(partial(_step, model, batch, loss), device)
+                    peak = metered(partial(_step, model, batch, loss), device).peak
                 sizes.append(Size(batch.batch_size, batch.halo_size, format_of(adj).num_edges(adj)))
-                peaks.append(step.peak + (1 + loader.prefetch) * made.held)
+                peaks.append(peak + (1 + loader.prefetch) * held)
             number *= 2
-            if number > last or (max(peaks) > ENOUGH_BYTES and len(sizes) >= 2 * LEAST_SIZES):
-                break
     return fit(sizes[-2 * FITTED_SIZES :], peaks[-2 * FITTED_SIZES :])
 
 
@@ -111,7 +107,7 @@ def _trained(model: HistoryModel) -> Iterator[None]:
         try:
             model.train()
             model._session.watching = False  # these steps are no training
-            _drop_grads(model)
+            model.zero_grad()
             yield
         finally:
             model._session.watching = True
@@ -135,9 +131,4 @@ def _put_back(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
             history.pushed_at[ids] = pushed_at
             history.clock.copy_(clock)
         model._session.drop_buffers()
-        _drop_grads(model)
-
-
-def _drop_grads(model: HistoryModel) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
+        model.zero_grad()
