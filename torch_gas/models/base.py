@@ -24,7 +24,7 @@ class Model(ScalableGNN):
     The result of each layer but the last goes through its history before dropout. The last layer is a convolution alone or,
     in models with linear layers, one like the others, which a linear layer follows.
 
-    A model passes its convolutions to :meth:`add_layers`, and overrides what it does in another way: :meth:`before`,
+    A model passes its convolutions to :meth:`add_layers`, and overrides what it does in another way: :meth:`first_input`,
     :meth:`activation`, or :meth:`run_layers` as a whole.
 
     Args:
@@ -108,7 +108,7 @@ class Model(ScalableGNN):
         """``forward`` of a batch with these ``ids``; ``conv_args`` are what convolutions take after ``x``."""
         if self.drop_input:
             x = self.drop(x)
-        x, conv_args = self.before(x, *conv_args)
+        x, conv_args = self.first_input(x, *conv_args)
         for i in range(self.num_layers - 1):
             x = self.push_and_pull(self.histories[i], self.layer(i, x, *conv_args), *ids)
             x = self.drop(x)
@@ -117,7 +117,7 @@ class Model(ScalableGNN):
         x = self.drop(self.layer(self.num_layers - 1, x, *conv_args))
         return self.lins[1](x)
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution, and what all of them take after theirs."""
         return (self.drop(self.lins[0](x).relu()) if self.linear else x), conv_args
 

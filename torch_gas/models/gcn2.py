@@ -74,7 +74,7 @@ class GCN2(WeightedModel):
         convs = (GCN2Conv(hidden_channels, alpha, theta, i, shared_weights, normalize=False) for i in numbers)
         self.add_layers(convs, batch_norm)
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution; all of them take :math:`H^{(0)}`, without dropout, after theirs."""
         x_0 = self.lins[0](x).relu()
         return self.drop(x_0), (x_0, *conv_args)

@@ -77,7 +77,7 @@ class GIN(Model):
             for _ in range(num_layers)
         )
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution, without dropout."""
         return self.lins[0](x).relu(), conv_args
 

@@ -123,11 +123,13 @@ def plan(
     step_memory = measure(model, loader, loss)
     step_memory = step_memory._replace(constant=step_memory.constant + resident + states)
     limit = (1 - margin) * memory
-    more = f"more than {format_bytes(limit)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    too_much = (
+        f"more than {format_bytes(limit)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    )
     if step_memory.constant >= limit:
         raise ValueError(
             f"plan(): parameters, their gradients and the optimiser (optimizer_states is {optimizer_states}) "
-            f"take {format_bytes(step_memory.constant)} whatever the batch is, {more}; give more device_memory, or make the "
+            f"take {format_bytes(step_memory.constant)} whatever the batch is, {too_much}; give more device_memory, or make the "
             "model narrower"
         )
     search = _Search(model, loader, step_memory, limit)
@@ -139,7 +141,7 @@ def plan(
     if not last.fits:
         raise ValueError(
             f"plan(): even batches of {last.batch_nodes:.0f} nodes with {last.batch_nodes * last.halo_ratio:.0f} halo nodes "
-            f"(one of {last.num_parts} parts) take {format_bytes(last.peak_memory)}, {more}; "
+            f"(one of {last.num_parts} parts) take {format_bytes(last.peak_memory)}, {too_much}; "
             f"{'' if ptr is None else 'partition into more parts, '}give more device_memory, keep histories in host memory, "
             "or make the model narrower or of half precision (model.bfloat16())"
         )

@@ -6,17 +6,15 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-
-T = TypeVar("T")
 
 _CPU = torch.profiler.ProfilerActivity.CPU
 _LOG_LEVEL = "KINETO_LOG_LEVEL"
 
 
-class Metered(NamedTuple, Generic[T]):
+class Metered(NamedTuple):
     """What a call returned, and the bytes that it allocated.
 
     Args:
@@ -25,12 +23,12 @@ class Metered(NamedTuple, Generic[T]):
         held: those that are left, such as the result's.
     """
 
-    result: T
+    result: Any
     peak: int
     held: int
 
 
-def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
+def metered(function: Callable[[], Any], device: torch.device) -> Metered:
     """Calls ``function`` and counts what it allocates on ``device``.
 
     CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
@@ -45,7 +43,7 @@ def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
             gc.enable()
 
 
-def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
+def _metered(function: Callable[[], Any], device: torch.device) -> Metered:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

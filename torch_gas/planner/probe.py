@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import format_of
-from torch_gas.planner.batches import ranges_of
+from torch_gas.planner.batches import single_node_ranges
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
 from torch_gas.session.model import HistoryModel
@@ -60,15 +60,15 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
     sizes: list[Size] = []
     peaks: list[int] = []
     number = max(1, min(FIRST_SIZE, num_nodes // 8))
-    with _trained(model):
+    with _training_mode(model):
         batch = _batch(loader, order[:number], device, has_halo=True)
-        with _put_back(model, batch.n_id):
+        with _restored_rows(model, batch.n_id):
             _step(model, batch, loss)  # makes what is made once
         while not sizes or (number <= num_nodes // 2 and (max(peaks) <= ENOUGH_BYTES or len(sizes) < 2 * LEAST_SIZES)):
             for has_halo in (True, False):
                 batch, _, held = metered(partial(_batch, loader, order[:number], device, has_halo), device)
                 adj = batch[loader.builder.key]
-                with _put_back(model, batch.n_id):
+                with _restored_rows(model, batch.n_id):
                     peak = metered(partial(_step, model, batch, loss), device).peak
                 sizes.append(Size(batch.batch_size, batch.halo_size, format_of(adj).num_edges(adj)))
                 peaks.append(peak + (1 + loader.prefetch) * held)
@@ -78,10 +78,10 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
 
 def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: bool) -> SubData:
     """The batch of some nodes; without a halo, its rows count as those of nodes without edges into them."""
-    batch = loader.builder.batch(*ranges_of(ids)).to(device)
+    batch = loader.builder.batch(*single_node_ranges(ids)).to(device)
     if has_halo or batch.record is None:
         return batch
-    key, (offset, count) = loader.builder.key, ranges_of(batch.n_id)
+    key, (offset, count) = loader.builder.key, single_node_ranges(batch.n_id)
     batch[key] = square(batch[key], offset.numel())
     return batch.with_record(replace(batch.record, offset=offset, count=count, batch_size=offset.numel(), halo_size=0))
 
@@ -96,7 +96,7 @@ def _step(model: HistoryModel, batch: SubData, loss: Loss | None) -> None:
 
 
 @contextmanager
-def _trained(model: HistoryModel) -> Iterator[None]:
+def _training_mode(model: HistoryModel) -> Iterator[None]:
     """While entered, the model is in training mode and without gradients; all but its histories is put back."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         raise ValueError("plan(): the model has parameters without a shape yet; call it on a batch first")
@@ -116,7 +116,7 @@ def _trained(model: HistoryModel) -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
+def _restored_rows(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
     """Puts back the rows ``n_id`` of all histories, and drops gradients and the buffers of transfers."""
     held = []
     for history in model._history_tables:

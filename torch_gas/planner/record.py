@@ -88,7 +88,7 @@ class Plan(Prediction):
         share = 1 - self.margin
         limit = f"{format_bytes(share * self.device_memory)}, {share:.0%} of {format_bytes(self.device_memory)}"
         if self.is_full_batch:
-            return f"The whole graph fits in {limit}: train on it as one batch, without histories, whose rows are never stale."
+            return f"The whole graph fits in {limit}: train on it as one batch. No row is stale then, and no history needed."
         text = f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories."
         if self.batch_size == 1:
             return text
@@ -119,14 +119,6 @@ _HEAD = ("parts", "in a batch", "steps", "nodes", "S / B", "peak memory", "writt
 
 
 def _row(each: Prediction) -> tuple[str, ...]:
-    return (
-        f"{each.num_parts:,}",
-        f"{each.batch_size:,}",
-        f"{each.steps:,}",
-        f"{each.batch_nodes:,.0f}",
-        f"{each.halo_ratio:.2f}",
-        format_bytes(each.peak_memory),
-        format_bytes(each.pushed_bytes),
-        format_bytes(each.pulled_bytes),
-        "chosen" if each.fits else "does not fit",
-    )
+    counts = [f"{number:,.0f}" for number in (each.num_parts, each.batch_size, each.steps, each.batch_nodes)]
+    sizes = map(format_bytes, (each.peak_memory, each.pushed_bytes, each.pulled_bytes))
+    return (*counts, f"{each.halo_ratio:.2f}", *sizes, "chosen" if each.fits else "does not fit")
