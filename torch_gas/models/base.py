@@ -24,8 +24,8 @@ class Model(ScalableGNN):
     The result of each layer but the last goes through its history before dropout. The last layer is a convolution alone or,
     in models with linear layers, one like the others, which a linear layer follows.
 
-    A model passes its convolutions to :meth:`add_layers`, and overrides what it does in another way: :meth:`first_input`,
-    :meth:`activation`, or :meth:`run_layers` as a whole.
+    A model calls :meth:`add_linear` if it has linear layers, and then passes its convolutions to :meth:`add_layers`. It overrides
+    what it does in another way: :meth:`first_input`, :meth:`activation`, or :meth:`run_layers` as a whole.
 
     Args:
         num_nodes: N.
@@ -34,9 +34,6 @@ class Model(ScalableGNN):
         out_channels: width of the output.
         num_layers: number of convolutions, L.
         dropout: probability of dropping an entry of a layer's input in training (:func:`torch_gas.dropout` drops edges).
-        drop_input: whether dropout applies to ``x`` as well.
-        residual: whether a layer's input is added to its output where widths agree, except in a last convolution alone.
-        linear: whether a linear layer precedes the first convolution and another follows the last.
         **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Raises:
@@ -53,10 +50,6 @@ class Model(ScalableGNN):
         out_channels: int,
         num_layers: int,
         dropout: float,
-        drop_input: bool = True,
-        residual: bool = False,
-        linear: bool = False,
-        /,  # options that a model does not have stay among its **kwargs, and ScalableGNN refuses them
         **kwargs: Any,
     ) -> None:
         # Before the base, which would speak of hidden_channels where APPNP's histories, of out_channels, have no width.
@@ -66,11 +59,7 @@ class Model(ScalableGNN):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
         self.lins = ModuleList()
-        if linear:
-            self.lins.extend([Linear(in_channels, hidden_channels), Linear(hidden_channels, out_channels)])
 
     @property
     def linear(self) -> bool:
@@ -84,8 +73,24 @@ class Model(ScalableGNN):
         ends = [self.hidden_channels] * 2 if self.linear else [self.in_channels, self.out_channels]
         return pairwise([ends[0], *hidden, ends[1]])
 
-    def add_layers(self, convs: Iterable[Module], batch_norm: bool = False) -> None:
-        """Adds L convolutions, and with ``batch_norm`` a norm after each that is not the last layer of the model."""
+    def add_linear(self) -> None:
+        """Adds a linear layer that precedes the first convolution and another that follows the last."""
+        hidden = self.hidden_channels
+        self.lins.extend([Linear(self.in_channels, hidden), Linear(hidden, self.out_channels)])
+
+    def add_layers(
+        self, convs: Iterable[Module], batch_norm: bool = False, drop_input: bool = True, residual: bool = False
+    ) -> None:
+        """Adds L convolutions, after the linear layers of a model that has these.
+
+        Args:
+            convs: the convolutions.
+            batch_norm: whether a norm follows each that is not the last layer of the model.
+            drop_input: whether dropout applies to ``x`` as well.
+            residual: whether a layer's input is added to its output where widths agree, except in a last convolution alone.
+        """
+        self.drop_input = drop_input
+        self.residual = residual
         self.convs = ModuleList(convs)
         number = self.num_layers - (not self.linear)
         self.bns = ModuleList(norm(batch_norm, self.hidden_channels) for _ in range(number))

@@ -72,7 +72,7 @@ class GCN(WeightedModel):
         linear: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, linear, **kwargs
-        )  # fmt: skip
-        self.add_layers((_Conv(*width, normalize=False) for width in self.widths), batch_norm)
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        if linear:
+            self.add_linear()
+        self.add_layers((_Conv(*width, normalize=False) for width in self.widths), batch_norm, drop_input, residual)

@@ -64,15 +64,14 @@ class GCN2(WeightedModel):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, True, **kwargs
-        )  # fmt: skip
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
         self.check_share(alpha=alpha)
         if theta < 0:
             raise ValueError(f"GCN2: theta must not be negative, but is {theta}")
+        self.add_linear()
         numbers = range(1, num_layers + 1)
         convs = (GCN2Conv(hidden_channels, alpha, theta, i, shared_weights, normalize=False) for i in numbers)
-        self.add_layers(convs, batch_norm)
+        self.add_layers(convs, batch_norm, drop_input, residual)
 
     def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution; all of them take :math:`H^{(0)}`, without dropout, after theirs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Linear, ReLU, Sequential
+from torch.nn import Linear, Module, ReLU, Sequential
 from torch_geometric.nn import GINConv
 
 from torch_gas._util.arguments import checked
@@ -60,22 +60,16 @@ class GIN(Model):
         train_eps: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, True, **kwargs
-        )  # fmt: skip
-        self.add_layers(
-            GINConv(
-                Sequential(
-                    Linear(hidden_channels, hidden_channels),
-                    norm(batch_norm, hidden_channels),
-                    ReLU(),
-                    Linear(hidden_channels, hidden_channels),
-                    ReLU(),
-                ),
-                train_eps=train_eps,
-            )
-            for _ in range(num_layers)
-        )
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        self.add_linear()
+        convs = (GINConv(self.make_mlp(batch_norm), train_eps=train_eps) for _ in range(num_layers))
+        self.add_layers(convs, drop_input=drop_input, residual=residual)
+
+    def make_mlp(self, batch_norm: bool) -> Module:
+        """The MLP of a convolution; it ends with an activation."""
+        channels = self.hidden_channels
+        first, second = Linear(channels, channels), Linear(channels, channels)
+        return Sequential(first, norm(batch_norm, channels), ReLU(), second, ReLU())
 
     def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution, without dropout."""

@@ -63,13 +63,12 @@ class PNA(Model):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, **kwargs
-        )
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
         if deg.is_complex() or deg.dim() != 1 or deg.numel() != num_nodes:
             raise ValueError(
                 f"{type(self).__name__}: deg must be the in-degree of each node, [{num_nodes}] "
                 f"(not the histogram that PyG's PNAConv takes), but is {deg.dtype} {list(deg.shape)}; "
                 "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
             )
-        self.add_layers((PNAConv(*width, aggregators, scalers, deg) for width in self.widths), batch_norm)
+        convs = (PNAConv(*width, aggregators, scalers, deg) for width in self.widths)
+        self.add_layers(convs, batch_norm, drop_input, residual)

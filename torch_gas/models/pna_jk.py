@@ -55,12 +55,14 @@ class PNA_JK(PNA):
         """Widths of the input and the output of each convolution, between the linear layers."""
         return [(self.hidden_channels, self.hidden_channels)] * self.num_layers
 
-    def add_layers(self, convs: Iterable[Module], batch_norm: bool = False) -> None:
+    def add_layers(
+        self, convs: Iterable[Module], batch_norm: bool = False, drop_input: bool = True, residual: bool = False
+    ) -> None:
         """Adds the linear layer that precedes the convolutions, the one that reads all results, and then the convolutions."""
         hidden, num_results = self.hidden_channels, self.num_layers + 1
         first = Sequential(Linear(self.in_channels, hidden), norm(batch_norm, hidden), ReLU())
         self.lins.extend([first, Linear(num_results * hidden, self.out_channels)])
-        super().add_layers(convs, batch_norm)
+        super().add_layers(convs, batch_norm, drop_input, residual)
 
     def run_layers(self, x: Tensor, ids: tuple[Any, ...], *conv_args: Any) -> Tensor:
         """All layers; the last one reads the results of the others."""

@@ -52,7 +52,5 @@ class SAGE(Model):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, drop_input, residual, **kwargs
-        )
-        self.add_layers((SAGEConv(*width) for width in self.widths), batch_norm)
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        self.add_layers((SAGEConv(*width) for width in self.widths), batch_norm, drop_input, residual)
