@@ -497,7 +497,7 @@ def test_bad_arguments(graph: Data, kwargs: dict[str, Any], error: type[Exceptio
 def test_bad_models(graph: Data) -> None:
     with pytest.raises(TypeError, match=r"must be a ScalableGNN, but is GAT; wire it with scale\(model, data\)"):
         plan(graph, PlainGAT(NUM_FEATURES, 8, 2))
-    with pytest.raises(TypeError, match=r"data must be a torch_geometric.data.Data"):
+    with pytest.raises(TypeError, match=r"data must be Data, but is list"):
         plan([graph], gcn(graph))
     with pytest.raises(ValueError, match=r"data has 4000 nodes, but the model was made for 10"):
         plan(graph, GCN(10, NUM_FEATURES, 8, 3, 2))

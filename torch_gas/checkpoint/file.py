@@ -91,7 +91,10 @@ class Saved:
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
                 raise OSError(f"{self.path} was replaced while it was opened; open it again")
             self._start = LENGTH + int.from_bytes(self._file.read(LENGTH), "little")
-            self._sums = self._read_sums()
+            # Those of all tables, or, in a file that somebody else wrote, of none.
+            self._sums = {name: self.texts[_key(name)] for name in self.entries if _key(name) in self.texts}
+            if self._sums and self._sums.keys() != self.entries.keys():
+                raise Damaged(self.path, "a checksum is missing")
         except BaseException:
             self._file.close()
             raise
@@ -101,13 +104,6 @@ class Saved:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
-
-    def _read_sums(self) -> dict[str, str]:
-        """The checksums: of all tables, or, in a file that somebody else wrote, of none."""
-        sums = {name: self.texts[_key(name)] for name in self.entries if _key(name) in self.texts}
-        if sums and sums.keys() != self.entries.keys():
-            raise Damaged(self.path, "a checksum is missing")
-        return sums
 
     def verify(self) -> None:
         """Reads the whole file once.
@@ -138,10 +134,10 @@ class Saved:
         """Blocks of rows as bytes, each with the number of its first row; the memory is that of the block before."""
         entry = self.entries[name]
         self._file.seek(self._start + entry.begin)
-        block: Tensor | None = None
+        block = torch.empty(0)
         for start, stop in _blocks(entry):
-            if block is None:
-                block = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
+            if start == 0:  # no block is larger than the first
+                block = torch.empty(stop, entry.row_bytes, dtype=torch.uint8)
             rows = block[: stop - start]
             if self._file.readinto(_memory(rows)) < rows.numel():
                 raise Damaged(self.path, f"it ends within {name!r}")

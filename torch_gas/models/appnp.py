@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
@@ -32,7 +31,7 @@ class APPNP(WeightedModel):
         num_layers: number of propagation steps, L.
         alpha: teleport probability.
         dropout: probability of dropping an entry of the MLP's inputs in training.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import gcn_norm
@@ -54,17 +53,11 @@ class APPNP(WeightedModel):
         num_layers: int,
         alpha: float,
         dropout: float = 0.0,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        # Before the base, which would speak of hidden_channels where the width of histories is wrong.
-        self.check_sizes(dropout, in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels)
+        self.check_sizes(hidden_channels=hidden_channels)
         self.check_share(alpha=alpha)
-        super().__init__(
-            num_nodes, in_channels, out_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device, **kwargs
-        )  # fmt: skip
+        super().__init__(num_nodes, in_channels, out_channels, out_channels, num_layers, dropout, **kwargs)
         self.alpha = alpha
         self.lins.extend([Linear(in_channels, hidden_channels), Linear(hidden_channels, out_channels)])
         self.conv = LGConv(normalize=False)  # a product with the adjacency, without parameters

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, Module, ModuleList
 from torch_geometric.nn.inits import reset
@@ -25,8 +24,8 @@ class Model(ScalableGNN):
     The result of each layer but the last goes through its history before dropout. The last layer is a convolution alone or,
     in models with linear layers, one like the others, which a linear layer follows.
 
-    A model passes its convolutions to :meth:`add_layers`, and overrides what it does in another way: :meth:`before`,
-    :meth:`activation`, or :meth:`run_layers` as a whole.
+    A model calls :meth:`add_linear` if it has linear layers, and then passes its convolutions to :meth:`add_layers`. It overrides
+    what it does in another way: :meth:`first_input`, :meth:`activation`, or :meth:`run_layers` as a whole.
 
     Args:
         num_nodes: N.
@@ -35,10 +34,7 @@ class Model(ScalableGNN):
         out_channels: width of the output.
         num_layers: number of convolutions, L.
         dropout: probability of dropping an entry of a layer's input in training (:func:`torch_gas.dropout` drops edges).
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
-        drop_input: whether dropout applies to ``x`` as well.
-        residual: whether a layer's input is added to its output where widths agree, except in a last convolution alone.
-        linear: whether a linear layer precedes the first convolution and another follows the last.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if a size is not positive, or ``dropout`` is no probability.
@@ -54,25 +50,16 @@ class Model(ScalableGNN):
         out_channels: int,
         num_layers: int,
         dropout: float,
-        pool_size: int | None,
-        buffer_size: int | None,
-        device: torch.device | str | int | None,
-        drop_input: bool = True,
-        residual: bool = False,
-        linear: bool = False,
-        /,  # options that a model does not have stay among its **kwargs, and ScalableGNN refuses them
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, hidden_channels, num_layers, pool_size, buffer_size, device, **kwargs)
-        self.check_sizes(dropout, in_channels=in_channels, out_channels=out_channels)
+        # Before the base, which would speak of hidden_channels where APPNP's histories, of out_channels, have no width.
+        self.check_sizes(in_channels=in_channels, out_channels=out_channels)
+        self.check_share(dropout=dropout)
+        super().__init__(num_nodes, hidden_channels, num_layers, **kwargs)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.dropout = dropout
-        self.drop_input = drop_input
-        self.residual = residual
         self.lins = ModuleList()
-        if linear:
-            self.lins.extend([Linear(in_channels, hidden_channels), Linear(hidden_channels, out_channels)])
 
     @property
     def linear(self) -> bool:
@@ -86,8 +73,24 @@ class Model(ScalableGNN):
         ends = [self.hidden_channels] * 2 if self.linear else [self.in_channels, self.out_channels]
         return pairwise([ends[0], *hidden, ends[1]])
 
-    def add_layers(self, convs: Iterable[Module], batch_norm: bool = False) -> None:
-        """Adds L convolutions, and with ``batch_norm`` a norm after each that is not the last layer of the model."""
+    def add_linear(self) -> None:
+        """Adds a linear layer that precedes the first convolution and another that follows the last."""
+        hidden = self.hidden_channels
+        self.lins.extend([Linear(self.in_channels, hidden), Linear(hidden, self.out_channels)])
+
+    def add_layers(
+        self, convs: Iterable[Module], batch_norm: bool = False, drop_input: bool = True, residual: bool = False
+    ) -> None:
+        """Adds L convolutions, after the linear layers of a model that has these.
+
+        Args:
+            convs: the convolutions.
+            batch_norm: whether a norm follows each that is not the last layer of the model.
+            drop_input: whether dropout applies to ``x`` as well.
+            residual: whether a layer's input is added to its output where widths agree, except in a last convolution alone.
+        """
+        self.drop_input = drop_input
+        self.residual = residual
         self.convs = ModuleList(convs)
         number = self.num_layers - (not self.linear)
         self.bns = ModuleList(norm(batch_norm, self.hidden_channels) for _ in range(number))
@@ -110,7 +113,7 @@ class Model(ScalableGNN):
         """``forward`` of a batch with these ``ids``; ``conv_args`` are what convolutions take after ``x``."""
         if self.drop_input:
             x = self.drop(x)
-        x, conv_args = self.before(x, *conv_args)
+        x, conv_args = self.first_input(x, *conv_args)
         for i in range(self.num_layers - 1):
             x = self.push_and_pull(self.histories[i], self.layer(i, x, *conv_args), *ids)
             x = self.drop(x)
@@ -119,7 +122,7 @@ class Model(ScalableGNN):
         x = self.drop(self.layer(self.num_layers - 1, x, *conv_args))
         return self.lins[1](x)
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution, and what all of them take after theirs."""
         return (self.drop(self.lins[0](x).relu()) if self.linear else x), conv_args
 
@@ -168,9 +171,8 @@ class Model(ScalableGNN):
             if name != "histories":
                 reset(child)
 
-    def check_sizes(self, dropout: float, **sizes: int) -> None:
-        """Raises ValueError unless ``dropout`` is a probability and each of ``sizes`` positive."""
-        self.check_share(dropout=dropout)
+    def check_sizes(self, **sizes: int) -> None:
+        """Raises ValueError unless each of ``sizes`` is positive."""
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, but is {size}")

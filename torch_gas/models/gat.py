@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import ModuleList
@@ -43,8 +42,8 @@ class GAT(Model):
         num_layers: number of convolutions, L.
         dropout: probability of dropping an entry of a layer's input, or an attention weight, in
             training.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
         add_self_loops: whether layers add self-loops themselves.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import add_self_loops
@@ -67,22 +66,14 @@ class GAT(Model):
         out_heads: int,
         num_layers: int,
         dropout: float = 0.0,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         *,
         add_self_loops: bool = False,
         **kwargs: Any,
     ) -> None:
         # Before the base, which sees the product of two sizes only.
-        self.check_sizes(
-            dropout, in_channels=in_channels, hidden_channels=hidden_channels, hidden_heads=hidden_heads,
-            out_channels=out_channels, out_heads=out_heads,
-        )  # fmt: skip
+        self.check_sizes(hidden_channels=hidden_channels, hidden_heads=hidden_heads, out_heads=out_heads)
         width = hidden_channels * hidden_heads
-        super().__init__(
-            num_nodes, in_channels, width, out_channels, num_layers, dropout, pool_size, buffer_size, device, **kwargs
-        )
+        super().__init__(num_nodes, in_channels, width, out_channels, num_layers, dropout, **kwargs)
         self.hidden_heads = hidden_heads
         self.out_heads = out_heads
         options = {"dropout": dropout, "add_self_loops": add_self_loops}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_geometric.nn import GCN2Conv
 
@@ -36,7 +35,7 @@ class GCN2(WeightedModel):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows each convolution.
         residual: whether a convolution's input is added to its output.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import gcn_norm
@@ -63,27 +62,18 @@ class GCN2(WeightedModel):
         drop_input: bool = True,
         batch_norm: bool = False,
         residual: bool = False,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
-            drop_input, residual, True, **kwargs,  # with linear layers
-        )  # fmt: skip
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
         self.check_share(alpha=alpha)
         if theta < 0:
             raise ValueError(f"GCN2: theta must not be negative, but is {theta}")
-        self.add_layers(
-            (
-                GCN2Conv(hidden_channels, alpha, theta, i + 1, shared_weights, normalize=False)
-                for i in range(num_layers)
-            ),
-            batch_norm,
-        )
+        self.add_linear()
+        numbers = range(1, num_layers + 1)
+        convs = (GCN2Conv(hidden_channels, alpha, theta, i, shared_weights, normalize=False) for i in numbers)
+        self.add_layers(convs, batch_norm, drop_input, residual)
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution; all of them take :math:`H^{(0)}`, without dropout, after theirs."""
         x_0 = self.lins[0](x).relu()
         return self.drop(x_0), (x_0, *conv_args)

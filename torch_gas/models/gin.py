@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import Linear, ReLU, Sequential
+from torch.nn import Linear, Module, ReLU, Sequential
 from torch_geometric.nn import GINConv
 
 from torch_gas._util.arguments import checked
@@ -35,7 +34,7 @@ class GIN(Model):
         batch_norm: whether batch norm follows the first layer of each MLP.
         residual: whether a convolution's input is added to its output.
         train_eps: whether :math:`\epsilon_l` is learned; 0 otherwise.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas.datasets import synthetic
@@ -59,30 +58,20 @@ class GIN(Model):
         batch_norm: bool = True,
         residual: bool = True,
         train_eps: bool = True,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
-            drop_input, residual, True, **kwargs,  # with linear layers
-        )  # fmt: skip
-        self.add_layers(
-            GINConv(
-                Sequential(
-                    Linear(hidden_channels, hidden_channels),
-                    norm(batch_norm, hidden_channels),
-                    ReLU(),
-                    Linear(hidden_channels, hidden_channels),
-                    ReLU(),
-                ),
-                train_eps=train_eps,
-            )
-            for _ in range(num_layers)
-        )
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        self.add_linear()
+        convs = (GINConv(self.make_mlp(batch_norm), train_eps=train_eps) for _ in range(num_layers))
+        self.add_layers(convs, drop_input=drop_input, residual=residual)
 
-    def before(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def make_mlp(self, batch_norm: bool) -> Module:
+        """The MLP of a convolution; it ends with an activation."""
+        channels = self.hidden_channels
+        first, second = Linear(channels, channels), Linear(channels, channels)
+        return Sequential(first, norm(batch_norm, channels), ReLU(), second, ReLU())
+
+    def first_input(self, x: Tensor, *conv_args: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The input of the first convolution, without dropout."""
         return self.lins[0](x).relu(), conv_args
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torch_gas._util.arguments import checked
@@ -30,7 +29,7 @@ class PNA(Model):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows each hidden convolution.
         residual: whether a hidden convolution's input is added to its output where widths agree.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if the name of an aggregator or scaler is unknown, or ``deg`` is not [N].
@@ -62,24 +61,14 @@ class PNA(Model):
         drop_input: bool = True,
         batch_norm: bool = False,
         residual: bool = False,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
-            drop_input, residual, **kwargs,
-        )  # fmt: skip
-        check_degrees(self, deg)
-        self.add_layers((PNAConv(*width, aggregators, scalers, deg) for width in self.widths), batch_norm)
-
-
-def check_degrees(model: Model, deg: Tensor) -> None:
-    """Raises ValueError unless ``deg`` has one number for each node of the model's graph."""
-    if deg.is_complex() or deg.dim() != 1 or deg.numel() != model.num_nodes:
-        raise ValueError(
-            f"{type(model).__name__}: deg must be the in-degree of each node, [{model.num_nodes}] "
-            f"(not the histogram that PyG's PNAConv takes), but is {deg.dtype} {list(deg.shape)}; "
-            "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
-        )
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        if deg.is_complex() or deg.dim() != 1 or deg.numel() != num_nodes:
+            raise ValueError(
+                f"{type(self).__name__}: deg must be the in-degree of each node, [{num_nodes}] "
+                f"(not the histogram that PyG's PNAConv takes), but is {deg.dtype} {list(deg.shape)}; "
+                "get it from torch_gas.in_degree(data.edge_index, data.num_nodes)"
+            )
+        convs = (PNAConv(*width, aggregators, scalers, deg) for width in self.widths)
+        self.add_layers(convs, batch_norm, drop_input, residual)

@@ -62,20 +62,16 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
 
     @checked
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        aggregators: Sequence[str],
-        scalers: Sequence[str],
-        deg: Tensor,
+        self, in_channels: int, out_channels: int, aggregators: Sequence[str], scalers: Sequence[str], deg: Tensor
     ) -> None:
         super().__init__(aggr=None)
         if in_channels < 1 or out_channels < 1:
             raise ValueError(
                 f"PNAConv: in_channels and out_channels must be at least 1, but are {in_channels} and {out_channels}"
             )
-        _check_names("aggregators", aggregators, AGGREGATORS)
-        _check_names("scalers", scalers, SCALERS)
+        for argument, names, valid in (("aggregators", aggregators, AGGREGATORS), ("scalers", scalers, SCALERS)):
+            if not names or not set(names) <= set(valid):
+                raise ValueError(f"PNAConv: {argument} must be a list of some of {valid}, but is {names!r}")
         if deg.is_complex() or not bool((deg > 0).any()):
             raise ValueError(
                 "PNAConv: deg must hold the in-degree of each node, of which some are positive; "
@@ -101,13 +97,15 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         size = (x_src.size(0), x_dst.size(0))
         out = self.lin(x_dst)
-        adj_t, deg = _unweighted(adj_t, size, out.dtype)  # that of all linear layers, which autocast may change
-        log_deg = deg.to(x_src.dtype).log1p().view(-1, 1)
+        # A matrix where edges are held by destination, of the type of all linear layers, which autocast may change.
+        adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], out.dtype)
+        log_deg = degrees(adj_t, size[1]).to(x_src.dtype).log1p().view(-1, 1)
         scale = {
             "amplification": log_deg / self.avg_log_deg,
             "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
         }
-        edges = edges_of(adj_t, *size[::-1]) if _takes_products(x_src) else None
+        takes_products = x_src.device.type == "cpu" and not torch.compiler.is_compiling()
+        edges = edges_of(adj_t, *size[::-1]) if takes_products else None
         for first in range(0, len(self.pairs), self.num_scalers):
             # One product for all scalers of an aggregator: rows are read once.
             group = range(first, first + self.num_scalers)
@@ -139,19 +137,3 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self.pairs})"
-
-
-def _takes_products(rows: Tensor) -> bool:
-    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_names(argument: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
-    unknown = [name for name in names if name not in valid]
-    if unknown or len(names) == 0:
-        raise ValueError(f"PNAConv: {argument} must be a list of some of {valid}, but is {names!r}")
-
-
-def _unweighted(adj_t: Any, size: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Tensor]:
-    """``adj_t`` without weights, a matrix where it holds its edges by destination; and in-degrees."""
-    adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], dtype)
-    return adj_t, degrees(adj_t, size[1])

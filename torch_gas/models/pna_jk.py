@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, ReLU, Sequential
+from torch.nn import Linear, Module, ReLU, Sequential
 
-from torch_gas._util.arguments import checked
-from torch_gas.models.base import Model, norm
-from torch_gas.models.pna import check_degrees
-from torch_gas.models.pna_conv import PNAConv
+from torch_gas.models.base import norm
+from torch_gas.models.pna import PNA
 
 
-class PNA_JK(Model):
+class PNA_JK(PNA):
     r"""PNA whose last layer reads the results of all layers (https://arxiv.org/abs/1806.03536),
     as the paper trains it on Reddit (Table 5 of https://arxiv.org/abs/2106.05609).
 
@@ -35,7 +33,7 @@ class PNA_JK(Model):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows the first layer and each convolution.
         residual: whether a convolution's input is added to its output.
-        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
+        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if the name of an aggregator or scaler is unknown, or ``deg`` is not [N].
@@ -52,34 +50,19 @@ class PNA_JK(Model):
         torch.Size([1000, 10])
     """
 
-    @checked
-    def __init__(
-        self,
-        num_nodes: int,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        num_layers: int,
-        aggregators: Sequence[str],
-        scalers: Sequence[str],
-        deg: Tensor,
-        dropout: float = 0.0,
-        drop_input: bool = True,
-        batch_norm: bool = False,
-        residual: bool = False,
-        pool_size: int | None = None,
-        buffer_size: int | None = None,
-        device: torch.device | str | int | None = None,
-        **kwargs: Any,
+    @property
+    def widths(self) -> Iterable[tuple[int, int]]:
+        """Widths of the input and the output of each convolution, between the linear layers."""
+        return [(self.hidden_channels, self.hidden_channels)] * self.num_layers
+
+    def add_layers(
+        self, convs: Iterable[Module], batch_norm: bool = False, drop_input: bool = True, residual: bool = False
     ) -> None:
-        super().__init__(
-            num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, pool_size, buffer_size, device,
-            drop_input, residual, **kwargs,
-        )  # fmt: skip
-        check_degrees(self, deg)
-        first = Sequential(Linear(in_channels, hidden_channels), norm(batch_norm, hidden_channels), ReLU())
-        self.lins.extend([first, Linear((num_layers + 1) * hidden_channels, out_channels)])
-        self.add_layers((PNAConv(*width, aggregators, scalers, deg) for width in self.widths), batch_norm)
+        """Adds the linear layer that precedes the convolutions, the one that reads all results, and then the convolutions."""
+        hidden, num_results = self.hidden_channels, self.num_layers + 1
+        first = Sequential(Linear(self.in_channels, hidden), norm(batch_norm, hidden), ReLU())
+        self.lins.extend([first, Linear(num_results * hidden, self.out_channels)])
+        super().add_layers(convs, batch_norm, drop_input, residual)
 
     def run_layers(self, x: Tensor, ids: tuple[Any, ...], *conv_args: Any) -> Tensor:
         """All layers; the last one reads the results of the others."""

@@ -11,7 +11,7 @@ from torch_gas.planner.memory import Size
 EPOCHS = 4  # whose batches are looked at
 
 
-def ranges_of(ids: Tensor) -> tuple[Tensor, Tensor]:
+def single_node_ranges(ids: Tensor) -> tuple[Tensor, Tensor]:
     """``offset`` and ``count`` of the batch of any nodes, [B] each."""
     return ids, torch.ones_like(ids)
 
@@ -33,12 +33,7 @@ def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | 
         ranges = ptr[batch], ptr[batch + 1] - ptr[batch]
         if perm is not None:
             pieces = zip(*map(Tensor.tolist, ranges), strict=True)
-            ranges = ranges_of(torch.cat([perm[start : start + count] for start, count in pieces]))
-        sizes.append(size_of(loader, *ranges))
+            ranges = single_node_ranges(torch.cat([perm[start : start + count] for start, count in pieces]))
+        sub, num_rows = loader.builder.subgraph(*ranges), int(ranges[1].sum())
+        sizes.append(Size(num_rows, sub.n_id.numel() - num_rows, sub.col.numel()))
     return sizes
-
-
-def size_of(loader: SubgraphLoader, offset: Tensor, count: Tensor) -> Size:
-    """Size of the batch of these ranges."""
-    sub, batch_size = loader.builder.subgraph(offset, count), int(count.sum())
-    return Size(batch_size, sub.n_id.numel() - batch_size, sub.col.numel())

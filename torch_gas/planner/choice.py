@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch_geometric.data import Data
 
+from torch_gas._util.arguments import checked
 from torch_gas._util.units import format_bytes, parse_bytes
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import count_nodes
@@ -27,9 +29,10 @@ PARTS_A_BATCH = 8
 LEAST_NODES = 16  # in a part, on average
 
 
+@checked
 def plan(
     data: Data,
-    model: HistoryModel,
+    model: Module,
     *,
     device_memory: int | str | None = None,
     host_memory: int | str | None = None,
@@ -80,7 +83,7 @@ def plan(
         :class:`~torch_gas.SubgraphLoader`. Where the whole graph fits, it is one batch.
 
     Raises:
-        TypeError: if ``model`` has no histories, or ``device_memory`` or ``host_memory`` is no number of bytes.
+        TypeError: if ``model`` has no histories, or an argument is of another type than its annotation says.
         ValueError: if an argument is out of its range, the model is for another graph, or not even the smallest batches fit.
 
     Example:
@@ -95,37 +98,56 @@ def plan(
         >>> plan(data, model, device_memory="1 GiB").is_full_batch
         True
     """
-    _check(data, model, ptr, backend, parts_a_batch, loss, optimizer_states, margin)
+    model = _check_model(model, data)
+    if ptr is not None and (backend is not None or parts_a_batch is not None):
+        raise ValueError(
+            "plan(): ptr is a partition, and backend and parts_a_batch are for making one; drop one or the other"
+        )
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"plan(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
+    for name, value, least in (("parts_a_batch", parts_a_batch, 1), ("optimizer_states", optimizer_states, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"plan(): {name} must be a whole number, at least {least}, but is {value}")
+    if not 0 <= margin < 1:
+        raise ValueError(f"plan(): margin must be a share in 0 .. 1, less than 1, but is {margin}")
     resident, states = _resident(model), optimizer_states * _bytes(p for p in model.parameters() if p.requires_grad)
     if device_memory is None:
         memory = free_memory(model.device) + resident
     else:
         memory = parse_bytes(device_memory, "plan(): device_memory")
     host = None if host_memory is None else parse_bytes(host_memory, "plan(): host_memory")
-    if neighbors is None:
-        neighbors = model._neighbors
-    whole = torch.tensor([0, count_nodes(data, "plan()")])
-    options: dict[str, Any] = {"neighbors": neighbors, "prefetch": prefetch, "device": model.device}
-    loader = SubgraphLoader(data, whole if ptr is None else ptr, **options)
+    neighbors = model._neighbors if neighbors is None else neighbors
+    parts = torch.tensor([0, model.num_nodes]) if ptr is None else ptr
+    loader = SubgraphLoader(data, parts, neighbors=neighbors, prefetch=prefetch, device=model.device)
 
     step_memory = measure(model, loader, loss)
     step_memory = step_memory._replace(constant=step_memory.constant + resident + states)
-    if step_memory.constant >= (1 - margin) * memory:
+    limit = (1 - margin) * memory
+    too_much = (
+        f"more than {format_bytes(limit)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
+    )
+    if step_memory.constant >= limit:
         raise ValueError(
             f"plan(): parameters, their gradients and the optimiser (optimizer_states is {optimizer_states}) "
-            f"take {format_bytes(step_memory.constant)} whatever the batch is, "
-            f"more than {_limit(memory, margin)}; give more device_memory, or make the model narrower"
+            f"take {format_bytes(step_memory.constant)} whatever the batch is, {too_much}; give more device_memory, or make the "
+            "model narrower"
         )
-    search = _Search(model, loader, step_memory, (1 - margin) * memory)
+    search = _Search(model, loader, step_memory, limit)
     if ptr is None:
         candidates = search.over_partitions(backend or "metis", parts_a_batch or PARTS_A_BATCH)
     else:
         candidates = search.over_batches(loader.ptr)
-    if not candidates[-1].fits:
-        raise ValueError(_too_small(candidates[-1], _limit(memory, margin), ptr is not None))
-    rooms = _rooms(model, memory, host, margin, candidates[-1].peak_memory)
+    last = candidates[-1]
+    if not last.fits:
+        raise ValueError(
+            f"plan(): even batches of {last.batch_nodes:.0f} nodes with {last.batch_nodes * last.halo_ratio:.0f} halo nodes "
+            f"(one of {last.num_parts} parts) take {format_bytes(last.peak_memory)}, {too_much}; "
+            f"{'' if ptr is None else 'partition into more parts, '}give more device_memory, keep histories in host memory, "
+            "or make the model narrower or of half precision (model.bfloat16())"
+        )
+    rooms = _rooms(model, memory, host, margin, last.peak_memory)
     return Plan(
-        **asdict(candidates[-1]),
+        **asdict(last),
         device_memory=memory,
         margin=margin,
         rooms=rooms,
@@ -203,34 +225,17 @@ def _rooms(model: HistoryModel, memory: int, host: int | None, margin: float, pe
     on_gpu = model.device.type == "cuda"
     if host is None:
         host = free_memory(torch.device("cpu"), "host_memory") + _stored(model, "cpu") - (0 if on_gpu else peak)
-    room = {"pinned" if on_gpu else "host": max(int((1 - margin) * host), 0)}
-    if not on_gpu:
-        return room
-    return {"device": max(int((1 - margin) * memory - peak + _stored(model, "cuda")), 0), **room}
+    rooms = {"device": (1 - margin) * memory - peak + _stored(model, "cuda")} if on_gpu else {}
+    rooms["pinned" if on_gpu else "host"] = (1 - margin) * host
+    return {tier: max(int(room), 0) for tier, room in rooms.items()}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _limit(memory: int, margin: float) -> str:
-    return (
-        f"{format_bytes((1 - margin) * memory)} ({format_bytes(memory)} of device memory less a margin of {margin:.0%})"
-    )
-
-
-def _too_small(last: Prediction, limit: str, has_ptr: bool) -> str:
-    return (
-        f"plan(): even batches of {last.batch_nodes:.0f} nodes with {last.batch_nodes * last.halo_ratio:.0f} halo nodes (one of "
-        f"{last.num_parts} parts) take {format_bytes(last.peak_memory)}, more than {limit}; "
-        f"{'partition into more parts, ' if has_ptr else ''}give more device_memory, keep histories in host memory, or make the "
-        "model narrower or of half precision (model.bfloat16())"
-    )
-
-
-def _check(
-    data: Any, model: Any, ptr: Any, backend: Any, parts_a_batch: Any, loss: Any, optimizer_states: Any, margin: Any
-) -> None:
+def _check_model(model: Module, data: Data) -> HistoryModel:
+    """``model``, if steps of it on ``data`` can be measured."""
     if not isinstance(model, HistoryModel):
         raise TypeError(
             f"plan(): model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), and pass the "
@@ -242,8 +247,6 @@ def _check(
         raise ValueError(
             "plan(): the scaled model has not been tried out yet; give scale() the graph: scale(model, data)"
         ) from error
-    if not isinstance(data, Data):
-        raise TypeError(f"plan(): data must be a torch_geometric.data.Data, but is {type(data).__name__}")
     num_nodes = count_nodes(data, "plan()")
     if num_nodes != model.num_nodes:
         raise ValueError(
@@ -253,19 +256,4 @@ def _check(
         raise ValueError(
             f"plan(): memory is counted on the CPU and on CUDA devices, but the model is on {model.device}"
         )
-    if ptr is not None and (backend is not None or parts_a_batch is not None):
-        raise ValueError(
-            "plan(): ptr is a partition, and backend and parts_a_batch are for making one; drop one or the other"
-        )
-    if loss is not None and not callable(loss):
-        raise TypeError(f"plan(): loss must be a function of (out, batch), but is {type(loss).__name__}")
-    if backend not in (None, *BACKENDS):
-        raise ValueError(f"plan(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
-    for name, value, least in (
-        ("parts_a_batch", 1 if parts_a_batch is None else parts_a_batch, 1),
-        ("optimizer_states", optimizer_states, 0),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"plan(): {name} must be a whole number, at least {least}, but is {value!r}")
-    if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
-        raise ValueError(f"plan(): margin must be a share in 0 .. 1, less than 1, but is {margin!r}")
+    return model

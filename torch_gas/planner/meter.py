@@ -6,17 +6,15 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-
-T = TypeVar("T")
 
 _CPU = torch.profiler.ProfilerActivity.CPU
 _LOG_LEVEL = "KINETO_LOG_LEVEL"
 
 
-class Metered(NamedTuple, Generic[T]):
+class Metered(NamedTuple):
     """What a call returned, and the bytes that it allocated.
 
     Args:
@@ -25,22 +23,27 @@ class Metered(NamedTuple, Generic[T]):
         held: those that are left, such as the result's.
     """
 
-    result: T
+    result: Any
     peak: int
     held: int
 
 
-def metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
+def metered(function: Callable[[], Any], device: torch.device) -> Metered:
     """Calls ``function`` and counts what it allocates on ``device``.
 
     CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
     summed up. Python collects no garbage meanwhile, because what is left of earlier calls would be subtracted.
     """
-    with _no_collection():
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         return _metered(function, device)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
+def _metered(function: Callable[[], Any], device: torch.device) -> Metered:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -58,24 +61,12 @@ def _metered(function: Callable[[], T], device: torch.device) -> Metered[T]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """The profiler announces each start and stop on stderr, unless told not to when it first runs in a process."""
-    if _LOG_LEVEL in os.environ:
-        yield
-        return
-    os.environ[_LOG_LEVEL] = "6"
+    was_set = _LOG_LEVEL in os.environ
+    os.environ.setdefault(_LOG_LEVEL, "6")
     try:
         yield
     finally:
-        del os.environ[_LOG_LEVEL]
+        if not was_set:
+            del os.environ[_LOG_LEVEL]

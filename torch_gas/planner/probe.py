@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import format_of
-from torch_gas.planner.batches import ranges_of
+from torch_gas.planner.batches import single_node_ranges
 from torch_gas.planner.memory import Size, StepMemory, fit
 from torch_gas.planner.meter import metered
 from torch_gas.session.model import HistoryModel
@@ -59,33 +59,29 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
     order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0))
     sizes: list[Size] = []
     peaks: list[int] = []
-    first = max(1, min(FIRST_SIZE, num_nodes // 8))
-    with _trained(model):
-        batch = _batch(loader, order[:first], device, has_halo=True)
-        with _put_back(model, batch.n_id):
+    number = max(1, min(FIRST_SIZE, num_nodes // 8))
+    with _training_mode(model):
+        batch = _batch(loader, order[:number], device, has_halo=True)
+        with _restored_rows(model, batch.n_id):
             _step(model, batch, loss)  # makes what is made once
-        number, last = first, num_nodes // 2
-        while True:
+        while not sizes or (number <= num_nodes // 2 and (max(peaks) <= ENOUGH_BYTES or len(sizes) < 2 * LEAST_SIZES)):
             for has_halo in (True, False):
-                made = metered(partial(_batch, loader, order[:number], device, has_halo), device)
-                batch = made.result
+                batch, _, held = metered(partial(_batch, loader, order[:number], device, has_halo), device)
                 adj = batch[loader.builder.key]
-                with _put_back(model, batch.n_id):
-                    step = metered(partial(_step, model, batch, loss), device)
+                with _restored_rows(model, batch.n_id):
+                    peak = metered(partial(_step, model, batch, loss), device).peak
                 sizes.append(Size(batch.batch_size, batch.halo_size, format_of(adj).num_edges(adj)))
-                peaks.append(step.peak + (1 + loader.prefetch) * made.held)
+                peaks.append(peak + (1 + loader.prefetch) * held)
             number *= 2
-            if number > last or (max(peaks) > ENOUGH_BYTES and len(sizes) >= 2 * LEAST_SIZES):
-                break
     return fit(sizes[-2 * FITTED_SIZES :], peaks[-2 * FITTED_SIZES :])
 
 
 def _batch(loader: SubgraphLoader, ids: Tensor, device: torch.device, has_halo: bool) -> SubData:
     """The batch of some nodes; without a halo, its rows count as those of nodes without edges into them."""
-    batch = loader.builder.batch(*ranges_of(ids)).to(device)
+    batch = loader.builder.batch(*single_node_ranges(ids)).to(device)
     if has_halo or batch.record is None:
         return batch
-    key, (offset, count) = loader.builder.key, ranges_of(batch.n_id)
+    key, (offset, count) = loader.builder.key, single_node_ranges(batch.n_id)
     batch[key] = square(batch[key], offset.numel())
     return batch.with_record(replace(batch.record, offset=offset, count=count, batch_size=offset.numel(), halo_size=0))
 
@@ -100,7 +96,7 @@ def _step(model: HistoryModel, batch: SubData, loss: Loss | None) -> None:
 
 
 @contextmanager
-def _trained(model: HistoryModel) -> Iterator[None]:
+def _training_mode(model: HistoryModel) -> Iterator[None]:
     """While entered, the model is in training mode and without gradients; all but its histories is put back."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         raise ValueError("plan(): the model has parameters without a shape yet; call it on a batch first")
@@ -111,7 +107,7 @@ def _trained(model: HistoryModel) -> Iterator[None]:
         try:
             model.train()
             model._session.watching = False  # these steps are no training
-            _drop_grads(model)
+            model.zero_grad()
             yield
         finally:
             model._session.watching = True
@@ -120,7 +116,7 @@ def _trained(model: HistoryModel) -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
+def _restored_rows(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
     """Puts back the rows ``n_id`` of all histories, and drops gradients and the buffers of transfers."""
     held = []
     for history in model._history_tables:
@@ -135,9 +131,4 @@ def _put_back(model: HistoryModel, n_id: Tensor) -> Iterator[None]:
             history.pushed_at[ids] = pushed_at
             history.clock.copy_(clock)
         model._session.drop_buffers()
-        _drop_grads(model)
-
-
-def _drop_grads(model: HistoryModel) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
+        model.zero_grad()

@@ -76,14 +76,11 @@ class Plan(Prediction):
     def placement(self) -> str:
         """Where histories belong, why, and which storage type would take them to a faster tier."""
         rooms = " and ".join(f"{format_bytes(room)} {_FREE[tier]}" for tier, room in self.rooms.items())
-        found = f"They belong {_PLACES[self.tier]}: {rooms} are free for them."
-        for storage in self.storages[1:]:
-            if storage.tier != self.tier:
-                return (
-                    f"{found} With history_dtype={storage.dtype} ({format_bytes(storage.nbytes)}) they would fit "
-                    f"{_PLACES[storage.tier]}."
-                )
-        return found
+        text = f"They belong {_PLACES[self.tier]}: {rooms} are free for them."
+        for dtype, nbytes, tier in self.storages[1:]:
+            if tier != self.tier:
+                return f"{text} With history_dtype={dtype} ({format_bytes(nbytes)}) they would fit {_PLACES[tier]}."
+        return text
 
     @property
     def reason(self) -> str:
@@ -91,31 +88,23 @@ class Plan(Prediction):
         share = 1 - self.margin
         limit = f"{format_bytes(share * self.device_memory)}, {share:.0%} of {format_bytes(self.device_memory)}"
         if self.is_full_batch:
-            return (
-                f"The whole graph fits in {limit}: train on it as one batch, whose rows are never stale. Histories are not "
-                "needed then."
-            )
-        return (
-            f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories. The "
-            f"{self.batch_size} parts of a batch are drawn anew in each epoch, so that neighbours meet."
-            if self.batch_size > 1
-            else f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories."
-        )
+            return f"The whole graph fits in {limit}: train on it as one batch. No row is stale then, and no history needed."
+        text = f"The largest batches that fit in {limit}: the fewest steps an epoch, so the youngest histories."
+        if self.batch_size == 1:
+            return text
+        return f"{text} The {self.batch_size} parts of a batch are drawn anew in each epoch, so that neighbours meet."
 
     def __str__(self) -> str:
         terms = [f"{format_bytes(term)} {of}" for term, of in zip(self.step_memory, _TERMS, strict=True)]
-        return "\n".join(
-            [
-                f"metis(data, num_parts={self.num_parts}), SubgraphLoader(data, ptr, batch_size={self.batch_size}, shuffle=True)",
-                "",
-                text_table(_HEAD, map(_row, self.candidates)),
-                "",
-                self.reason,
-                f"Peak memory of a step: {', '.join(terms)}.",
-                f"Histories: {format_bytes(self.history_bytes)}, of which a step writes {format_bytes(self.pushed_bytes)} "
-                f"and reads {format_bytes(self.pulled_bytes)}. {self.placement}",
-            ]
-        )
+        return f"""\
+metis(data, num_parts={self.num_parts}), SubgraphLoader(data, ptr, batch_size={self.batch_size}, shuffle=True)
+
+{text_table(_HEAD, map(_row, self.candidates))}
+
+{self.reason}
+Peak memory of a step: {", ".join(terms)}.
+Histories: {format_bytes(self.history_bytes)}, of which a step writes {format_bytes(self.pushed_bytes)} \
+and reads {format_bytes(self.pulled_bytes)}. {self.placement}"""
 
 
 _PLACES = {
@@ -130,14 +119,6 @@ _HEAD = ("parts", "in a batch", "steps", "nodes", "S / B", "peak memory", "writt
 
 
 def _row(each: Prediction) -> tuple[str, ...]:
-    return (
-        f"{each.num_parts:,}",
-        f"{each.batch_size:,}",
-        f"{each.steps:,}",
-        f"{each.batch_nodes:,.0f}",
-        f"{each.halo_ratio:.2f}",
-        format_bytes(each.peak_memory),
-        format_bytes(each.pushed_bytes),
-        format_bytes(each.pulled_bytes),
-        "chosen" if each.fits else "does not fit",
-    )
+    counts = [f"{number:,.0f}" for number in (each.num_parts, each.batch_size, each.steps, each.batch_nodes)]
+    sizes = map(format_bytes, (each.peak_memory, each.pushed_bytes, each.pulled_bytes))
+    return (*counts, f"{each.halo_ratio:.2f}", *sizes, "chosen" if each.fits else "does not fit")
