@@ -408,6 +408,8 @@ PYBIND11_MODULE(_C, m) {
       .value("f16", DType::f16)
       .value("bf16", DType::bf16)
       .value("i8", DType::i8)
+      .value("f8_e4m3", DType::f8_e4m3)
+      .value("f8_e5m2", DType::f8_e5m2)
       .value("bytes", DType::bytes);
 
   py::class_<Naming, std::shared_ptr<Naming>>(m, "Naming")

@@ -24,7 +24,7 @@ namespace torch_gas {
 #endif
 
 // `bytes` stands for all types that are only copied; a row of C of them has C * itemsize bytes.
-enum class DType : int { f32, f64, f16, bf16, i8, bytes };
+enum class DType : int { f32, f64, f16, bf16, i8, f8_e4m3, f8_e5m2, bytes };
 
 struct Half {
   uint16_t bits;
@@ -38,11 +38,26 @@ struct Int8 {
   static constexpr float kLargest = 127, kLargestScale = 0x1.020406p+121f;
   int8_t bits;
 };
+// One sign bit, then the exponent, then the mantissa. Elements are never NaN or infinite.
+struct Float8E4M3 {
+  static constexpr int kMantissaBits = 3, kBias = 7;
+  static constexpr float kLargest = 448, kLargestScale = 0x1.249248p+119f;
+  uint8_t bits;
+};
+struct Float8E5M2 {
+  static constexpr int kMantissaBits = 2, kBias = 15;
+  static constexpr float kLargest = 57344, kLargestScale = 0x1.249248p+112f;
+  uint8_t bits;
+};
 
 template <class T>
 constexpr bool is_scaled = false;
 template <>
 inline constexpr bool is_scaled<Int8> = true;
+template <>
+inline constexpr bool is_scaled<Float8E4M3> = true;
+template <>
+inline constexpr bool is_scaled<Float8E5M2> = true;
 
 inline int64_t element_size(DType dtype) {
   switch (dtype) {
@@ -55,6 +70,8 @@ inline int64_t element_size(DType dtype) {
     case DType::bf16:
       return 2;
     case DType::i8:
+    case DType::f8_e4m3:
+    case DType::f8_e5m2:
     case DType::bytes:
       return 1;
   }
@@ -65,6 +82,8 @@ inline int64_t element_size(DType dtype) {
 template <class F>
 bool dispatch_scaled(DType dtype, const F& f) {
   if (dtype == DType::i8) return f(Int8{}), true;
+  if (dtype == DType::f8_e4m3) return f(Float8E4M3{}), true;
+  if (dtype == DType::f8_e5m2) return f(Float8E5M2{}), true;
   return false;
 }
 
@@ -173,6 +192,35 @@ TORCH_GAS_HOST_DEVICE inline float to_float(Int8 q) {
 // bits.
 TORCH_GAS_HOST_DEVICE inline void from_float(float q, Int8& out) {
   out.bits = static_cast<int8_t>(float_bits(q + 0x1.8p+23f));
+}
+
+template <class Float8>
+TORCH_GAS_HOST_DEVICE inline float to_float(Float8 q) {
+  constexpr uint32_t kShift = 23 - Float8::kMantissaBits;
+  const uint32_t magnitude = uint32_t(q.bits & 0x7f) << kShift;
+  const uint32_t rebiased = magnitude + (uint32_t{127 - Float8::kBias} << 23);
+  // As with Half: a subnormal is read as the smallest normal number and its mantissa.
+  const float subnormal =
+      bits_float(rebiased + (1 << 23)) - bits_float(uint32_t{128 - Float8::kBias} << 23);
+  const uint32_t bits = magnitude < (1u << 23) ? float_bits(subnormal) : rebiased;
+  return bits_float(bits | uint32_t(q.bits & 0x80) << 24);
+}
+
+template <class Float8>
+TORCH_GAS_HOST_DEVICE inline void from_float(float q, Float8& out) {
+  constexpr uint32_t kShift = 23 - Float8::kMantissaBits;
+  // A float of this size has the smallest subnormal as its last bit.
+  constexpr uint32_t kOfSubnormals = uint32_t{127 + 24 - Float8::kBias - Float8::kMantissaBits}
+                                     << 23;
+  const uint32_t magnitude = magnitude_bits(q);
+  const uint32_t subnormal =
+      float_bits(bits_float(magnitude) + bits_float(kOfSubnormals)) - kOfSubnormals;
+  const uint32_t normal = (magnitude - (uint32_t{127 - Float8::kBias} << 23) +
+                           ((1u << (kShift - 1)) - 1) + (magnitude >> kShift & 1)) >>
+                          kShift;
+  const bool is_subnormal = magnitude < (uint32_t{128 - Float8::kBias} << 23);
+  out.bits =
+      static_cast<uint8_t>((is_subnormal ? subnormal : normal) | (float_bits(q) >> 24 & 0x80));
 }
 
 // The scale of a row of scaled elements Q, from the largest magnitude_bits() of its numbers.

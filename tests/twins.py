@@ -104,35 +104,44 @@ def in_order(values: Tensor, entry: Tensor) -> Tensor:
     return out
 
 
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}  # elements of scaled types
+
+
 def gather_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-    rows = table[index.to(table.device).long()]
-    return dequantize(rows, dtype) if table.dtype == torch.int8 and dtype.is_floating_point else rows.to(dtype)
+    index = index.to(table.device).long()
+    if table.dtype in LARGEST and dtype in FLOATS:
+        return dequantize(table.view(torch.uint8)[index].view(table.dtype), dtype)
+    return table[index].to(dtype)
 
 
 def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
-    if table.dtype == torch.int8 and rows.dtype.is_floating_point:
-        rows = quantize(rows)
+    if table.dtype in LARGEST and rows.dtype in FLOATS:
+        rows = quantize(rows, table.dtype).view(torch.uint8)
+        table = table.view(torch.uint8)
     table[index.to(table.device).long()] = rows.to(table.device, table.dtype)
 
 
-def quantize(rows: Tensor) -> Tensor:
-    """Rows [M, C] as int8 rows [M, C + 4]: numbers, and the bytes of a float32 scale."""
-    rows = rows.float()
+def quantize(rows: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
+    """Rows [M, C] as rows [M, C + 4] of a scaled type: elements, and the bytes of a float32 scale."""
+    rows, limit = rows.float(), LARGEST[dtype]
     largest = rows.abs().amax(1, keepdim=True)
-    # 127 times the scale must not be infinity, where a row holds the largest finite numbers.
-    scale = (largest / 127).clamp(max=torch.finfo(torch.float32).max / 127 * (1 - 2**-23))
+    scale = largest / limit
+    # The largest element times the scale must not be infinity, where a row holds the largest finite numbers.
+    scale = torch.where((scale * limit).isfinite(), scale, scale.nextafter(torch.zeros(())))
     scale = torch.where(largest.isfinite(), scale, torch.nan)
-    numbers = torch.where(scale > 0, (rows / scale).round(), 0.0).clamp(-127, 127)
-    return torch.cat([numbers.to(torch.int8), scale.flatten().view(torch.int8).view(-1, 4)], 1)
+    numbers = torch.where(scale > 0, rows / scale, 0.0).clamp(-limit, limit)
+    elements = (numbers.round() if dtype == torch.int8 else numbers).to(dtype)
+    parts = [elements.view(torch.uint8), scale.flatten().view(torch.uint8).view(-1, 4)]
+    return torch.cat(parts, 1).view(dtype)
 
 
 def dequantize(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows [M, C] that int8 rows [M, C + 4] stand for."""
-    return (rows[:, :-4] * scales(rows)).to(dtype)
+    """The rows [M, C] that rows [M, C + 4] of a scaled type stand for."""
+    return (rows[:, :-4].float() * scales(rows)).to(dtype)
 
 
 def scales(rows: Tensor) -> Tensor:
-    """The scales [M, 1] of int8 rows."""
+    """The scales [M, 1] of rows of a scaled type."""
     return rows[:, -4:].clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 

@@ -112,6 +112,9 @@ CODECS: dict[torch.dtype, Codec] = {
         Plain(torch.float16),
         Plain(torch.bfloat16),
         Scaled(torch.int8, 0.5 / 127),
+        # Half a step between numbers as large as the largest, which have the widest steps.
+        Scaled(torch.float8_e4m3fn, 16 / 448),
+        Scaled(torch.float8_e5m2, 4096 / 57344),
     )
 }
 FLOATS = tuple(dtype for dtype, codec in CODECS.items() if isinstance(codec, Plain))

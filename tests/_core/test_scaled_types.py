@@ -1,4 +1,4 @@
-"""int8 tables with a scale for each row: what they hold, how far it is from what was written, and every refusal."""
+"""Tables of scaled types: what they hold, how far it is from what was written, and every refusal."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from torch import Tensor
 from twins import int64
 
 from torch_gas import _core
+from torch_gas.table.codec import CODECS
 
 MAX = torch.finfo(torch.float32).max
 widths = st.sampled_from([1, 2, 3, 4, 8, 31, 32, 33, 64, 257])
 float_types = st.sampled_from(twins.FLOATS)
 
 
-def table_of(num_rows: int, width: int) -> Tensor:
-    return torch.full((num_rows, _core.stored_width(width, torch.int8)), 99, dtype=torch.int8)
+scaled_types = st.sampled_from(list(twins.LARGEST))
+each_scaled_type = pytest.mark.parametrize("stored", list(twins.LARGEST))
 
 
-def written(rows: Tensor) -> Tensor:
+def table_of(num_rows: int, width: int, stored: torch.dtype = torch.int8) -> Tensor:
+    return torch.full((num_rows, _core.stored_width(width, stored)), 99, dtype=torch.int8).view(stored)
+
+
+def written(rows: Tensor, stored: torch.dtype = torch.int8) -> Tensor:
     """A table that holds ``rows``."""
-    table = table_of(*rows.shape)
+    table = table_of(*rows.shape, stored)
     _core.write_chunks(table, int64(0), int64(len(rows)), rows)
     return table
 
@@ -32,13 +37,13 @@ def read(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return _core.read_chunks(table, int64(0), int64(len(table)), dtype)
 
 
-@given(twins.seeds, float_types, widths, st.integers(0, 40), twins.id_types, st.data())
-def test_int8_rows(
-    seed: int, dtype: torch.dtype, width: int, num_rows: int, ids: torch.dtype, data: st.DataObject
+@given(twins.seeds, scaled_types, float_types, widths, st.integers(0, 40), twins.id_types, st.data())
+def test_rows(
+    seed: int, stored: torch.dtype, dtype: torch.dtype, width: int, num_rows: int, ids: torch.dtype, data: st.DataObject
 ) -> None:
     """All four calls are those of the twin, for numbers of all magnitudes, NaN and infinity."""
     generator = torch.Generator().manual_seed(seed)
-    table = written(twins.random_table(generator, num_rows, (width,), torch.float32))
+    table = written(twins.random_table(generator, num_rows, (width,), torch.float32), stored)
     index = torch.randperm(num_rows, generator=generator)[: data.draw(st.integers(0, num_rows))].to(ids)
     offset, count = data.draw(twins.part_ranges(num_rows))
     for call, read_call, where, rows_at in (
@@ -56,16 +61,29 @@ def test_int8_rows(
 def assert_same_rows(actual: Tensor, expected: Tensor) -> None:
     """Equal bytes, but for the payload of scales that are NaN."""
     twins.same_bits(twins.scales(actual), twins.scales(expected))
-    assert torch.equal(actual[:, :-4], expected[:, :-4])
+    assert torch.equal(actual.view(torch.uint8)[:, :-4], expected.view(torch.uint8)[:, :-4])
 
 
-@given(twins.seeds, widths, st.floats(-30, 37))
-def test_an_int8_row_is_off_by_half_its_scale(seed: int, width: int, magnitude: float) -> None:
+@given(twins.seeds, scaled_types, widths, st.floats(-30, 37))
+def test_a_row_is_off_by_its_tolerance(seed: int, stored: torch.dtype, width: int, magnitude: float) -> None:
+    """Numbers are off by at most the tolerance of the codec times the largest, which is stored as the largest element."""
     rows = torch.randn(20, width, generator=torch.Generator().manual_seed(seed)) * 10**magnitude
-    table = written(rows)
-    scale = rows.abs().amax(1, keepdim=True).double() / 127
-    assert ((read(table).double() - rows).abs() <= scale * (0.5 + 1e-4)).all()
-    assert (table[:, :-4].abs().amax(1) == 127).all()
+    table = written(rows, stored)
+    largest = rows.abs().amax(1, keepdim=True).double()
+    assert ((read(table).double() - rows).abs() <= largest * CODECS[stored].tolerance * (1 + 1e-4)).all()
+    assert (table[:, :-4].float().abs().amax(1) == twins.LARGEST[stored]).all()
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_number_of_eight_bits_is_kept(stored: torch.dtype) -> None:
+    """Subnormal ones and both zeros included, in rows whose scale is 1."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(stored).float()
+    numbers = numbers[numbers.isfinite()].sort(stable=True)[0]
+    rows = torch.stack([numbers, numbers.flip(0)])
+    twins.same_bits(read(written(rows, stored)), rows)
+    between = (numbers[1:].double() + numbers[:-1]) / 2  # ties, exact in float32
+    rows = torch.cat([between.float(), numbers[:1]])[None]
+    twins.same_bits(read(written(rows, stored)), rows.to(stored).float())
 
 
 @pytest.mark.parametrize("dtype", twins.FLOATS)
@@ -81,47 +99,55 @@ def test_ties_are_rounded_to_even() -> None:
     assert read(written(rows)).tolist() == [[127, 0, 2, 2, 0, -2, -2, 126] * 5]
 
 
+@each_scaled_type
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_row_that_is_not_finite_reads_as_nan(bad: float) -> None:
+def test_a_row_that_is_not_finite_reads_as_nan(bad: float, stored: torch.dtype) -> None:
     for width, place in ((1, 0), (40, 3), (40, 39)):
         rows = torch.ones(3, width)
         rows[1, place] = bad
-        assert read(written(rows)).isnan().all(1).tolist() == [False, True, False]
+        assert read(written(rows, stored)).isnan().all(1).tolist() == [False, True, False]
 
 
+@each_scaled_type
 @pytest.mark.parametrize("repeats", [1, 20])  # fewer and more numbers than vector instructions take
-def test_extreme_magnitudes(repeats: int) -> None:
-    tiny = 2.0**-149  # below half a unit the scale is zero; where it is not, it is rounded
-    rows = torch.tensor([[MAX, -MAX, 0.0], [tiny, -tiny, 0], [190 * tiny, -190 * tiny, tiny], [1e-40, 0.0, -1e-40]])
+def test_extreme_magnitudes(repeats: int, stored: torch.dtype) -> None:
+    tiny, largest = (
+        2.0**-149,
+        twins.LARGEST[stored],
+    )  # below half a unit the scale is zero; where it is not, it is rounded
+    more = 1.496 * largest * tiny
+    rows = torch.tensor([[MAX, -MAX, 0.0], [tiny, -tiny, 0], [more, -more, tiny], [1e-39, 0.0, -1e-39]])
     rows = rows.repeat(1, repeats)
-    numbers = read(written(rows))
+    numbers = read(written(rows, stored))
     assert numbers.isfinite().all()
     torch.testing.assert_close(numbers[0] / MAX, torch.tensor([1.0, -1, 0]).repeat(repeats))
     assert not numbers[1].any()
-    assert numbers[2].tolist() == [127 * tiny, -127 * tiny, tiny] * repeats
-    assert ((numbers[3] - rows[3]).abs() <= 1e-40 / 127).all()
+    assert numbers[2].tolist() == [largest * tiny, -largest * tiny, tiny] * repeats
+    assert ((numbers[3] - rows[3]).abs() <= 1e-39 * CODECS[stored].tolerance + largest * tiny / 2).all()
 
 
-def test_any_number_of_threads_and_rows_around_the_caches() -> None:
+@each_scaled_type
+def test_any_number_of_threads_and_rows_around_the_caches(stored: torch.dtype) -> None:
     """The tables read are larger than what is written around the caches; rows of 64 numbers fill whole lines."""
     generator = torch.Generator().manual_seed(0)
     for width, first in ((64, 0), (64, 1), (33, 3)):
         rows = torch.randn(40_000, width, generator=generator)
         index = torch.randperm(len(rows), generator=generator)
         flat = torch.zeros(first + len(rows) * (width + 4), dtype=torch.int8)
-        table = flat[first:].view(len(rows), width + 4)  # which starts anywhere
+        raw = flat[first:].view(len(rows), width + 4)  # which starts anywhere
+        table = raw.view(stored)
         for threads in (1, 2, 16):
             torch.set_num_threads(threads)
-            table.zero_()
+            raw.zero_()
             _core.write_chunks(table, int64(0), int64(len(rows)), rows)
-            assert torch.equal(table, twins.quantize(rows))
+            assert torch.equal(raw, twins.quantize(rows, stored).view(torch.int8))
             for dtype in (torch.float32, torch.bfloat16):
                 assert torch.equal(read(table, dtype), twins.dequantize(table, dtype))
                 gathered = _core.gather_rows(table, index, dtype)
                 assert torch.equal(gathered, twins.dequantize(table, dtype)[index])
-            shuffled = torch.zeros_like(table)
-            _core.scatter_rows(shuffled, index, rows)
-            assert torch.equal(shuffled[index], table)
+            shuffled = torch.zeros_like(raw)
+            _core.scatter_rows(shuffled.view(stored), index, rows)
+            assert torch.equal(shuffled[index], raw)
 
 
 def test_int8_rows_are_copied() -> None:
