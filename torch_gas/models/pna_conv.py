@@ -123,9 +123,6 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
                 out = out + (part if scaler == "identity" else scale[scaler] * part)
         return out
 
-    def message(self, x_j: Tensor) -> Tensor:
-        return x_j
-
     def aggregate(self, inputs: Tensor, index: Tensor, dim_size: int, reduce: str) -> Tensor:
         return scatter(inputs, index, 0, dim_size, reduce)
 
