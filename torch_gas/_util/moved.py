@@ -19,9 +19,13 @@ _MOVED = {
     "inference": "session.inference",
     "loader": "batch.loader",
     "monitor": "extensions.monitor",
+    "monitor.jacobian": "extensions.monitor.gains",
     "normalize": "graph.normalize",
     "refresh": "extensions.refresh",
     "regularization": "extensions.regularization",
+    "regularization.groups": "extensions.weights",
+    "regularization.perturbation": "extensions.perturbation",
+    "regularization.spectral": "extensions.weights",
     "scalable": "session.base",
     "scaled": "session.scale",
     "storage": "table",
@@ -36,21 +40,31 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        moved = package == "torch_gas" and name.partition(".")[0] in _MOVED
-        return ModuleSpec(fullname, self, is_package=True) if moved else None
+        return None if new_path(fullname) == fullname else ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        name = module.__name__.partition(".")[2]
-        parent, _, child = name.partition(".")
-        new = f"torch_gas.{_MOVED[name] if name in _MOVED else f'{_MOVED[parent]}.{child}'}"
+        new = new_path(module.__name__)
         moved = import_module(new)
         warnings.warn(
             f"{module.__name__} is {new} now; most of its names can be imported from torch_gas itself",
             DeprecationWarning,
             stacklevel=2,
         )
-        vars(module).update(__doc__=moved.__doc__, __getattr__=partial(getattr, moved), __dir__=partial(dir, moved))
+        vars(module).update(__doc__=moved.__doc__, __getattr__=partial(_find, moved), __dir__=partial(dir, moved))
+
+
+def _find(moved: ModuleType, name: str) -> object:
+    """What a moved module holds under ``name``, or the package itself, where names of several rooms are."""
+    return getattr(moved if hasattr(moved, name) else import_module("torch_gas"), name)
+
+
+def new_path(path: str) -> str:
+    """Where a module of this package is now; the path of any other as it is."""
+    package, _, name = path.partition(".")
+    parent, _, child = name.partition(".")
+    if package != "torch_gas" or parent not in _MOVED:
+        return path
+    return f"torch_gas.{_MOVED[name] if name in _MOVED else f'{_MOVED[parent]}.{child}'}"
 
 
 def keep_old_paths() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_gas import _core
+from torch_gas._util.moved import new_path
 from torch_gas.checkpoint.file import Path, Saved, write
 from torch_gas.checkpoint.histories import check_histories, keys_of, read_histories, tables_of
 from torch_gas.checkpoint.rng import check_random_states, random_states, set_random_states
@@ -238,7 +239,8 @@ def _check_model(saved: Saved, model: Module, graph: Any) -> tuple[list[str], di
 
 def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
     held = _unpack(saved, name)
-    if held["class"] != _class_of(value):
+    module, _, name_of_class = held["class"].rpartition(".")
+    if f"{new_path(module)}.{name_of_class}" != _class_of(value):  # release 0.1 had other modules
         raise TypeError(
             f"checkpoint.load: {saved.path} holds the state of a {held['class']} for {name.partition('.')[2]!r}, but got a "
             f"{_class_of(value)}; make it as it was when the file was written"
