@@ -11,7 +11,18 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
 
-from torch_gas import EvalSubgraphLoader, FileTier, History, SubgraphLoader, checkpoint, load_partition, permute, scale
+from torch_gas import (
+    EvalSubgraphLoader,
+    FileTier,
+    History,
+    Monitor,
+    SubgraphLoader,
+    checkpoint,
+    load_partition,
+    permute,
+    scale,
+)
+from torch_gas.extensions.refresh import EveryEpochs
 from torch_gas.graph.key import graph_key
 from torch_gas.models import SAGE
 
@@ -84,6 +95,20 @@ def test_checkpoints(name: str, tmp_path: Path) -> None:
     model = sage()
     load(model, path)
     assert torch.equal(model.histories[0].pull(), EXPECTED["history_0"])
+    step(model)
+
+
+def test_a_loader_a_monitor_and_a_refresher() -> None:
+    """Their classes lie in other modules now."""
+    model = sage()
+    loader = SubgraphLoader(DATA, EXPECTED["ptr"], 2, shuffle=True, seed=3)
+    monitor, refresher = Monitor(model, every=1), EveryEpochs(2).bind(model, loader)
+    path = FILES / "objects.safetensors"
+    checkpoint.load(path, model=model, loader=loader, monitor=monitor, refresher=refresher, graph=DATA)
+    assert [layer.pulled for layer in monitor.statistics()] == EXPECTED["pulled"].tolist()
+    assert (refresher.steps, refresher.epochs) == (2, 1)
+    order = torch.cat([batch.n_id[: batch.batch_size] for batch in loader])
+    assert torch.equal(order, EXPECTED["next_epoch"])
     step(model)
 
 

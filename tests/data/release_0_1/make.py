@@ -4,11 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
+from torch_gas.refresh import EveryEpochs
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
 
 import torch_gas
-from torch_gas import FileTier, History, SubgraphLoader, checkpoint, metis, permute, save_partition, scale
+from torch_gas import FileTier, History, Monitor, SubgraphLoader, checkpoint, metis, permute, save_partition, scale
 from torch_gas.models import SAGE
 
 assert torch_gas.__version__ == "0.1.0"
@@ -42,6 +43,19 @@ expected = {"perm": partition.perm, "ptr": partition.ptr}
 for number, history in enumerate(model.histories):
     expected[f"history_{number}"], expected[f"age_{number}"] = history.pull(), history.age
 expected["output"] = model.eval()(loader=loader)  # whose sweeps change the histories
+
+model.train()
+loader = SubgraphLoader(data, partition.ptr, 2, shuffle=True, seed=3)
+monitor, refresher = Monitor(model, every=1), EveryEpochs(2).bind(model, loader)
+refresher.before_training()
+for batch in loader:
+    model(batch).square().mean().backward()
+    refresher.after_step()
+refresher.after_epoch()
+checkpoint.save(folder / "objects.safetensors", model=model, loader=loader, monitor=monitor, refresher=refresher)
+expected["pulled"] = torch.tensor([layer.pulled for layer in monitor.statistics()])
+expected["next_epoch"] = torch.cat([batch.n_id[: batch.batch_size] for batch in loader])
+monitor.detach()
 
 for dtype in (torch.float32, torch.int8):
     name = str(dtype).removeprefix("torch.")
