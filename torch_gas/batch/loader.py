@@ -83,7 +83,9 @@ class SubgraphLoader(DataLoader[SubData]):
         **kwargs: Any,
     ) -> None:
         if (prefetch is not None and prefetch < 0) or cache_size < 0:
-            raise ValueError(f"prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}")
+            raise ValueError(
+                f"SubgraphLoader: prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}"
+            )
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
@@ -92,13 +94,13 @@ class SubgraphLoader(DataLoader[SubData]):
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device}, but there is no CUDA device here; leave device out")
+            raise ValueError(f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave it out")
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = contents_of(data)
         if seed is not None and kwargs.get("generator") is not None:
-            raise ValueError("give seed or generator, not both")
+            raise ValueError("SubgraphLoader: give seed or generator, not both")
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
         if shuffle and seed is not None:
             # A sampler of its own, because workers would draw from the loader's generator as well.
