@@ -94,7 +94,9 @@ class SubgraphLoader(DataLoader[SubData]):
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"SubgraphLoader: device must be a CUDA device or the CPU, but is {self.device}")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave it out")
+            raise ValueError(
+                f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
+            )
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
