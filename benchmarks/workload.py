@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from torch_gas import ScalableGNN, in_degree
+from torch_gas import ScalableGNN, SubData, in_degree
 from torch_gas.graph.halo import appended, join
 from torch_gas.models import GAT, GCN, GCN2, PNA
 
@@ -126,10 +126,9 @@ def without_histories(model: ScalableGNN) -> ScalableGNN:
 
 def train_step(model: ScalableGNN, optimizer: torch.optim.Optimizer, batch: Any) -> None:
     """Forward, backward and optimiser step on a batch of a loader, or on a whole graph."""
-    data = batch if isinstance(batch, Data) else batch.data
+    data, *ids = batch if isinstance(batch, SubData) else (batch,)
     with torch.profiler.record_function("forward"):
         inputs, kwargs = model.inputs(data)
-        ids = () if isinstance(batch, Data) else batch[1:]
         out = model(*inputs, *ids, **kwargs)
         y = data.y[: out.size(0)]
         if y.dim() == 1:

@@ -146,8 +146,8 @@ class Way:
         """A step of training, and what it read from the disk."""
         if self.drops:
             for history in self.model.histories:
-                os.fsync(history.table.file)  # pages that the disk lacks are not dropped
-                os.posix_fadvise(history.table.file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.fsync(history.table.base.file)  # pages that the disk lacks are not dropped
+                os.posix_fadvise(history.table.base.file, 0, 0, os.POSIX_FADV_DONTNEED)
         before, start = _read_bytes(), time.perf_counter()
         loss = torch.nn.functional.cross_entropy(self.model(batch), batch.data.y[: batch.batch_size])
         self.optimizer.zero_grad()

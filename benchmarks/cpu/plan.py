@@ -146,8 +146,8 @@ def _count_exchange(model: ScalableGNN) -> dict[str, int]:
         return call
 
     for history in model.histories:
-        history.push = counted(history.push, history.table[0].nbytes)
-        history.pull = counted(history.pull, history.table[0].nbytes)
+        history.write = counted(history.write, history.table.row_bytes)
+        history.table.read = counted(history.table.read, history.table.row_bytes)
     return exchanged
 
 

@@ -242,8 +242,6 @@ def on_pygas(library: ModuleType, ours: ScalableGNN) -> Module:
             return self.conv((x, x[: adj_t.size(0)]), adj_t)
 
     class Model(library.ScalableGNN):
-        forward = type(ours).forward
-
         def __init__(self) -> None:
             super().__init__(ours.num_nodes, ours.hidden_channels, ours.num_layers)
             for name, value in vars(ours).items():
@@ -254,4 +252,9 @@ def on_pygas(library: ModuleType, ours: ScalableGNN) -> Module:
                     setattr(self, name, module)
             self.convs = ModuleList(OfPair(conv) for conv in ours.convs)
 
+    # What our class and its base for shipped models define: forward, and what it calls but for exchanges.
+    for kind in reversed(type(ours).__mro__):
+        for name, value in vars(kind).items() if issubclass(kind, models.base.Model) else ():
+            if not name.startswith("__"):
+                setattr(Model, name, value)
     return Model()
