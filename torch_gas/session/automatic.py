@@ -25,7 +25,6 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
-        self.device = model.device
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
@@ -35,10 +34,9 @@ class Automatic(Handler):
         need = self.found.needs.get(place)
         if replay is None or need is None or need.action != "history" or self.call.batch_size is None:
             return None
-        history = self.model.histories[need.number]
-        if not replay.answers(history):
+        if self.model.histories[need.number] not in replay.exact:
             return None
-        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.device)
+        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)

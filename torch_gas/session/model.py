@@ -268,7 +268,7 @@ class HistoryModel(Module):
     @property
     def buffer_bytes(self) -> int:
         """Device memory that the buffers of transfers take now, in bytes."""
-        return self._session.buffer_bytes
+        return self.pool.nbytes
 
     @untraced
     def _refuse_target(self, device: Any, path: Any) -> None:

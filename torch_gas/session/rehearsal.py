@@ -68,7 +68,7 @@ def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
         undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
         data, *ids = batch
         args, kwargs = model.inputs(data)
-        call = Call(model._session, undo, None, *ids)
+        call = Call(model._session, undo, None, (ids[0], ids[1], ids[2], ids[3]))
         model._session.enter(call)
         fuse(undo, model)
         model._wire(call)

@@ -286,18 +286,17 @@ class ScaledGNN(HistoryModel):
             return layerwise_inference(self, loader, progress, device, path)
         self._refuse_target(device, path)
         args, kwargs, ids = self._split(args, kwargs)
-        if ids and ids[1] is not None and self._found is None:
+        if ids[1] is not None and self._found is None:
             data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
             self._try_out(data, inputs, None)
         given = arguments.names_of(self.model, args, kwargs)
         found = arguments.adjacencies(args, kwargs)
         rows, adj = arguments.count_rows(given), found[0] if found else None
-        if ids is not None:
-            self._check_order(ids[0])
-        if len(self.tables) > 0 and (ids or rows == self.num_nodes):
+        self._check_order(ids[0])
+        if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, adj, *(ids or (None,) * 4))
+            call = self._session.begin(undo, rows, adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}
@@ -346,16 +345,15 @@ class ScaledGNN(HistoryModel):
         return self.model(*args, **kwargs)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """The arguments of the plain model, and the ids of the batch."""
-        ids: Any = None
-        names = ("batch_size", "n_id", "offset", "count")
+        """The arguments of the plain model, and the ids of the batch, or four times None."""
+        ids: Any = (None,) * 4
         if args and isinstance(args[0], SubData):
             data, *ids = args[0]
             args = (data, *args[1:])
         elif len(args) > 4 and _are_ids(args[-4:]):
             ids, args = args[-4:], args[:-4]
         elif "n_id" in kwargs:
-            ids = tuple(kwargs.pop(name, None) for name in names)
+            ids = tuple(kwargs.pop(name, None) for name in ("batch_size", "n_id", "offset", "count"))
             if ids[0] is None:
                 raise ValueError(f"{self._name}: n_id needs batch_size; pass `*args` of the loader's batch")
         elif any(map(is_of_batch, (*args, *kwargs.values()))):
@@ -413,11 +411,8 @@ class ScaledGNN(HistoryModel):
 
 def _are_ids(values: tuple[Any, ...]) -> bool:
     size, *tensors = values
-    return (
-        isinstance(size, int)
-        and not isinstance(size, bool)
-        and all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
-    )
+    are_vectors = all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
+    return are_vectors and isinstance(size, int) and not isinstance(size, bool)
 
 
 def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
