@@ -54,14 +54,12 @@ class Automatic(Handler):
         if need is None:
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         if need.action != "history":
-            if need.action == "rows" and not self.model.training and not value.is_cuda:  # where it makes no host wait
-                table = self.model._structure_tables[need.number]
-                if not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
-                    raise ValueError(OTHER_GRAPH)
+            table = self.model._structure_tables[need.number]
+            compares = need.action == "rows" and not self.model.training and not value.is_cuda  # no host waits for it
+            if compares and not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
+                raise ValueError(OTHER_GRAPH)
             if need.number not in self._read:
-                self._read[need.number] = read(
-                    need, self.model._structure_tables[need.number], self.call.n_id, batch_size
-                )
+                self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)
         rows = value[:batch_size].reshape(batch_size, -1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)

@@ -123,7 +123,7 @@ class Call:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
-        if record is None and self.model._checks_ids:
+        if record is None and self.model.check:
             raise ValueError(
                 f"{name}: batch_size is {batch_size!r} and does not say which batch it is of, so that nothing tells whether rows "
                 "and ids are those of one batch. Pass the batch, model(batch), or its ids as the loader gave them: `for batch, "

@@ -206,18 +206,14 @@ class _Output:
         leaves, spec = pytree.tree_flatten(out)
         if self.spec is None:
             self.spec = spec
-            self._allocate(leaves, batch.batch_size)
+            per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
+            pairs = zip(leaves, per_node, strict=True)
+            self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
                 target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
-
-    def _allocate(self, leaves: list[Any], batch_size: int) -> None:
-        per_node = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == batch_size for leaf in leaves]
-        self.leaves = [
-            self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in zip(leaves, per_node, strict=True)
-        ]
 
     def _tensor(self, leaf: Tensor, number: int) -> Tensor:
         shape = (self.num_nodes, *leaf.shape[1:])

@@ -66,7 +66,7 @@ class HistoryModel(Module):
         self.io = io
         self.pool_bytes = pool_bytes
         self.check_finite = check_finite
-        self._checks_ids = check
+        self.check = check
         self._history_options: dict[str, Any] = {
             "device": device,
             "dtype": history_dtype,

@@ -239,7 +239,7 @@ class Session:
             rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
         if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
-            layer = [each is history for each in model.histories].index(True)
+            layer = list(model.histories).index(history)
             half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
             hint = half if rows.dtype == torch.float16 else ""
             raise ValueError(
