@@ -22,7 +22,7 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.key import order_key, order_of_key
-from torch_gas.graph.origin import Origin, key_of
+from torch_gas.graph.origin import Origin, difference, key_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.call import Call
@@ -292,7 +292,7 @@ class ScaledGNN(HistoryModel):
         given = arguments.names_of(self.model, args, kwargs)
         found = arguments.adjacencies(args, kwargs)
         rows, adj = arguments.count_rows(given), found[0] if found else None
-        self._check_order(ids[0])
+        self._check_same_graph(ids[0])
         if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo:
@@ -316,7 +316,8 @@ class ScaledGNN(HistoryModel):
         structure.verify(self.model, self.found, given, batch, self._structure_tables, all_edges)
         self._unverified = False
 
-    def _check_order(self, batch_size: Any) -> None:
+    def _check_same_graph(self, batch_size: Any) -> None:
+        """Raises where the batch tells that it is of another graph than the one that scale() was given."""
         record = record_of(batch_size)
         order = "" if record is None else order_of_key(record.key)
         if order and self._order and order != self._order:
@@ -325,6 +326,8 @@ class ScaledGNN(HistoryModel):
                 "pass scale() the data that the loader has"
             )
         self._order = self._order or order
+        if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
+            raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
     def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises where tables that were computed once would not fit the arguments."""
