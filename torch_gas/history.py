@@ -225,7 +225,6 @@ class History(torch.nn.Module):
         return out
 
     @checked
-    @naming("History.push", index="n_id", rows="x")
     @torch.no_grad()
     def push(
         self, x: Tensor, n_id: Tensor | None = None, offset: Tensor | None = None, count: Tensor | None = None
@@ -249,6 +248,7 @@ class History(torch.nn.Module):
         self.write(x, n_id, offset, count)
         self.table.wait()  # the host may read the table as soon as this call returns
 
+    @naming("History.push", index="n_id", rows="x")
     def write(self, x: Tensor, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
         """As :meth:`push`, of rows that were checked; they may be on their way when it returns."""
         table = self.table

@@ -25,7 +25,6 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
-        self.device = model.device
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
@@ -35,10 +34,9 @@ class Automatic(Handler):
         need = self.found.needs.get(place)
         if replay is None or need is None or need.action != "history" or self.call.batch_size is None:
             return None
-        history = self.model.histories[need.number]
-        if not replay.answers(history):
+        if self.model.histories[need.number] not in replay.exact:
             return None
-        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.device)
+        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
@@ -56,14 +54,12 @@ class Automatic(Handler):
         if need is None:
             return pad(value, batch_size, num_rows) if place.kind == "output" else None
         if need.action != "history":
-            if need.action == "rows" and not self.model.training and not value.is_cuda:  # where it makes no host wait
-                table = self.model._structure_tables[need.number]
-                if not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
-                    raise ValueError(OTHER_GRAPH)
+            table = self.model._structure_tables[need.number]
+            compares = need.action == "rows" and not self.model.training and not value.is_cuda  # no host waits for it
+            if compares and not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
+                raise ValueError(OTHER_GRAPH)
             if need.number not in self._read:
-                self._read[need.number] = read(
-                    need, self.model._structure_tables[need.number], self.call.n_id, batch_size
-                )
+                self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)
         rows = value[:batch_size].reshape(batch_size, -1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)

@@ -16,7 +16,7 @@ from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.formats import find_adjacency, is_matrix
-from torch_gas.session.call import Call
+from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.session.rehearsal import skipping
@@ -167,7 +167,7 @@ class ScalableGNN(HistoryModel):
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
         with Undo(sys._getframe()) as undo:
-            call = self._prepare(undo, num_rows, adj_t, batch_size, n_id, offset, count)
+            call = self._prepare(undo, num_rows, adj_t, (batch_size, n_id, offset, count))
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
@@ -193,11 +193,11 @@ class ScalableGNN(HistoryModel):
         return x.size(0)
 
     @untraced
-    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
+    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
             compiled.check_version(self._name)
-        call = self._session.begin(undo, num_rows, adj, *ids)
+        call = self._session.begin(undo, num_rows, adj, ids)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)

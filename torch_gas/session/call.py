@@ -15,25 +15,25 @@ from torch_gas.graph.halo import appended, join
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.origin import Origin, difference
 from torch_gas.history import History
+from torch_gas.session.extension import Extension
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
-    from torch_gas.session.extension import Extension
     from torch_gas.session.session import Session
     from torch_gas.wiring.places import Places
 
 
-class Coming(NamedTuple):
+# batch_size, n_id, offset and count of a batch
+Ids = tuple[int | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class NextBatch(NamedTuple):
     """A batch that the loader has made ahead."""
 
     digest: int  # of its n_id
     batch_size: int
-    halo: Tensor
-
-    def is_batch(self, record: BatchRecord | None) -> bool:
-        """Whether this is the batch of ``record``."""
-        return record is not None and (self.digest, self.batch_size) == (record.digest, record.batch_size)
+    halo: Tensor  # ids whose rows have been asked for
 
 
 class Call:
@@ -43,7 +43,7 @@ class Call:
         session: of the model.
         undo: holds what the call changes until it ends.
         num_rows: rows of its input, or None where it has none.
-        batch_size, n_id, offset, count: those of the batch, or None.
+        ids: of the batch, or four times None.
 
     Attributes:
         model: the model.
@@ -57,30 +57,22 @@ class Call:
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        undo: Undo,
-        num_rows: int | None,
-        batch_size: int | None,
-        n_id: Tensor | None,
-        offset: Tensor | None,
-        count: Tensor | None,
-    ) -> None:
+    def __init__(self, session: Session, undo: Undo, num_rows: int | None, ids: Ids) -> None:
         self.session, self.model, self.undo = session, session.model, undo
-        self.record = record_of(batch_size)
-        self.batch_size = batch_size if self.record is None else int(batch_size)  # type: ignore[arg-type]  # it has a record
-        self.n_id, self.offset, self.count = n_id, offset, count
+        self.batch_size, self.n_id, self.offset, self.count = ids
+        self.record = record_of(self.batch_size)
+        if self.record is not None:
+            self.batch_size = self.record.batch_size  # a plain int
         self.used: set[History] = set()
         self.pushes = True
         self.forbidden: str | None = None
         self.places: Places | None = None
-        self.coming: Coming | None = None  # the batch that comes next, where its pulls have been asked for
+        self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self.on_own_graph = num_rows == self.model.num_nodes
         self.whole_key = ""
-        self.is_step = n_id is not None and self.model.training and torch.is_grad_enabled()
+        self.is_step = self.n_id is not None and self.model.training and torch.is_grad_enabled()
         self.neighbors = "in" if self.record is None else self.record.neighbors
 
     # -- arguments -----------------------------------------------------------------------------------------------------
@@ -131,13 +123,15 @@ class Call:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
-        if record is None and self.model._checks_ids:
+        if record is None and self.model.check:
             raise ValueError(
                 f"{name}: batch_size is {batch_size!r} and does not say which batch it is of, so that nothing tells whether rows "
                 "and ids are those of one batch. Pass the batch, model(batch), or its ids as the loader gave them: `for batch, "
                 "*ids in loader: model(batch.x, batch.edge_index, *ids)`. For ids of your own, make the model with check=False"
             )
         num_rows = n_id.numel()
+        if (self.offset is None) != (self.count is None):
+            raise ValueError(f"{name}: offset and count go together; give both or neither")
         if record is None:
             self._check_ids(n_id)
         else:
@@ -165,14 +159,9 @@ class Call:
                 raise ValueError(
                     f"{name}: {key} is not that of the batch; pass all four of its ids as the loader gave them"
                 )
-        self._check_pair()
         for history in self.model._stores:
             if history.origin.key != record.key:
                 history.take_graph(record.key)
-
-    def _check_pair(self) -> None:
-        if (self.offset is None) != (self.count is None):
-            raise ValueError(f"{self.model._name}: offset and count go together; give both or neither")
 
     def _check_ids(self, n_id: Tensor) -> None:
         """Checks ids that were made by hand."""
@@ -187,7 +176,6 @@ class Call:
             return
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= num_rows:
             raise ValueError(f"{name}: batch_size must be in 1 .. {num_rows} (rows of n_id), but is {batch_size}")
-        self._check_pair()
         if self.offset is not None and self.count is not None:
             for key, ranges in (("offset", self.offset), ("count", self.count)):
                 if not _is_vector(ranges) or ranges.dtype != torch.int64:
@@ -211,7 +199,7 @@ class Call:
         """Notes that ``history`` is used; it must belong to the model and be used once."""
         if self.forbidden is not None:
             raise ValueError(self.forbidden)
-        if not any(history is own for own in self.model.histories):
+        if history not in self.model.histories:
             raise ValueError("push_and_pull: history must be one of self.histories")
         if history in self.used:
             raise ValueError(
@@ -233,9 +221,9 @@ class Call:
         if session.replay is not None:  # which reads rows of the batch as well
             self._ask(session.replay.exact, self.n_id)
             return
-        coming, session.coming = session.coming, None
-        is_this = coming is not None and coming.is_batch(self.record)
-        self._halo = coming.halo if coming is not None and is_this else self.n_id[self.batch_size :]
+        expected, session.next_batch = session.next_batch, None
+        own = None if self.record is None else (self.record.digest, self.record.batch_size)
+        self._halo = self.n_id[self.batch_size :] if expected is None or expected[:2] != own else expected.halo
         self._ask(histories, self._halo)
 
     def _ask(self, histories: Sequence[History], ids: Tensor) -> None:
@@ -271,7 +259,7 @@ class Call:
 
     def _joined(self, history: History, rows: Tensor, full: Tensor, extensions: Sequence[Extension]) -> Tensor:
         """``full`` with the gradient of its first rows, which are ``rows``."""
-        told = [extension for extension in extensions if extension.sees_gradients]
+        told = [extension for extension in extensions if type(extension).backward is not Extension.backward]
         if not told:
             return join(rows, full)
 
@@ -285,21 +273,15 @@ class Call:
         return join(rows, full, backward)
 
     def _ask_ahead(self) -> None:
-        """Asks for rows of the next batch, from histories that have this one's."""
-        coming = self._next_batch()
-        if coming is None:
-            return
-        for history in self._pushed:
-            history.request(coming.halo)
-        self._pushed.clear()
-
-    def _next_batch(self) -> Coming | None:
-        """The batch that the loader has made ahead, if it has."""
+        """Asks for rows of the batch that the loader has made ahead, from histories that have this one's."""
         lookahead = None if self.record is None else self.record.lookahead
-        batch = None if lookahead is None or self.coming is not None else lookahead.next
+        batch = None if lookahead is None or self.next_batch is not None else lookahead.next
         if batch is not None and batch.record is not None:
-            self.coming = Coming(batch.record.digest, batch.batch_size, batch.n_id[batch.batch_size :])
-        return self.coming
+            self.next_batch = NextBatch(batch.record.digest, batch.batch_size, batch.n_id[batch.batch_size :])
+        if self.next_batch is not None:
+            for history in self._pushed:
+                history.request(self.next_batch.halo)
+            self._pushed.clear()
 
 
 def _is_vector(value: Any) -> bool:

@@ -111,8 +111,3 @@ class Extension:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from ``state``."""
-
-    @property
-    def sees_gradients(self) -> bool:
-        """Whether :meth:`backward` is to be called."""
-        return type(self).backward is not Extension.backward

@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -59,10 +60,6 @@ class Replay:
         self.exact: list[History] = []
         self.target: History | None = None
         self.handler: Handler | None = None
-
-    def answers(self, history: History) -> bool:
-        """Whether ``history`` is exact already."""
-        return any(history is known for known in self.exact)
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
@@ -187,14 +184,11 @@ def layerwise_inference(
 def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> bool:
     """One pass over the batches; whether it ran to the end of ``forward`` and the output is complete."""
     for batch in batches:
-        try:
-            out = model(batch.to(model.device))
-        except EndOfBatch:
-            output.note(batch)
-            continue
-        output.add(out, batch)
+        output.count(batch)
+        with suppress(EndOfBatch):
+            output.add(model(batch.to(model.device)), batch)
     output.check_complete()
-    return output.batches > 0
+    return output.spec is not None
 
 
 class _Output:
@@ -202,28 +196,24 @@ class _Output:
 
     def __init__(self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None) -> None:
         self.num_nodes, self.device, self.path = num_nodes, device, path
-        self.batches = self.rows = 0
+        self.rows = 0
+        self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
         self.seen = torch.zeros(num_nodes, dtype=torch.bool)
         self.leaves: list[Any] = []
         self.files: list[tuple[str, str]] = []  # under its name while it is written, and its own
 
     def add(self, out: Any, batch: SubData) -> None:
-        leaves, self.spec = pytree.tree_flatten(out)
-        if self.batches == 0:
-            self._allocate(leaves, batch.batch_size)
+        leaves, spec = pytree.tree_flatten(out)
+        if self.spec is None:
+            self.spec = spec
+            per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
+            pairs = zip(leaves, per_node, strict=True)
+            self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
                 target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
-        self.batches += 1
-        self.note(batch)
-
-    def _allocate(self, leaves: list[Any], batch_size: int) -> None:
-        per_node = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == batch_size for leaf in leaves]
-        self.leaves = [
-            self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in zip(leaves, per_node, strict=True)
-        ]
 
     def _tensor(self, leaf: Tensor, number: int) -> Tensor:
         shape = (self.num_nodes, *leaf.shape[1:])
@@ -238,8 +228,8 @@ class _Output:
         dtype = torch.empty(0, dtype=leaf.dtype).numpy().dtype
         return torch.from_numpy(np.lib.format.open_memmap(f"{name}.part", mode="w+", dtype=dtype, shape=shape))
 
-    def note(self, batch: SubData) -> None:
-        """Notes whose turn it was."""
+    def count(self, batch: SubData) -> None:
+        """Counts the nodes of ``batch`` as seen."""
         self.rows += batch.batch_size
         self.seen[batch.n_id[: batch.batch_size]] = True
 

@@ -66,7 +66,7 @@ class HistoryModel(Module):
         self.io = io
         self.pool_bytes = pool_bytes
         self.check_finite = check_finite
-        self._checks_ids = check
+        self.check = check
         self._history_options: dict[str, Any] = {
             "device": device,
             "dtype": history_dtype,
@@ -268,7 +268,7 @@ class HistoryModel(Module):
     @property
     def buffer_bytes(self) -> int:
         """Device memory that the buffers of transfers take now, in bytes."""
-        return self._session.buffer_bytes
+        return self.pool.nbytes
 
     @untraced
     def _refuse_target(self, device: Any, path: Any) -> None:

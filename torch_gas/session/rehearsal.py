@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import map_tensors
 from torch_gas.history import History
-from torch_gas.session.call import Call
+from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import EndOfBatch, Layer, Replay, Skipping
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
@@ -66,9 +66,9 @@ def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
         undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
-        data, *ids = batch
-        args, kwargs = model.inputs(data)
-        call = Call(model._session, undo, None, *ids)
+        args, kwargs = model.inputs(batch.data)
+        ids: Ids = batch[1:]
+        call = Call(model._session, undo, None, ids)
         model._session.enter(call)
         fuse(undo, model)
         model._wire(call)
@@ -130,8 +130,7 @@ class _Spoiled(_Recorded):
         return rows
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
-        number = next(i for i, known in enumerate(self.exact) if known is history)
-        rows = self.first.rows[number].clone()
+        rows = self.first.rows[self.exact.index(history)].clone()
         x[:batch_size].copy_(rows[:batch_size])
         return rows
 

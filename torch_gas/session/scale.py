@@ -22,7 +22,7 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
 from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.key import order_key, order_of_key
-from torch_gas.graph.origin import Origin, key_of
+from torch_gas.graph.origin import Origin, difference, key_of
 from torch_gas.history import History
 from torch_gas.session.automatic import Automatic
 from torch_gas.session.call import Call
@@ -286,18 +286,17 @@ class ScaledGNN(HistoryModel):
             return layerwise_inference(self, loader, progress, device, path)
         self._refuse_target(device, path)
         args, kwargs, ids = self._split(args, kwargs)
-        if ids and ids[1] is not None and self._found is None:
+        if ids[1] is not None and self._found is None:
             data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
             self._try_out(data, inputs, None)
         given = arguments.names_of(self.model, args, kwargs)
         found = arguments.adjacencies(args, kwargs)
         rows, adj = arguments.count_rows(given), found[0] if found else None
-        if ids is not None:
-            self._check_order(ids[0])
-        if len(self.tables) > 0 and (ids or rows == self.num_nodes):
+        self._check_same_graph(ids[0])
+        if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, adj, *(ids or (None,) * 4))
+            call = self._session.begin(undo, rows, adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}
@@ -317,7 +316,8 @@ class ScaledGNN(HistoryModel):
         structure.verify(self.model, self.found, given, batch, self._structure_tables, all_edges)
         self._unverified = False
 
-    def _check_order(self, batch_size: Any) -> None:
+    def _check_same_graph(self, batch_size: Any) -> None:
+        """Raises where the batch tells that it is of another graph than the one that scale() was given."""
         record = record_of(batch_size)
         order = "" if record is None else order_of_key(record.key)
         if order and self._order and order != self._order:
@@ -326,6 +326,8 @@ class ScaledGNN(HistoryModel):
                 "pass scale() the data that the loader has"
             )
         self._order = self._order or order
+        if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
+            raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
     def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises where tables that were computed once would not fit the arguments."""
@@ -346,16 +348,15 @@ class ScaledGNN(HistoryModel):
         return self.model(*args, **kwargs)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """The arguments of the plain model, and the ids of the batch."""
-        ids: Any = None
-        names = ("batch_size", "n_id", "offset", "count")
+        """The arguments of the plain model, and the ids of the batch, or four times None."""
+        ids: Any = (None,) * 4
         if args and isinstance(args[0], SubData):
             data, *ids = args[0]
             args = (data, *args[1:])
         elif len(args) > 4 and _are_ids(args[-4:]):
             ids, args = args[-4:], args[:-4]
         elif "n_id" in kwargs:
-            ids = tuple(kwargs.pop(name, None) for name in names)
+            ids = tuple(kwargs.pop(name, None) for name in ("batch_size", "n_id", "offset", "count"))
             if ids[0] is None:
                 raise ValueError(f"{self._name}: n_id needs batch_size; pass `*args` of the loader's batch")
         elif any(map(is_of_batch, (*args, *kwargs.values()))):
@@ -413,11 +414,8 @@ class ScaledGNN(HistoryModel):
 
 def _are_ids(values: tuple[Any, ...]) -> bool:
     size, *tensors = values
-    return (
-        isinstance(size, int)
-        and not isinstance(size, bool)
-        and all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
-    )
+    are_vectors = all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
+    return are_vectors and isinstance(size, int) and not isinstance(size, bool)
 
 
 def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

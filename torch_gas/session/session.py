@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.origin import Origin
 from torch_gas.history import History
-from torch_gas.session.call import Call, Coming
+from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
@@ -45,18 +45,20 @@ class Session:
     Attributes:
         call: the call under way.
         replay: layer-wise inference under way.
-        coming: the batch whose pulls are under way already.
+        next_batch: the batch whose pulls are under way already.
         watching: whether extensions that only watch are told of calls.
+        kept: the extensions that copies of the model have as well.
     """
 
     def __init__(self, model: HistoryModel) -> None:
         self._model = weakref.ref(model)  # which can then be freed as soon as nobody holds it
         self.call: Call | None = None
         self.replay: Replay | None = None
-        self.coming: Coming | None = None
+        self.next_batch: NextBatch | None = None
         self.watching = True
         self._pool: AsyncIOPool | None = None
-        self._extensions: list[Callable[[], Extension | None]] = []
+        self.kept: list[Extension] = []
+        self._extensions: list[weakref.ref[Extension]] = []
         self._epoch: BatchRecord | None = None  # of the last training call
         self._seen = 0  # batches of its epoch
 
@@ -69,7 +71,7 @@ class Session:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, undo: Undo, num_rows: int | None, adj: Any, *ids: Any) -> Call:
+    def begin(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
         """A call of the model with checked arguments, whose transfers are under way."""
         self.clean_up()
         model = self.model
@@ -80,7 +82,7 @@ class Session:
         self.pool  # noqa: B018  # is made where there is none
         if len(model.histories) > 0 and model.device.type == "cuda":
             refuse_capture(model._name)
-        call = Call(self, undo, num_rows, *ids)
+        call = Call(self, undo, num_rows, ids)
         call.check(num_rows, adj)
         self.enter(call)
         call.begin()
@@ -105,24 +107,20 @@ class Session:
     def add(self, extension: Extension, keep: bool) -> None:
         """Adds an extension; it is forgotten when nobody else holds it, unless it is kept."""
         _owners[extension] = weakref.ref(self)
-        self._extensions.append((lambda: extension) if keep else weakref.ref(extension))
+        self._extensions.append(weakref.ref(extension))
+        if keep:
+            self.kept.append(extension)
 
     def remove(self, extension: Extension) -> None:
         """Removes an extension that is there."""
         _owners.pop(extension, None)
         self._extensions = [each for each in self._extensions if each() not in (None, extension)]
+        self.kept = [each for each in self.kept if each is not extension]
 
     @property
     def extensions(self) -> list[Extension]:
         """All extensions, in the order in which they were added."""
         return [found for each in self._extensions if (found := each()) is not None]
-
-    @property
-    def kept(self) -> list[Extension]:
-        """Those that copies of the model have as well."""
-        return [
-            found for each in self._extensions if not isinstance(each, weakref.ref) and (found := each()) is not None
-        ]
 
     def told(self) -> Iterator[Extension]:
         """Those that are told of calls."""
@@ -153,7 +151,7 @@ class Session:
         """Ends a call whose forward pass has met no error."""
         for extension in self.told():
             extension.end(call)
-        self.coming = call.coming  # whose pulls are under way
+        self.next_batch = call.next_batch  # whose pulls are under way
         record = self._epoch
         if call.is_step and record is not None and call.record is record and record.completes_epoch:
             self._end_epoch(complete=self._seen == record.num_batches)
@@ -163,15 +161,14 @@ class Session:
     @property
     def pool(self) -> AsyncIOPool:
         """What moves rows between tables and the device of the model."""
-        if self._pool is None:
-            model = self.model
-            size = model.pool_size or min(max(len(model.histories), 1), POOL_SIZE)
-            width = max((history.embedding_dim for history in model._stores), default=0)
-            self.use_pool(
-                AsyncIOPool(size, model.buffer_size, width, model.device, io=model.io, pool_bytes=model.pool_bytes)
-            )
-            assert self._pool is not None
-        return self._pool
+        if self._pool is not None:
+            return self._pool
+        model = self.model
+        size = model.pool_size or min(max(len(model.histories), 1), POOL_SIZE)
+        width = max((history.embedding_dim for history in model._stores), default=0)
+        pool = AsyncIOPool(size, model.buffer_size, width, model.device, io=model.io, pool_bytes=model.pool_bytes)
+        self.use_pool(pool)
+        return pool
 
     def use_pool(self, pool: AsyncIOPool) -> None:
         """Has all tables of the model moved by ``pool``."""
@@ -179,14 +176,9 @@ class Session:
         for history in self.model._stores:
             history.use(pool)
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Device memory that the buffers of transfers take now, in bytes."""
-        return 0 if self._pool is None else self._pool.nbytes
-
     def drop_buffers(self) -> None:
         """Gives the buffers of transfers back; the next call makes them anew."""
-        self.coming = None
+        self.next_batch = None
         self.use_pool(AsyncIOPool(device=self.model.device, io="serial"))
         self.forget_pool()
 
@@ -232,18 +224,14 @@ class Session:
             )
         history.check_rows(x)
         rows = x[:batch_size]
-        if replay is None:
-            self._check_finite(history, rows)
-            return call.exchange(history, rows, n_id, *ranges)
-        if replay.answers(history):
+        if replay is not None and history in replay.exact:
             return replay.answer(history, x, batch_size, n_id)
         self._check_finite(history, rows)
-        return replay.push(history, rows, n_id, *ranges)
+        return (call.exchange if replay is None else replay.push)(history, rows, n_id, *ranges)
 
     def _check_finite(self, history: History, rows: Tensor) -> None:
         model = self.model
-        check = model.check_finite if model.check_finite is not None else not rows.is_cuda
-        if not check:
+        if not (model.check_finite if model.check_finite is not None else not rows.is_cuda):
             return
         rows = rows.detach()
         held = history.table.codec.range_dtype
@@ -251,7 +239,7 @@ class Session:
             rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
         if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
-            layer = [each is history for each in model.histories].index(True)
+            layer = list(model.histories).index(history)
             half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
             hint = half if rows.dtype == torch.float16 else ""
             raise ValueError(
