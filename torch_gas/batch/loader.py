@@ -82,10 +82,9 @@ class SubgraphLoader(DataLoader[SubData]):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        if (prefetch is not None and prefetch < 0) or cache_size < 0:
-            raise ValueError(
-                f"SubgraphLoader: prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}"
-            )
+        if (prefetch or 0) < 0 or cache_size < 0:
+            came = f"{prefetch} and {cache_size}"
+            raise ValueError(f"SubgraphLoader: prefetch and cache_size must not be negative, but are {came}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
@@ -282,7 +281,7 @@ class SubgraphLoader(DataLoader[SubData]):
             adj = batch[self.builder.key]
             edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
             if edges is not None:
-                edges.transpose()
+                edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
             batch.pin_memory()
         return batch
