@@ -30,11 +30,6 @@ class BatchCache:
     def __reduce__(self) -> tuple[type[BatchCache], tuple[int]]:
         return BatchCache, (self.capacity,)  # a copy starts empty
 
-    def clear(self) -> None:
-        """Forgets all batches."""
-        self._entries.clear()
-        self.size = 0
-
     def get(self, parts: tuple[int, ...]) -> SubData | None:
         batch, versions = self._entries.get(parts, (None, None))
         if batch is None or [tensor._version for tensor in _tensors(batch)] != versions:

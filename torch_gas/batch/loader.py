@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
@@ -159,7 +159,7 @@ class SubgraphLoader(DataLoader[SubData]):
         contents = contents_of(self.data)
         if not all(a is b and v == w for (a, *v), (b, *w) in zip(contents, self._contents, strict=True)):
             self._contents = contents
-            self._cache.clear()
+            self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
@@ -168,9 +168,8 @@ class SubgraphLoader(DataLoader[SubData]):
                 self._courier.receive(batch, arrived)
             assert batch.record is not None
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            adj = batch[self.builder.key]
             yield batch.with_record(replace(batch.record, lookahead=Lookahead(self, ahead), **place))
-            edges = kept_edges(adj)
+            edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
     def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
@@ -248,18 +247,17 @@ class SubgraphLoader(DataLoader[SubData]):
 
         With shuffling it is an upper bound: the sum of the largest halos of single parts.
         """
-        sampler = self.batch_sampler
-        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, (RandomSampler, SequentialSampler)):
+        if not isinstance(self._epochs.sampler, (RandomSampler, SequentialSampler)):
             return None
         sizes = sorted(halo.numel() for halo in self.halos())
-        return min(sum(sizes[-1 if self._fixed_size else -sampler.batch_size :]), self.num_nodes)
+        number = 1 if self._fixed_size else self._epochs.batch_sampler.batch_size
+        return min(sum(sizes[-number:]), self.num_nodes)
 
     @property
     def _fixed_size(self) -> int | None:
         """The number of parts in a batch, where batches are the same in each epoch."""
-        if isinstance(self.batch_sampler, BatchSampler) and isinstance(self.batch_sampler.sampler, SequentialSampler):
-            return self.batch_sampler.batch_size
-        return None
+        is_fixed = isinstance(self._epochs.sampler, SequentialSampler)
+        return self._epochs.batch_sampler.batch_size if is_fixed else None
 
     def halos(self) -> Iterator[Tensor]:
         """Ids of the halo of each batch, or of each part where batches are not always the same."""

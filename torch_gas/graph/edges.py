@@ -149,10 +149,11 @@ def edge_pieces(adj: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
 
 def row_entries(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Row pointers [M + 1] of some rows [M] of a matrix, and the positions of their entries in it, one row after the other."""
-    count = rowptr.diff()[rows]
+    start = rowptr[rows]
+    count = rowptr[rows + 1] - start  # and not of all rows, which may be many more
     pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
     total = int(pointers[-1])
-    shift = torch.repeat_interleave(rowptr[:-1][rows] - pointers[:-1], count, output_size=total)
+    shift = torch.repeat_interleave(start - pointers[:-1], count, output_size=total)
     return pointers.to(rowptr.dtype), shift + torch.arange(total, device=rowptr.device)
 
 

@@ -172,9 +172,9 @@ def _softmax_backward(
     ones_dst, ones_src = ones_dst.unsqueeze(-1), ones_src.unsqueeze(-1)
     mean = _Dots.apply(_Product.apply(ones_src, softmax * grad, edges, False), ones_src, edges, False)
     grad_edge = softmax * (grad - mean) * torch.where(scores > 0, 1.0, slope)
-    grads = (_Product.apply(ones, grad_edge, edges, i > 0) for i, ones in enumerate((ones_src, ones_dst)))
-    grad_dst, grad_src = (each.squeeze(-1) for each in grads)
-    return grad_dst, grad_src
+    grad_dst = _Product.apply(ones_src, grad_edge, edges, False)
+    grad_src = _Product.apply(ones_dst, grad_edge, edges, True)
+    return grad_dst.squeeze(-1), grad_src.squeeze(-1)
 
 
 def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bool = False) -> Tensor:

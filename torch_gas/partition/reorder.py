@@ -128,10 +128,9 @@ def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, wh
     if primary is not None:
         out[primary], order = _relabel_edges(data, primary, new_id, order, where)
     for key, value in data.to_dict().items():
-        if key == primary:
-            continue
         if holds_edges(data, key, value):
-            out[key], _ = _relabel_edges(data, key, new_id, None, where)
+            if key != primary:
+                out[key], _ = _relabel_edges(data, key, new_id, None, where)
             continue
         if isinstance(value, StoredFeatures):
             advice = f"leave it out, and then set data.{key} = store_features(..., perm=perm)"
