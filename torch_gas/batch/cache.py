@@ -30,17 +30,9 @@ class BatchCache:
     def __reduce__(self) -> tuple[type[BatchCache], tuple[int]]:
         return BatchCache, (self.capacity,)  # a copy starts empty
 
-    def clear(self) -> None:
-        """Forgets all batches."""
-        self._entries.clear()
-        self.size = 0
-
     def get(self, parts: tuple[int, ...]) -> SubData | None:
-        entry = self._entries.get(parts)
-        if entry is None:
-            return None
-        batch, versions = entry
-        if [tensor._version for tensor in _tensors(batch)] != versions:
+        batch, versions = self._entries.get(parts, (None, None))
+        if batch is None or [tensor._version for tensor in _tensors(batch)] != versions:
             return None
         return _shallow_copy(batch)
 
@@ -68,17 +60,15 @@ def _shallow_copy(batch: SubData) -> SubData:
     return out
 
 
-def contents_of(data: Data) -> list[tuple[Any, int, int]]:
+def contents_of(data: Data) -> list[tuple[Any, ...]]:
     """What may change between two epochs: each attribute, how often it was changed in place, and a checksum of labels and masks.
 
     These are written to through NumPy as well, which torch does not count. Wider rows are not looked at, which would take as long
     as to read them.
     """
     small = SMALL_ROW * (data.num_nodes or 0)
-    return [
-        (value, version(value), _checksum(value, small)) if isinstance(value, Tensor) else (value, 0, 0)
-        for value in data.to_dict().values()
-    ]
+    values = data.to_dict().values()
+    return [(v, version(v), _checksum(v, small)) if isinstance(v, Tensor) else (v,) for v in values]
 
 
 def _checksum(value: Tensor, largest: int) -> int:

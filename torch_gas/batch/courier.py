@@ -49,8 +49,7 @@ class Courier:
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "cpu":
             return tensor
-        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-        return pinned.to(self.device, non_blocking=True)
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # itself where it is pinned
 
     def pin(self, batch: SubData) -> SubData:
         """A copy of ``batch`` in pinned memory, for batches that are sent more than once."""

@@ -144,11 +144,11 @@ class Epochs:
         if not isinstance(state, dict) or state.keys() - {"number"} != _KEYS:  # 0.1 did not number epochs
             raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
         for name, value in self._facts(loader).items():
-            if state["loader"].get(name) != value:
-                raise ValueError(
-                    f"SubgraphLoader.load_state_dict: {_WHAT[name]} are others than when the state was saved "
-                    f"({state['loader'].get(name)} then, {value} now); {_ADVICE.get(name, 'make the loader as it was')}"
-                )
+            saved = state["loader"].get(name)
+            if saved != value:
+                came = f"{_WHAT[name]} are others than when the state was saved ({saved} then, {value} now)"
+                advice = _ADVICE.get(name, "make the loader as it was")
+                raise ValueError(f"SubgraphLoader.load_state_dict: {came}; {advice}")
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
         if self._has_state:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
@@ -82,10 +82,9 @@ class SubgraphLoader(DataLoader[SubData]):
         device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        if (prefetch is not None and prefetch < 0) or cache_size < 0:
-            raise ValueError(
-                f"SubgraphLoader: prefetch and cache_size must not be negative, but are {prefetch} and {cache_size}"
-            )
+        if (prefetch or 0) < 0 or cache_size < 0:
+            came = f"{prefetch} and {cache_size}"
+            raise ValueError(f"SubgraphLoader: prefetch and cache_size must not be negative, but are {came}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
@@ -162,7 +161,7 @@ class SubgraphLoader(DataLoader[SubData]):
         contents = contents_of(self.data)
         if not all(a is b and v == w for (a, *v), (b, *w) in zip(contents, self._contents, strict=True)):
             self._contents = contents
-            self._cache.clear()
+            self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
@@ -171,9 +170,8 @@ class SubgraphLoader(DataLoader[SubData]):
                 self._courier.receive(batch, arrived)
             assert batch.record is not None
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            adj = batch[self.builder.key]
             yield batch.with_record(replace(batch.record, lookahead=Lookahead(self, ahead), **place))
-            edges = kept_edges(adj)
+            edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
     def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
@@ -251,18 +249,17 @@ class SubgraphLoader(DataLoader[SubData]):
 
         With shuffling it is an upper bound: the sum of the largest halos of single parts.
         """
-        sampler = self.batch_sampler
-        if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, (RandomSampler, SequentialSampler)):
+        if not isinstance(self._epochs.sampler, (RandomSampler, SequentialSampler)):
             return None
         sizes = sorted(halo.numel() for halo in self.halos())
-        return min(sum(sizes[-1 if self._fixed_size else -sampler.batch_size :]), self.num_nodes)
+        number = 1 if self._fixed_size else self._epochs.batch_sampler.batch_size
+        return min(sum(sizes[-number:]), self.num_nodes)
 
     @property
     def _fixed_size(self) -> int | None:
         """The number of parts in a batch, where batches are the same in each epoch."""
-        if isinstance(self.batch_sampler, BatchSampler) and isinstance(self.batch_sampler.sampler, SequentialSampler):
-            return self.batch_sampler.batch_size
-        return None
+        is_fixed = isinstance(self._epochs.sampler, SequentialSampler)
+        return self._epochs.batch_sampler.batch_size if is_fixed else None
 
     def halos(self) -> Iterator[Tensor]:
         """Ids of the halo of each batch, or of each part where batches are not always the same."""
@@ -284,7 +281,7 @@ class SubgraphLoader(DataLoader[SubData]):
             adj = batch[self.builder.key]
             edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
             if edges is not None:
-                edges.transpose()
+                edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
             batch.pin_memory()
         return batch

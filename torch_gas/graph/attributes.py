@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from torch_gas.graph.edges import row_entries
 from torch_gas.graph.format import csr_tensor
 from torch_gas.graph.formats import is_csr
 
@@ -19,7 +19,8 @@ from torch_gas.graph.formats import is_csr
 def take(value: Any, index: Tensor, dim: int = 0) -> Any:
     """The entries ``index`` [M] along ``dim`` of a tensor, sparse matrix, array or list."""
     if is_csr(value):
-        return _take_rows(value, index.to(value.device))
+        rowptr, entry = row_entries(value.crow_indices(), index.to(value.device))
+        return csr_tensor(rowptr, value.col_indices()[entry], value.values()[entry], (index.numel(), *value.shape[1:]))
     if isinstance(value, Tensor):
         return value.index_select(dim, index.to(value.device))
     if isinstance(value, np.ndarray):
@@ -47,15 +48,3 @@ def with_values(x: Tensor, values: Tensor) -> Tensor:
 def pattern(x: Tensor) -> Tensor:
     """The sparse matrix whose places ``x`` took over."""
     return getattr(x, "_pattern", x)
-
-
-def _take_rows(matrix: Tensor, index: Tensor) -> Tensor:
-    rowptr = matrix.crow_indices()
-    count = rowptr.diff()[index]
-    end = count.cumsum(0)
-    total = int(end[-1]) if end.numel() > 0 else 0
-    shift = rowptr[:-1][index] - (end - count)
-    entry = torch.repeat_interleave(shift, count, output_size=total) + torch.arange(total, device=shift.device)
-    rowptr = torch.cat([end.new_zeros(1), end]).to(rowptr.dtype)
-    size = (index.numel(), *matrix.shape[1:])
-    return csr_tensor(rowptr, matrix.col_indices()[entry], matrix.values()[entry], size)

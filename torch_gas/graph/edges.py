@@ -82,7 +82,7 @@ def from_coo(
         The adjacency and ``order``, which is None where edges stay where they are.
     """
     if order is None:
-        key = sort_key(like, src, dst, num_nodes)
+        key = _sort_key(like, src, dst, num_nodes)
         order = None if key is None else key.argsort(stable=True)
     if order is not None:
         order = order.to(src.device)
@@ -91,7 +91,7 @@ def from_coo(
     return format_of(like).from_edges(like, torch.stack([src, dst]), value, num_nodes), order
 
 
-def sort_key(adj: Any, src: Tensor, dst: Tensor, num_nodes: int) -> Tensor | None:
+def _sort_key(adj: Any, src: Tensor, dst: Tensor, num_nodes: int) -> Tensor | None:
     """Ascends along the edges as ``adj`` must hold them; None if any order will do."""
     sort_order = format_of(adj).sort_order(adj)
     if sort_order is None:
@@ -114,6 +114,19 @@ def is_ascending(ids: Tensor) -> bool:
     return all(bool((piece[1:] >= piece[:-1]).all()) for piece in pieces)
 
 
+def is_sorted(adj: Any, num_nodes: int) -> bool:
+    """Whether edges are in the order in which :func:`from_coo` would put them by default."""
+    last = -1
+    for _, src, dst in edge_pieces(adj):
+        key = _sort_key(adj, src, dst, num_nodes)
+        if key is None:
+            return True
+        if int(key[0]) < last or not is_ascending(key):
+            return False
+        last = int(key[-1])
+    return True
+
+
 def edge_pieces(adj: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The edges in the order in which ``adj`` stores them, in pieces, so that no copy of all of them is made.
 
@@ -132,6 +145,16 @@ def edge_pieces(adj: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
         count = stored.rowptr[first : last + 2].clamp(piece.start, piece.stop).diff()
         rows = torch.arange(first, last + 1, device=src.device)
         yield piece, src, torch.repeat_interleave(rows, count, output_size=src.numel())
+
+
+def row_entries(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Row pointers [M + 1] of some rows [M] of a matrix, and the positions of their entries in it, one row after the other."""
+    start = rowptr[rows]
+    count = rowptr[rows + 1] - start  # and not of all rows, which may be many more
+    pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    total = int(pointers[-1])
+    shift = torch.repeat_interleave(start - pointers[:-1], count, output_size=total)
+    return pointers.to(rowptr.dtype), shift + torch.arange(total, device=rowptr.device)
 
 
 def row_pieces(rowptr: Tensor) -> Iterator[tuple[int, int]]:

@@ -41,9 +41,8 @@ def count_edges(data: Data) -> int:
 
 
 def holds_edges(data: Data, key: str, value: Any) -> bool:
-    named = key in ("edge_index", "adj_t") and value is not None
     known = find_format(value)
-    named = named or (known is not None and known.holds_only_edges)
+    named = (key in ("edge_index", "adj_t") and value is not None) or (known is not None and known.holds_only_edges)
     return named or isinstance(data.__cat_dim__(key, value), tuple)
 
 

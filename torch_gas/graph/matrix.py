@@ -19,20 +19,15 @@ def transform(csr: CSR, fill: float | None, normalise: bool) -> CSR:
 
     Normalised, it is :math:`D^{-1/2} (A + I) D^{-1/2}`, without the :math:`I` where ``fill`` is None. Columns ascend.
     """
-    scale = None
-    if normalise:
-        assert csr.value is not None
-        degree = csr.value.new_zeros(csr.rowptr.numel() - 1)
-        for dst, _, value in _rows(csr, fill):
+    num_nodes = csr.rowptr.numel() - 1
+    count = csr.rowptr.new_zeros(num_nodes)
+    degree = csr.value.new_zeros(num_nodes) if normalise and csr.value is not None else None
+    for dst, _, value in _rows(csr, fill):
+        count.index_add_(0, dst, torch.ones_like(dst, dtype=count.dtype))
+        if degree is not None:
             degree.index_add_(0, dst, value)
-        scale = degree.pow(-0.5)
-        scale.masked_fill_(scale == torch.inf, 0)
-    rowptr, num_nodes = csr.rowptr, csr.rowptr.numel() - 1
-    if fill is not None:
-        count = rowptr.new_zeros(num_nodes)
-        for dst, _, _ in _rows(csr, fill):
-            count.index_add_(0, dst, torch.ones_like(dst, dtype=count.dtype))
-        rowptr = torch.cat([rowptr[:1], count.cumsum(0).to(rowptr.dtype)])
+    scale = None if degree is None else degree.pow(-0.5).masked_fill_(degree == 0, 0)
+    rowptr = torch.cat([count.new_zeros(1), count.cumsum(0).to(count.dtype)])
     num_edges = int(rowptr[-1])
     col = csr.col.new_empty(num_edges)
     values = None if csr.value is None else csr.value.new_empty(num_edges, *csr.value.shape[1:])

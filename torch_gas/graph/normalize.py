@@ -122,10 +122,9 @@ def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> t
     edge_index, weight = torch.stack([src, dst]), data.get("edge_weight")
     if normalise:
         weight = _numbers(weight, src, data)
-    if fill is not None:
+        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, fill == 2, fill is not None)
+    else:
         edge_index, weight = add_remaining_self_loops(edge_index, weight, fill, num_nodes)
-    if normalise:
-        edge_index, weight = gcn_conv.gcn_norm(edge_index, weight, num_nodes, add_self_loops=False)
     if fill is not None:
         out[key], order = from_coo(adj, edge_index[0], edge_index[1], None, num_nodes)
         weight = weight if weight is None or order is None else weight[order]
@@ -141,16 +140,12 @@ def _check(data: Data, where: str, grows: bool) -> tuple[str, Any, int]:
     weight = data.get("edge_weight")
     check_edges(adj, num_nodes, f"{where}: data.{key}")
     known = format_of(adj)
-    if isinstance(known, Matrix):
-        if weight is not None:
-            advice = f"`del data.edge_weight`, or make it the values of data.{key}"
-            raise ValueError(
-                f"{where}: data.{key} is a matrix, whose values are the weights, not edge_weight: {advice}"
-            )
-    elif weight is not None and weight.size(0) != known.num_edges(adj):
-        raise ValueError(
-            f"{where}: data.edge_weight must hold one weight per edge, {known.num_edges(adj)}, but has shape {list(weight.shape)}"
-        )
+    if isinstance(known, Matrix) and weight is not None:
+        advice = f"`del data.edge_weight`, or make it the values of data.{key}"
+        raise ValueError(f"{where}: data.{key} is a matrix, whose values are the weights, not edge_weight: {advice}")
+    if weight is not None and weight.size(0) != known.num_edges(adj):
+        rule = f"must hold one weight per edge, {known.num_edges(adj)}, but has shape {list(weight.shape)}"
+        raise ValueError(f"{where}: data.edge_weight {rule}")
     others = [name for name in edge_attrs(data) if name != "edge_weight"] if grows else []
     if others:
         raise ValueError(

@@ -72,8 +72,7 @@ def known_key(source: str, key: str, given: str) -> str:
     Raises:
         ValueError: if these are two graphs.
     """
-    differ = difference(key, given)
-    if differ:
+    if differ := difference(key, given):
         raise ValueError(
             f"{source} holds embeddings of another graph than the one that was given as graph: they differ in {differ}; give the "
             "data that it was written for, or choose another file"

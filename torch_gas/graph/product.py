@@ -6,6 +6,7 @@ each time. Here edges are put in both orders once, and kept with the adjacency f
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -48,29 +49,23 @@ class Edges:
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
         self.is_used_by_source = False
-        self._by_source: _core.Sparse | None = None
 
     @property
     def by_source(self) -> _core.Sparse:
-        """The transpose of ``by_destination``."""
+        """:attr:`transpose`, for a caller who multiplies by it, which a loader then computes ahead."""
         self.is_used_by_source = True
-        return self.transpose()
+        return self.transpose
 
+    @functools.cached_property
     def transpose(self) -> _core.Sparse:
-        """Computes ``by_source``, if nobody has."""
-        if self._by_source is None:
-            rowptr, col, num_src, order, _ = self.by_destination
-            colptr, row, perm = _core.transpose(rowptr, col, num_src)
-            self._by_source = _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
-        return self._by_source
+        """The transpose of ``by_destination``."""
+        rowptr, col, num_src, order, _ = self.by_destination
+        colptr, row, perm = _core.transpose(rowptr, col, num_src)
+        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
 
     def matrix(self, transposed: bool) -> _core.Sparse:
         """The matrix [num_dst, num_src], or its transpose."""
         return self.by_source if transposed else self.by_destination
-
-    def count(self) -> Tensor:
-        """Number of edges of each destination, at least 1, [num_dst, 1]."""
-        return self.by_destination.rowptr.diff().clamp(min=1).view(-1, 1)
 
 
 def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
@@ -177,9 +172,9 @@ def _softmax_backward(
     ones_dst, ones_src = ones_dst.unsqueeze(-1), ones_src.unsqueeze(-1)
     mean = _Dots.apply(_Product.apply(ones_src, softmax * grad, edges, False), ones_src, edges, False)
     grad_edge = softmax * (grad - mean) * torch.where(scores > 0, 1.0, slope)
-    grads = (_Product.apply(ones, grad_edge, edges, i > 0) for i, ones in enumerate((ones_src, ones_dst)))
-    grad_dst, grad_src = (each.squeeze(-1) for each in grads)
-    return grad_dst, grad_src
+    grad_dst = _Product.apply(ones_src, grad_edge, edges, False)
+    grad_src = _Product.apply(ones_dst, grad_edge, edges, True)
+    return grad_dst.squeeze(-1), grad_src.squeeze(-1)
 
 
 def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
@@ -203,7 +198,9 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
     x = rows.to(dtype)
     own = batch_rows(x)  # the only ones that need a gradient, where they are known
     out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
-    return (out / edges.count().to(dtype) if mean else out).to(rows.dtype)
+    if mean:
+        out = out / edges.by_destination.rowptr.diff().clamp(min=1).to(dtype).view(-1, 1)
+    return out.to(rows.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -99,8 +99,6 @@ def integer_weights(weight: Tensor) -> Tensor:
     Scaling maps the largest weight to 1000, or less where the total would overflow; what is
     positive stays positive.
     """
-    if weight.numel() == 0:
-        return weight.to(torch.int64)
     # Twice, because an edge counts in both directions.
     whole = bool((weight == weight.round()).all())
     if whole and 2 * float(weight.sum()) <= MAX_TOTAL_WEIGHT:

@@ -68,10 +68,8 @@ def check_ptr(ptr: Tensor, num_nodes: int, where: str) -> Tensor:
     ends = ptr.flatten()[[0, -1]].tolist() if ptr.numel() > 0 else []
     if ptr.dim() != 1 or ptr.numel() < 2 or ends != [0, num_nodes] or bool((ptr.diff() < 0).any()):
         goes = f" and goes from {ends[0]} to {ends[1]}" if ends else ""
-        raise ValueError(
-            f"{where}: ptr must ascend from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{goes}; "
-            "was it computed for another graph?"
-        )
+        rule = f"must ascend from 0 to the number of nodes, {num_nodes}, but has {ptr.numel()} entries{goes}"
+        raise ValueError(f"{where}: ptr {rule}; was it computed for another graph?")
     return ptr
 
 

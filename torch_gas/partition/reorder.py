@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch_geometric.data import Batch, Data
 from torch_gas._util.arguments import checked
 from torch_gas.graph.attributes import take
 from torch_gas.graph.checks import check_ids, count_nodes
-from torch_gas.graph.edges import check_edges, coo, edge_pieces, from_coo, is_ascending, row_pieces, sort_key, to_csr
+from torch_gas.graph.edges import check_edges, coo, edge_pieces, from_coo, is_sorted, row_entries, row_pieces, to_csr
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import check_adjacency, format_of
 from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
@@ -70,7 +70,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     if first:
         out.perm = perm
         # Where it is not stored, sorting by original ids restores the order of the edges.
-        if edge_order is not None and (edge_attrs(data) or not _is_sorted(data)):
+        if edge_order is not None and (edge_attrs(data) or not is_sorted(data[primary_key(data)], num_nodes)):
             out.edge_perm = edge_order
     else:
         note_step(out.perm, perm)
@@ -128,10 +128,9 @@ def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, wh
     if primary is not None:
         out[primary], order = _relabel_edges(data, primary, new_id, order, where)
     for key, value in data.to_dict().items():
-        if key == primary:
-            continue
         if holds_edges(data, key, value):
-            out[key], _ = _relabel_edges(data, key, new_id, None, where)
+            if key != primary:
+                out[key], _ = _relabel_edges(data, key, new_id, None, where)
             continue
         if isinstance(value, StoredFeatures):
             advice = f"leave it out, and then set data.{key} = store_features(..., perm=perm)"
@@ -139,11 +138,8 @@ def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, wh
         level = level_of(data, key, value, num_nodes, num_edges)
         if holds_ids(data, key, value, num_nodes):
             value = _relabel(value, new_id, f"{where}: data.{key}")
-        if level == "node":
-            value = take(value, index, data.__cat_dim__(key, value))
-        elif level == "edge" and order is not None:
-            value = take(value, order, data.__cat_dim__(key, value))
-        out[key] = value
+        moved = index if level == "node" else order if level == "edge" else None
+        out[key] = value if moved is None else take(value, moved, data.__cat_dim__(key, value))
     return out, order
 
 
@@ -172,19 +168,15 @@ def _permute_matrix(known: Matrix, adj: Any, new_id: Tensor) -> tuple[Any, Tenso
     rowptr, col, value, _ = to_csr(adj, new_id.numel())
     index = _inverse(new_id)
     count = rowptr.diff()[index]
-    end = count.cumsum(0)
-    new_rowptr = torch.cat([end.new_zeros(1), end])
+    new_rowptr = torch.cat([count.new_zeros(1), count.cumsum(0)])
     new_col, order = torch.empty_like(col), torch.empty(col.numel(), dtype=torch.int64, device=col.device)
     for begin, stop in row_pieces(new_rowptr):
-        rows = slice(begin, stop)
-        size = count[rows]
-        first, last = int(new_rowptr[begin]), int(new_rowptr[stop])
-        shift = rowptr[:-1][index[rows]] - new_rowptr[begin:stop]
-        edge = torch.repeat_interleave(shift, size) + torch.arange(first, last, device=col.device)
-        local = torch.repeat_interleave(torch.arange(stop - begin, device=col.device), size)
+        _, edge = row_entries(rowptr, index[begin:stop])
+        local = torch.repeat_interleave(count[begin:stop], output_size=edge.numel())
         key, by_column = (local * new_id.numel() + new_id[col[edge].to(torch.int64)]).sort(stable=True)
-        new_col[first:last] = key % new_id.numel()
-        order[first:last] = edge[by_column]
+        piece = slice(int(new_rowptr[begin]), int(new_rowptr[stop]))
+        new_col[piece] = key % new_id.numel()
+        order[piece] = edge[by_column]
     value = None if value is None else value[order]
     return known.make(adj, new_rowptr, new_col, value, new_id.numel()), order
 
@@ -198,19 +190,6 @@ def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return new.numpy().astype(value.dtype)
     return type(value)(new.tolist())
-
-
-def _is_sorted(data: Data) -> bool:
-    adj = data[cast(str, primary_key(data))]
-    num_nodes, last = count_nodes(data, "permute()"), -1
-    for _, src, dst in edge_pieces(adj):
-        key = sort_key(adj, src, dst, num_nodes)
-        if key is None:
-            return True
-        if int(key[0]) < last or not is_ascending(key):
-            return False
-        last = int(key[-1])
-    return True
 
 
 def _inverse(perm: Tensor) -> Tensor:
