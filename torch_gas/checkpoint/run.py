@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeGuard, cast
 
 import torch
@@ -128,9 +127,7 @@ def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful |
         own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | extra
         check_random_states(random, saved.path)
         values = {name: _unpack(saved, f"{_VALUE}{name}") for name in _names(saved, _VALUE)}
-        with _put_back_after_error(objects):
-            for name, value in objects.items():
-                _load_object(name.partition(".")[2], value, states[name])
+        _load_objects(objects, states)
         model.load_state_dict(own_state, strict=False)  # histories follow
         read_histories(saved, model, origins, _MODEL)
     set_random_states(random)
@@ -248,19 +245,17 @@ def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
     return held["state"]
 
 
-def _load_object(name: str, value: Stateful, state: Any) -> None:
-    try:
-        value.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"checkpoint.load: {name} refuses its state, and nothing was changed: {error}") from error
-
-
-@contextmanager
-def _put_back_after_error(objects: Mapping[str, Stateful]) -> Iterator[None]:
+def _load_objects(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Gives each object its state or, where one refuses its own, all of them those that they had."""
     before = {name: copy.deepcopy(value.state_dict()) for name, value in objects.items()}
+    name = ""
     try:
-        yield
-    except BaseException:
         for name, value in objects.items():
-            value.load_state_dict(before[name])
-        raise
+            value.load_state_dict(states[name])
+    except BaseException as error:
+        for each, value in objects.items():
+            value.load_state_dict(before[each])
+        if not isinstance(error, Exception):  # the user interrupted it
+            raise
+        refused = name.partition(".")[2]
+        raise ValueError(f"checkpoint.load: {refused} refuses its state, and nothing was changed: {error}") from error
