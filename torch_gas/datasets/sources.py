@@ -13,8 +13,7 @@ from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.transforms import NormalizeFeatures, ToUndirected
 
 from torch_gas.datasets.masks import gen_masks
-from torch_gas.datasets.ogb import URL as OGB_URL
-from torch_gas.datasets.ogb import OGBNodes, raw_files
+from torch_gas.datasets.ogb import OGB_URL, OGBNodes, raw_files
 
 
 @dataclass(frozen=True)
