@@ -29,7 +29,7 @@ from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import contains_self_loops, is_undirected
 
 from torch_gas import datasets
-from torch_gas.datasets import community, ogb, synthetic, synthetic_cluster
+from torch_gas.datasets import community, loading, ogb, synthetic, synthetic_cluster
 from torch_gas.datasets.sources import SOURCES
 from torch_gas.graph.formats import is_csr, is_matrix
 
@@ -545,8 +545,6 @@ def test_layouts_hold_the_same_edges(layout: str, tmp_path: Path) -> None:
 
 
 def test_rows_of_adj_t_are_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_gas.datasets import loading
-
     def directed(num_nodes: int) -> object:
         data = synthetic(num_nodes)
         data.edge_index = torch.tensor([[0, 2, 1], [3, 3, 0]])
@@ -565,14 +563,14 @@ def test_default_layout_is_that_of_to_sparse_tensor(
     if installed:
         pytest.importorskip("torch_sparse")
     else:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr(loading, "WITH_TORCH_SPARSE", False)
     data, _, _ = datasets.get_data(tmp_path, "synthetic:100")
     assert "edge_index" not in data
     assert (is_matrix(data.adj_t) and not is_csr(data.adj_t)) == installed and is_csr(data.adj_t) != installed
 
 
 def test_layout_without_torch_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "WITH_TORCH_SPARSE", False)
     with pytest.raises(ImportError, match="pip install torch-sparse, or use layout='csr'"):
         get_data(tmp_path, "synthetic:100", layout="SparseTensor")
 

@@ -81,15 +81,12 @@ def check_histories(
         for part, table in tables.items() if not missing else ():
             _check_fit(saved, part, table)
     if unknown:
-        of_extension = min(unknown).startswith(f"{prefix}{_OF_EXTENSIONS}")
+        advice = "make the model as it was when the file was written"
+        if min(unknown).startswith(f"{prefix}{_OF_EXTENSIONS}"):
+            advice = "add the extension that has these tables"
         raise ValueError(
-            f"{saved.path} holds {min(unknown)!r}, which this model with {len(histories)} histories has not; "
-            + (
-                "add the extension that has these tables"
-                if of_extension
-                else "make the model as it was when the file was written"
-            )
-            + " (one of scale() has its histories once it was given data, or called on a batch)"
+            f"{saved.path} holds {min(unknown)!r}, which this model with {len(histories)} histories has not; {advice} "
+            "(one of scale() has its histories once it was given data, or called on a batch)"
         )
     return origins
 

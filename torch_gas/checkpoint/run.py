@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeGuard, cast
 
 import torch
@@ -18,7 +17,6 @@ from torch_gas._util.moved import new_path
 from torch_gas.checkpoint.file import Path, Saved, write
 from torch_gas.checkpoint.histories import check_histories, keys_of, read_histories, tables_of
 from torch_gas.checkpoint.rng import check_random_states, random_states, set_random_states
-from torch_gas.graph.origin import Origin
 
 # What the names of a file's tensors begin with. All but those of the model hold the bytes of torch.save.
 _MODEL, _OBJECT, _VALUE, _EXTENSION = "model.", "object.", "value.", "extension."
@@ -68,12 +66,9 @@ def save(path: Path, /, *, model: Module, **state: Any) -> None:
         >>> folder.cleanup()
     """
     model = _plain(model)
-    own = _own_state(model)
-    tables: dict[str, _core.Table] = {
-        f"{_MODEL}{name}": value for name, value in own.items() if isinstance(value, Tensor)
-    }
-    tables.update({f"{_MODEL}{name}": table for name, table in tables_of(model).items()})
-    tables[_EXTRA] = _pack({name: value for name, value in own.items() if not isinstance(value, Tensor)}, "model")
+    own, extra = _own_state(model)
+    tables: dict[str, _core.Table] = {f"{_MODEL}{name}": table for name, table in {**own, **tables_of(model)}.items()}
+    tables[_EXTRA] = _pack(extra, "model")
     for name, value in state.items():
         if _is_stateful(value):
             tables[f"{_OBJECT}{name}"] = _pack({"class": _class_of(value), "state": value.state_dict()}, name)
@@ -119,18 +114,19 @@ def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful |
     with Saved(path) as saved:
         _check_objects(saved, objects)
         objects |= _check_extensions(saved, _extensions_of(model, state))
-        own, origins = _check_model(saved, model, graph)
+        own, own_extra = _own_state(model)
+        _check_model(saved, own)
+        others = {f"{_MODEL}{name}" for name in _names(saved, _MODEL) if name not in own}
+        origins = check_histories(saved, others, model, _MODEL, graph)
         saved.verify()
         states = {name: _state_for(saved, name, value) for name, value in objects.items()}
         extra, random = _unpack(saved, _EXTRA), _unpack(saved, _RANDOM)
-        if not isinstance(extra, dict) or not extra.keys() <= _own_state(model).keys() - set(own):
+        if not isinstance(extra, dict) or not extra.keys() <= own_extra.keys():
             raise ValueError(f"checkpoint.load: {saved.path} is of another model: its extra state is not of this one")
         own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | extra
         check_random_states(random, saved.path)
         values = {name: _unpack(saved, f"{_VALUE}{name}") for name in _names(saved, _VALUE)}
-        with _put_back_after_error(objects):
-            for name, value in objects.items():
-                _load_object(name.partition(".")[2], value, states[name])
+        _load_objects(objects, states)
         model.load_state_dict(own_state, strict=False)  # histories follow
         read_histories(saved, model, origins, _MODEL)
     set_random_states(random)
@@ -159,10 +155,12 @@ def _class_of(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _own_state(model: Module) -> dict[str, Any]:
-    """The model's state without histories."""
+def _own_state(model: Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The model's state without histories: its tensors, and what modules give as their extra state."""
     histories = tables_of(model).keys()
-    return {name: value for name, value in model.state_dict().items() if name not in histories}
+    state = {name: value for name, value in model.state_dict().items() if name not in histories}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
 def _pack(value: Any, name: str) -> Tensor:
@@ -219,9 +217,8 @@ def _check_extensions(saved: Saved, extensions: Mapping[str, Stateful]) -> dict[
     return {f"{_EXTENSION}{name}": extensions[name] for name in there}
 
 
-def _check_model(saved: Saved, model: Module, graph: Any) -> tuple[list[str], dict[str, Origin | None]]:
-    """Names of parameters and buffers, and where histories are from. Raises ValueError unless the file is of such a model."""
-    own = {name: value for name, value in _own_state(model).items() if isinstance(value, Tensor)}
+def _check_model(saved: Saved, own: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless the file holds parameters and buffers of these names, types and shapes."""
     for name, value in own.items():
         entry = saved.entries.get(f"{_MODEL}{name}")
         if entry is None:
@@ -233,8 +230,6 @@ def _check_model(saved: Saved, model: Module, graph: Any) -> tuple[list[str], di
                 f"checkpoint.load: {saved.path} is of another model: {name!r} is {entry} there, but {value.dtype} "
                 f"{list(value.shape)} in this one; make the model with the same arguments"
             )
-    others = {f"{_MODEL}{name}" for name in _names(saved, _MODEL) if name not in own}
-    return list(own), check_histories(saved, others, model, _MODEL, graph)
 
 
 def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
@@ -248,19 +243,17 @@ def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
     return held["state"]
 
 
-def _load_object(name: str, value: Stateful, state: Any) -> None:
-    try:
-        value.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"checkpoint.load: {name} refuses its state, and nothing was changed: {error}") from error
-
-
-@contextmanager
-def _put_back_after_error(objects: Mapping[str, Stateful]) -> Iterator[None]:
+def _load_objects(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Gives each object its state or, where one refuses its own, all of them those that they had."""
     before = {name: copy.deepcopy(value.state_dict()) for name, value in objects.items()}
+    name = ""
     try:
-        yield
-    except BaseException:
         for name, value in objects.items():
-            value.load_state_dict(before[name])
-        raise
+            value.load_state_dict(states[name])
+    except BaseException as error:
+        for each, value in objects.items():
+            value.load_state_dict(before[each])
+        if not isinstance(error, Exception):  # the user interrupted it
+            raise
+        refused = name.partition(".")[2]
+        raise ValueError(f"checkpoint.load: {refused} refuses its state, and nothing was changed: {error}") from error

@@ -78,9 +78,8 @@ def synthetic(
     y[new_id] = community % num_classes
     x = torch.randn(num_nodes, num_features, generator=generator).mul_(noise)
     centroid = torch.randn(num_classes, num_features, generator=generator)
-    for start in range(0, num_nodes, FEATURE_ROWS_AT_ONCE):
-        rows = slice(start, start + FEATURE_ROWS_AT_ONCE)
-        x[rows] += centroid[y[rows]]
+    for rows, labels in zip(x.split(FEATURE_ROWS_AT_ONCE), y.split(FEATURE_ROWS_AT_ONCE), strict=True):
+        rows += centroid[labels]
 
     # Node ids are random already, so any range of them is a random sample.
     node = torch.arange(num_nodes)

@@ -41,7 +41,7 @@ def missing(folder: str | os.PathLike[str], files: list[str]) -> list[str]:
 
 
 def writable_home(home: Path, raw: str, files: list[str]) -> Path:
-    """``home``, or a twin of it in the cache where ``home`` is read-only.
+    """``home``, or a twin of it in the cache (``$TORCH_GAS_CACHE``, or ``~/.cache/torch_gas``) where ``home`` is read-only.
 
     PyG writes ``processed/`` beside ``raw/``. The twin's ``raw`` is a link to the original.
     """
@@ -51,15 +51,11 @@ def writable_home(home: Path, raw: str, files: list[str]) -> Path:
     if existing.stat().st_mode & 0o222 and os.access(existing, os.W_OK):
         return home
     key = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-    twin = cache_dir() / f"{home.name.lower()}-{key}"
+    cache = Path(os.environ.get("TORCH_GAS_CACHE") or "~/.cache/torch_gas").expanduser().absolute()
+    twin = cache / f"{home.name.lower()}-{key}"
     if not (twin / raw).exists():
         logger.warning("%s is read-only: processed files go to %s (set TORCH_GAS_CACHE to move it)", existing, twin)
         if not missing(home / raw, files):
             (twin / raw).parent.mkdir(parents=True, exist_ok=True)
             (twin / raw).symlink_to(home / raw, target_is_directory=True)
     return twin
-
-
-def cache_dir() -> Path:
-    """``$TORCH_GAS_CACHE``, or ``~/.cache/torch_gas``."""
-    return Path(os.environ.get("TORCH_GAS_CACHE") or "~/.cache/torch_gas").expanduser().absolute()

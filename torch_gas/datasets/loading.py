@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import warnings
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
 
 from torch_gas._util.arguments import checked
@@ -67,10 +67,9 @@ def get_data(
     for argument, value, valid in (("layout", layout, LAYOUTS), ("split", split, SPLITS)):
         if value not in valid:
             raise ValueError(f"get_data: {argument} must be one of {', '.join(valid)}, but is {value!r}")
-    has_torch_sparse = importlib.util.find_spec("torch_sparse") is not None
     if layout == "adj_t":
-        layout = "SparseTensor" if has_torch_sparse else "csr"
-    if layout == "SparseTensor" and not has_torch_sparse:
+        layout = "SparseTensor" if WITH_TORCH_SPARSE else "csr"
+    if layout == "SparseTensor" and not WITH_TORCH_SPARSE:
         raise ImportError(
             "get_data: layout='SparseTensor' needs torch-sparse, which is not installed: "
             "pip install torch-sparse, or use layout='csr'"
@@ -157,7 +156,5 @@ def _with_layout(data: Data, layout: str) -> Data:
     if layout == "csr":
         data.adj_t = to_torch_csr_tensor(edge_index.flip(0), size=size, is_coalesced=True)
     else:
-        from torch_sparse import SparseTensor
-
         data.adj_t = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True)
     return data

@@ -18,7 +18,7 @@ from torch_geometric.data import Data, InMemoryDataset, download_url, extract_zi
 
 from torch_gas.datasets.masks import index_to_mask
 
-URL = "http://snap.stanford.edu/ogb/data/nodeproppred"
+OGB_URL = "http://snap.stanford.edu/ogb/data/nodeproppred"
 SPLIT = {"arxiv": "time", "products": "sales_ranking"}
 
 
@@ -51,7 +51,7 @@ class OGBNodes(InMemoryDataset):  # type: ignore[misc]  # PyG has no types
 
     def download(self) -> None:
         folder = Path(self.home)
-        extract_zip(download_url(f"{URL}/{self.name}.zip", self.home), self.home)
+        extract_zip(download_url(f"{OGB_URL}/{self.name}.zip", self.home), self.home)
         # The archive holds one folder with raw/, split/ and more; PyG made an empty raw/ already.
         shutil.copytree(folder / self.name, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / self.name)

@@ -10,12 +10,10 @@ from typing import Any
 
 from torch_geometric import datasets as pyg
 from torch_geometric.data import Data, InMemoryDataset
-from torch_geometric.transforms import NormalizeFeatures
-from torch_geometric.utils import to_undirected
+from torch_geometric.transforms import NormalizeFeatures, ToUndirected
 
 from torch_gas.datasets.masks import gen_masks
-from torch_gas.datasets.ogb import URL as OGB_URL
-from torch_gas.datasets.ogb import OGBNodes, raw_files
+from torch_gas.datasets.ogb import OGB_URL, OGBNodes, raw_files
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,6 @@ def _standardised(data: Data) -> Data:
     return data
 
 
-def _undirected(data: Data) -> Data:
-    data.edge_index = to_undirected(data.edge_index, num_nodes=data.num_nodes)
-    return data
-
-
 def _stopping_mask(data: Data) -> Data:
     """Validates on the mask that WikiCS gives for early stopping."""
     data.val_mask = data.stopping_mask
@@ -130,7 +123,6 @@ def _cluster() -> Source:
 
 
 ALIASES = {"arxiv": "ogbn-arxiv", "products": "ogbn-products", "reddit2": "Reddit"}
-WORDNET_URL = "https://github.com/globalwordnet/english-wordnet"
 
 SOURCES: dict[str, Source] = {
     "Cora": _planetoid("Cora"),
@@ -147,12 +139,12 @@ SOURCES: dict[str, Source] = {
     "PPI": _ppi(),
     "Flickr": _saint(pyg.Flickr, "flickr", _as_is),
     "Yelp": _saint(pyg.Yelp, "yelp", _standardised),
-    "ogbn-arxiv": _ogb("arxiv", _undirected),
+    "ogbn-arxiv": _ogb("arxiv", ToUndirected()),
     "ogbn-products": _ogb("products", _as_is),
     "CLUSTER": _cluster(),
     "Cora_ML": _npz(pyg.CitationFull, "citation_full", "cora_ml", "cora_ml.npz"),
     "DBLP": _npz(pyg.CitationFull, "citation_full", "dblp", "dblp.npz"),
     "Tolokers": _npz(pyg.HeterophilousGraphDataset, "heterophilous", "tolokers", "tolokers.npz", _as_is),
     "Minesweeper": _npz(pyg.HeterophilousGraphDataset, "heterophilous", "minesweeper", "minesweeper.npz", _as_is),
-    "WordNet": _saint(WordNet, "wordnet", _as_is, WORDNET_URL),
+    "WordNet": _saint(WordNet, "wordnet", _as_is, "https://github.com/globalwordnet/english-wordnet"),
 }

@@ -17,7 +17,6 @@ from torch_gas._util.units import format_bytes, parse_bytes
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.checks import count_nodes
 from torch_gas.partition import metis
-from torch_gas.partition.backends import BACKENDS
 from torch_gas.planner.batches import sample
 from torch_gas.planner.memory import StepMemory, free_memory
 from torch_gas.planner.probe import Loss, measure
@@ -103,8 +102,6 @@ def plan(
         raise ValueError(
             "plan(): ptr is a partition, and backend and parts_a_batch are for making one; drop one or the other"
         )
-    if backend not in (None, *BACKENDS):
-        raise ValueError(f"plan(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     for name, value, least in (("parts_a_batch", parts_a_batch, 1), ("optimizer_states", optimizer_states, 0)):
         if value is not None and value < least:
             raise ValueError(f"plan(): {name} must be a whole number, at least {least}, but is {value}")
@@ -224,7 +221,7 @@ def _rooms(model: HistoryModel, memory: int, host: int | None, margin: float, pe
     """Bytes that histories may take in each tier, the fastest first, beside steps that take ``peak``."""
     on_gpu = model.device.type == "cuda"
     if host is None:
-        host = free_memory(torch.device("cpu"), "host_memory") + _stored(model, "cpu") - (0 if on_gpu else peak)
+        host = free_memory(torch.device("cpu")) + _stored(model, "cpu") - (0 if on_gpu else peak)
     rooms = {"device": (1 - margin) * memory - peak + _stored(model, "cuda")} if on_gpu else {}
     rooms["pinned" if on_gpu else "host"] = (1 - margin) * host
     return {tier: max(int(room), 0) for tier, room in rooms.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 
@@ -66,21 +65,13 @@ def fit(sizes: Sequence[Size], peaks: Sequence[int]) -> StepMemory:
     return StepMemory(*(best / scale).tolist())
 
 
-def free_memory(device: torch.device, name: str = "device_memory") -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that tensors on ``device`` may still take; what torch's allocator keeps for itself is among them.
 
     Args:
         device: the CPU or a CUDA device.
-        name: the argument of plan() that stands for it.
-
-    Raises:
-        ValueError: if the system does not tell.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    path = Path("/proc/meminfo")
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text() if path.exists() else "", re.MULTILINE)
-    if match is None:
-        raise ValueError(f'plan(): this system does not tell how much memory is free; pass {name}="8 GiB"')
-    return 1024 * int(match[1])
+    return psutil.virtual_memory().available

@@ -44,6 +44,5 @@ def storages(model: HistoryModel, rooms: dict[str, int]) -> tuple[Storage, ...]:
 
 def _nbytes(store: History, dtype: torch.dtype | None) -> int:
     """Bytes of a table in this type, with the ages of its rows."""
-    if dtype is None:
-        return store.table.nbytes + store.pushed_at.nbytes
-    return store.num_embeddings * codec_of(dtype).row_bytes(store.embedding_dim) + store.pushed_at.nbytes
+    row_bytes = store.table.row_bytes if dtype is None else codec_of(dtype).row_bytes(store.embedding_dim)
+    return store.num_embeddings * row_bytes + store.pushed_at.nbytes
