@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,16 +92,15 @@ def figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
-    drift, storage = (partial(_plot_changes, name=name) for name in ("drift", "storage"))
-    plots: list[Any] = [(_plot_ages, statistics), (drift, statistics)]
-    plots += [(storage, statistics)] if _are_rounded(statistics) else []
+    plots: list[Any] = [(_plot_ages, statistics), (_plot_changes, statistics, "drift")]
+    plots += [(_plot_changes, statistics, "storage")] if _are_rounded(statistics) else []
     plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
     columns = 2 if len(plots) in (2, 4) else 3
     rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained")
-    for i, (plot, values) in enumerate(plots, 1):
+    for i, (plot, *args) in enumerate(plots, 1):
         axes = drawn.add_subplot(rows, columns, i)
-        plot(axes, values)
+        plot(axes, *args)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of matplotlib's default locator

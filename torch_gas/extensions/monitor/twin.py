@@ -60,10 +60,7 @@ class Twin:
     """
 
     def __init__(self, model: HistoryModel, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
-        if loader.num_nodes != model.num_nodes:
-            raise ValueError(
-                f"Monitor: the loader's graph has {loader.num_nodes} nodes, but the model was made for {model.num_nodes}"
-            )
+        model._check_size(loader.num_nodes, "Monitor: the loader's graph")
         model._check_ready()
         self.loader, self.device = loader, model.device
         self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
