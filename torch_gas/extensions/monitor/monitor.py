@@ -45,7 +45,7 @@ class Limits(NamedTuple):
     never: float = 0.25
 
 
-USUAL_LIMITS = Limits()
+DEFAULT_LIMITS = Limits()
 
 
 class Monitor(Extension):
@@ -91,7 +91,7 @@ class Monitor(Extension):
 
     @checked
     def __init__(
-        self, model: Module, *, sample: int = 256, every: int = 8, limits: Limits | None = USUAL_LIMITS
+        self, model: Module, *, sample: int = 256, every: int = 8, limits: Limits | None = DEFAULT_LIMITS
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if not isinstance(model, HistoryModel):
@@ -204,7 +204,7 @@ class Monitor(Extension):
         return list(self._advice(self._counts).values())
 
     def _advice(self, counts: Counts) -> dict[str, str]:
-        limits, layers = self.limits or USUAL_LIMITS, counts.statistics()
+        limits, layers = self.limits or DEFAULT_LIMITS, counts.statistics()
         if counts.steps == 0 or not layers:
             return {}
         sweep = self.model.num_nodes * counts.steps / max(counts.batch_rows, 1)
