@@ -42,7 +42,7 @@ from torch_gas._util.arguments import checked, checked_fields
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.edges import check_edges
-from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.formats import find_adjacency
 from torch_gas.graph.key import order_key
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
@@ -288,15 +288,11 @@ class Refresher(Extension):
     """
 
     def __init__(self, policy: Policy, model: HistoryModel, loader: SubgraphLoader, data: Data | None = None) -> None:
-        for name, graph in (("loader", loader), ("data", data)):
-            if graph is not None and graph.num_nodes != model.num_nodes:
-                raise ValueError(
-                    f"Policy.bind: {name} has {graph.num_nodes} nodes, but the model was made for {model.num_nodes}"
-                )
+        model._check_size(loader.num_nodes, "Policy.bind: loader")
         if data is not None:
+            model._check_size(data.num_nodes, "Policy.bind: data")
             key, adj = find_adjacency(data)
-            if not is_matrix(adj):
-                check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
+            check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
             if order_key(data.get("perm")) != order_key(loader.data.get("perm")):
                 raise ValueError(
                     "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() "

@@ -155,13 +155,12 @@ def parameter_groups(
         [0.0005, 0.0]
     """
     model = plain(model)
-    decays: dict[str | None, float] = {None: weight_decay}
-    decays.update((others or {}).items())
-    groups: dict[str | None, dict[str, Any]] = {key: {"params": [], "weight_decay": decays[key]} for key in decays}
-    for name, group in groups.items():
-        if group["weight_decay"] < 0:
+    groups: dict[str | None, dict[str, Any]] = {}
+    for name, decay in ((None, weight_decay), *(others or {}).items()):
+        if decay < 0:
             which = "weight_decay" if name is None else f"others[{name!r}]"
-            raise ValueError(f"parameter_groups: {which} must not be negative, but is {group['weight_decay']}")
+            raise ValueError(f"parameter_groups: {which} must not be negative, but is {decay}")
+        groups[name] = {"params": [], "weight_decay": decay}
     for key, parameter in model.named_parameters():
         holding = [name for name in groups if name is not None and f"{key}.".startswith(f"{name}.")]
         groups[max(holding, key=len, default=None)]["params"].append(parameter)

@@ -244,11 +244,7 @@ def _check_model(model: Module, data: Data) -> HistoryModel:
         raise ValueError(
             "plan(): the scaled model has not been tried out yet; give scale() the graph: scale(model, data)"
         ) from error
-    num_nodes = count_nodes(data, "plan()")
-    if num_nodes != model.num_nodes:
-        raise ValueError(
-            f"plan(): data has {num_nodes} nodes, but the model was made for {model.num_nodes}; make it for this graph"
-        )
+    model._check_size(count_nodes(data, "plan()"), "plan(): data")
     if model.device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"plan(): memory is counted on the CPU and on CUDA devices, but the model is on {model.device}"

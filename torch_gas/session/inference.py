@@ -147,11 +147,7 @@ def layerwise_inference(
         raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
     if model.training:
         raise RuntimeError(f"{type(model).__name__}: inference over a loader needs model.eval() first")
-    if loader.num_nodes != model.num_nodes:
-        raise ValueError(
-            f"{type(model).__name__}: the loader's graph has {loader.num_nodes} nodes, but the model was made for "
-            f"{model.num_nodes}"
-        )
+    model._check_size(loader.num_nodes, f"{type(model).__name__}: the loader's graph")
     if device is not None and path is not None:
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):

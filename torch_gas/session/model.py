@@ -98,6 +98,13 @@ class HistoryModel(Module):
         """Tables of what depends on the whole graph and on no parameter."""
         return []
 
+    def _check_size(self, num_nodes: int | None, graph: str) -> None:
+        """Raises ValueError if the graph that errors call ``graph`` has another number of nodes than the model's."""
+        if num_nodes != self.num_nodes:
+            raise ValueError(
+                f"{graph} has {num_nodes} nodes, but the model was made for {self.num_nodes}; make it for this graph"
+            )
+
     def _check_ready(self) -> None:
         """Raises RuntimeError as long as it is not known which histories the model needs."""
 

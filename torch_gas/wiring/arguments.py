@@ -54,8 +54,7 @@ def inputs_of(model: Module, data: Data) -> Arguments:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for i, parameter in enumerate(parameters(model)):
-        name = parameter.name
-        value = data.get(name)
+        name, value = parameter.name, data.get(parameter.name)
         if name == key or (name in _ADJACENCY and value is None):
             value = adj
         elif is_adjacency(value):
@@ -65,11 +64,9 @@ def inputs_of(model: Module, data: Data) -> Arguments:
             )
         elif value is None and parameter.default is not parameter.empty:
             continue
-        elif value is None and i == 0 and data.get("x") is not None:
-            value = data.x
-        elif value is None and i == 1:
-            value = adj
-        elif value is None:
+        elif value is None and i < 2:  # the usual order, whatever the names are
+            value = (data.get("x"), adj)[i]
+        if value is None:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
                 f"forward takes: {say}"

@@ -95,13 +95,10 @@ def _push(written: Tensor, x: Tensor, layer: int) -> None:
 
 
 @torch.library.custom_op(
-    "torch_gas::push_and_pull",
-    mutates_args=(),
-    schema="(Tensor rows, SymInt num_rows, SymInt layer) -> Tensor",
-    **_tags,
+    "torch_gas::push_and_pull", mutates_args=(), schema="(Tensor x, SymInt num_rows, SymInt layer) -> Tensor", **_tags
 )
-def _push_and_pull(rows: Tensor, num_rows: int, layer: int) -> Tensor:
-    return _exchange(rows, layer)
+def _push_and_pull(x: Tensor, num_rows: int, layer: int) -> Tensor:
+    return _exchange(x, layer)
 
 
 def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
@@ -112,5 +109,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad[: ctx.batch_size], None, None
 
 
-_push_and_pull.register_fake(lambda rows, num_rows, layer: rows.new_empty(num_rows, rows.size(1)))
+_push_and_pull.register_fake(lambda x, num_rows, layer: x.new_empty(num_rows, x.size(1)))
 _push_and_pull.register_autograd(_backward, setup_context=_note_rows)

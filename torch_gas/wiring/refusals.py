@@ -46,10 +46,11 @@ _NEVER = _by_name({
 })  # fmt: skip
 
 # Explicit wiring cannot make these exact; automatic wiring can.
+_NORMALIZING = "GCNConv GCN2Conv DNAConv FAConv LGConv PDNConv"
 _EXPLICIT = _by_name({
-    "GCNConv GCN2Conv DNAConv FAConv LGConv PDNConv": "normalises by degrees that it counts on the edges it is given, and a "
-    "batch has no edges into its halo; create it with normalize=False and give it the weights of the whole graph: "
-    "data = torch_gas.gcn_norm(data), then pass edge_weight=batch.edge_weight (or the weighted batch.adj_t)",
+    _NORMALIZING: "normalises by degrees that it counts on the edges it is given, and a batch has no edges into its halo; "
+    "create it with normalize=False and give it the weights of the whole graph: data = torch_gas.gcn_norm(data), then pass "
+    "edge_weight=batch.edge_weight (or the weighted batch.adj_t)",
     "EGConv": "normalises by degrees that it counts on the edges it is given (aggregator 'symnorm'), and a batch has no "
     "edges into its halo; use other aggregators",
     "APPNP ARMAConv ChebConv GatedGraphConv LabelPropagation MixHopConv SGConv SSGConv TAGConv": "reads several hops at "
@@ -60,16 +61,12 @@ _EXPLICIT = _by_name({
 })  # fmt: skip
 
 
-def _normalizes(conv: Any) -> bool:
-    return getattr(conv, "normalize", False) is True
-
-
 # When a class is refused, for those that are not always.
 _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "LayerNorm": lambda norm: norm.mode == "graph",
     "InstanceNorm": lambda norm: not norm.track_running_stats,
     "EGConv": lambda conv: "symnorm" in conv.aggregators,
-    **dict.fromkeys(("GCNConv", "GCN2Conv", "DNAConv", "FAConv", "LGConv", "PDNConv"), _normalizes),
+    **dict.fromkeys(_NORMALIZING.split(), lambda conv: getattr(conv, "normalize", False) is True),
 }
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from traceback import walk_stack
 from types import FrameType
 from typing import Any, cast
 
@@ -52,11 +53,9 @@ class Undo:
 
     def finish(self) -> None:
         """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and frame is not self._frame:
-            frame = frame.f_back
-        # The call may be under way, further up in this thread or in another one, which Ctrl-C does not end.
-        if self._steps and frame is None and self._thread == threading.get_ident():
+        if not self._steps or self._thread != threading.get_ident():  # Ctrl-C ends no call in another thread
+            return
+        if all(frame is not self._frame for frame, _ in walk_stack(sys._getframe())):  # else it is still under way
             with torch.set_grad_enabled(torch.is_grad_enabled()):
                 self._run()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def _known(
     with torch.no_grad():
         for run in twin.runs():
             batch_size, num_rows = run.batch.batch_size, run.batch.n_id.numel()
-            influence = _Influence(twin, run.batch)
+            influence = _influence(twin, run.batch)
             error = torch.zeros(num_rows, 1, dtype=torch.float64)
             for layer, gain in enumerate(known):
                 reach[layer] = max(reach[layer], _largest(influence(gain, torch.ones_like(error))))
@@ -118,21 +118,20 @@ def _layer_bound(
     return LayerBound(layer + 1, gain, _largest(staleness), measured, bounded, theorem, worst, theorem is None)
 
 
-class _Influence:
+def _influence(twin: Twin, batch: SubData) -> Callable[[Gain, Tensor], Tensor]:
     """Sums over the in-neighbours of a batch's nodes, of the errors of their rows times the absolute edge weights."""
+    args, kwargs = twin.model._arguments(batch.data.cpu())
+    adj, known = args[1], format_of(args[1])
+    edges = edges_of(adj, batch.batch_size, batch.n_id.numel())
+    weight = known.values(adj) if isinstance(known, Matrix) else kwargs.get("edge_weight")
+    absolute = None if weight is None else weight.abs()
 
-    def __init__(self, twin: Twin, batch: SubData) -> None:
-        args, kwargs = twin.model._arguments(batch.data.cpu())
-        self.adj: Any = args[1]
-        self.edge_weight: Tensor | None = kwargs.get("edge_weight")
-        self.edges = edges_of(self.adj, batch.batch_size, batch.n_id.numel())
+    def influence(gain: Gain, error: Tensor) -> Tensor:
+        assert edges is not None
+        is_weighted = known.is_always_weighted or gain.weighted
+        return aggregate(error, edges, absolute if is_weighted else None, gain.mean)
 
-    def __call__(self, gain: Gain, error: Tensor) -> Tensor:
-        assert self.edges is not None
-        known, weight = format_of(self.adj), None
-        if known.is_always_weighted or gain.weighted:
-            weight = known.values(self.adj) if isinstance(known, Matrix) else self.edge_weight
-        return aggregate(error, self.edges, None if weight is None else weight.abs(), gain.mean)
+    return influence
 
 
 def _staleness(twin: Twin, layer: int) -> Tensor:

@@ -77,12 +77,9 @@ def _hidden(model: GCN | SAGE) -> Iterator[tuple[Any, list[Module], float]]:
 
 @gains.register
 def _(model: GIN) -> list[Gain]:
-    found = []
-    conv: Any
-    for conv in model.convs:
-        update = lipschitz(conv.nn)
-        found.append(Gain(1.0, update, abs(1 + conv.eps.item()) * update + model.residual))
-    return _before(model.lins[1:], found)
+    convs: Any = model.convs
+    updates = [(lipschitz(conv.nn), abs(1 + conv.eps.item())) for conv in convs]
+    return _before(model.lins[1:], [Gain(1.0, update, own * update + model.residual) for update, own in updates])
 
 
 @gains.register

@@ -45,6 +45,9 @@ class Limits(NamedTuple):
     never: float = 0.25
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Monitor(Extension):
     r"""Watches the histories of a model while it trains, and measures their errors on request.
 
@@ -88,12 +91,7 @@ class Monitor(Extension):
 
     @checked
     def __init__(
-        self,
-        model: Module,
-        *,
-        sample: int = 256,
-        every: int = 8,
-        limits: Limits | None = Limits(),  # noqa: B008  # a tuple, which nobody can change
+        self, model: Module, *, sample: int = 256, every: int = 8, limits: Limits | None = DEFAULT_LIMITS
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if not isinstance(model, HistoryModel):
@@ -206,7 +204,7 @@ class Monitor(Extension):
         return list(self._advice(self._counts).values())
 
     def _advice(self, counts: Counts) -> dict[str, str]:
-        limits, layers = self.limits or Limits(), counts.statistics()
+        limits, layers = self.limits or DEFAULT_LIMITS, counts.statistics()
         if counts.steps == 0 or not layers:
             return {}
         sweep = self.model.num_nodes * counts.steps / max(counts.batch_rows, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,14 +23,14 @@ MOST_LINES = 6  # of layers, in one picture
 
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
     """A line for each history: ages of rows pulled from it, the hot ones, drift of those pushed to it and their rounding."""
-    most = max((_oldest(layer.ages) for layer in layers), default=0)
+    most = max((layer.age(1.0) for layer in layers), default=0)
     columns = {
         "history": [str(layer.layer) for layer in layers],
         "rows seen": [f"{layer.pulled:,}" for layer in layers],
         "never written": [percent(layer.never) for layer in layers],
         "age: median": [str(layer.age()) for layer in layers],
         "90 %": [str(layer.age(0.9)) for layer in layers],
-        "oldest": [str(_oldest(layer.ages)) for layer in layers],
+        "oldest": [str(layer.age(1.0)) for layer in layers],
         f"ages 1 .. {most}": [_spark(layer.ages[1 : most + 1]) for layer in layers],
         "drift": [percent(layer.drift) for layer in layers],
     }
@@ -71,11 +70,6 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def _oldest(ages: Tensor) -> int:
-    seen = ages.nonzero()
-    return int(seen[-1]) if seen.numel() > 0 else 0
-
-
 def _spark(values: Tensor, width: int = 16) -> str:
     """``values`` as small bars, several together where they are many."""
     if values.numel() == 0:
@@ -93,16 +87,15 @@ def figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Monitor.figure needs matplotlib: pip install matplotlib") from error
-    drift, storage = (partial(_plot_changes, name=name) for name in ("drift", "storage"))
-    plots: list[Any] = [(_plot_ages, statistics), (drift, statistics)]
-    plots += [(storage, statistics)] if _are_rounded(statistics) else []
+    plots: list[Any] = [(_plot_ages, statistics), (_plot_changes, statistics, "drift")]
+    plots += [(_plot_changes, statistics, "storage")] if _are_rounded(statistics) else []
     plots += [(plot, values) for plot, values in ((_plot_errors, errors), (_plot_bound, bound)) if values is not None]
     columns = 2 if len(plots) in (2, 4) else 3
     rows = -(-len(plots) // columns)
     drawn = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained")
-    for i, (plot, values) in enumerate(plots, 1):
+    for i, (plot, *args) in enumerate(plots, 1):
         axes = drawn.add_subplot(rows, columns, i)
-        plot(axes, values)
+        plot(axes, *args)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of matplotlib's default locator
@@ -114,7 +107,7 @@ def figure(
 def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
     step = -(-len(layers) // MOST_LINES) or 1
     for layer in layers[::step]:
-        most, total = _oldest(layer.ages), max(int(layer.ages.sum()), 1)
+        most, total = layer.age(1.0), max(int(layer.ages.sum()), 1)
         shares = 100 * layer.ages[: most + 1] / total
         axes.stairs(shares, torch.arange(most + 2) - 0.5, label=f"history {layer.layer}")
     axes.set(title="Ages of pulled rows", xlabel="optimiser steps", ylabel="share of rows [%]", ylim=(0, None))

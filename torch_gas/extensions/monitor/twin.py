@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -60,10 +60,7 @@ class Twin:
     """
 
     def __init__(self, model: HistoryModel, loader: SubgraphLoader, dtype: torch.dtype | None = None) -> None:
-        if loader.num_nodes != model.num_nodes:
-            raise ValueError(
-                f"Monitor: the loader's graph has {loader.num_nodes} nodes, but the model was made for {model.num_nodes}"
-            )
+        model._check_size(loader.num_nodes, "Monitor: the loader's graph")
         model._check_ready()
         self.loader, self.device = loader, model.device
         self.batches: Any = Batches(loader, model.device, dtype)  # which inference takes for a loader
@@ -72,7 +69,7 @@ class Twin:
             id(old): History(model.num_nodes, old.embedding_dim).to(model.device, old.model_dtype)
             for old in model._history_tables
         }
-        with _undrawn(model.device):  # PyG 2.6 draws parameters for copies of linear layers
+        with undisturbed(loader, model.device):  # PyG 2.6 draws parameters for copies of linear layers
             self.model = copy.deepcopy(model, own).eval()
         for extension in self.model.extensions:
             self.model.remove_extension(extension)
@@ -156,17 +153,12 @@ class Batches:
         )
 
 
-def _undrawn(device: torch.device) -> AbstractContextManager[None]:
-    """Leaves the global random numbers as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 @contextmanager
 def undisturbed(loader: SubgraphLoader, device: torch.device) -> Iterator[None]:
     """Leaves all random numbers as they were, those of the loader's order included. Compiled code runs as it was written."""
     generators = [loader.generator, getattr(loader.sampler, "generator", None)]
     states = [(generator, generator.get_state()) for generator in generators if generator is not None]
-    with _undrawn(device), eager():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager():
         try:
             yield
         finally:

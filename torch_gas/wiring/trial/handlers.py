@@ -134,7 +134,7 @@ def same(left: Tensor, right: Tensor) -> bool:
 
 def spoil(halo: Tensor, by: float) -> Tensor:
     """Other rows than the exact ones."""
-    if not halo.is_floating_point():
+    if not halo.is_floating_point():  # integers take no NaN, for which `by == by` is false
         return halo + 1 + int(by == by and abs(by))
     generator = torch.Generator().manual_seed(0)  # which leaves the model's random numbers alone
     return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator).to(halo))

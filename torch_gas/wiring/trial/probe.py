@@ -93,6 +93,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         whole = _record(model, small, inputs)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
+        # From the batches that take the least work to those that take the most.
         for edges in (("in", True), ("in", False), ("both", False)):
             try:
                 return _Runs(model, inputs, small, whole, edges).find(structural)

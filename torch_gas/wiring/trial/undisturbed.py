@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
@@ -65,11 +65,11 @@ def _plain(module: Module) -> dict[str, tuple[Any, Any]]:
 def varied(model: Module) -> Iterator[None]:
     """Gives parameters and buffers other values, so that nothing is hidden by a gate that is zero at first."""
     held = [(value, value.data) for value in _tensors(model) if value.is_floating_point()]
-    parameters = {id(value) for value in model.parameters()}
     try:
         for value, before in held:  # not in place, because a backward pass may be waiting for them
             noise = torch.randn_like(before)
-            value.data = before + 0.1 * noise if id(value) in parameters else before * (1 + 0.2 * noise.abs())
+            # Buffers keep their sign: a variance must not become negative.
+            value.data = before + 0.1 * noise if isinstance(value, Parameter) else before * (1 + 0.2 * noise.abs())
         yield
     finally:
         for value, before in held:
