@@ -11,6 +11,13 @@ from torch import Tensor
 from torch_gas._core import Sparse
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# The largest error of a finite number in a table, relative to the largest of its row. Of a scaled type it is half a step between
+# numbers as large as the largest, which have the widest steps.
+TOLERANCE = {dtype: torch.finfo(dtype).eps / 2 for dtype in FLOATS} | {
+    torch.int8: 0.5 / 127,
+    torch.float8_e4m3fn: 16 / 448,
+    torch.float8_e5m2: 4096 / 57344,
+}
 COPIED = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]
 IDS = [torch.int32, torch.int64]
 

@@ -8,7 +8,7 @@ import torch
 
 from torch_gas.history import History
 from torch_gas.session.model import HistoryModel
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 
 _NARROW = (torch.bfloat16, torch.int8)  # of float16 and bfloat16, only the latter has the range of float32
 
@@ -46,4 +46,4 @@ def _nbytes(store: History, dtype: torch.dtype | None) -> int:
     """Bytes of a table in this type, with the ages of its rows."""
     if dtype is None:
         return store.table.nbytes + store.pushed_at.nbytes
-    return store.num_embeddings * codec_of(dtype).row_bytes(store.embedding_dim) + store.pushed_at.nbytes
+    return store.num_embeddings * Codec(dtype).row_bytes(store.embedding_dim) + store.pushed_at.nbytes

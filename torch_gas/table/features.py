@@ -14,7 +14,7 @@ from tqdm import tqdm
 from torch_gas import _core
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.file import FileTable
 from torch_gas.table.tier import FileTier
 
@@ -50,7 +50,7 @@ class StoredFeatures:
         self.path = os.fspath(path)
         self._table = FileTable.read_only(self.path)
         stored = self._table.dtype
-        self.dtype = dtype or codec_of(stored).row_dtype(torch.float32)
+        self.dtype = dtype or Codec(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
         self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
 
@@ -138,7 +138,7 @@ def store_features(
         for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
-            rows = rows.to(codec_of(dtype).row_dtype(torch.float32))
+            rows = rows.to(Codec(dtype).row_dtype(torch.float32))
             _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
         if perm is not None:
             table.header.order = _order(perm)

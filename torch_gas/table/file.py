@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_gas import _core
 from torch_gas._util.arguments import checked
 from torch_gas._util.thread import Task, Worker
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
@@ -111,7 +111,7 @@ class FileTable(_core.FileRows, Table):
 
     def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
         super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
-        self.codec, self.num_rows = codec_of(self.dtype), header.num_rows
+        self.codec, self.num_rows = Codec(self.dtype), header.num_rows
         self.width = _core.row_shape(self, torch.float32).numel()
         _core.forget_failure(file)
         self.path, self.sync, self.header = path, sync, header

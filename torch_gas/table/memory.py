@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.table import Table
 
 
@@ -27,7 +27,7 @@ class MemoryTable(Table):
 
     def __init__(self, storage: Tensor, width: int, *, pageable: bool = False, huge_pages: bool = False) -> None:
         self._storage, self._pageable, self._huge_pages = storage, pageable, huge_pages
-        self.codec, self.num_rows, self.width = codec_of(storage.dtype), storage.size(0), width
+        self.codec, self.num_rows, self.width = Codec(storage.dtype), storage.size(0), width
         self._registration: _core.Registration | None = None  # holds the memory page-locked
 
     @classmethod
@@ -35,14 +35,14 @@ class MemoryTable(Table):
         cls, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, *, huge_pages: bool, pageable: bool
     ) -> MemoryTable:
         """A table of zeros."""
-        storage = _allocate((num_rows, codec_of(dtype).stored_width(width)), dtype, device, huge_pages)
+        storage = _allocate((num_rows, Codec(dtype).stored_width(width)), dtype, device, huge_pages)
         return cls(storage.zero_(), width, pageable=pageable, huge_pages=huge_pages)
 
     @classmethod
     def of_rows(cls, rows: Tensor, dtype: torch.dtype) -> MemoryTable:
         """A table of the rows [N, C], on their device."""
         width = rows.size(1)
-        storage = torch.empty(len(rows), codec_of(dtype).stored_width(width), dtype=dtype, device=rows.device)
+        storage = torch.empty(len(rows), Codec(dtype).stored_width(width), dtype=dtype, device=rows.device)
         table = cls(storage, width)
         table.fill(rows)
         return table
@@ -54,7 +54,7 @@ class MemoryTable(Table):
     @storage.setter
     def storage(self, storage: Tensor) -> None:
         if storage is not self._storage:
-            self._storage, self.codec, self.num_rows = storage, codec_of(storage.dtype), storage.size(0)
+            self._storage, self.codec, self.num_rows = storage, Codec(storage.dtype), storage.size(0)
             self._registration = None  # of the memory that is left
 
     @property
