@@ -47,10 +47,10 @@ def subgraph(
     return out_rowptr.to(ids), edge_index[0], e_id.to(ids), n_id, edge_index if coo else None
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
     row = torch.arange(rowptr.numel() - 1).repeat_interleave(rowptr.long().diff())
     perm = col.sort(stable=True).indices
-    return tuple(ids.to(dtype or col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
+    return tuple(ids.to(col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
 
 
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
