@@ -562,7 +562,6 @@ LEFT_OUT = {
     "_core.stored_width": "tells the shape of rows",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
-    "_core.Registration": "made by register()",
     "_core.Sparse": "a record, which the functions that take it check",
     "_core.Staging": "for a CUDA device; see tests/test_cuda.py",
     "_core.Subgraph": "a record, which subgraph() makes",

@@ -132,7 +132,6 @@ class History(torch.nn.Module):
             self.settle()
             super().__setattr__(name, value)
             memory.storage = value
-            memory.pin(self.compute_device)
             if isinstance(self.table, Hot):
                 self.table = Hot(memory, self.table.nodes)
         else:
@@ -164,13 +163,8 @@ class History(torch.nn.Module):
         if pool is self.pool:
             return
         self.settle()
-        memory = self.table.base
-        if isinstance(memory, MemoryTable) and pool.device != self.pool.device:
-            memory.unpin()
+        self.table.use(pool)  # which compares it with the one before
         self.pool = pool
-        self.table.use(pool)
-        if isinstance(memory, MemoryTable):
-            memory.pin(pool.device)
 
     def keep_hot(self, nodes: HotSet | None) -> None:
         """Keeps the rows of some nodes on the device of the model; see :meth:`ScalableGNN.keep_hot`."""
@@ -370,7 +364,6 @@ class History(torch.nn.Module):
             memory.share()
             for buffer in (self.pushed_at, self.clock):
                 buffer.share_memory_()
-            memory.pin(self.compute_device)
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

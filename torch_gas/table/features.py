@@ -157,11 +157,8 @@ def _check_order(perm: Tensor, num_rows: int) -> None:
             f"store_features: perm must be [{num_rows}], one id of int64 for each row of x, but is {list(perm.shape)} of "
             f"{perm.dtype}"
         )
-    ids = perm.long()
-    seen = torch.zeros(num_rows, dtype=torch.bool)
-    if int(ids.min()) >= 0 and int(ids.max()) < num_rows:
-        seen[ids] = True
-    if not bool(seen.all()):
+    inside = perm[(perm >= 0) & (perm < num_rows)]
+    if int(inside.bincount(minlength=num_rows).count_nonzero()) < num_rows:
         raise ValueError(f"store_features: perm must hold each id of 0 .. {num_rows - 1} once, as metis() returns it")
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class FileTable(_core.FileRows, Table):
         OSError: if the system refuses.
     """
 
+    tier = "file"
+
     @checked
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
         if num_rows < 1 or num_cols < 1:
@@ -74,7 +77,10 @@ class FileTable(_core.FileRows, Table):
             raise
         self._begin(path, file, header, os.getpid(), tier.sync)
         self.torn = not header.committed
-        self.pushed_at = None if is_new or self.torn else self._read_times()
+        self.pushed_at = None
+        if not (is_new or self.torn):
+            times = np.memmap(path, np.int64, "r", header.rows_end, header.num_rows)
+            self.pushed_at = torch.from_numpy(np.asarray(times) - 1)
         if self.torn:
             self.clear()
             warnings.warn(
@@ -123,10 +129,6 @@ class FileTable(_core.FileRows, Table):
     @property
     def storage(self) -> FileTable:
         return self
-
-    @property
-    def tier(self) -> str:
-        return "file"
 
     @property
     def generation(self) -> int:
@@ -253,11 +255,6 @@ class FileTable(_core.FileRows, Table):
             _core.forget_failure(self.file)
         self._close()
 
-    def _read_times(self) -> Tensor:
-        times = torch.empty(self.shape[0], dtype=torch.int64)
-        _read(self.file, times, self.header.rows_end)
-        return times - 1
-
     def __repr__(self) -> str:
         return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
 
@@ -292,15 +289,6 @@ def _write(file: int, tensor: Tensor, place: int) -> None:
     data = memoryview(tensor.numpy().data).cast("B")
     while data:
         done = os.pwrite(file, data, place)
-        data, place = data[done:], place + done
-
-
-def _read(file: int, tensor: Tensor, place: int) -> None:
-    data = memoryview(tensor.numpy().data).cast("B")
-    while data:
-        done = os.preadv(file, [data], place)
-        if done == 0:
-            raise OSError(f"the file ends at byte {place}: it was cut while it was in use")
         data, place = data[done:], place + done
 
 
