@@ -560,6 +560,7 @@ LEFT_OUT = {
     "_core.FileRows": "a record, which tables in files are made of",
     "_core.row_shape": "tells the shape of rows",
     "_core.stored_width": "tells the shape of rows",
+    "_core.sent_dtype": "tells the type of rows",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.Sparse": "a record, which the functions that take it check",
