@@ -569,7 +569,6 @@ LEFT_OUT = {
     "_core.register": "needs a CUDA device; see tests/test_cuda.py",
     "_core.has_cuda": "takes nothing",
     "_core.is_table": "tells of anything whether it is a table",
-    "_core.stream_passes": "takes nothing",
 }
 
 

@@ -76,11 +76,6 @@ class FileTable(_core.FileRows, Table):
                 os.unlink(path)
             raise
         self._begin(path, file, header, os.getpid(), tier.sync)
-        self.torn = not header.committed
-        self.pushed_at = None
-        if not (is_new or self.torn):
-            times = np.memmap(path, np.int64, "r", header.rows_end, header.num_rows)
-            self.pushed_at = torch.from_numpy(np.asarray(times) - 1)
         if self.torn:
             self.clear()
             warnings.warn(
@@ -88,6 +83,9 @@ class FileTable(_core.FileRows, Table):
                 f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
                 stacklevel=2,
             )
+        elif not is_new:
+            times = np.memmap(path, np.int64, "r", header.rows_end, header.num_rows)
+            self.pushed_at: Tensor | None = torch.from_numpy(np.asarray(times) - 1)
 
     @classmethod
     def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
@@ -112,7 +110,6 @@ class FileTable(_core.FileRows, Table):
             raise
         table = cls.__new__(cls)
         table._begin(path, file, header, None, "never")
-        table.torn, table.pushed_at = False, None
         return table
 
     def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
@@ -121,6 +118,8 @@ class FileTable(_core.FileRows, Table):
         self.width = _core.row_shape(self, torch.float32).numel()
         _core.forget_failure(file)
         self.path, self.sync, self.header = path, sync, header
+        self.torn = not header.committed
+        self.pushed_at = None
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
