@@ -518,7 +518,7 @@ SCORES = {"left": torch.rand(3, 2), "right": torch.rand(3, 2), "slope": 0.2}
 of_core("adjacent_pairs", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), rowptr=None, num_nodes=3)
 of_core("advise_huge_pages", tensor=torch.empty(4))
 of_core("batch_rows", table=rows(), halo=torch.tensor([9, 9]), **RANGES)
-of_core("dropout", x=rows(), p=0.5, seed=0, out=rows())
+of_core("dropout", x=rows(), p=0.5, seed=0)
 of_core("entry_dots", matrix=SPARSE, left=rows(3), right=rows(3))
 of_core("entry_softmax", matrix=SPARSE, **SCORES)
 of_core("entry_softmax_backward", matrix=SPARSE, softmax=torch.rand(5, 2), grad=torch.rand(5, 2), **SCORES)
@@ -530,7 +530,7 @@ of_core("stream_parts", **matrix(), num_parts=2, seed=0, report=print, edge_weig
 of_core("subgraph", **matrix(), start=torch.tensor([2, 0]), count=torch.tensor([1, 2]))
 of_core("symmetric", rowptr=torch.tensor([0, 2, 3, 3]), col=torch.tensor([1, 2, 2]))
 of_core("to_csr", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), num_nodes=3)
-of_core("transpose", **matrix(), num_cols=3, dtype=torch.int32)
+of_core("transpose", **matrix(), num_cols=3)
 of_core("write_chunks", table=rows(), rows=rows(3), **RANGES)
 
 
@@ -560,16 +560,15 @@ LEFT_OUT = {
     "_core.FileRows": "a record, which tables in files are made of",
     "_core.row_shape": "tells the shape of rows",
     "_core.stored_width": "tells the shape of rows",
+    "_core.sent_dtype": "tells the type of rows",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
-    "_core.Registration": "made by register()",
     "_core.Sparse": "a record, which the functions that take it check",
     "_core.Staging": "for a CUDA device; see tests/test_cuda.py",
     "_core.Subgraph": "a record, which subgraph() makes",
     "_core.register": "needs a CUDA device; see tests/test_cuda.py",
     "_core.has_cuda": "takes nothing",
     "_core.is_table": "tells of anything whether it is a table",
-    "_core.stream_passes": "takes nothing",
 }
 
 

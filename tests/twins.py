@@ -11,6 +11,13 @@ from torch import Tensor
 from torch_gas._core import Sparse
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# The largest error of a finite number in a table, relative to the largest of its row. Of a scaled type it is half a step between
+# numbers as large as the largest, which have the widest steps.
+TOLERANCE = {dtype: torch.finfo(dtype).eps / 2 for dtype in FLOATS} | {
+    torch.int8: 0.5 / 127,
+    torch.float8_e4m3fn: 16 / 448,
+    torch.float8_e5m2: 4096 / 57344,
+}
 COPIED = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]
 IDS = [torch.int32, torch.int64]
 
@@ -40,10 +47,10 @@ def subgraph(
     return out_rowptr.to(ids), edge_index[0], e_id.to(ids), n_id, edge_index if coo else None
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
     row = torch.arange(rowptr.numel() - 1).repeat_interleave(rowptr.long().diff())
     perm = col.sort(stable=True).indices
-    return tuple(ids.to(dtype or col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
+    return tuple(ids.to(col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
 
 
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
 from torch_gas.graph.origin import Origin, key_of, origin_of
 from torch_gas.table import FileTable, FileTier, HotSet, Table
-from torch_gas.table.codec import CODECS, FLOATS, codec_of
+from torch_gas.table.codec import FLOATS, STORED, Codec
 from torch_gas.table.hot import Hot
 from torch_gas.table.memory import MemoryTable
 from torch_gas.table.tier import check_tier
@@ -88,8 +88,8 @@ class History(torch.nn.Module):
                 "History: num_embeddings and embedding_dim must be at least 1, but are "
                 f"{num_embeddings} and {embedding_dim}"
             )
-        if dtype is not None and dtype not in CODECS:
-            raise TypeError(f"History: dtype must be one of {tuple(CODECS)}, but is {dtype}")
+        if dtype is not None and dtype not in STORED:
+            raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
@@ -103,7 +103,7 @@ class History(torch.nn.Module):
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
         if isinstance(tier, FileTier):
-            file = FileTable(tier, num_embeddings, codec_of(dtype).stored_width(embedding_dim), dtype)
+            file = FileTable(tier, num_embeddings, Codec(dtype).stored_width(embedding_dim), dtype)
             pushed_at, clock = file.pushed_at, file.header.clock
             self.table: Table = file
             self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
@@ -132,7 +132,6 @@ class History(torch.nn.Module):
             self.settle()
             super().__setattr__(name, value)
             memory.storage = value
-            memory.pin(self.compute_device)
             if isinstance(self.table, Hot):
                 self.table = Hot(memory, self.table.nodes)
         else:
@@ -164,13 +163,8 @@ class History(torch.nn.Module):
         if pool is self.pool:
             return
         self.settle()
-        memory = self.table.base
-        if isinstance(memory, MemoryTable) and pool.device != self.pool.device:
-            memory.unpin()
+        self.table.use(pool)  # which compares it with the one before
         self.pool = pool
-        self.table.use(pool)
-        if isinstance(memory, MemoryTable):
-            memory.pin(pool.device)
 
     def keep_hot(self, nodes: HotSet | None) -> None:
         """Keeps the rows of some nodes on the device of the model; see :meth:`ScalableGNN.keep_hot`."""
@@ -370,7 +364,6 @@ class History(torch.nn.Module):
             memory.share()
             for buffer in (self.pushed_at, self.clock):
                 buffer.share_memory_()
-            memory.pin(self.compute_device)
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

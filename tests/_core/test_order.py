@@ -21,9 +21,7 @@ def test_transpose(seed: int, num_rows: int, num_cols: int, nnz: int, ids: torch
     rowptr = twins.pointers(row, num_rows).to(ids)
     col = torch.randint(0, max(num_cols, 1), (nnz,), generator=generator).to(ids)
     arguments = [twins.strided(x) if apart else x for x in (rowptr, col)]
-    for dtype in (None, *twins.IDS):
-        actual = _core.transpose(*arguments, num_cols, dtype)
-        twins.all_same_bits(actual, twins.transpose(rowptr, col, num_cols, dtype))
+    twins.all_same_bits(_core.transpose(*arguments, num_cols), twins.transpose(rowptr, col, num_cols))
 
 
 @given(twins.seeds, st.integers(0, 40), st.integers(0, 300), twins.id_types, st.booleans())
@@ -59,11 +57,6 @@ def test_to_csr(seed: int, num_nodes: int, num_edges: int, ids: torch.dtype, apa
 def test_transpose_refuses(rowptr: Tensor, col: Tensor, num_cols: int, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^transpose: .*{message}"):
         _core.transpose(rowptr, col, num_cols)
-
-
-def test_transpose_refuses_types() -> None:
-    with pytest.raises(TypeError, match=r"^transpose: `dtype` must be one of int32, int64, but is torch\.int16"):
-        _core.transpose(int64(0, 1), int64(0), 1, torch.int16)
 
 
 @pytest.mark.parametrize(

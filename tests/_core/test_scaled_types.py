@@ -11,7 +11,6 @@ from torch import Tensor
 from twins import int64
 
 from torch_gas import _core
-from torch_gas.table.codec import CODECS
 
 MAX = torch.finfo(torch.float32).max
 widths = st.sampled_from([1, 2, 3, 4, 8, 31, 32, 33, 64, 257])
@@ -70,7 +69,7 @@ def test_a_row_is_off_by_its_tolerance(seed: int, stored: torch.dtype, width: in
     rows = torch.randn(20, width, generator=torch.Generator().manual_seed(seed)) * 10**magnitude
     table = written(rows, stored)
     largest = rows.abs().amax(1, keepdim=True).double()
-    assert ((read(table).double() - rows).abs() <= largest * CODECS[stored].tolerance * (1 + 1e-4)).all()
+    assert ((read(table).double() - rows).abs() <= largest * twins.TOLERANCE[stored] * (1 + 1e-4)).all()
     assert (table[:, :-4].float().abs().amax(1) == twins.LARGEST[stored]).all()
 
 
@@ -123,7 +122,7 @@ def test_extreme_magnitudes(repeats: int, stored: torch.dtype) -> None:
     torch.testing.assert_close(numbers[0] / MAX, torch.tensor([1.0, -1, 0]).repeat(repeats))
     assert not numbers[1].any()
     assert numbers[2].tolist() == [largest * tiny, -largest * tiny, tiny] * repeats
-    assert ((numbers[3] - rows[3]).abs() <= 1e-39 * CODECS[stored].tolerance + largest * tiny / 2).all()
+    assert ((numbers[3] - rows[3]).abs() <= 1e-39 * twins.TOLERANCE[stored] + largest * tiny / 2).all()
 
 
 @each_scaled_type

@@ -24,7 +24,7 @@ def test_stream_parts_end_when_the_report_raises() -> None:
         _core.stream_parts(rowptr, col, 4, 0, report)
     assert len(shares) == 3
     part = _core.stream_parts(rowptr, col, 4, 0, shares.append)
-    assert 6 < len(shares) - 3 <= _core.stream_passes()
+    assert 6 < len(shares) - 3 <= _core.STREAM_PASSES
     row = torch.arange(200).repeat_interleave(rowptr.diff())
     # Each pass sees nodes move while it goes, and the last moves few.
     assert shares[-1] == pytest.approx(float((part[row] != part[col]).double().mean()), abs=0.06)

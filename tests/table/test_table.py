@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from twins import TOLERANCE
 
 from torch_gas import FileTable, FileTier
 from torch_gas.table import HotSet, Table
-from torch_gas.table.codec import CODECS, FLOATS, Codec, Plain, Scaled
+from torch_gas.table.codec import FLOATS, STORED, Codec
 from torch_gas.table.hot import Hot
 from torch_gas.table.memory import MemoryTable
 
 N, C = 23, 5
 HOT = torch.tensor([0, 3, 4, 11, 22])
-DTYPES = [pytest.param(dtype, id=codec.name) for dtype, codec in CODECS.items()]
-SCALED = [codec for codec in CODECS.values() if isinstance(codec, Scaled)]
+DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in STORED]
+CODECS = [Codec(dtype) for dtype in STORED]
+SCALED = [codec for codec in CODECS if codec.is_scaled]
 
 
 def memory(folder: Path, dtype: torch.dtype) -> Table:
@@ -27,7 +29,7 @@ def memory(folder: Path, dtype: torch.dtype) -> Table:
 
 
 def file(folder: Path, dtype: torch.dtype) -> Table:
-    return FileTable(FileTier(folder / "x.table"), N, CODECS[dtype].stored_width(C), dtype)
+    return FileTable(FileTier(folder / "x.table"), N, Codec(dtype).stored_width(C), dtype)
 
 
 KINDS: dict[str, Callable[[Path, torch.dtype], Table]] = {
@@ -55,10 +57,10 @@ class Rows(dict[int, Tensor]):
         """That ``got`` is what a table of this codec may give for the rows ``ids``."""
         for i, row in zip(ids.tolist(), got, strict=True):
             wanted = self[i]
-            if isinstance(self.codec, Plain):
+            if not self.codec.is_scaled:
                 assert torch.equal(row, wanted.to(self.codec.dtype).to(row.dtype)), i
             else:
-                bound = float(wanted.double().abs().max()) * (self.codec.tolerance + torch.finfo(row.dtype).eps)
+                bound = float(wanted.double().abs().max()) * (TOLERANCE[self.codec.dtype] + torch.finfo(row.dtype).eps)
                 assert bool(((row.double() - wanted.double()).abs() <= bound).all()), i
 
 
@@ -73,8 +75,8 @@ def read(table: Table, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 def test_rows_are_those_of_a_dictionary(
     kind: Callable[[Path, torch.dtype], Table], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    table, rows, random = kind(tmp_path, dtype), Rows(CODECS[dtype]), torch.Generator().manual_seed(0)
-    assert (table.num_rows, table.width, table.dtype, table.codec) == (N, C, dtype, CODECS[dtype])
+    table, rows, random = kind(tmp_path, dtype), Rows(Codec(dtype)), torch.Generator().manual_seed(0)
+    assert (table.num_rows, table.width, table.dtype, table.codec) == (N, C, dtype, Codec(dtype))
     assert table.nbytes == N * table.row_bytes == N * table.codec.row_bytes(C)
     rows.check(torch.arange(N), read(table, torch.arange(N)))
     for step in range(24):
@@ -113,7 +115,7 @@ def test_rows_are_those_of_a_dictionary(
 def test_rows_out_of_range_are_errors_that_change_nothing(
     kind: Callable[[Path, torch.dtype], Table], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    table, rows = kind(tmp_path, dtype), Rows(CODECS[dtype])
+    table, rows = kind(tmp_path, dtype), Rows(Codec(dtype))
     x = torch.randn(N, C, generator=torch.Generator().manual_seed(0))
     table.fill(x)
     rows.update(enumerate(x))
@@ -141,19 +143,17 @@ def stored(codec: Codec, x: Tensor) -> Tensor:
     return MemoryTable.of_rows(x, codec.dtype).numbers(torch.float64)
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=str)
+@pytest.mark.parametrize("codec", CODECS, ids=str)
 @pytest.mark.parametrize("exponent", [-3, 0, 3])
 def test_errors_are_within_the_tolerance_that_is_stated(codec: Codec, exponent: int) -> None:
     x = torch.randn(500, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(exponent)) * 10.0**exponent
-    x = (
-        x if codec.rounds(torch.float64) and isinstance(codec, Plain) else x.float()
-    )  # scaled types have a float32 scale
+    if codec.is_scaled or not codec.rounds(torch.float64):
+        x = x.float()  # scaled types have a float32 scale
     error = (stored(codec, x) - x.double()).abs() / x.double().abs().amax(dim=1, keepdim=True)
-    assert float(error.max()) <= codec.tolerance * (1 + 1e-5) + torch.finfo(torch.float32).eps * isinstance(
-        codec, Scaled
-    )
+    of_scale = torch.finfo(torch.float32).eps if codec.is_scaled else 0.0
+    assert float(error.max()) <= TOLERANCE[codec.dtype] * (1 + 1e-5) + of_scale
     if codec.rounds(x.dtype):
-        assert float(error.max()) > codec.tolerance / 8  # it is not stated too large
+        assert float(error.max()) > TOLERANCE[codec.dtype] / 8  # it is not stated too large
     else:
         assert float(error.max()) == 0
 
@@ -167,7 +167,7 @@ def test_rows_with_scales_at_the_ends_of_the_range(codec: Codec, dtype: torch.dt
         x = torch.tensor([[value, 0.0, value / 2, -value]], dtype=dtype)
         got = stored(codec, x)
         assert bool(got.isfinite().all())
-        assert float((got - x.double()).abs().max()) <= abs(value) * (codec.tolerance + 1e-6), value
+        assert float((got - x.double()).abs().max()) <= abs(value) * (TOLERANCE[codec.dtype] + 1e-6), value
     for value in (
         torch.finfo(torch.float32).tiny,
         2.0**-149,

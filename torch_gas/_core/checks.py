@@ -41,11 +41,6 @@ def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = N
     return value
 
 
-def id_type(call: str, dtype: torch.dtype) -> None:
-    if not isinstance(dtype, torch.dtype) or dtype not in ID_BITS:
-        raise TypeError(f"{called(call)}: `dtype` must be one of {names(ID_BITS)}, but is {dtype}")
-
-
 def numbers(call: str, name: str, value: Tensor, *types: torch.dtype, size: int | None = None) -> Tensor:
     """Contiguous numbers of one of some types on the host."""
     host(call, name, value)

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES
-from torch_gas._core.memory import mark_written
 
 
-def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Tensor:
+def dropout(x: Tensor, p: float, seed: int) -> Tensor:
     """Multiplies each element by 0 or 1 / (1 - p), at random.
 
     Equivalent to `x * keep / (1 - p)`, where the mask depends on `seed` and the shape of `x` only: element i of `x.flatten()`
@@ -22,15 +21,13 @@ def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Ten
         x: Contiguous tensor of any shape on the host, float32, float64, float16 or bfloat16.
         p: Probability that an element is multiplied by 0, rounded to a multiple of 2**-32.
         seed: Number of 64 bits.
-        out: Contiguous tensor of the type and shape of `x` to write to instead of a new one; it may be `x`.
 
     Returns:
         The result, of the type and shape of `x`; the same for any number of threads and on every machine.
 
     Raises:
         TypeError: An argument has a wrong type.
-        ValueError: `x` or `out` is not on the host or not contiguous, shapes differ, memory overlaps partly, or `p` or `seed` is
-            out of range.
+        ValueError: `x` is not on the host or not contiguous, or `p` or `seed` is out of range.
 
     Example:
         >>> import torch
@@ -43,16 +40,6 @@ def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None) -> Ten
     checks.contiguous(call, "x", x)
     checks.number(call, "p", p)
     checks.size(call, "seed", seed)
-    if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
-    else:
-        checks.host(call, "out", out)
-        checks.same_type(call, "out", out, "x", x)
-        checks.contiguous(call, "out", out)
-        if out.shape != x.shape:
-            raise ValueError(f"{call}: `out` must have the shape of `x`, {list(x.shape)}, but has {list(out.shape)}")
-        if 0 < abs(out.data_ptr() - x.data_ptr()) < x.nbytes:
-            raise ValueError(f"{call}: `out` must be `x` or not overlap with it; leave it out, or pass other memory")
+    out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
     _C.dropout(x.data_ptr(), out.data_ptr(), FLOAT_TYPES[x.dtype], x.numel(), float(p), seed, torch.get_num_threads())
-    mark_written(out)
     return out

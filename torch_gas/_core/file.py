@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -112,14 +112,10 @@ def clear_rows(table: FileRows, offset: Tensor, count: Tensor) -> None:
     _C.clear_rows(_bytes(table), offset.data_ptr(), count.data_ptr(), offset.numel())
 
 
-def noted_failure(file: int) -> str:
-    """What went wrong in the transfers of a GPU with an open file, for which nobody waits; empty if nothing did."""
-    return str(_C.noted_failure(file))
-
-
-def forget_failure(file: int) -> None:
-    """Begins anew."""
-    _C.forget_failure(file)
+noted_failure: Callable[[int], str] = _C.noted_failure
+"""What went wrong in the transfers of a GPU with an open file, for which nobody waits; empty if nothing did."""
+forget_failure: Callable[[int], None] = _C.forget_failure
+"""Forgets what went wrong with a file, whose descriptor may become that of another one."""
 
 
 def _bytes(table: FileRows) -> object:

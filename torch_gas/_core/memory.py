@@ -11,15 +11,7 @@ from torch_gas._core.build import _C, require_cuda
 _LARGE = 2**22  # bytes: two huge pages of most systems
 
 
-class Registration:
-    """Keeps the memory of a tensor page-locked, and the memory itself, while it lives; see `register`."""
-
-    def __init__(self, tensor: Tensor, device: int) -> None:
-        # The storage, because a tensor can be given another one.
-        self._memory = _C.HostRegistration(tensor.untyped_storage(), tensor.data_ptr(), tensor.nbytes, device)
-
-
-def register(tensor: Tensor, device: torch.device | str) -> Registration:
+def register(tensor: Tensor, device: torch.device | str) -> object:
     """Page-locks the memory of a tensor in place, so that CUDA devices read and write it themselves.
 
     Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has.
@@ -29,7 +21,8 @@ def register(tensor: Tensor, device: torch.device | str) -> Registration:
         device: The CUDA device that is asked for it; it holds for all of them.
 
     Returns:
-        What keeps the memory page-locked while it lives. When it goes, the device first finishes all its work.
+        What keeps the memory page-locked, and the memory itself, while it lives. When it goes, the device first finishes all
+        its work.
 
     Raises:
         TypeError: `tensor` is no tensor.
@@ -45,7 +38,9 @@ def register(tensor: Tensor, device: torch.device | str) -> Registration:
     if device.type != "cuda":
         raise ValueError(f'{call}: `device` must be a CUDA device, but is {device}; pass "cuda"')
     require_cuda(call, "device", device)
-    return Registration(tensor, torch.cuda.current_device() if device.index is None else device.index)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # It holds the storage, because a tensor can be given another one.
+    return _C.HostRegistration(tensor.untyped_storage(), tensor.data_ptr(), tensor.nbytes, index)
 
 
 def advise_huge_pages(tensor: Tensor) -> bool:

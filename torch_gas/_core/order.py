@@ -11,9 +11,7 @@ from torch_gas._core.checks import ID_BITS
 from torch_gas._core.memory import addresses, empty
 
 
-def transpose(
-    rowptr: Tensor, col: Tensor, num_cols: int, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tensor, Tensor]:
     """Transposes a CSR matrix [R, num_cols].
 
     Equivalent to a stable sort of the entries by column.
@@ -22,15 +20,14 @@ def transpose(
         rowptr: Row pointers [R+1], int32 or int64.
         col: Column ids [nnz], same type.
         num_cols: Number of columns.
-        dtype: Type of the result, int32 or int64; that of `rowptr` by default.
 
     Returns:
         `colptr` [num_cols+1], `row` [nnz] and `perm` [nnz], the position in `col` of each entry of the transpose, all of
-        type `dtype`.
+        the type of `col`.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
-        ValueError: A shape is wrong, `rowptr` is no row pointer, or R or nnz does not fit `dtype`.
+        ValueError: A shape is wrong, `rowptr` is no row pointer, or R does not fit its type.
         IndexError: A column lies outside 0 .. num_cols-1.
 
     Example:
@@ -41,11 +38,9 @@ def transpose(
     call = "transpose"
     rowptr, col, num_rows = checks.csr(call, rowptr, col)
     checks.size(call, "num_cols", num_cols)
-    dtype = dtype or col.dtype
-    checks.id_type(call, dtype)
-    colptr, row, perm = (empty(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
+    colptr, row, perm = (empty(size, col.dtype) for size in (num_cols + 1, col.numel(), col.numel()))
     given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col), num_rows, num_cols, col.numel())
-    _C.transpose(*given, ID_BITS[dtype], *addresses(colptr, row, perm), torch.get_num_threads())
+    _C.transpose(*given, ID_BITS[col.dtype], *addresses(colptr, row, perm), torch.get_num_threads())
     return colptr, row, perm
 
 

@@ -12,11 +12,7 @@ from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.file import Table
 
-SCALED_TYPES = {
-    torch.int8: _C.DType.i8,
-    torch.float8_e4m3fn: _C.DType.f8_e4m3,
-    torch.float8_e5m2: _C.DType.f8_e5m2,
-}
+SCALED_TYPES = {torch.int8: _C.DType.i8, torch.float8_e4m3fn: _C.DType.f8_e4m3, torch.float8_e5m2: _C.DType.f8_e5m2}
 _SCALE_BYTES = 4
 
 

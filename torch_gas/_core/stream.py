@@ -12,10 +12,8 @@ from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
 from torch_gas._core.memory import addresses
 
-
-def stream_passes() -> int:
-    """How many passes over the edges `stream_parts` makes at most."""
-    return int(_C.stream_passes)
+STREAM_PASSES: int = _C.stream_passes
+"""How many passes over the edges `stream_parts` makes at most."""
 
 
 def stream_parts(

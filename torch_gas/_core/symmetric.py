@@ -59,7 +59,8 @@ def adjacent_pairs(
         rowptr = checks.ids(call, "rowptr", rowptr, like=("src", src))
         checks.length(call, "rowptr", rowptr, num_nodes + 1)
     weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, size=src.numel())
-    checks.id_type(call, dtype)
+    if dtype not in tuple(ID_BITS):  # by comparison, because it may be anything
+        raise TypeError(f"{call}: `dtype` must be one of {checks.names(ID_BITS)}, but is {dtype}")
     out_rowptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     col = torch.empty(src.numel(), dtype=dtype)
     sums = None if weight is None else torch.empty_like(weight)

@@ -175,7 +175,7 @@ def stream_parts(task: Task) -> Tensor:
     task.say_partitioning("streaming", end="\n")
     edge_weight = None if edge_weight is None else edge_weight.to(torch.float64)
     node_weight = None if task.node_weight is None else task.node_weight.to(torch.int64)
-    with tqdm(total=_core.stream_passes(), unit="pass", leave=False, disable=not task.log) as bar:
+    with tqdm(total=_core.STREAM_PASSES, unit="pass", leave=False, disable=not task.log) as bar:
 
         def report(share: float) -> None:
             bar.set_postfix_str(f"{share:.1%} of edges between parts", refresh=False)

@@ -8,7 +8,7 @@ import torch
 
 from torch_gas.history import History
 from torch_gas.session.model import HistoryModel
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 
 _NARROW = (torch.bfloat16, torch.int8)  # of float16 and bfloat16, only the latter has the range of float32
 
@@ -44,5 +44,5 @@ def storages(model: HistoryModel, rooms: dict[str, int]) -> tuple[Storage, ...]:
 
 def _nbytes(store: History, dtype: torch.dtype | None) -> int:
     """Bytes of a table in this type, with the ages of its rows."""
-    row_bytes = store.table.row_bytes if dtype is None else codec_of(dtype).row_bytes(store.embedding_dim)
+    row_bytes = store.table.row_bytes if dtype is None else Codec(dtype).row_bytes(store.embedding_dim)
     return store.num_embeddings * row_bytes + store.pushed_at.nbytes

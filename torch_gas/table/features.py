@@ -14,7 +14,7 @@ from tqdm import tqdm
 from torch_gas import _core
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.file import FileTable
 from torch_gas.table.tier import FileTier
 
@@ -50,7 +50,7 @@ class StoredFeatures:
         self.path = os.fspath(path)
         self._table = FileTable.read_only(self.path)
         stored = self._table.dtype
-        self.dtype = dtype or codec_of(stored).row_dtype(torch.float32)
+        self.dtype = dtype or Codec(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
         self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
 
@@ -138,7 +138,7 @@ def store_features(
         for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
-            rows = rows.to(codec_of(dtype).row_dtype(torch.float32))
+            rows = rows.to(Codec(dtype).row_dtype(torch.float32))
             _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
         if perm is not None:
             table.header.order = _order(perm)
@@ -157,11 +157,8 @@ def _check_order(perm: Tensor, num_rows: int) -> None:
             f"store_features: perm must be [{num_rows}], one id of int64 for each row of x, but is {list(perm.shape)} of "
             f"{perm.dtype}"
         )
-    ids = perm.long()
-    seen = torch.zeros(num_rows, dtype=torch.bool)
-    if int(ids.min()) >= 0 and int(ids.max()) < num_rows:
-        seen[ids] = True
-    if not bool(seen.all()):
+    inside = perm[(perm >= 0) & (perm < num_rows)]
+    if int(inside.bincount(minlength=num_rows).count_nonzero()) < num_rows:
         raise ValueError(f"store_features: perm must hold each id of 0 .. {num_rows - 1} once, as metis() returns it")
 
 

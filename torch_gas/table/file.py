@@ -14,13 +14,14 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.arguments import checked
 from torch_gas._util.thread import Task, Worker
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
@@ -51,6 +52,8 @@ class FileTable(_core.FileRows, Table):
         OSError: if the system refuses.
     """
 
+    tier = "file"
+
     @checked
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
         if num_rows < 1 or num_cols < 1:
@@ -73,8 +76,6 @@ class FileTable(_core.FileRows, Table):
                 os.unlink(path)
             raise
         self._begin(path, file, header, os.getpid(), tier.sync)
-        self.torn = not header.committed
-        self.pushed_at = None if is_new or self.torn else self._read_times()
         if self.torn:
             self.clear()
             warnings.warn(
@@ -82,6 +83,9 @@ class FileTable(_core.FileRows, Table):
                 f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
                 stacklevel=2,
             )
+        elif not is_new:
+            times = np.memmap(path, np.int64, "r", header.rows_end, header.num_rows)
+            self.pushed_at: Tensor | None = torch.from_numpy(np.asarray(times) - 1)
 
     @classmethod
     def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
@@ -106,15 +110,16 @@ class FileTable(_core.FileRows, Table):
             raise
         table = cls.__new__(cls)
         table._begin(path, file, header, None, "never")
-        table.torn, table.pushed_at = False, None
         return table
 
     def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
         super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
-        self.codec, self.num_rows = codec_of(self.dtype), header.num_rows
+        self.codec, self.num_rows = Codec(self.dtype), header.num_rows
         self.width = _core.row_shape(self, torch.float32).numel()
         _core.forget_failure(file)
         self.path, self.sync, self.header = path, sync, header
+        self.torn = not header.committed
+        self.pushed_at = None
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
@@ -123,10 +128,6 @@ class FileTable(_core.FileRows, Table):
     @property
     def storage(self) -> FileTable:
         return self
-
-    @property
-    def tier(self) -> str:
-        return "file"
 
     @property
     def generation(self) -> int:
@@ -253,11 +254,6 @@ class FileTable(_core.FileRows, Table):
             _core.forget_failure(self.file)
         self._close()
 
-    def _read_times(self) -> Tensor:
-        times = torch.empty(self.shape[0], dtype=torch.int64)
-        _read(self.file, times, self.header.rows_end)
-        return times - 1
-
     def __repr__(self) -> str:
         return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
 
@@ -292,15 +288,6 @@ def _write(file: int, tensor: Tensor, place: int) -> None:
     data = memoryview(tensor.numpy().data).cast("B")
     while data:
         done = os.pwrite(file, data, place)
-        data, place = data[done:], place + done
-
-
-def _read(file: int, tensor: Tensor, place: int) -> None:
-    data = memoryview(tensor.numpy().data).cast("B")
-    while data:
-        done = os.preadv(file, [data], place)
-        if done == 0:
-            raise OSError(f"the file ends at byte {place}: it was cut while it was in use")
         data, place = data[done:], place + done
 
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from torch_gas._util.arguments import checked_fields
-from torch_gas.table.codec import CODECS
+from torch_gas.table.codec import STORED
 
 SIZE = 4096  # bytes, so that rows begin with a page
 _MAGIC = b"torch-gas table\n"
 _TYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (*CODECS, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+    for dtype in (*STORED, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 }
 
 

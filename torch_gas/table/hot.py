@@ -101,15 +101,13 @@ class HotSet:
         """
         known = next((known for known in self._splits if known.is_of(ids)), None)
         if known is None:
-            known = _Known(ids, self._split(ids.cpu()))
+            on_host = ids.cpu()
+            slots = _core.gather_rows(self._slots, on_host)
+            is_hot = slots >= 0
+            hot, cold = is_hot.nonzero().view(-1), is_hot.logical_not_().nonzero().view(-1)
+            known = _Known(ids, Split(slots[hot], hot, cold, on_host[cold]))
             self._splits.append(known)
         return known.on(torch.device(device))
-
-    def _split(self, ids: Tensor) -> Split:
-        slots = _core.gather_rows(self._slots, ids)
-        is_hot = slots >= 0
-        hot, cold = is_hot.nonzero().view(-1), is_hot.logical_not_().nonzero().view(-1)
-        return Split(slots[hot], hot, cold, ids[cold])
 
     def split_ranges(self, offset: Tensor, count: Tensor, device: torch.device) -> Split:
         """As :meth:`split`, for the rows of ranges that start at ``offset`` [P] and have the lengths ``count`` [P]."""
@@ -229,9 +227,6 @@ class Hot(Table):
             self.table.read(self.nodes.n_id, self._rows)
             self._version = self.table.version
         return self._rows
-
-    def wait(self) -> None:
-        self.table.wait()
 
     def settle(self) -> None:
         self.table.settle()

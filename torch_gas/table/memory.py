@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas.table.codec import codec_of
+from torch_gas.table.codec import Codec
 from torch_gas.table.table import Table
+from torch_gas.transfer import AsyncIOPool
 
 
 class MemoryTable(Table):
@@ -27,22 +28,22 @@ class MemoryTable(Table):
 
     def __init__(self, storage: Tensor, width: int, *, pageable: bool = False, huge_pages: bool = False) -> None:
         self._storage, self._pageable, self._huge_pages = storage, pageable, huge_pages
-        self.codec, self.num_rows, self.width = codec_of(storage.dtype), storage.size(0), width
-        self._registration: _core.Registration | None = None  # holds the memory page-locked
+        self.codec, self.num_rows, self.width = Codec(storage.dtype), storage.size(0), width
+        self._registration: object = None  # holds the memory page-locked
 
     @classmethod
     def zeros(
         cls, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, *, huge_pages: bool, pageable: bool
     ) -> MemoryTable:
         """A table of zeros."""
-        storage = _allocate((num_rows, codec_of(dtype).stored_width(width)), dtype, device, huge_pages)
+        storage = _allocate((num_rows, Codec(dtype).stored_width(width)), dtype, device, huge_pages)
         return cls(storage.zero_(), width, pageable=pageable, huge_pages=huge_pages)
 
     @classmethod
     def of_rows(cls, rows: Tensor, dtype: torch.dtype) -> MemoryTable:
         """A table of the rows [N, C], on their device."""
         width = rows.size(1)
-        storage = torch.empty(len(rows), codec_of(dtype).stored_width(width), dtype=dtype, device=rows.device)
+        storage = torch.empty(len(rows), Codec(dtype).stored_width(width), dtype=dtype, device=rows.device)
         table = cls(storage, width)
         table.fill(rows)
         return table
@@ -54,8 +55,9 @@ class MemoryTable(Table):
     @storage.setter
     def storage(self, storage: Tensor) -> None:
         if storage is not self._storage:
-            self._storage, self.codec, self.num_rows = storage, codec_of(storage.dtype), storage.size(0)
+            self._storage, self.codec, self.num_rows = storage, Codec(storage.dtype), storage.size(0)
             self._registration = None  # of the memory that is left
+            self._pin()
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]  # of a table in a file it is an attribute
@@ -78,14 +80,17 @@ class MemoryTable(Table):
     def clear(self) -> None:
         self._storage.zero_()
 
-    def pin(self, device: torch.device) -> None:
-        """Page-locks rows in host memory for the GPU ``device``, unless they are to stay pageable."""
-        if device.type == "cuda" and not (self._storage.is_cuda or self._pageable or self._storage.is_pinned()):
-            self._registration = _core.register(self._storage, device)
+    def use(self, pool: AsyncIOPool) -> None:
+        if pool.device != self.pool.device:
+            self._registration = None  # which waits until the device has finished its work
+        super().use(pool)
+        self._pin()
 
-    def unpin(self) -> None:
-        """Gives up what :meth:`pin` did; the device finishes its work first."""
-        self._registration = None
+    def _pin(self) -> None:
+        """Page-locks rows in host memory for the GPU of the pool, unless they are to stay pageable."""
+        device, rows = self.pool.device, self._storage
+        if device.type == "cuda" and not (rows.is_cuda or self._pageable or rows.is_pinned()):
+            self._registration = _core.register(rows, device)
 
     @property
     def is_shared(self) -> bool:
@@ -94,15 +99,16 @@ class MemoryTable(Table):
 
     @property
     def is_registered(self) -> bool:
-        """Whether :meth:`pin` holds the memory page-locked."""
+        """Whether the table itself has page-locked the memory."""
         return self._registration is not None
 
     def share(self) -> None:
         """Moves rows to memory that other processes can map."""
         if self._storage.device.type != "cpu":
             raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
-        self.unpin()
+        self._registration = None  # of the memory that is left
         self._storage.share_memory_()
+        self._pin()
 
     def __getstate__(self) -> dict[str, Any]:
         passing = ("_registration", "_pool")

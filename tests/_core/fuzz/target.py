@@ -120,7 +120,7 @@ def subgraph(source: Source) -> tuple[Any, ...]:
 
 def transpose(source: Source) -> tuple[Any, ...]:
     num_cols = source.below(20)
-    return *csr(source, num_cols), -1 if source.rarely() else num_cols, source.of([None, *IDS])
+    return *csr(source, num_cols), -1 if source.rarely() else num_cols
 
 
 def to_csr(source: Source) -> tuple[Any, ...]:
