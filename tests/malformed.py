@@ -17,6 +17,7 @@ from torch_gas import FileTier, History, Partition, SubData, SubgraphLoader, _co
 from torch_gas.extensions.refresh import Policy, Refresh
 from torch_gas.extensions.regularization import LocalPerturbation
 from torch_gas.session.base import ScalableGNN
+from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 
 
@@ -49,6 +50,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "Partition": (Partition,),
     "Module": (torch.nn.Module,),
     "HistoryModel": (HistoryModel,),
+    "Extension": (Extension,),
     "ScalableGNN": (ScalableGNN,),
     "_core.Table": (Tensor, _core.FileRows),
     "Table": (Tensor, _core.FileRows),
