@@ -146,7 +146,7 @@ def test_a_device_that_nothing_is_brought_to() -> None:
     with pytest.raises(ValueError, match="device must be a CUDA device or the CPU, but is meta"):
         SubgraphLoader(DATA, PTR, 1, device="meta")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device is cuda, but there is no CUDA device here; leave it out"):
+        with pytest.raises(ValueError, match="device is cuda, but there is no CUDA device here; leave device out"):
             SubgraphLoader(DATA, PTR, 1, device="cuda")
 
 
