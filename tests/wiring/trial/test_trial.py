@@ -209,7 +209,7 @@ def test_edges_that_went_after_the_first_batch() -> None:
     scaled(next(iter(SubgraphLoader(data, PTR))))
     fewer = copy.copy(data)
     fewer.edge_index = data.edge_index[:, : data.num_edges // 2]
-    with pytest.raises(ValueError, match="embeddings of another graph.*they differ in edges"):
+    with pytest.raises(ValueError, match=r"embeddings of another graph.*they differ in edges"):
         scaled(next(iter(SubgraphLoader(fewer, PTR))))
 
 
