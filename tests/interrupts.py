@@ -80,4 +80,7 @@ def _ignored_in_finalizers() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-        torch.set_grad_enabled(mode)  # an interrupted `with torch.no_grad()` does not always put it back
+        # What torch does not always put back where it is interrupted: `with torch.no_grad()`, and how it compiles.
+        torch.set_grad_enabled(mode)
+        if hasattr(torch.compiler, "set_stance"):
+            torch.compiler.set_stance("default")

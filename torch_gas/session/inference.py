@@ -154,7 +154,8 @@ def layerwise_inference(
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
     session = model._session
     session.clean_up()
-    with eager(), Undo(sys._getframe()) as undo:
+    with Undo(sys._getframe()) as undo:
+        undo.enter(eager())
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
