@@ -155,7 +155,9 @@ def layerwise_inference(
     session = model._session
     session.clean_up()
     with Undo(sys._getframe()) as undo:
-        undo.enter(eager())
+        stance = eager()
+        undo.add(stance.__exit__, None, None, None)
+        stance.__enter__()
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
