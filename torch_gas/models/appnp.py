@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
@@ -31,7 +32,7 @@ class APPNP(WeightedModel):
         num_layers: number of propagation steps, L.
         alpha: teleport probability.
         dropout: probability of dropping an entry of the MLP's inputs in training.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import gcn_norm
@@ -53,11 +54,15 @@ class APPNP(WeightedModel):
         num_layers: int,
         alpha: float,
         dropout: float = 0.0,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
         self.check_sizes(hidden_channels=hidden_channels)
         self.check_share(alpha=alpha)
-        super().__init__(num_nodes, in_channels, out_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, out_channels, out_channels, num_layers, dropout, **histories)
         self.alpha = alpha
         self.lins.extend([Linear(in_channels, hidden_channels), Linear(hidden_channels, out_channels)])
         self.conv = LGConv(normalize=False)  # a product with the adjacency, without parameters

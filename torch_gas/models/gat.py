@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import ModuleList
@@ -43,7 +44,7 @@ class GAT(Model):
         dropout: probability of dropping an entry of a layer's input, or an attention weight, in
             training.
         add_self_loops: whether layers add self-loops themselves.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import add_self_loops
@@ -66,6 +67,9 @@ class GAT(Model):
         out_heads: int,
         num_layers: int,
         dropout: float = 0.0,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         *,
         add_self_loops: bool = False,
         **kwargs: Any,
@@ -73,7 +77,8 @@ class GAT(Model):
         # Before the base, which sees the product of two sizes only.
         self.check_sizes(hidden_channels=hidden_channels, hidden_heads=hidden_heads, out_heads=out_heads)
         width = hidden_channels * hidden_heads
-        super().__init__(num_nodes, in_channels, width, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, width, out_channels, num_layers, dropout, **histories)
         self.hidden_heads = hidden_heads
         self.out_heads = out_heads
         options = {"dropout": dropout, "add_self_loops": add_self_loops}

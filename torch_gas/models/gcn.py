@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.nn import GCNConv
 
@@ -45,7 +46,7 @@ class GCN(WeightedModel):
         batch_norm: whether batch norm follows each hidden convolution.
         residual: whether a hidden convolution's input is added to its output where widths agree.
         linear: whether a linear layer precedes the first convolution and another follows the last.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import gcn_norm
@@ -70,9 +71,13 @@ class GCN(WeightedModel):
         batch_norm: bool = False,
         residual: bool = False,
         linear: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **histories)
         if linear:
             self.add_linear()
         self.add_layers((_Conv(*width, normalize=False) for width in self.widths), batch_norm, drop_input, residual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.nn import GCN2Conv
 
@@ -35,7 +36,7 @@ class GCN2(WeightedModel):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows each convolution.
         residual: whether a convolution's input is added to its output.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas import gcn_norm
@@ -62,9 +63,13 @@ class GCN2(WeightedModel):
         drop_input: bool = True,
         batch_norm: bool = False,
         residual: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **histories)
         self.check_share(alpha=alpha)
         if theta < 0:
             raise ValueError(f"GCN2: theta must not be negative, but is {theta}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 from torch_geometric.nn import GINConv
@@ -34,7 +35,7 @@ class GIN(Model):
         batch_norm: whether batch norm follows the first layer of each MLP.
         residual: whether a convolution's input is added to its output.
         train_eps: whether :math:`\epsilon_l` is learned; 0 otherwise.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas.datasets import synthetic
@@ -58,9 +59,13 @@ class GIN(Model):
         batch_norm: bool = True,
         residual: bool = True,
         train_eps: bool = True,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **histories)
         self.add_linear()
         convs = (GINConv(self.make_mlp(batch_norm), train_eps=train_eps) for _ in range(num_layers))
         self.add_layers(convs, drop_input=drop_input, residual=residual)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_gas._util.arguments import checked
@@ -29,7 +30,7 @@ class PNA(Model):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows each hidden convolution.
         residual: whether a hidden convolution's input is added to its output where widths agree.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if the name of an aggregator or scaler is unknown, or ``deg`` is not [N].
@@ -61,9 +62,13 @@ class PNA(Model):
         drop_input: bool = True,
         batch_norm: bool = False,
         residual: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **histories)
         if deg.is_complex() or deg.dim() != 1 or deg.numel() != num_nodes:
             raise ValueError(
                 f"{type(self).__name__}: deg must be the in-degree of each node, [{num_nodes}] "

@@ -33,7 +33,7 @@ class PNA_JK(PNA):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows the first layer and each convolution.
         residual: whether a convolution's input is added to its output.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Raises:
         ValueError: if the name of an aggregator or scaler is unknown, or ``deg`` is not [N].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch_geometric.nn import SAGEConv
 
 from torch_gas._util.arguments import checked
@@ -27,7 +28,7 @@ class SAGE(Model):
         drop_input: whether ``x`` is dropped from as well.
         batch_norm: whether batch norm follows each hidden convolution.
         residual: whether a hidden convolution's input is added to its output where widths agree.
-        **kwargs: ``pool_size``, ``buffer_size``, ``device`` and others of :class:`torch_gas.ScalableGNN`.
+        pool_size, buffer_size, device, **kwargs: see :class:`torch_gas.ScalableGNN`.
 
     Example:
         >>> from torch_gas.datasets import synthetic
@@ -50,7 +51,11 @@ class SAGE(Model):
         drop_input: bool = True,
         batch_norm: bool = False,
         residual: bool = False,
+        pool_size: int | None = None,
+        buffer_size: int | None = None,
+        device: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **kwargs)
+        histories = {"pool_size": pool_size, "buffer_size": buffer_size, "device": device, **kwargs}
+        super().__init__(num_nodes, in_channels, hidden_channels, out_channels, num_layers, dropout, **histories)
         self.add_layers((SAGEConv(*width) for width in self.widths), batch_norm, drop_input, residual)

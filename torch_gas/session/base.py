@@ -20,7 +20,8 @@ from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.session.rehearsal import skipping
-from torch_gas.table import StoredFeatures
+from torch_gas.table import FileTier, StoredFeatures
+from torch_gas.transfer import IO
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
 from torch_gas.wiring.arguments import parameters
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
@@ -94,9 +95,30 @@ class ScalableGNN(HistoryModel):
         pool_size: int | None = None,
         buffer_size: int | None = None,
         device: torch.device | str | int | None = None,
-        **options: Any,
+        *,
+        history_dtype: torch.dtype | None = None,
+        save_histories: bool = True,
+        io: IO = "concurrent",
+        pool_bytes: int | None = None,
+        tier: str | FileTier | None = None,
+        huge_pages: bool = True,
+        check_finite: bool | None = None,
+        check: bool = True,
     ) -> None:
-        super().__init__(num_nodes, pool_size=pool_size, buffer_size=buffer_size, device=device, **options)
+        super().__init__(
+            num_nodes,
+            pool_size=pool_size,
+            buffer_size=buffer_size,
+            device=device,
+            history_dtype=history_dtype,
+            save_histories=save_histories,
+            io=io,
+            pool_bytes=pool_bytes,
+            tier=tier,
+            huge_pages=huge_pages,
+            check_finite=check_finite,
+            check=check,
+        )
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers must be at least 1, but is {num_layers}")
         widths = [hidden_channels] * (num_layers - 1) if isinstance(hidden_channels, int) else list(hidden_channels)
