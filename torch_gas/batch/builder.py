@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from torch_gas import _core
 from torch_gas.batch.data import SubData
-from torch_gas.batch.record import BatchRecord, BatchSize
+from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
@@ -86,7 +86,7 @@ class Builder:
             digest=digest(n_id),
             neighbors=self.neighbors,
         )
-        return SubData(batch, BatchSize(record), n_id, offset, count)
+        return SubData.of_record(batch, record, n_id)
 
     def halo(self, parts: Sequence[int]) -> Tensor:
         """Ids of the halo of the batch of some parts, [S]."""

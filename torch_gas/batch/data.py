@@ -54,10 +54,21 @@ class SubData(Data):  # type: ignore[misc]  # PyG's classes are not typed
     def __init__(
         self, data: Data, batch_size: int, n_id: Tensor, offset: Tensor | None = None, count: Tensor | None = None
     ) -> None:
-        self.__dict__.update(copy.copy(data).__dict__)
+        self._take(copy.copy(data), batch_size, n_id, offset, count)
+
+    def _take(self, data: Data, batch_size: int, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> None:
+        """Becomes ``data``, which nobody else holds."""
+        self.__dict__.update(data.__dict__)
         self.__dict__[_IDS] = (batch_size, offset, count)
         self._store._parent = self
         self._store["n_id"] = n_id
+
+    @classmethod
+    def of_record(cls, data: Data, record: BatchRecord, n_id: Tensor) -> SubData:
+        """A loader's batch, which takes ``data`` over."""
+        batch = cls.__new__(cls, data)
+        batch._take(data, BatchSize(record), n_id, record.offset, record.count)
+        return batch
 
     @property
     def record(self) -> BatchRecord | None:
@@ -99,6 +110,13 @@ class SubData(Data):  # type: ignore[misc]  # PyG's classes are not typed
         other = copy.copy(self)
         other.__dict__[_IDS] = (BatchSize(record), record.offset, record.count)
         return other
+
+    def hand_out(self, **known: Any) -> SubData:
+        """The batch, whose record tells from now on what is only known when it is handed out."""
+        _, offset, count = self.__dict__[_IDS]
+        assert self.record is not None
+        self.__dict__[_IDS] = (BatchSize(self.record.with_fields(**known)), offset, count)
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         batch_size, offset, count = self.__dict__[_IDS]

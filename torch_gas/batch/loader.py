@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -168,9 +167,8 @@ class SubgraphLoader(DataLoader[SubData]):
         for batch, arrived, ahead in self._batches(tasks()):
             if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
-            assert batch.record is not None
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            yield batch.with_record(replace(batch.record, lookahead=Lookahead(self, ahead), **place))
+            yield batch.hand_out(lookahead=Lookahead(self, ahead), **place)
             edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
