@@ -24,7 +24,7 @@ settings.register_profile("torch_gas", deadline=None)
 settings.load_profile("torch_gas")
 
 
-SAMPLE = 4
+SAMPLE = 3
 
 
 def sample(cases: list[pytest.Item]) -> list[pytest.Item]:
