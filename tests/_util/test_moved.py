@@ -34,7 +34,9 @@ OLD = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:torch_gas.* is torch_gas:DeprecationWarning")  # of the packages that a module was in
+@pytest.mark.filterwarnings(
+    "ignore:torch_gas.* is torch_gas:DeprecationWarning"
+)  # of the packages that a module was in
 @pytest.mark.parametrize("path", OLD)
 def test_old_paths_work_and_warn(path: str) -> None:
     sys.modules.pop(path, None)
