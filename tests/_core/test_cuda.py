@@ -102,35 +102,36 @@ def test_tables_that_start_anywhere(
     twins.same_bits(rows.cpu(), twins.gather_rows(expected, index, types[1]))
 
 
+@pytest.mark.parametrize("stored", list(twins.LARGEST))
 @pytest.mark.parametrize("dtype", twins.FLOATS)
-def test_int8_rows(generator: torch.Generator, tier: str, dtype: torch.dtype) -> None:
+def test_rows_of_scaled_types(generator: torch.Generator, tier: str, dtype: torch.dtype, stored: torch.dtype) -> None:
     """Bytes are those of the host, but for the payload of scales that are NaN."""
     offset, count = torch.tensor([NUM_ROWS // 2, 0]), torch.tensor([NUM_ROWS // 4, NUM_ROWS // 5])
     index = torch.randperm(NUM_ROWS, generator=generator)[:700]
     for width, start in itertools.product([1, 3, 4, 33, 64, 130, 257, 1032], [0, 1, 4]):
         rows = twins.random_table(generator, NUM_ROWS, (width,), dtype)
         flat = on_tier(torch.zeros(start + NUM_ROWS * (width + 4), dtype=torch.int8), tier)
-        table = flat[start:].view(NUM_ROWS, width + 4)
+        table = flat[start:].view(NUM_ROWS, width + 4).view(stored)
         _core.scatter_rows(table, index.cuda(), rows[index].cuda())
-        expected = torch.zeros(NUM_ROWS, width + 4, dtype=torch.int8)
+        expected = torch.zeros(NUM_ROWS, width + 4, dtype=torch.int8).view(stored)
         _core.scatter_rows(expected, index, rows[index])
-        _same_int8(table, expected)
+        _same_scaled(table, expected)
         read = _core.gather_rows(table, index.cuda(), dtype)
         twins.same_bits(read.cpu(), twins.gather_rows(expected, index, dtype))
 
         chunks = twins.chunk_index(offset, count)
         _core.write_chunks(table, offset, count, rows[chunks].cuda())
         _core.write_chunks(expected, offset, count, rows[chunks])
-        _same_int8(table, expected)
+        _same_scaled(table, expected)
         out = torch.empty(len(chunks), width, dtype=dtype, device="cuda")
         _core.read_chunks(table, offset, count, out=out)
         twins.same_bits(out.cpu(), twins.gather_rows(expected, chunks, dtype))
 
 
-def _same_int8(table: Tensor, expected: Tensor) -> None:
+def _same_scaled(table: Tensor, expected: Tensor) -> None:
     torch.cuda.synchronize()
     twins.same_bits(twins.scales(table.cpu()), twins.scales(expected))
-    assert torch.equal(table.cpu()[:, :-4], expected[:, :-4])
+    assert torch.equal(table.cpu().view(torch.uint8)[:, :-4], expected.view(torch.uint8)[:, :-4])
 
 
 @pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float16, torch.float32)])
@@ -306,7 +307,7 @@ def test_staged_int8_rows(generator: torch.Generator) -> None:
     table, staging = torch.zeros(200, 37, dtype=torch.int8), make_staging(2 * 7 * 33 * 4)
     everything = torch.tensor([0]), torch.tensor([200])
     _core.write_chunks(table, *everything, rows.cuda(), staging=staging)
-    _same_int8(table, twins.quantize(rows))
+    _same_scaled(table, twins.quantize(rows))
     expected = twins.dequantize(table, torch.float32)
     twins.same_bits(_core.read_chunks(table, *everything, torch.float32, staging=staging).cpu(), expected)
     index = torch.randint(0, 200, (130,), generator=generator)

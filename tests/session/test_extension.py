@@ -352,6 +352,16 @@ class Twice(Extension):
         table.push(2 * rows.detach(), call.n_id[: call.batch_size], call.offset, call.count)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_count_optimiser_steps_as_histories_do(kind: str) -> None:
+    model = model_of(kind)
+    model.add_extension(Twice())
+    for batch in loader_of(graph()):
+        model(batch)
+    for history, table in zip(model.histories, model.extension_tables["twice"], strict=True):
+        assert torch.equal(table.age, history.age) and table.age.unique().tolist() == [0, 1, 2]
+
+
 def assert_twice(model: Any) -> None:
     for history, table in zip(model.histories, model.extension_tables["twice"], strict=True):
         assert float(history.emb.norm()) > 0 and torch.equal(2 * history.emb, table.emb)
@@ -482,7 +492,7 @@ def test_one_extension_belongs_to_one_model() -> None:
 
 def test_what_is_no_extension_is_refused() -> None:
     with pytest.raises(TypeError, match=r"extension must be a torch_gas.extensions.Extension, but is list"):
-        Net(N, H).add_extension([])  # type: ignore[arg-type]
+        Net(N, H).add_extension([])  # type: ignore[arg-type]  # what is refused
 
 
 def test_an_extension_may_refuse_a_model() -> None:

@@ -106,6 +106,7 @@ class SubgraphLoader(DataLoader[SubData]):
             # A sampler of its own, because workers would draw from the loader's generator as well.
             generator = torch.Generator().manual_seed(seed)
             shuffle, kwargs["sampler"] = False, RandomSampler(self._parts, generator=generator)
+        # DataLoader wants a data set of batches; its items are numbers of parts, of which the builder makes a batch.
         super().__init__(self._parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
         self._epochs = Epochs(self.batch_sampler, self.generator)
 

@@ -23,7 +23,7 @@ def check_random_states(states: Any, path: str) -> None:
     before = random_states()
     try:
         _set(states)
-    except Exception as error:
+    except Exception as error:  # of any type: torch, numpy and Python each have their own
         raise ValueError(
             f"{path} holds states of random numbers that cannot be set; take another copy of it"
         ) from error

@@ -73,7 +73,9 @@ class Extension:
             pulled: rows of the halo, [S, C], which may be changed in place; no gradient goes through such a change.
 
         Returns:
-            What forward goes on with, [B + S, C]; None for ``rows`` and ``pulled``, one behind the other.
+            What forward goes on with, [B + S, C]; None for ``rows`` and ``pulled``, one behind the other. Where several
+            extensions return rows, those of the last one are taken; :meth:`backward` is not called for such an exchange, whose
+            gradients are the business of whoever returned the rows.
         """
         return None
 
