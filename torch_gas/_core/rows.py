@@ -212,16 +212,20 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
     """
     call = "batch_rows"
     _table(call, table)
-    checks.ids(call, "halo", halo)
+    halo = checks.ids(call, "halo", halo)
     offset, count = checks.ranges(call, "offset", offset, count)
     batch_size = int(count.clamp(0, table.shape[0]).sum())
     rows = _output(call, table, batch_size + halo.numel(), dtype, None, torch.device("cpu"))
-    read_chunks(table, offset, count, out=rows[:batch_size])
-    _gather_halo(table, halo, out=rows[batch_size:])
+    check_placement(call, table, "halo", rows.device)
+    _fill(table, offset, count, halo, rows, batch_size)
     return rows
 
 
-_gather_halo = naming("batch_rows", index="halo")(gather_rows)
+@naming("batch_rows", index="halo")
+def _fill(table: Table, offset: Tensor, count: Tensor, halo: Tensor, rows: Tensor, batch_size: int) -> None:
+    """Both reads of :func:`batch_rows`, whose arguments have been checked: once a batch, not once a read."""
+    move("read_chunks", table, rows[:batch_size], offset.data_ptr(), count.data_ptr(), offset.numel())
+    move("gather_rows", table, rows[batch_size:], ID_BITS[halo.dtype], halo.data_ptr())
 
 
 def is_table(value: object) -> bool:

@@ -33,6 +33,7 @@ class Builder:
     def __init__(self, data: Data, ptr: Tensor, bipartite: bool, neighbors: str = "in") -> None:
         self.data, self.ptr, self.bipartite, self.neighbors = data, ptr, bipartite, neighbors
         self.num_nodes = check_data(data)
+        self._start, self._count = ptr[:-1], ptr.diff()  # of each part
         self.key, self.adj = find_adjacency(data)
         stated = format_of(self.adj).num_nodes(self.adj)
         if stated is not None and stated != self.num_nodes:
@@ -96,7 +97,7 @@ class Builder:
     def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Start and length of some parts."""
         index = torch.tensor(parts, dtype=torch.int64)
-        return self.ptr[index], self.ptr[index + 1] - self.ptr[index]
+        return self._start.index_select(0, index), self._count.index_select(0, index)
 
     def subgraph(self, offset: Tensor, count: Tensor) -> _core.Subgraph:
         """Edges and ids of the batch of the nodes in some ranges."""

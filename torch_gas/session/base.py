@@ -218,7 +218,7 @@ class ScalableGNN(HistoryModel):
     def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
-            compiled.check_version(self._name)
+            compiled.prepare(self._name)
         call = self._session.begin(undo, num_rows, adj, ids)
         compiled.run_in_thread(undo, self)
         if not compiles:

@@ -6,6 +6,7 @@ model by the thread, because only tensors and numbers can be given to them.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -49,13 +50,21 @@ def is_compiled(module: Module) -> bool:
     return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
 
 
-def check_version(name: str) -> None:
-    """Raises where this torch cannot compile models that exchange rows; ``name`` is the model's."""
+def prepare(name: str) -> None:
+    """What compiled code of a model needs before it is made: operators, and a torch that can.
+
+    Args:
+        name: the model's, for the error.
+
+    Raises:
+        RuntimeError: where this torch cannot compile models that exchange rows.
+    """
     if torch.__version__ < OLDEST:
         raise RuntimeError(
             f"{name}: to compile a model with histories takes torch {OLDEST} or later, but this is {torch.__version__}; update "
             "torch, or call the model as it is"
         )
+    _register_operators()
 
 
 def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_id: Tensor | None) -> Tensor:
@@ -81,22 +90,35 @@ def _exchange(x: Tensor, layer: int) -> Tensor:
     return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
 
 
-# Transfers are issued by the host, so no CUDA graph can hold them; where torch knows this tag, it splits the graph there.
-_tags: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+@functools.cache
+def _register_operators() -> None:
+    """Makes ``torch.ops.torch_gas``. Not on import, because torch takes long to look where operators come from."""
+    # Transfers are issued by the host, so no CUDA graph can hold them; where torch knows this tag, it splits the graph there.
+    tags: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+    # `written` stands for the histories: an operator without a result is dropped from a graph unless it writes to a tensor.
+    # Schemas are stated, because torch 2.4 reads no annotations that are strings.
+    torch.library.custom_op(
+        "torch_gas::push",
+        _push,
+        mutates_args=("written",),
+        schema="(Tensor(a!) written, Tensor x, SymInt layer) -> ()",
+        **tags,
+    )
+    push_and_pull = torch.library.custom_op(
+        "torch_gas::push_and_pull",
+        _push_and_pull,
+        mutates_args=(),
+        schema="(Tensor x, SymInt num_rows, SymInt layer) -> Tensor",
+        **tags,
+    )
+    push_and_pull.register_fake(lambda x, num_rows, layer: x.new_empty(num_rows, x.size(1)))
+    push_and_pull.register_autograd(_backward, setup_context=_note_rows)
 
 
-# `written` stands for the histories: an operator without a result is dropped from a graph unless it writes to a tensor.
-# Schemas are stated, because torch 2.4 reads no annotations that are strings.
-@torch.library.custom_op(
-    "torch_gas::push", mutates_args=("written",), schema="(Tensor(a!) written, Tensor x, SymInt layer) -> ()", **_tags
-)
 def _push(written: Tensor, x: Tensor, layer: int) -> None:
     _exchange(x, layer)
 
 
-@torch.library.custom_op(
-    "torch_gas::push_and_pull", mutates_args=(), schema="(Tensor x, SymInt num_rows, SymInt layer) -> Tensor", **_tags
-)
 def _push_and_pull(x: Tensor, num_rows: int, layer: int) -> Tensor:
     return _exchange(x, layer)
 
@@ -107,7 +129,3 @@ def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> Non
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad[: ctx.batch_size], None, None
-
-
-_push_and_pull.register_fake(lambda x, num_rows, layer: x.new_empty(num_rows, x.size(1)))
-_push_and_pull.register_autograd(_backward, setup_context=_note_rows)
