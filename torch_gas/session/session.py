@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gas._util.tracing import untraced
-from torch_gas.batch.record import BatchRecord
+from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.origin import Origin
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, NextBatch
@@ -76,6 +76,7 @@ class Session:
         self.clean_up()
         model = self.model
         if self.call is None and model.training and torch.is_grad_enabled() and ids[1] is not None:
+            self._end_left_epoch(record_of(ids[0]))
             for extension in list(self.told()):
                 extension.before(model)
         self.follow_parameters()
@@ -131,14 +132,15 @@ class Session:
         for extension in self.told():
             extension.begin(call)
 
-    def _note_epoch(self, call: Call) -> None:
-        """Tells extensions of an epoch that was left early."""
-        record, before = call.record, self._epoch
-        if not call.is_step or record is None or record.epoch is None:
-            return
-        if before is not None and before.epoch != record.epoch:
+    def _end_left_epoch(self, record: BatchRecord | None) -> None:
+        """Tells extensions of an epoch that was left early, where ``record`` is of another one."""
+        before = self._epoch
+        if before is not None and record is not None and record.epoch not in (None, before.epoch):
             self._end_epoch(complete=False)
-        self._epoch, self._seen = record, self._seen + 1
+
+    def _note_epoch(self, call: Call) -> None:
+        if call.is_step and call.record is not None and call.record.epoch is not None:
+            self._epoch, self._seen = call.record, self._seen + 1
 
     def _end_epoch(self, complete: bool) -> None:
         assert self._epoch is not None and self._epoch.epoch is not None
