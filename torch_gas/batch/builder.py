@@ -23,6 +23,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
+from torch_gas.graph.sample import constant
 from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
@@ -86,6 +87,7 @@ class Builder:
             num_edges=format_of(adj).num_edges(adj),
             digest=digest(n_id),
             neighbors=self.neighbors,
+            rows=constant(batch.get("x")),
         )
         return SubData.of_record(batch, record, n_id)
 

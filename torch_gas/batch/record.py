@@ -51,6 +51,8 @@ class BatchRecord:
         epoch: of the loader, counted from 0; None where the batch is of none.
         index: place of the batch in its epoch, counted from 0.
         num_batches: of the epoch; None where a sampler decides on the way.
+        rows: a sample of the features ``x`` that the batch was made with; see :mod:`torch_gas.graph.sample`.
+        features: the same of the graph, in its order.
         lookahead: what comes next, or None.
     """
 
@@ -66,6 +68,8 @@ class BatchRecord:
     epoch: int | None = None
     index: int | None = None
     num_batches: int | None = None
+    rows: Tensor | None = field(default=None, repr=False)
+    features: Tensor | None = field(default=None, repr=False)
     lookahead: Lookahead | None = field(default=None, repr=False)
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.graph.formats import check_adjacency, find_adjacency
@@ -22,10 +23,16 @@ class Origin:
     Args:
         key: of the graph, which batches bring with them; empty where it is not known.
         source: the file that the rows came from; empty where they were pushed in this process.
+        features: a sample of those of the graph; None where they are not known, or learn. Files do not keep it.
+        as_given: whether edges and features of batches were those that the loader gave; None where that is not known yet.
+        is_tentative: whether the rows are those of a graph that the model was evaluated on before it saw a batch.
     """
 
     key: str = ""
     source: str = ""
+    features: Tensor | None = field(default=None, compare=False, repr=False)
+    as_given: tuple[bool | None, bool | None] | None = field(default=None, compare=False)
+    is_tentative: bool = field(default=False, compare=False)
 
     def take(self, key: str, has_rows: Callable[[], bool]) -> None:
         """Notes that rows of the graph ``key`` are exchanged from now on; ``has_rows`` tells whether there are any yet.
