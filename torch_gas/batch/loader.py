@@ -23,7 +23,7 @@ from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
-from torch_gas.graph.sample import OF_GRAPH, agree, constant
+from torch_gas.graph.sample import Samples, agree
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
@@ -100,7 +100,7 @@ class SubgraphLoader(DataLoader[SubData]):
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = contents_of(data)
-        self._features: Tensor | None = None  # a sample of data.x
+        self._features: Samples = {}
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("SubgraphLoader: give seed or generator, not both")
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
@@ -166,9 +166,9 @@ class SubgraphLoader(DataLoader[SubData]):
             self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
-        features = constant(self.data.get("x"), OF_GRAPH)
-        if self._features is None or features is None or not agree(self._features, features):
-            self._features = features  # one object for all epochs, so that it is compared once
+        features = self.builder.features()
+        if features.keys() != self._features.keys() or not all(agree(features[name], self._features[name]) for name in features):
+            self._features = features  # one object for all epochs, so that models compare it once
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
             if self._courier is not None and arrived is not None:

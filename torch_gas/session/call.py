@@ -79,21 +79,21 @@ class Call:
 
     # -- arguments -----------------------------------------------------------------------------------------------------
 
-    def check(self, num_rows: int | None, x: Tensor | None, adj: Any) -> None:
+    def check(self, num_rows: int | None, given: dict[str, Any], adj: Any) -> None:
         """Raises unless input, adjacency and ids are those of one batch of the model's graph, or of a whole graph.
 
         Args:
             num_rows: rows of the input, or None where it has none.
-            x: features, or None where the input has none.
+            given: what the model is given beside the adjacency, by name; features are "x".
             adj: adjacency of the batch or the graph, or None.
         """
         if adj is not None:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
         if self.n_id is None:
             self._check_graph(num_rows, adj)
-            compare_graph(self, x, adj)
+            compare_graph(self, given, adj)
         else:
-            self._check_batch(num_rows, x, adj, self.n_id)
+            self._check_batch(num_rows, given.get("x"), adj, self.n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = self.model._name
@@ -116,7 +116,7 @@ class Call:
         self.on_own_graph = False
         close(self.model, self.undo, "this whole graph is another one than the histories are of, which it must leave alone")
 
-    def _check_batch(self, given: int | None, x: Tensor | None, adj: Any, n_id: Tensor) -> None:
+    def _check_batch(self, given: int | None, x: Any, adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")

@@ -19,7 +19,7 @@ from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.formats import format_of
 from torch_gas.graph.key import graph_key
 from torch_gas.graph.origin import Origin, difference
-from torch_gas.graph.sample import OF_GRAPH, agree, constant, sample
+from torch_gas.graph.sample import Samples, agree, constants, difference_of, sample
 
 if TYPE_CHECKING:
     from torch_gas.session.call import Call
@@ -46,7 +46,7 @@ class Passes:
         stamp = (*modes, *map(version, self._parameters))
         known = self._seen.get(batch) if stamp == self._stamp else None
         if known is not None:
-            if known[1] == edges and agree(known[0], rows):
+            if known[1] == edges and (known[0] is None or rows is None or agree(known[0], rows)):
                 return False
             parameters = list(model.parameters())
             if len(parameters) == len(self._parameters) and all(map(_is, parameters, self._parameters)):
@@ -63,7 +63,7 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def compare_graph(call: Call, x: Tensor | None, adj: Any) -> None:
+def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     """Finds out whether a whole graph is the model's own, and what the histories are to note of it."""
     model, histories = call.model, list(call.model.histories)
     if adj is None or not call.on_own_graph or not histories:
@@ -71,17 +71,17 @@ def compare_graph(call: Call, x: Tensor | None, adj: Any) -> None:
     if any(isinstance(module, MessagePassing) and module.explain for module in model.modules()):
         call.leave_alone()
         return
-    origin, training = histories[0].origin, model.training
-    rows, key = sample(x, OF_GRAPH), graph_key(adj, model.num_nodes)
+    given = {key: format_of(adj).values(adj) for key in ("edge_index", "adj_t")} | given
+    origin, training, key = histories[0].origin, model.training, graph_key(adj, model.num_nodes)
     known = [history.origin for history in histories if history.origin != Origin()]
     other_edges = any(difference(each.key, key) for each in known)
     of_batches = origin.as_given is not None
-    other_features = not (of_batches and origin.as_given[1] is False) and not agree(origin.features, rows)
+    other_features = not _varies(origin) and bool(difference_of(origin.features, given))
     if (other_edges and not training) or (other_features and (of_batches or not training)):
         call.leave_alone()
         return
-    features = constant(x, OF_GRAPH)
-    if training and call.session.passes.differ(model, None, features, key):
+    features = constants(given)
+    if training and call.session.passes.differ(model, None, features.get("x"), key):
         call.leave_alone()
         return
     if other_edges or not all(history.origin.key for history in histories):
@@ -91,35 +91,43 @@ def compare_graph(call: Call, x: Tensor | None, adj: Any) -> None:
             history.origin.features, history.origin.is_tentative = features, False
 
 
+def _varies(origin: Origin) -> bool:
+    """Whether training was on other features than the loader's."""
+    return origin.as_given is not None and origin.as_given[1] is False
+
+
 def meet_graph(model: HistoryModel, record: BatchRecord) -> None:
     """Forgets what the model was evaluated on before its first batch, where that was another graph."""
     histories = list(model.histories)
     origin = histories[0].origin
-    if difference(origin.key, record.key) or not agree(origin.features, record.features):
+    if difference(origin.key, record.key) or _other(origin.features, record.features):
         for history in histories:
             history.reset_parameters()
     for history in histories:
         history.origin.is_tentative = False
 
 
-def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Tensor | None, adj: Any) -> None:
+def _other(known: Samples, features: Samples) -> list[str]:
+    """The names under which two graphs have other features or weights."""
+    return [name for name in known.keys() & features.keys() if not agree(known[name], features[name])]
+
+
+def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Any, adj: Any) -> None:
     """Raises where a batch is not what the histories were computed from; ``origin`` is that of the first."""
-    model = call.model
-    training, rows = model.training, sample(x)
-    learns = x is not None and x.requires_grad
-    # The host waits for no GPU, but where features must be a mask's, say.
-    unknown = rows is None or record.rows is None or (rows.is_cuda and (training or not learns))
-    same_rows = None if unknown else agree(record.rows, rows)
+    model, rows = call.model, sample(x)
+    learns = rows is not None and x.requires_grad
+    same_rows = None
+    if rows is not None and record.rows is not None and rows.shape == record.rows.shape:
+        if not rows.is_cuda or (learns and not model.training):  # else the host would wait for it
+            same_rows = agree(record.rows, rows)
     num_edges = record.num_edges if adj is None else format_of(adj).num_edges(adj)
-    given = (num_edges == record.num_edges, same_rows)
     if record.features is not origin.features:
         _compare_features(model, origin, record)
+    given = (num_edges == record.num_edges, same_rows)
     if given != origin.as_given:
         _compare_given(model, origin, given)
-    if learns or rows is None:
-        rows = None
-    else:
-        rows = record.rows if same_rows else rows.clone()
+    if rows is not None:
+        rows = None if learns else record.rows if same_rows else rows.clone()
     if call.session.passes.differ(model, (record.digest, record.epoch, record.index), rows, num_edges):
         raise ValueError(
             f"{model._name}: this batch had other features or edges in an earlier call of this step, whose embeddings this one "
@@ -128,19 +136,19 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Tensor | Non
 
 
 def _compare_features(model: HistoryModel, origin: Origin, record: BatchRecord) -> None:
-    if not agree(origin.features, record.features):
-        if model.training:
-            warnings.warn(
-                f"{model._name}: the loader's data.x is not what the histories were computed from; rows of the halo are of the "
-                "features before until they are pushed again. Refresh them, model.eval()(loader=...) after "
-                "history.reset_parameters() for each of model.histories, or set features before training",
-                stacklevel=2,
-            )
-        elif origin.as_given is None or origin.as_given[1] is not False:
-            raise ValueError(
-                f"{model._name}: the histories hold embeddings of other features than the loader's data.x; evaluate with those "
-                f"of training, or {_OWN}"
-            )
+    names = ", ".join(f"data.{name}" for name in sorted(_other(origin.features, record.features)))
+    if names and model.training:
+        warnings.warn(
+            f"{model._name}: the loader's {names} changed since the histories were computed; rows of the halo are of before until "
+            "they are pushed again. Begin anew after such a change, history.reset_parameters() for each of model.histories and "
+            "model.eval()(loader=...), or make it before training",
+            stacklevel=2,
+        )
+    elif names and not _varies(origin):
+        raise ValueError(
+            f"{model._name}: the histories hold embeddings of another {names} than the loader's; evaluate with that of training, "
+            f"or {_OWN}"
+        )
     origin.features = record.features
 
 

@@ -74,7 +74,7 @@ class Session:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, undo: Undo, num_rows: int | None, x: Tensor | None, adj: Any, ids: Ids) -> Call:
+    def begin(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         """A call of the model with checked arguments, whose transfers are under way."""
         self.clean_up()
         model = self.model
@@ -86,7 +86,7 @@ class Session:
         if len(model.histories) > 0 and model.device.type == "cuda":
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
-        call.check(num_rows, x, adj)
+        call.check(num_rows, given, adj)
         self.enter(call)
         call.begin()
         self._note_epoch(call)

@@ -129,6 +129,13 @@ def count_rows(given: dict[str, Any]) -> int | None:
     return None if x is None else x.size(0)
 
 
+def by_attribute(given: dict[str, Any]) -> dict[str, Any]:
+    """What is given beside adjacencies, by the names that it has in a graph, with the features as ``"x"``."""
+    first = next(iter(given.values()), None)
+    held = first.to_dict() if isinstance(first, Data) else given
+    return {name: value for name, value in held.items() if not is_adjacency(value)} | {"x": features_of(given)}
+
+
 def features_of(given: dict[str, Any]) -> Tensor | None:
     """The features among the arguments, or in the graph that they are; None where there are none."""
     first = next(iter(given.values()), None)
