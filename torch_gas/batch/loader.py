@@ -167,7 +167,9 @@ class SubgraphLoader(DataLoader[SubData]):
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
         features = self.builder.features()
-        if features.keys() != self._features.keys() or not all(agree(features[name], self._features[name]) for name in features):
+        if features.keys() != self._features.keys() or not all(
+            agree(features[name], self._features[name]) for name in features
+        ):
             self._features = features  # one object for all epochs, so that models compare it once
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):

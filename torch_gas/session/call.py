@@ -74,6 +74,7 @@ class Call:
         self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
         self.on_own_graph = num_rows == self.model.num_nodes
         self.origin: Origin | None = None
+        self._leaves_alone = False
         self.is_step = self.n_id is not None and self.model.training and torch.is_grad_enabled()
         self.neighbors = "in" if self.record is None else self.record.neighbors
 
@@ -113,8 +114,7 @@ class Call:
 
     def leave_alone(self) -> None:
         """Has a call on a whole graph that is not the model's own neither read nor write histories."""
-        self.on_own_graph = False
-        close(self.model, self.undo, "this whole graph is another one than the histories are of, which it must leave alone")
+        self.on_own_graph, self._leaves_alone = False, True
 
     def _check_batch(self, given: int | None, x: Any, adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
@@ -218,6 +218,12 @@ class Call:
         if self.is_step:
             for history in self.model._history_tables:
                 history.tick()
+        if self._leaves_alone:
+            close(
+                self.model,
+                self.undo,
+                "this whole graph is another one than the histories are of, which it must leave alone",
+            )
         if self.n_id is None or self.batch_size is None:
             return
         if session.replay is not None:  # which reads rows of the batch as well

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.version import version
@@ -35,7 +36,7 @@ class Passes:
     """What batches were given in the step under way, so that a second pass over one of them is noticed."""
 
     def __init__(self) -> None:
-        self._parameters: list[Tensor] = []
+        self._parameters: list[Parameter] = []
         self._stamp: tuple[Any, ...] = ()  # changes from step to step, and between training and evaluation
         self._seen: dict[Hashable, tuple[Tensor | None, Any]] = {}
 
@@ -46,7 +47,11 @@ class Passes:
         stamp = (*modes, *map(version, self._parameters))
         known = self._seen.get(batch) if stamp == self._stamp else None
         if known is not None:
-            if known[1] == edges and (known[0] is None or rows is None or agree(known[0], rows)):
+            before, edges_before = known
+            same = (
+                before is None or rows is None or before.shape != rows.shape or agree(before, rows)
+            )  # else layers refuse it
+            if same and edges_before == edges:
                 return False
             parameters = list(model.parameters())
             if len(parameters) == len(self._parameters) and all(map(_is, parameters, self._parameters)):
@@ -117,9 +122,9 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Any, adj: An
     model, rows = call.model, sample(x)
     learns = rows is not None and x.requires_grad
     same_rows = None
-    if rows is not None and record.rows is not None and rows.shape == record.rows.shape:
-        if not rows.is_cuda or (learns and not model.training):  # else the host would wait for it
-            same_rows = agree(record.rows, rows)
+    waits = rows is not None and rows.is_cuda and (model.training or not learns)  # the host, and for next to nothing
+    if rows is not None and record.rows is not None and rows.shape == record.rows.shape and not waits:
+        same_rows = agree(record.rows, rows)
     num_edges = record.num_edges if adj is None else format_of(adj).num_edges(adj)
     if record.features is not origin.features:
         _compare_features(model, origin, record)
@@ -139,8 +144,8 @@ def _compare_features(model: HistoryModel, origin: Origin, record: BatchRecord) 
     names = ", ".join(f"data.{name}" for name in sorted(_other(origin.features, record.features)))
     if names and model.training:
         warnings.warn(
-            f"{model._name}: the loader's {names} changed since the histories were computed; rows of the halo are of before until "
-            "they are pushed again. Begin anew after such a change, history.reset_parameters() for each of model.histories and "
+            f"{model._name}: the loader's {names} changed since the histories were computed; halo rows are of before until they "
+            "are pushed again. Begin anew after such a change, history.reset_parameters() for each of model.histories and "
             "model.eval()(loader=...), or make it before training",
             stacklevel=2,
         )

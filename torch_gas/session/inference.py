@@ -163,9 +163,9 @@ def layerwise_inference(
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
+        undo.set(session, "replay", replay)  # by which the next call finds the log
         close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
-        undo.set(session, "replay", replay)
         while True:
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
