@@ -23,6 +23,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
+from torch_gas.graph.sample import Samples, constants, sample
 from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
@@ -52,6 +53,11 @@ class Builder:
         """Of the graph and the order of its nodes; found when the first batch is made."""
         return graph_key(self.adj, self.num_nodes, self.data.get("perm"))
 
+    def features(self) -> Samples:
+        """Samples of what a model may take from the graph beside its edges."""
+        values = {self.key: format_of(self.adj).values(self.adj)}
+        return constants({key: self.data.get(key) for key in ("x", *self.edge_keys)} | values)
+
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
 
@@ -76,6 +82,7 @@ class Builder:
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
+        rows = sample(batch.get("x"))
         record = BatchRecord(
             key=self.graph_key,
             num_nodes=self.num_nodes,
@@ -86,6 +93,7 @@ class Builder:
             num_edges=format_of(adj).num_edges(adj),
             digest=digest(n_id),
             neighbors=self.neighbors,
+            rows=None if rows is None else rows.clone(),
         )
         return SubData.of_record(batch, record, n_id)
 

@@ -23,6 +23,7 @@ from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
+from torch_gas.graph.sample import Samples, agree
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
@@ -99,6 +100,7 @@ class SubgraphLoader(DataLoader[SubData]):
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents = contents_of(data)
+        self._features: Samples = {}
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("SubgraphLoader: give seed or generator, not both")
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
@@ -164,12 +166,17 @@ class SubgraphLoader(DataLoader[SubData]):
             self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
+        features = self.builder.features()
+        if features.keys() != self._features.keys() or not all(
+            agree(features[name], self._features[name]) for name in features
+        ):
+            self._features = features  # one object for all epochs, so that models compare it once
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
             if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            yield batch.hand_out(lookahead=Lookahead(self, ahead), **place)
+            yield batch.hand_out(lookahead=Lookahead(self, ahead), features=self._features, **place)
             edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 

@@ -189,7 +189,7 @@ class ScalableGNN(HistoryModel):
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
         with Undo(sys._getframe()) as undo:
-            call = self._prepare(undo, num_rows, adj_t, (batch_size, n_id, offset, count))
+            call = self._prepare(undo, num_rows, {"x": x, **kwargs}, adj_t, (batch_size, n_id, offset, count))
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
@@ -215,11 +215,11 @@ class ScalableGNN(HistoryModel):
         return x.size(0)
 
     @untraced
-    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
+    def _prepare(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
             compiled.prepare(self._name)
-        call = self._session.begin(undo, num_rows, adj, ids)
+        call = self._session.begin(undo, num_rows, given, adj, ids)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)

@@ -29,6 +29,7 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
+from torch_gas.session.call import close
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
@@ -63,7 +64,8 @@ class Replay:
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
-        rows = history.pull(n_id, x.dtype)
+        rows = x.new_empty(n_id.numel(), x.size(1))
+        history.table.read(n_id, rows)
         x[:batch_size].copy_(rows[:batch_size])
         return rows
 
@@ -76,7 +78,7 @@ class Replay:
                 "inference over a loader: forward uses its histories in another order on another batch, so that it cannot go "
                 "layer by layer; give it one order"
             )
-        history.push(rows, n_id[: rows.size(0)], offset, count)
+        history.write(rows, n_id[: rows.size(0)], offset, count)
         raise EndOfBatch
 
 
@@ -161,8 +163,9 @@ def layerwise_inference(
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
+        undo.set(session, "replay", replay)  # by which the next call finds the log
+        close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
-        undo.set(session, "replay", replay)
         while True:
             output = _Output(model.num_nodes, device, path)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)

@@ -296,7 +296,7 @@ class ScaledGNN(HistoryModel):
         if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, adj, ids)
+            call = self._session.begin(undo, rows, arguments.by_attribute(given), adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord, record_of
-from torch_gas.graph.origin import Origin
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
+from torch_gas.session.identity import Passes
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
 
@@ -47,6 +48,7 @@ class Session:
         replay: layer-wise inference under way.
         next_batch: the batch whose pulls are under way already.
         watching: whether extensions that only watch are told of calls.
+        passes: what batches were given in the step under way.
         kept: the extensions that copies of the model have as well.
     """
 
@@ -56,6 +58,7 @@ class Session:
         self.replay: Replay | None = None
         self.next_batch: NextBatch | None = None
         self.watching = True
+        self.passes = Passes()
         self._pool: AsyncIOPool | None = None
         self.kept: list[Extension] = []
         self._extensions: list[weakref.ref[Extension]] = []
@@ -71,7 +74,7 @@ class Session:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
+    def begin(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         """A call of the model with checked arguments, whose transfers are under way."""
         self.clean_up()
         model = self.model
@@ -84,7 +87,7 @@ class Session:
         if len(model.histories) > 0 and model.device.type == "cuda":
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
-        call.check(num_rows, adj)
+        call.check(num_rows, given, adj)
         self.enter(call)
         call.begin()
         self._note_epoch(call)
@@ -185,8 +188,8 @@ class Session:
         self.forget_pool()
 
     def forget_pool(self) -> None:
-        """Has the next call make a pool anew, for the device that the model is on then."""
-        self._pool = None
+        """Has the next call make a pool anew, for the device that the model and its parameters are on then."""
+        self._pool, self.passes = None, Passes()
 
     def follow_parameters(self) -> None:
         """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
@@ -214,8 +217,8 @@ class Session:
                 history.check_rows(x)
                 self._check_finite(history, x)
                 history.push(x)
-                if call.whole_key:
-                    history.origin = Origin(call.whole_key)
+                if call.origin is not None:
+                    history.origin = replace(call.origin)
             return x
         if batch_size is None:
             batch_size = n_id.numel()

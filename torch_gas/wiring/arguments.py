@@ -125,8 +125,22 @@ def count_rows(given: dict[str, Any]) -> int | None:
     for value in given.values():
         if isinstance(value, Data):
             return value.num_nodes
-    x = given.get("x", next(iter(given.values()), None))
-    return x.size(0) if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x) else None
+    x = features_of(given)
+    return None if x is None else x.size(0)
+
+
+def by_attribute(given: dict[str, Any]) -> dict[str, Any]:
+    """What is given beside adjacencies, by the names that it has in a graph, with the features as ``"x"``."""
+    first = next(iter(given.values()), None)
+    held = first.to_dict() if isinstance(first, Data) else given
+    return {name: value for name, value in held.items() if not is_adjacency(value)} | {"x": features_of(given)}
+
+
+def features_of(given: dict[str, Any]) -> Tensor | None:
+    """The features among the arguments, or in the graph that they are; None where there are none."""
+    first = next(iter(given.values()), None)
+    x = first.get("x") if isinstance(first, Data) else given.get("x", first)
+    return x if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x) else None
 
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:

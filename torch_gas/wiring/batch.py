@@ -63,6 +63,11 @@ class Batch:
         """Prepares the layers."""
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
+            if conv.explain:
+                raise ValueError(
+                    f"{type(conv).__name__} has masks of an explainer on its messages, and a batch would mix them with the rows "
+                    "of histories, which have none; explain the model on the whole graph, or the plain model on a subgraph"
+                )
             for inner in conv.modules():
                 if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
