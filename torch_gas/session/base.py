@@ -193,6 +193,7 @@ class ScalableGNN(HistoryModel):
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+            call.check_used()
             self._session.end(call)
             return out
 

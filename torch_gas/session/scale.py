@@ -34,7 +34,7 @@ from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
-from torch_gas.wiring.places import Kind, Places
+from torch_gas.wiring.places import Kind, Place, Places
 from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
 from torch_gas.wiring.undo import Undo
@@ -138,6 +138,7 @@ class ScaledGNN(HistoryModel):
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
         self._found: Found | None = None
+        self._at_random: frozenset[Place] = frozenset()  # of layers that training skips at random
         self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
         self._order = ""  # of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
@@ -303,11 +304,14 @@ class ScaledGNN(HistoryModel):
                 if self._unverified:
                     self._verify(call, adj, (args, kwargs), SubData(Data(), *ids))
                 fuse(undo, self.model)
-            self._wire(call)
+            handler = self._wire(call)
             self._session.wired(call)
             out = Module.__call__(self, *args, **kwargs)
             self._session.end(call)
-            return out if call.n_id is None else self._cut(out, call)
+            out = out if call.n_id is None else self._cut(out, call)
+        if handler is not None:
+            handler.check_met((args, kwargs), SubData(Data(), *ids))
+        return out
 
     def _verify(self, call: Call, adj: Any, given: Arguments, batch: SubData) -> None:
         """Raises unless tables are of the graph that the batch is of."""
@@ -370,10 +374,10 @@ class ScaledGNN(HistoryModel):
             kwargs = more | kwargs
         return args, kwargs, ids
 
-    def _wire(self, call: Call) -> None:
+    def _wire(self, call: Call) -> Automatic | None:
         """Has the places of the plain model filled; on another graph than its own it runs as it is."""
         if call.n_id is None and not (call.on_own_graph and self._found is not None):
-            return
+            return None
         found, handler = self.found, Automatic(self, call)
         if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
             raise ValueError(
@@ -382,8 +386,9 @@ class ScaledGNN(HistoryModel):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
-        places.wire(call.undo, call.batch_size, found.bipartite and call.neighbors == "in")
+        places.wire(call.undo, call.batch_size, handler.bipartite)
         call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
+        return handler
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from traceback import walk_stack
 from typing import Any, Literal, NamedTuple
@@ -53,6 +53,17 @@ class Place(NamedTuple):
         if self.kind == "hop":
             return f"hop {self.number + 1} in {where}"
         return f"a {self.kind} over edges in {where} (at {self.line.split()[-1]})"
+
+
+def missed(model: Module, places: Collection[Place], batch_size: int | None) -> str:
+    """What an error says where a call met no ``places``, without which rows of its nodes are missing."""
+    nodes = "the whole graph" if batch_size is None else f"a batch of {batch_size} nodes"
+    which = " and ".join(sorted(map(str, places)))
+    return (
+        f"{type(model).__name__}: on {nodes}, forward returned without {which}, which it called when scale() tried it out, so "
+        "that rows of these nodes are missing. Call each layer in each call, whatever a batch holds: also where it has no edges, "
+        "or none of a kind, or an exception is caught. Only training may skip layers, at random"
+    )
 
 
 class Handler:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from math import nan
@@ -27,7 +28,7 @@ from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, Places
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
-from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
+from torch_gas.wiring.trial.undisturbed import call, materialize, restored, to_model, undisturbed, varied
 from torch_gas.wiring.undo import Undo
 
 Action = Literal["history", "rows", "sum", "maximum"]
@@ -36,6 +37,9 @@ _COUNTS_HALO = (
     "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
     "the scaled model returns"
 )
+
+
+_DRAWS = 64  # of random numbers, to meet a layer that is skipped nine times out of ten
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Found:
         needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
         shapes: rows of the output of each convolution, also where it needs nothing.
         known: all places that were met.
+        called: those that each call on a batch must meet, in evaluation and in training.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
         bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
@@ -72,6 +77,7 @@ class Found:
     needs: dict[Place, Need]
     shapes: dict[Place, tuple[int, ...]]
     known: frozenset[Place]
+    called: tuple[frozenset[Place], frozenset[Place]]
     per_node: tuple[bool, ...]
     neighbors: str
     bipartite: bool
@@ -180,6 +186,21 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
 
 
+def never_met(model: Module, inputs: Inputs, batch: SubData, places: Collection[Place], bipartite: bool) -> set[Place]:
+    """Those of ``places`` that no call on ``batch`` meets, whatever random numbers it draws."""
+    left = set(places)
+    with restored(model, dict(model.named_buffers())), torch.no_grad():
+        for seed in range(_DRAWS if places else 0):
+            torch.manual_seed(seed)
+            note = Note({}, batch, None)
+            with suppress(Exception):  # of the user's code
+                call(model, inputs, batch, note, bipartite)
+            left -= note.met
+            if not left:
+                break
+    return left
+
+
 class _Runs:
     """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
@@ -193,10 +214,16 @@ class _Runs:
     def find(self, structural: set[Place]) -> Found:
         """What the model needs on such batches; raises Differs if they cannot be made exact."""
         needs = self.needs(structural)
+        called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
+        trained = self.met_in_training(needs)
+        with undisturbed(self.model):
+            self.model.train()
+            trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.bipartite)
         return Found(
             needs=needs,
             shapes={place: tuple(value.shape[1:]) for place, value in self.exact.items() if place.kind == "output"},
-            known=self.known_in_training(needs).union(self.exact),
+            known=trained.union(self.exact),
+            called=(called, called & trained),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
             neighbors=self.neighbors,
             bipartite=self.bipartite,
@@ -291,7 +318,7 @@ class _Runs:
                 return True
         return False
 
-    def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
+    def met_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
         """The places that are met in training; raises Differs where training reads what evaluation does not."""
         batch = self.batches[0]
         met, rows = self._train(batch, None)

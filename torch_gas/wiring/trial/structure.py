@@ -21,15 +21,15 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.batch import pad
-from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import Found, Need
 from torch_gas.wiring.trial.undisturbed import call, undisturbed
 
 _EDGES = 2**18  # in a batch, about
 
 
-class _Done(Exception):
-    """All tables have had their rows of this batch."""
+class _Done(BaseException):
+    """All tables have had their rows of this batch. No ``Exception``, which a model may catch around a layer."""
 
 
 def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
@@ -151,8 +151,11 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
             before = [table.emb.clone() for table in tables]
             sums: dict[int, Tensor] = {}
             for batch in _batches(data, found.neighbors):
+                handler = _Fill(found, tables, sums, batch)
                 with suppress(_Done):
-                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.bipartite)
+                    call(model, inputs, batch, handler, found.bipartite)
+                if handler.left:
+                    raise ValueError(missed(model, handler.left, batch.batch_size))
             for number, total in sums.items():
                 tables[number].push(total)
             if all(map(torch.equal, before, [table.emb for table in tables])):

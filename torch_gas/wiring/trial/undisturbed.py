@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -35,10 +37,13 @@ def restored(model: Module, buffers: Collection[str]) -> Iterator[None]:
     """Puts back the buffers of these names, modes, other attributes and random numbers."""
     held = {key: value.clone() for key, value in model.named_buffers() if key in buffers and not is_lazy(value)}
     attributes = [(vars(module), _plain(module)) for module in model.modules()]
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices={value.device for value in _tensors(model) if value.is_cuda}):
         try:
             yield
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             for key, value in model.named_buffers():
                 if key in held:
                     value.data.copy_(held[key])  # a backward pass may be waiting for the buffer
