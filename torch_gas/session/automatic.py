@@ -88,7 +88,7 @@ class Automatic(Handler):
         if (
             call.n_id is None
         ):  # needs no tables, whose values a layer may have cached; and ages tell what training skipped
-            missing = set() if training else {each for each in missing if each.kind in ("output", "hop")}
+            missing = frozenset() if training else frozenset(each for each in missing if each.kind in ("output", "hop"))
         if not missing:
             return
         if not training or never_met(model.model, lambda data: given, batch, missing, self.bipartite):

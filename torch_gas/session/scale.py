@@ -294,7 +294,7 @@ class ScaledGNN(HistoryModel):
         found = arguments.adjacencies(args, kwargs)
         rows, adj = arguments.count_rows(given), found[0] if found else None
         self._check_same_graph(ids[0])
-        if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
+        if ids[1] is not None or rows == self.num_nodes:
             self._check_given(given, adj)
         with Undo(sys._getframe()) as undo:
             call = self._session.begin(undo, rows, adj, ids)
