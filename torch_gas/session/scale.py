@@ -139,7 +139,7 @@ class ScaledGNN(HistoryModel):
         self._inputs = inputs
         self._found: Found | None = None
         self._at_random: frozenset[Place] = frozenset()  # of layers that training skips at random
-        self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
+        self._given: set[str] = set()  # names of the arguments that it was tried out with
         self._order = ""  # of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
@@ -216,9 +216,9 @@ class ScaledGNN(HistoryModel):
             )
         args, kwargs = inputs(data)
         given = arguments.names_of(self.model, args, kwargs)
-        self._given = frozenset(given)
+        self._given = arguments.data_names(given)
         if whole is not None and tables:
-            self._check_given(given, arguments.adjacencies(args, kwargs)[0])
+            self._check_learned(given, arguments.adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
             for table in tables:
                 table.origin = Origin(key_of(whole, self.num_nodes))
@@ -295,7 +295,9 @@ class ScaledGNN(HistoryModel):
         rows, adj = arguments.count_rows(given), found[0] if found else None
         self._check_same_graph(ids[0])
         if ids[1] is not None or rows == self.num_nodes:
-            self._check_given(given, adj)
+            self._check_given(given)
+            if len(self.tables) > 0:
+                self._check_learned(given, adj)
         with Undo(sys._getframe()) as undo:
             call = self._session.begin(undo, rows, adj, ids)
             if call.n_id is not None:
@@ -333,14 +335,17 @@ class ScaledGNN(HistoryModel):
         if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
             raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
-    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
-        """Raises where tables that were computed once would not fit the arguments."""
-        if self._given != given.keys():
+    def _check_given(self, given: dict[str, Any]) -> None:
+        """Raises unless the arguments are those of the function that was tried out."""
+        if (self._given ^ arguments.data_names(given)) - self.found.ignored:
             raise ValueError(
                 f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
-                f"{', '.join(sorted(given))}, and what it counts on the whole graph depends on that; pass the same arguments, or "
-                "say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+                f"{', '.join(sorted(given))}, which is another function than model(batch) and model(loader=...) compute; pass "
+                "the same arguments, or say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
             )
+
+    def _check_learned(self, given: dict[str, Any], adj: Any) -> None:
+        """Raises where tables, which are computed once, would not follow what is learned."""
         if adj is not None and any(value.requires_grad for value in arguments.edge_tensors(given, adj)):
             raise ValueError(
                 f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "

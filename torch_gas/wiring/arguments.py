@@ -120,6 +120,28 @@ def names_of(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     return {name: value for name, value in given.items() if value is not None}
 
 
+def data_names(given: dict[str, Any]) -> set[str]:
+    """Names of what was given of a graph, and not to choose among what ``forward`` may do."""
+    return {
+        name for name, value in given.items() if value is not None and not isinstance(value, (bool, int, float, str))
+    }
+
+
+def optional(model: Module) -> set[str]:
+    """Names of the parameters of ``forward`` that have a default."""
+    return {p.name for p in parameters(model) if p.default is not p.empty}
+
+
+def without(model: Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The arguments of a call of ``forward``, without the optional one of this name."""
+    known = parameters(model)
+    args = (
+        tuple(p.default if p.name == name else value for p, value in zip(known, args, strict=False))
+        + args[len(known) :]
+    )
+    return args, {key: value for key, value in kwargs.items() if key != name}
+
+
 def count_rows(given: dict[str, Any]) -> int | None:
     """The number of nodes that the arguments are for; None where they do not tell."""
     for value in given.values():

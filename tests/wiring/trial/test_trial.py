@@ -162,7 +162,7 @@ def test_a_call_with_other_arguments_than_the_trial() -> None:
     weighted, plain = graph(edge_weight=1 + torch.rand(graph().num_edges)), graph()
     batch, *ids = next(iter(SubgraphLoader(weighted, PTR)))
     with pytest.raises(
-        ValueError, match="with edge_index, edge_weight, x, but is called with edge_index, x, and what it"
+        ValueError, match="with edge_index, edge_weight, x, but is called with edge_index, x, which is another function"
     ):
         scale(nn.GCN(C, C, 2), weighted)(batch.x, batch.edge_index, *ids)
     scaled = scale(nn.GCN(C, C, 2), plain)

@@ -9,7 +9,7 @@ place needs a table.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +24,7 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
+from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, Places
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
@@ -69,6 +70,7 @@ class Found:
         shapes: rows of the output of each convolution, also where it needs nothing.
         known: all places that were met.
         called: those that each call on a batch must meet, in evaluation and in training.
+        ignored: names of optional arguments without which the output is the same.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
         bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
@@ -78,6 +80,7 @@ class Found:
     shapes: dict[Place, tuple[int, ...]]
     known: frozenset[Place]
     called: tuple[frozenset[Place], frozenset[Place]]
+    ignored: frozenset[str]
     per_node: tuple[bool, ...]
     neighbors: str
     bipartite: bool
@@ -201,6 +204,24 @@ def never_met(model: Module, inputs: Inputs, batch: SubData, places: Collection[
     return left
 
 
+def _ignored(model: Module, small: Data, inputs: Inputs, whole: Record) -> frozenset[str]:
+    def inputs_without(name: str) -> Inputs:
+        return lambda data: arguments.without(model, name, *inputs(data))
+
+    names, wanted = set(), whole.out
+    for name in arguments.names_of(model, *inputs(small)).keys() & arguments.optional(model):
+        with suppress(ValueError):  # the model takes no call without it
+            out = _record(model, small, inputs_without(name)).out
+            if pytree.tree_structure(out) == pytree.tree_structure(wanted) and all(_equal(out, wanted)):
+                names.add(name)
+    return frozenset(names)
+
+
+def _equal(left: Any, right: Any) -> Iterator[bool]:
+    for a, b in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+        yield same(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+
+
 class _Runs:
     """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
@@ -224,6 +245,7 @@ class _Runs:
             shapes={place: tuple(value.shape[1:]) for place, value in self.exact.items() if place.kind == "output"},
             known=trained.union(self.exact),
             called=(called, called & trained),
+            ignored=_ignored(self.model, self.small, self.inputs, self.whole),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
             neighbors=self.neighbors,
             bipartite=self.bipartite,
