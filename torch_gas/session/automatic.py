@@ -66,7 +66,7 @@ class Automatic(Handler):
         assert self.call.batch_size is not None
         batch_size, num_rows = self.call.batch_size, self.call.n_id.numel()
         if need is None:
-            return pad(value, batch_size, num_rows) if place.kind == "output" else None
+            return pad(value, batch_size, num_rows) if place in self.found.shapes else None
         if need.action != "history":
             table = self.model._structure_tables[need.number]
             compares = need.action == "rows" and not self.model.training and not value.is_cuda  # no host waits for it
@@ -91,6 +91,8 @@ class Automatic(Handler):
             missing = frozenset() if training else frozenset(each for each in missing if each.kind in ("output", "hop"))
         if not missing:
             return
-        if not training or never_met(model.model, lambda data: given, batch, missing, self.bipartite):
+        if not training or never_met(
+            model.model, lambda data: given, batch, missing, self.bipartite, self.found.of_edges
+        ):
             raise RuntimeError(missed(model.model, missing, call.batch_size))
         model._at_random |= missing

@@ -292,7 +292,8 @@ class ScaledGNN(HistoryModel):
             self._try_out(data, inputs, None)
         given = arguments.names_of(self.model, args, kwargs)
         found = arguments.adjacencies(args, kwargs)
-        rows, adj = arguments.count_rows(given), found[0] if found else None
+        adj = found[0] if found else None
+        rows = arguments.count_rows(given, adj)
         self._check_same_graph(ids[0])
         if ids[1] is not None or rows == self.num_nodes:
             self._check_given(given)
@@ -391,7 +392,7 @@ class ScaledGNN(HistoryModel):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
-        places.wire(call.undo, call.batch_size, handler.bipartite)
+        places.wire(call.undo, call.batch_size, handler.bipartite, found.of_edges)
         call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
         return handler
 

@@ -142,20 +142,31 @@ def without(model: Module, name: str, args: tuple[Any, ...], kwargs: dict[str, A
     return args, {key: value for key, value in kwargs.items() if key != name}
 
 
-def count_rows(given: dict[str, Any]) -> int | None:
-    """The number of nodes that the arguments are for; None where they do not tell."""
+def count_rows(given: dict[str, Any], adj: Any = None) -> int | None:
+    """The number of nodes that the arguments are for; None where they do not tell.
+
+    That is the number of rows of ``x``, or of the first tensor that has not an entry for each edge of ``adj``.
+    """
     for value in given.values():
         if isinstance(value, Data):
             return value.num_nodes
-    x = given.get("x", next(iter(given.values()), None))
-    return x.size(0) if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x) else None
+    sized = [given["x"]] if "x" in given else given.values()
+    rows = [x.size(0) for x in sized if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x)]
+    num_edges = None if adj is None else format_of(adj).num_edges(adj)
+    return next((number for number in rows if number != num_edges), next(iter(rows), None))
 
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:
     """What is given for each edge, the values of a matrix included."""
-    number, rows = format_of(adj).num_edges(adj), count_rows(given)
-    sized = [value for value in _unpacked(given.values()) if isinstance(value, Tensor) and value.dim() > 0]
-    return [value for value in sized if value is adj or (value.size(0) == number and number != rows)]
+    number, rows = format_of(adj).num_edges(adj), count_rows(given, adj)
+    held = [
+        each
+        for name, value in given.items()
+        for each in (value.to_dict() if isinstance(value, Data) else {name: value}).items()
+    ]
+    sized = [(name, value) for name, value in held if isinstance(value, Tensor) and value.dim() > 0]
+    # Names tell where there are as many edges as nodes.
+    return [x for name, x in sized if x is adj or (x.size(0) == number and (number != rows or "edge" in name))]
 
 
 def square(value: Any, size: int) -> Any:

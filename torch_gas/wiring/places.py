@@ -124,17 +124,21 @@ class Places(TorchFunctionMode):
             self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
             super().__exit__(None, None, None)
 
-    def wire(self, undo: Undo, batch_size: int | None = None, bipartite: bool = False) -> None:
+    def wire(
+        self, undo: Undo, batch_size: int | None = None, bipartite: bool = False, of_edges: Collection[str] = ()
+    ) -> None:
         """Stands in for methods of the layers, and sees functions of torch.
 
         Args:
             undo: puts that back.
             batch_size: B, to have the layers called as a batch needs it; see :class:`~torch_gas.wiring.batch.Batch`.
             bipartite: as there.
+            of_edges: names of layers that return something else than rows of nodes.
         """
-        if batch_size is not None:
-            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite).wire(undo)
         names = {module: name for name, module in self.model.named_modules()}
+        if batch_size is not None:
+            others = [conv for conv in self.convs if names[conv] in of_edges]
+            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite, others).wire(undo)
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)

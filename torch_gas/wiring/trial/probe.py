@@ -12,6 +12,7 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import nan
 from typing import Any, Literal
@@ -67,7 +68,7 @@ class Found:
 
     Args:
         needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
-        shapes: rows of the output of each convolution, also where it needs nothing.
+        shapes: rows of the output of each convolution that returns rows of nodes, also where it needs nothing.
         known: all places that were met.
         called: those that each call on a batch must meet, in evaluation and in training.
         ignored: names of optional arguments without which the output is the same.
@@ -84,6 +85,12 @@ class Found:
     per_node: tuple[bool, ...]
     neighbors: str
     bipartite: bool
+
+    @cached_property
+    def of_edges(self) -> frozenset[str]:
+        """Names of the convolutions that return something else than rows of nodes."""
+        outputs = (place for place in self.called[0] if place.kind == "output" and place not in self.shapes)
+        return frozenset(place.scope.partition("#")[0] for place in outputs)
 
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
@@ -189,15 +196,22 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
 
 
-def never_met(model: Module, inputs: Inputs, batch: SubData, places: Collection[Place], bipartite: bool) -> set[Place]:
+def never_met(
+    model: Module,
+    inputs: Inputs,
+    batch: SubData,
+    places: Collection[Place],
+    bipartite: bool,
+    of_edges: Collection[str] = (),
+) -> set[Place]:
     """Those of ``places`` that no call on ``batch`` meets, whatever random numbers it draws."""
     left = set(places)
     with restored(model, dict(model.named_buffers())), torch.no_grad():
         for seed in range(_DRAWS if places else 0):
             torch.manual_seed(seed)
-            note = Note({}, batch, None)
+            note = Note({}, batch, None, of_edges)
             with suppress(Exception):  # of the user's code
-                call(model, inputs, batch, note, bipartite)
+                call(model, inputs, batch, note, bipartite, of_edges)
             left -= note.met
             if not left:
                 break
@@ -236,13 +250,14 @@ class _Runs:
         """What the model needs on such batches; raises Differs if they cannot be made exact."""
         needs = self.needs(structural)
         called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
+        others = {place for place in called if place.kind != "output" or self.exact[place].size(0) != NUM_NODES}
         trained = self.met_in_training(needs)
         with undisturbed(self.model):
             self.model.train()
             trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.bipartite)
         return Found(
             needs=needs,
-            shapes={place: tuple(value.shape[1:]) for place, value in self.exact.items() if place.kind == "output"},
+            shapes={place: tuple(self.exact[place].shape[1:]) for place in called - others},
             known=trained.union(self.exact),
             called=(called, called & trained),
             ignored=_ignored(self.model, self.small, self.inputs, self.whole),

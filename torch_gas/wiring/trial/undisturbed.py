@@ -89,14 +89,16 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
             model(*args, **kwargs)
 
 
-def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool) -> Any:
+def call(
+    model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool, of_edges: Collection[str] = ()
+) -> Any:
     """Runs a batch with ``handler`` at its places; the result has B + S rows."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
     with Undo() as undo:
-        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite)
+        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite, of_edges)
         return model(*args, **kwargs)
 
 
