@@ -37,6 +37,7 @@ from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Kind, Place, Places
 from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
+from torch_gas.wiring.trial.selected import check_inputs
 from torch_gas.wiring.undo import Undo
 
 _PREFIX = "model."
@@ -203,6 +204,9 @@ class ScaledGNN(HistoryModel):
     def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
         """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
         self._refuse_compiled()
+        args, kwargs = inputs(data)
+        if whole is not None and self._inputs is not None:
+            check_inputs(whole, inputs, (args, kwargs))
         found = find(self.model, data, inputs)
         where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
         if isinstance(where["tier"], FileTier):
@@ -214,7 +218,6 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
-        args, kwargs = inputs(data)
         given = arguments.names_of(self.model, args, kwargs)
         self._given = arguments.data_names(given)
         if whole is not None and tables:

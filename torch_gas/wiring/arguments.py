@@ -53,6 +53,9 @@ def inputs_of(model: Module, data: Data) -> Arguments:
         raise ValueError(f"{type(model).__name__}.forward does not name what it takes; say it: {say}")
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    first = {parameter.name for parameter in parameters(model)[:2]}  # of other names, they are what these are not
+    usual = [] if "x" in first else [data.get("x")]
+    usual += [] if first.intersection(_ADJACENCY) else [adj]
     for i, parameter in enumerate(parameters(model)):
         name, value = parameter.name, data.get(parameter.name)
         if name == key or (name in _ADJACENCY and value is None):
@@ -64,8 +67,8 @@ def inputs_of(model: Module, data: Data) -> Arguments:
             )
         elif value is None and parameter.default is not parameter.empty:
             continue
-        elif value is None and i < 2:  # the usual order, whatever the names are
-            value = (data.get("x"), adj)[i]
+        elif value is None and i < 2 and usual:
+            value = usual.pop(0)
         if value is None:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "

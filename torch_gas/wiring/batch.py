@@ -196,20 +196,24 @@ class _Layer:
         return tuple([fitted(*each) for each in named]), {name: fitted(name, value) for name, value in kwargs.items()}
 
     def _rows_in(self, given: dict[str, Any], num_rows: int) -> str:
-        """The name of the argument that holds rows of nodes: ``x``, or the first that is no adjacency."""
+        """The name of the argument that holds rows of nodes: ``x``, or the first that is no adjacency, best of B + S rows."""
         if "x" in given:
             return "x"
-        for name, value in given.items():
-            if not is_adjacency(value) or (is_csr(value) and value.size(1) != num_rows):
-                return name
-        return ""
+        others = [k for k, v in given.items() if not is_adjacency(v) or (is_csr(v) and v.size(1) != num_rows)]
+        fits = [k for k in others if isinstance(given[k], Tensor) and given[k].shape[:1] == (num_rows,)]
+        return (fits + others + [""])[0]
 
     def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
         rows = out[0] if isinstance(out, tuple) else out
         if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != num_rows:
             return None
-        return (rows[:batch_size], *out[1:]) if isinstance(out, tuple) else rows[:batch_size]
+        return with_first(out, rows[:batch_size]) if isinstance(out, tuple) else rows[:batch_size]
+
+
+def with_first(out: Any, first: Tensor) -> Any:
+    """A tuple with another first entry."""
+    return out._replace(**{out._fields[0]: first}) if hasattr(out, "_fields") else (first, *out[1:])
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:

@@ -194,7 +194,7 @@ class Places(TorchFunctionMode):
         value = self._unseen(self.handler.at, place, rows) if has_rows else None
         if value is None:
             return out
-        return (value, *out[1:]) if is_tuple else value
+        return batch.with_first(out, value) if is_tuple else value
 
     def _propagate(self, conv: MessagePassing) -> Any:
         propagate = conv.propagate
