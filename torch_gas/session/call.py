@@ -198,7 +198,7 @@ class Call:
                 raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
 
     def use(self, history: History) -> None:
-        """Notes that ``history`` is used; it must belong to the model and be used once."""
+        """Raises unless ``history`` may be used now: it belongs to the model, and was not used in this call."""
         if self.forbidden is not None:
             raise ValueError(self.forbidden)
         if history not in self.model.histories:
@@ -208,7 +208,18 @@ class Call:
                 "push_and_pull: this history was used already in this forward pass, and would hold the rows of two layers; "
                 "give each call its own (num_layers counts one more than the histories)"
             )
-        self.used.add(history)
+
+    def check_used(self) -> None:
+        """Raises unless each history was used, where rows of the model's graph were computed: others would read rows of old."""
+        histories = self.model.histories
+        unused = [str(i) for i, history in enumerate(histories) if history not in self.used]
+        if unused and (self.n_id is not None or self.on_own_graph):
+            raise RuntimeError(
+                f"{self.model._name}: forward returned without push_and_pull on histories {', '.join(unused)} of "
+                f"{len(histories)}, whose rows of these nodes are as they were. Use each history in each call, whatever a batch "
+                "holds: also where it has no edges, a layer is skipped at random, or an exception is caught; num_layers counts "
+                "one more than the histories"
+            )
 
     # -- transfers -----------------------------------------------------------------------------------------------------
 

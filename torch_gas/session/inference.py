@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from torch_gas.session.session import Session
 
 
-class EndOfBatch(Exception):
-    """The push that a sweep is about has been made."""
+class EndOfBatch(BaseException):
+    """The push that a sweep is about has been made. No ``Exception``, which a model may catch around a layer."""
 
 
 class Replay:
@@ -211,8 +211,19 @@ class _Output:
             per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             pairs = zip(leaves, per_node, strict=True)
             self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
+        if spec != self.spec:
+            raise ValueError(
+                f"inference over a loader: forward returned another structure on a batch of {batch.batch_size} nodes than on the "
+                "first batch; return the same for each batch"
+            )
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
+                if not isinstance(leaf, Tensor) or leaf.shape != (batch.batch_size, *target.shape[1:]):
+                    what = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                    raise ValueError(
+                        f"inference over a loader: forward returned {what} on a batch of {batch.batch_size} nodes, and "
+                        f"a tensor of {list(target.shape[1:])} for each node on another; return rows of one shape for each batch"
+                    )
                 target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)

@@ -203,12 +203,23 @@ class Session:
 
     def push_and_pull(self, history: History, x: Tensor, *ids: Any) -> Tensor:
         """See :meth:`HistoryModel.push_and_pull`."""
-        batch_size, n_id, *ranges = ids
-        call, replay, num_nodes = self.call, self.replay, self.model.num_nodes
+        call = self.call
         if call is None:
             raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
         call.use(history)
+        out = self._exchange(call, history, x, *ids)
+        call.used.add(history)
+        return out
+
+    def _exchange(self, call: Call, history: History, x: Tensor, *ids: Any) -> Tensor:
+        batch_size, n_id, *ranges = ids
+        replay, num_nodes = self.replay, self.model.num_nodes
         if n_id is None:
+            if call.n_id is not None:
+                raise ValueError(
+                    "push_and_pull: forward runs on a batch and did not pass its ids on; call "
+                    "self.push_and_pull(history, x, *args) with all four that forward got"
+                )
             if call.on_own_graph:
                 if x.size(0) != num_nodes:
                     raise ValueError(
