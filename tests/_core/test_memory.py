@@ -128,5 +128,5 @@ def test_fingerprints_of_samples() -> None:
 def test_fingerprints_refuse(value: list[Any], error: type, message: str) -> None:
     with pytest.raises(error, match=f"^fingerprint: {message}"):
         _core.fingerprint(value)
-    with pytest.raises(ValueError, match="^fingerprint: `lines` must not be negative"):
+    with pytest.raises(ValueError, match=r"^fingerprint: `lines` must not be negative"):
         _core.fingerprint([TABLE], lines=-1)

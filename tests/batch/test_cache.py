@@ -95,7 +95,7 @@ def test_edges_that_are_written_through_numpy(layout: str, kwargs: dict[str, Any
     list(loader)
     held = format_of(data.adj_t if layout == "csr" else data.edge_index)
     held.stored_edges(data.adj_t if layout == "csr" else data.edge_index).src.numpy()[17] ^= 1
-    with pytest.raises(RuntimeError, match="data changed its .*adjacency.*; make a new loader"):
+    with pytest.raises(RuntimeError, match=r"data changed its .*adjacency.*; make a new loader"):
         list(loader)
 
 
@@ -152,7 +152,7 @@ def test_workers_refuse_what_is_learned(kind: type[SubgraphLoader]) -> None:
     data = graph()
     loader = kind(data, PTR, num_workers=1)
     data.x = torch.nn.Parameter(data.x)
-    with pytest.raises(ValueError, match="gradients are wanted of data.x.*num_workers=0"):
+    with pytest.raises(ValueError, match=r"gradients are wanted of data\.x.*num_workers=0"):
         next(iter(loader))
 
 
@@ -165,7 +165,7 @@ def test_workers_refuse_what_cannot_be_sent(local: bool) -> None:
     data = Local(**data.to_dict()) if local else data
     if not local:
         data.name = lambda: "mine"
-    with pytest.raises(TypeError, match="workers cannot send what data holds.*num_workers=0"):
+    with pytest.raises(TypeError, match=r"workers cannot send what data holds.*num_workers=0"):
         next(iter(SubgraphLoader(data, PTR, num_workers=1, multiprocessing_context="fork")))
 
 

@@ -22,8 +22,8 @@ def check_process(process: int) -> None:
     """Raises RuntimeError in another process than that which has the threads, and the worker processes, that work is left to."""
     if os.getpid() != process:
         raise RuntimeError(
-            f"this is under way in process {process}, of which this one ({os.getpid()}) is a fork, and forks have none of its threads "
-            "and workers: begin anew in this process (iter(loader) for batches, a model that was made here)"
+            f"this is under way in process {process}, of which this one ({os.getpid()}) is a fork, and forks have none of its "
+            "threads and workers: begin anew in this process (iter(loader) for batches, a model that was made here)"
         )
 
 

@@ -146,8 +146,8 @@ class Builder:
         """
         if learned is not None:
             raise ValueError(
-                f"SubgraphLoader: gradients are wanted of data.{learned}, and cannot come back from worker processes; make the loader "
-                f"with num_workers=0, or pass data.{learned}.detach() and have the model look its rows up by batch.n_id"
+                f"SubgraphLoader: gradients are wanted of data.{learned}, and cannot come back from worker processes; make the "
+                f"loader with num_workers=0, or pass data.{learned}.detach() and have the model look its rows up by batch.n_id"
             )
         rest = copy.copy(self.data)
         for key, value in self.data.to_dict().items():
