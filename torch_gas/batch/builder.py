@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import _core
+from torch_gas._util.version import version
+from torch_gas.batch.cache import SAMPLE_OF_DATA
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
+from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, memory_of, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.graph.sample import Samples, constants, sample
@@ -143,6 +146,27 @@ class Builder:
             advice = "make a new loader (and new parts for new edges), or move a copy: copy.copy(data).to(device)"
             raise RuntimeError(f"SubgraphLoader: data changed its size, adjacency, attributes or device; {advice}")
 
+    def check_sendable(self, learned: str | None) -> None:
+        """Raises if workers cannot send batches: torch would print why, and the next batch never come.
+
+        Args:
+            learned: the name of an attribute that gradients are wanted of, or None.
+        """
+        if learned is not None:
+            raise ValueError(
+                f"SubgraphLoader: gradients are wanted of data.{learned}, and cannot come back from worker processes; make the "
+                f"loader with num_workers=0, or pass data.{learned}.detach() and have the model look its rows up by batch.n_id"
+            )
+        rest = copy.copy(self.data)
+        for key, value in self.data.to_dict().items():
+            if isinstance(value, Tensor) or key in (self.key, *self.node_keys, *self.edge_keys):
+                del rest[key]
+        try:
+            ForkingPickler.dumps(rest)
+        except Exception as error:
+            advice = "leave out what cannot be pickled, or make the loader with num_workers=0"
+            raise TypeError(f"SubgraphLoader: workers cannot send what data holds: {error}; {advice}") from error
+
 
 def check_data(data: Data) -> int:
     if data.num_nodes is None or data.num_nodes < 1:
@@ -173,9 +197,11 @@ def check_partition(ptr: Tensor, data: Data) -> Tensor:
 def _signature(data: Data) -> list[tuple[str, Any]]:
     """What must not change while a loader lives: names, shapes and devices, and all of the adjacency."""
     key, adj = find_adjacency(data)
-    versions = [tensor._version for tensor in tensors_of(adj) if not tensor.is_inference()]
+    versions = [(version(tensor), tensor.requires_grad) for tensor in tensors_of(adj)]
+    # A sample for what torch does not count: all of the edges take a share of an epoch.
+    edges = (id(adj), versions, _core.fingerprint(memory_of(adj), SAMPLE_OF_DATA))
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
-    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, (id(adj), versions)), *sorted(shapes)]
+    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, edges), *sorted(shapes)]
 
 
 def _shape(value: Any) -> tuple[Any, ...]:

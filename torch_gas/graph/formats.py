@@ -311,6 +311,12 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
+def memory_of(value: Any) -> list[Tensor]:
+    """As :func:`tensors_of`, as plain tensors, and only those that lie in host memory: what :func:`_core.fingerprint` reads."""
+    plain = [tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor for tensor in tensors_of(value)]
+    return [tensor for tensor in plain if tensor.layout == torch.strided and tensor.device.type == "cpu"]
+
+
 def all_tensors(value: Any) -> list[Tensor]:
     """The dense tensors in whose memory ``value`` lies, with those that an adjacency has computed for later."""
     found = []

@@ -26,6 +26,8 @@ from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
 
+_owned: weakref.WeakSet[FileTable] = weakref.WeakSet()
+
 
 class FileTable(_core.FileRows, Table):
     """A table [N, C] in a file.
@@ -123,6 +125,8 @@ class FileTable(_core.FileRows, Table):
         self._owner = owner  # None if all may read
         self._failure = ""
         self._close = weakref.finalize(self, os.close, file)
+        if owner is not None:
+            _owned.add(self)
         self._reading_ahead: Task[None] | None = None
 
     @property
@@ -136,13 +140,13 @@ class FileTable(_core.FileRows, Table):
 
     def check_usable(self) -> None:
         """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
-        if not self._close.alive:
-            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         if self._owner not in (None, os.getpid()):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
                 "a file"
             )
+        if not self._close.alive:
+            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         failure = self._failure or _core.noted_failure(self.file)
         if failure:
             raise OSError(
@@ -282,6 +286,16 @@ def _lock(file: int, path: str, kind: int) -> None:
         raise RuntimeError(
             f"{path} is in use by {who}, and only one may write to it; {fix}, or choose another path"
         ) from error
+
+
+def _let_go() -> None:
+    """Closes the files of the parent in a fork, which may not use them: else a worker that outlives a killed run keeps them locked."""
+    for table in _owned:
+        if table._close.detach() is not None:
+            os.close(table.file)
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _write(file: int, tensor: Tensor, place: int) -> None:
