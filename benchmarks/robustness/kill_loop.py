@@ -51,7 +51,7 @@ class Process:
     """Trains in ``folder``, from the last checkpoint on."""
 
     def __init__(self, folder: Path, options: Sequence[str]) -> None:
-        self.part = folder / "checkpoint.safetensors.part"
+        self.folder = folder
         self.left_behind = self._written()
         command = [sys.executable, str(TRAIN), "--folder", str(folder), *options]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -84,13 +84,10 @@ class Process:
 
     def is_writing(self) -> bool:
         """Whether there is a checkpoint that is not complete, and that this process began."""
-        return self._written() not in (None, self.left_behind)
+        return not self._written() <= self.left_behind
 
-    def _written(self) -> int | None:
-        try:
-            return self.part.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+    def _written(self) -> set[Path]:
+        return set(self.folder.glob("checkpoint.safetensors.*.part"))
 
     def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.perf_counter() + seconds
