@@ -57,22 +57,24 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     _remove_left_behind(place)
     part = f"{place}.{secrets.token_hex(8)}.part"
     try:
-        with _begin(part, before) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if new:
-                os.link(part, place)  # an error if something is there meanwhile
-            else:
-                os.replace(part, place)
+        try:
+            with _begin(part, before) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if new:
+                    os.link(part, place)  # an error if something is there meanwhile
+                else:
+                    os.replace(part, place)
+        finally:
+            _unlink(part)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "make room on the disk, and write the file again"
             raise OSError(error.errno, f"{error.strerror}; {fix}", place) from error
         raise
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
+        _unlink(part)  # where Ctrl-C came just before the first one
     folder = os.open(os.path.dirname(place), os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name
@@ -108,6 +110,11 @@ def _begin(part: str, before: os.stat_result | None) -> BinaryIO:
             mode &= ~stat.S_IRWXG  # which are the rights of another group
         os.fchmod(file.fileno(), mode)
     return file
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _remove_left_behind(place: str) -> None:

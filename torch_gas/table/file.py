@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -55,6 +54,7 @@ class FileTable(_core.FileRows, Table):
     """
 
     tier = "file"
+    pushed_at: Tensor | None
 
     @checked
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
@@ -67,7 +67,9 @@ class FileTable(_core.FileRows, Table):
             with suppress(FileExistsError), replacing(path, new=True) as new:  # or somebody else was faster
                 os.ftruncate(new.fileno(), wanted.file_size)
                 wanted.write(new.fileno())
-        with _opened(path, writes=True) as file:
+        file = existing(path, writes=True)
+        try:
+            _lock(file, path, fcntl.LOCK_EX)
             header = Header.read(file.fileno(), path)
             if not (tier.reuse or header.is_untouched):
                 raise FileExistsError(
@@ -75,19 +77,20 @@ class FileTable(_core.FileRows, Table):
                 )
             header.check_same(wanted, path)
             header.owner = os.getpid()
-            pushed_at = None
-            if header.committed and header.generation > 0:
-                pushed_at = _read_times(file, header, path)
+            has_rows = header.committed and header.generation > 0
+            self.pushed_at = _read_times(file, header, path) if has_rows else None
             header.write(file.fileno())
             self._begin(path, file, header, os.getpid(), tier.sync)
-            self.pushed_at: Tensor | None = pushed_at
-        if self.torn:
-            warnings.warn(
-                f"{path}: the process that wrote these rows ended before it committed them (after generation "
-                f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
-                stacklevel=2,
-            )
-            self.clear()
+            if self.torn:
+                warnings.warn(
+                    f"{path}: the process that wrote these rows ended before it committed them (after generation "
+                    f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
+                    stacklevel=2,
+                )
+                self.clear()
+        except BaseException:
+            file.close()
+            raise
 
     @classmethod
     def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
@@ -99,7 +102,9 @@ class FileTable(_core.FileRows, Table):
             RuntimeError: if a process has it open for writing.
         """
         path = os.path.abspath(path)
-        with _opened(path, writes=False) as file:
+        file = existing(path)
+        try:
+            _lock(file, path, fcntl.LOCK_SH)
             header = Header.read(file.fileno(), path)
             if not header.committed or header.generation == 0:
                 raise ValueError(
@@ -108,10 +113,13 @@ class FileTable(_core.FileRows, Table):
             table = cls.__new__(cls)
             table._begin(path, file, header, None, "never")
             table.pushed_at = None
+        except BaseException:
+            file.close()
+            raise
         return table
 
     def _begin(self, path: str, file: BufferedIOBase, header: Header, owner: int | None, sync: Sync) -> None:
-        self._close = weakref.finalize(self, file.close)
+        self._open_file = file
         super().__init__(file.fileno(), SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
         self.codec, self.num_rows = Codec(self.dtype), header.num_rows
         self.width = _core.row_shape(self, torch.float32).numel()
@@ -133,7 +141,7 @@ class FileTable(_core.FileRows, Table):
 
     def check_usable(self) -> None:
         """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
-        if not self._close.alive:
+        if self._open_file.closed:
             raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         if self._owner not in (None, os.getpid()):
             raise RuntimeError(
@@ -271,24 +279,16 @@ class FileTable(_core.FileRows, Table):
 
     def close(self) -> None:
         """Closes the file, which another process may then use."""
-        if self._close.alive:
+        if not self._open_file.closed:
             _core.forget_failure(self.file)
-        self._close()
+        self._open_file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open_file"):  # or it could not be opened
+            self._open_file.close()  # where Ctrl-C comes before, Python closes it, with a warning
 
     def __repr__(self) -> str:
         return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
-
-
-@contextmanager
-def _opened(path: str, writes: bool) -> Iterator[BufferedIOBase]:
-    """The file, locked against all others or, to be read, against those who write; an error closes it."""
-    file = existing(path, writes)
-    try:
-        _lock(file, path, fcntl.LOCK_EX if writes else fcntl.LOCK_SH)
-        yield file
-    except BaseException:
-        file.close()
-        raise
 
 
 def _lock(file: BufferedIOBase, path: str, kind: int) -> None:
