@@ -1,8 +1,8 @@
 """Do damaged partition files, tables, features, histories and checkpoints give the documented errors, and change nothing?
 
 Whole files are damaged at random: bits flipped, bytes cut, inserted, doubled or overwritten, fields of a header replaced, entries
-of a checkpoint rewritten with the right checksum. Each is opened as a user would. It counts as `documented` if it is refused by an
-error that the call documents, and nothing has changed; as `unnoticed` if what was read is as it was; else it is wrong. Rows of
+of a checkpoint rewritten with the right checksum. Each is opened as a user would. It counts as `documented` if it is refused by
+an error that the call documents, and nothing has changed; as `unnoticed` if what was read is as it was; else it is wrong. Rows of
 tables and their ages have no checksum, so that of tables only what their header says is compared.
 """
 
@@ -212,6 +212,7 @@ def attack(kind: str, number: int, seed: int, folder: Path) -> collections.Count
     """How many of so many damaged files had which outcome."""
     chance, found = random.Random(f"{kind} {seed}"), collections.Counter[str]()
     random_state = torch.get_rng_state()
+    folder.mkdir(exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = KINDS[kind](folder / kind)
