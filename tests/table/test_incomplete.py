@@ -114,7 +114,7 @@ def test_a_commit_to_a_file_that_is_gone_says_so(tmp_path: Path, how: str) -> No
     history = committed(tmp_path / "folder" / "table")
     TAKEN[how](tmp_path / "folder" / "table")
     history.push(torch.zeros(10, 4))
-    with pytest.raises(FileNotFoundError, match="was deleted, moved or replaced .* save a checkpoint") as error:
+    with pytest.raises(FileNotFoundError, match=r"was deleted, moved or replaced .* save a checkpoint") as error:
         history.commit()
     assert error.value.filename == str(tmp_path / "folder" / "table")
     assert not history.pull().any()  # which the process still has
@@ -250,7 +250,11 @@ def test_a_changed_header_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "table"
     committed(path).table.close()
     whole = path.read_bytes()
-    for old, new in ((b'"generation": 1', b'"generation": 3'), (b'"key": ""', b'"key":"x"'), (b'"check": ', b'"chuck": ')):
+    for old, new in (
+        (b'"generation": 1', b'"generation": 3'),
+        (b'"key": ""', b'"key":"x"'),
+        (b'"check": ', b'"chuck": '),
+    ):
         assert old in whole[:512]
         path.write_bytes(whole.replace(old, new, 1))
         with pytest.raises(ValueError, match="the header of the table cannot be read"):
