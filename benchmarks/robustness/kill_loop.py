@@ -57,7 +57,7 @@ class Process:
     """Trains in ``folder``, from the last checkpoint on. It is forked from a process that has imported the library already."""
 
     def __init__(self, folder: Path, options: Sequence[str]) -> None:
-        self.part = folder / "checkpoint.safetensors.part"
+        self.folder = folder
         self.left_behind = self._written()
         reader, writer = CONTEXT.Pipe(duplex=False)
         self.process = CONTEXT.Process(target=train, args=(["--folder", str(folder), *options], writer))
@@ -94,13 +94,10 @@ class Process:
 
     def is_writing(self) -> bool:
         """Whether there is a checkpoint that is not complete, and that this process began."""
-        return self._written() not in (None, self.left_behind)
+        return not self._written() <= self.left_behind
 
-    def _written(self) -> int | None:
-        try:
-            return self.part.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+    def _written(self) -> set[Path]:
+        return set(self.folder.glob("checkpoint.safetensors.*.part"))
 
     def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.perf_counter() + seconds

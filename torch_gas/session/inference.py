@@ -11,11 +11,12 @@ are is found by a trial: of scale(), or of :mod:`torch_gas.session.rehearsal` fo
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import replacing
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
@@ -142,6 +144,8 @@ def layerwise_inference(
 
     Raises:
         RuntimeError: if ``model`` is in training mode.
+        FileNotFoundError: if there is no folder for ``path``.
+        OSError: if the disk has no room for the output.
         ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
             graph once.
     """
@@ -154,9 +158,11 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
+    if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"inference over a loader: there is no folder for {os.fspath(path)!r}; make it first")
     session = model._session
     session.clean_up()
-    with Undo(sys._getframe()) as undo:
+    with ExitStack() as files, Undo(sys._getframe()) as undo:
         stance = eager()
         undo.add(stance.__exit__, None, None, None)
         stance.__enter__()
@@ -167,7 +173,7 @@ def layerwise_inference(
         close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
         while True:
-            output = _Output(model.num_nodes, device, path)
+            output = _Output(model.num_nodes, device, path, files)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -196,13 +202,15 @@ def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> 
 class _Output:
     """The outputs of all batches, put together."""
 
-    def __init__(self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None) -> None:
-        self.num_nodes, self.device, self.path = num_nodes, device, path
+    def __init__(
+        self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None, files: ExitStack
+    ) -> None:
+        self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
         self.seen = torch.zeros(num_nodes, dtype=torch.bool)
         self.leaves: list[Any] = []
-        self.files: list[tuple[str, str]] = []  # under its name while it is written, and its own
+        self.num_files = 0
 
     def add(self, out: Any, batch: SubData) -> None:
         leaves, spec = pytree.tree_flatten(out)
@@ -236,10 +244,19 @@ class _Output:
             raise TypeError("inference over a loader: .npy files hold no bfloat16; let forward return out.float()")
         name = os.fspath(self.path)
         if number > 1:
-            name = f"{name.removesuffix('.npy')}_{len(self.files)}.npy"
-        self.files.append((f"{name}.part", name))
-        dtype = torch.empty(0, dtype=leaf.dtype).numpy().dtype
-        return torch.from_numpy(np.lib.format.open_memmap(f"{name}.part", mode="w+", dtype=dtype, shape=shape))
+            name = f"{name.removesuffix('.npy')}_{self.num_files}.npy"
+        self.num_files += 1
+        file = self.files.enter_context(replacing(name))
+        rows = torch.empty(0, dtype=leaf.dtype).numpy()
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
+        )
+        file.flush()
+        begin, size = file.tell(), math.prod(shape) * leaf.dtype.itemsize
+        os.ftruncate(file.fileno(), begin + size)
+        if hasattr(os, "posix_fallocate"):  # or a full disk would be a signal that ends the process, later on
+            os.posix_fallocate(file.fileno(), begin, max(size, 1))
+        return torch.from_numpy(np.memmap(file, rows.dtype, "r+", begin, shape))
 
     def count(self, batch: SubData) -> None:
         """Counts the nodes of ``batch`` as seen."""
@@ -255,6 +272,4 @@ class _Output:
             )
 
     def value(self) -> Any:
-        for unfinished, name in self.files:
-            os.replace(unfinished, name)
         return pytree.tree_unflatten(self.leaves, self.spec)

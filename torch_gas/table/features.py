@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from tqdm import tqdm
 from torch_gas import _core
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import replacing
 from torch_gas.table.codec import Codec
 from torch_gas.table.file import FileTable
-from torch_gas.table.tier import FileTier
+from torch_gas.table.header import SIZE, Header, type_name
 
 _BLOCK = 2**24  # numbers that are read at a time
 
@@ -32,8 +34,8 @@ class StoredFeatures:
         dtype: type of the rows that batches get; by default that of the file, or float32 where rows have scales.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds no features, or was not completed.
+        FileNotFoundError: if there is no such file, or its writer was killed.
+        ValueError: if the file holds no features, is damaged, or was not completed.
         TypeError: if the file's type cannot become ``dtype``.
 
     Example:
@@ -122,7 +124,7 @@ def store_features(
     Raises:
         FileExistsError: if there is such a file.
         ValueError: if ``x`` is no matrix, or ``perm`` does not have its number of rows.
-        OSError: if the disk is full; the file is removed.
+        OSError: if the disk is full. The file appears when it is complete.
     """
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"store_features: x must be [N, C] with at least one element, but has shape {list(x.shape)}")
@@ -132,22 +134,19 @@ def store_features(
     dtype = dtype or _read(x, slice(0, 1)).dtype
     if dtype.is_complex:
         raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
-    table = FileTable(FileTier(path), num_rows, _core.stored_width(num_cols, dtype), dtype)
+    header = Header(num_rows, _core.stored_width(num_cols, dtype), type_name(dtype), generation=1)
+    header.order = 0 if perm is None else _order(perm)
     block = max(1, _BLOCK // num_cols)
-    try:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, new=True) as file:
+        table = _core.FileRows(file.fileno(), SIZE, (num_rows, header.num_cols), dtype)
         for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
             rows = rows.to(Codec(dtype).row_dtype(torch.float32))
             _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
-        if perm is not None:
-            table.header.order = _order(perm)
-        table.commit()
-    except BaseException:
-        os.unlink(table.path)
-        raise
-    finally:
-        table.close()
+        os.ftruncate(file.fileno(), header.file_size)
+        header.write(file.fileno())
     return StoredFeatures(path)
 
 
