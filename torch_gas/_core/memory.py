@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,11 +71,21 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
 
 
-def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """An uninitialised tensor. Pages that a large one takes from the system are huge, because it clears them faster."""
+def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised tensor for results. Pages that a large one takes from the system are huge, because it clears them faster.
+
+    Raises:
+        RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
+    """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    if tensor.device.type == "cpu" and tensor.nbytes >= _LARGE:
-        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    address, nbytes = tensor.data_ptr(), tensor.nbytes
+    if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
+        raise RuntimeError(
+            f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "
+            "transform of torch.func, for this call"
+        )
+    if nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(address, nbytes)
     return tensor
 
 

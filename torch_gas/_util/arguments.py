@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_gas._util.memory import has_memory, why_not
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=type)
@@ -28,12 +30,12 @@ _RULES = {"Tensor": "a dense tensor with memory", "float": "a number", "int": "a
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, which then refuses arguments that its annotations do not admit.
 
-    NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory. What an annotation
+    NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory of its own. What an annotation
     names for type checkers only is left to ``function``.
 
     Raises:
         TypeError: if an argument has none of the types in its annotation.
-        ValueError: if a number is NaN or does not fit 64 bits, or a tensor is sparse or without memory.
+        ValueError: if a number is NaN or does not fit 64 bits, or a tensor is sparse, nested or without memory of its own.
     """
     parameters = inspect.signature(function).parameters
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -69,7 +71,8 @@ def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any]
         call = type(args[0]).__name__  # maybe a class that derives from it
     came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
     if error is ValueError and isinstance(value, Tensor):
-        came = f"{value.layout} on {value.device}"
+        came = "is nested" if value.is_nested else why_not(value)
+        raise error(f"{call}: {name} must be {rule}, but {came}")
     raise error(f"{call}: {name} must be {rule}, but is {came}")
 
 
@@ -95,7 +98,7 @@ _VALUES: dict[type, Admits] = {
         isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
     ),
     float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value,
-    Tensor: lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta,
+    Tensor: lambda value: has_memory(value) and not value.is_nested,
 }
 
 

@@ -208,8 +208,9 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
     weight = weight.detach().cpu()
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
+    if not bool(weight.sum(dtype=torch.float64).isfinite()) or bool((weight < 0).any()):
+        rule = "must be finite and not negative, and so must their sum"
+        raise ValueError(f"metis(): {name} {rule}: clamp or drop the values that are not, or divide all of them")
     if of == "node" and not bool((weight > 0).any()):
         raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
     return weight

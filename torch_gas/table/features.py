@@ -113,7 +113,9 @@ def store_features(
         x: features, [N, C]. ``numpy.load(file, mmap_mode="r")`` reads them without having them all in memory.
         path: the new file.
         perm: the order of nodes that :func:`torch_gas.metis` gave, [N], if the graph is in that order and ``x`` is not.
-        dtype: storage type; that of ``x`` by default. ``torch.int8`` stores each row as numbers in -127 .. 127 and a scale.
+        dtype: storage type; that of ``x`` by default, so that rows come back as they were. ``torch.int8`` rounds: it stores each
+            row as numbers in -127 .. 127 and a scale, and the eight-bit floats likewise; ``x`` of these types is therefore stored
+            as float16, which holds all their numbers, unless ``dtype`` asks for the rounding.
         progress: whether to show a progress bar.
 
     Returns:
@@ -129,7 +131,8 @@ def store_features(
     num_rows, num_cols = x.shape
     if perm is not None:
         _check_order(perm, num_rows)
-    dtype = dtype or _read(x, slice(0, 1)).dtype
+    given = _read(x, slice(0, 1)).dtype
+    dtype = dtype or (torch.float16 if given in _core.SCALED_TYPES else given)
     if dtype.is_complex:
         raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
     table = FileTable(FileTier(path), num_rows, _core.stored_width(num_cols, dtype), dtype)
