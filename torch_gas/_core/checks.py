@@ -106,7 +106,9 @@ def tensor(call: str, name: str, value: Tensor) -> None:
         return
     kind(call, name, value, Tensor, "a torch.Tensor")
     dense = value.layout == torch.strided
-    raise (ValueError if dense else TypeError)(f"{at(call, name)} must be a dense tensor with memory, but {why_not(value)}")
+    raise (ValueError if dense else TypeError)(
+        f"{at(call, name)} must be a dense tensor with memory, but {why_not(value)}"
+    )
 
 
 def host(call: str, name: str, value: Tensor) -> None:
@@ -131,7 +133,9 @@ def vector(call: str, name: str, value: Tensor) -> None:
 def contiguous(call: str, name: str, value: Tensor) -> None:
     """Memory that the core reads or writes where it is."""
     if value.is_neg():
-        raise ValueError(f"{at(call, name)} must have no negative bit; pass a tensor made with `{arg(name)}.resolve_neg()`")
+        raise ValueError(
+            f"{at(call, name)} must have no negative bit; pass a tensor made with `{arg(name)}.resolve_neg()`"
+        )
     if not value.is_contiguous():
         raise ValueError(
             f"{at(call, name)} must be contiguous, but has shape {list(value.shape)} and strides "

@@ -15,7 +15,6 @@ from torch_gas._core.memory import mark_written
 from torch_gas._core.naming import arg, at, called
 from torch_gas._core.storage import SCALED_TYPES, is_scaled
 
-
 _NOTHING = nullcontext()
 
 

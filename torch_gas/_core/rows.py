@@ -234,7 +234,12 @@ def is_table(value: object) -> bool:
     """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
     if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    return value.dtype in _TABLE_TYPES and value.dim() > 0 and value.is_contiguous() and not (value.requires_grad or value.is_neg())
+    return (
+        value.dtype in _TABLE_TYPES
+        and value.dim() > 0
+        and value.is_contiguous()
+        and not (value.requires_grad or value.is_neg())
+    )
 
 
 def _table(call: str, table: Table) -> None:
@@ -278,7 +283,9 @@ def _output(
     _check_rows(call, "out", out, table, num_rows)
     checks.contiguous(call, "out", out)
     if isinstance(table, Tensor) and shares_memory(table, out):
-        raise ValueError(f"{at(call, 'out')} must not share memory with `{arg('table')}`, whose rows would change; leave it out")
+        raise ValueError(
+            f"{at(call, 'out')} must not share memory with `{arg('table')}`, whose rows would change; leave it out"
+        )
     if dtype is not None and dtype != out.dtype:
         raise TypeError(
             f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 # Types whose memory torch itself keeps. A subclass may have an address that is none, such as PyG's Index and FakeTensor.
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
@@ -46,6 +47,17 @@ def why_not(value: Tensor) -> str:
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return "is inside of a transform of torch.func, which hides its memory; call this outside of it"
     return "its memory is not there (storage().resize_() frees it); pass a tensor that has its numbers"
+
+
+def is_readable(value: Tensor) -> bool:
+    """Whether torch's own functions can read a tensor of any kind, or say why not; those of PyG stand for one that they can."""
+    return has_memory(value) or value.layout != torch.strided or value.is_meta or hasattr(value, "as_tensor")
+
+
+def unreadable(data: Data) -> str | None:
+    """The first attribute of a graph that is not readable."""
+    tensors = ((key, value) for key, value in data.to_dict().items() if isinstance(value, Tensor))
+    return next((str(key) for key, value in tensors if not is_readable(value)), None)
 
 
 def _is_plain_subclass(kind: type) -> bool:

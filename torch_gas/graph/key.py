@@ -73,7 +73,7 @@ def digest(ids: Tensor) -> int:
 
 @functools.cache
 def _weights(bits: int) -> Tensor:
-    return _mix(torch.arange(1, 2**bits + 1))
+    return _mix(torch.arange(1, 2**bits + 1, device="cpu"))
 
 
 def _mix(x: Tensor) -> Tensor:

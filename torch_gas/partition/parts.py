@@ -105,11 +105,15 @@ def metis(
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
-        part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
+        part = (
+            torch.zeros(num_nodes, dtype=torch.int64, device="cpu")
+            if num_parts == 1
+            else torch.arange(num_nodes, device="cpu")
+        )
     else:
         part = BACKENDS[backend](task)
     part_of_position, perm = part.sort(stable=True)
-    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
+    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1, device="cpu"))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)

@@ -197,7 +197,7 @@ class _Output:
         self.num_nodes, self.device, self.path = num_nodes, device, path
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
-        self.seen = torch.zeros(num_nodes, dtype=torch.bool)
+        self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
         self.leaves: list[Any] = []
         self.files: list[tuple[str, str]] = []  # under its name while it is written, and its own
 
@@ -224,7 +224,7 @@ class _Output:
         if number > 1:
             name = f"{name.removesuffix('.npy')}_{len(self.files)}.npy"
         self.files.append((f"{name}.part", name))
-        dtype = torch.empty(0, dtype=leaf.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=leaf.dtype, device="cpu").numpy().dtype
         return torch.from_numpy(np.lib.format.open_memmap(f"{name}.part", mode="w+", dtype=dtype, shape=shape))
 
     def count(self, batch: SubData) -> None:

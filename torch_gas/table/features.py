@@ -52,7 +52,7 @@ class StoredFeatures:
         stored = self._table.dtype
         self.dtype = dtype or Codec(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
-        self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
+        self[torch.empty(0, dtype=torch.int64, device="cpu")]  # whether the types convert
 
     def size(self, dim: int | None = None) -> Any:
         """``shape``, or one of its numbers."""
@@ -72,7 +72,8 @@ class StoredFeatures:
 
     def __getitem__(self, index: Any) -> Tensor:
         """The rows of some ids, as a tensor [M, C]."""
-        return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
+        ids = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+        return _core.gather_rows(self._table, ids, self.dtype)
 
     @checked
     @naming("StoredFeatures.batch_rows")
@@ -142,7 +143,9 @@ def store_features(
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
             rows = rows.to(Codec(dtype).row_dtype(torch.float32))
-            _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
+            _core.write_chunks(
+                table, torch.tensor([first], device="cpu"), torch.tensor([last - first], device="cpu"), rows
+            )
         if perm is not None:
             table.header.order = _order(perm)
         table.commit()

@@ -87,8 +87,8 @@ class HotSet:
             )
         if bool((self.n_id.diff() == 0).any()):
             raise ValueError("keep_hot: n_id holds an id twice; pass n_id.unique()")
-        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32)
-        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32)
+        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32, device="cpu")
+        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32, device="cpu")
         self._splits: deque[_Known] = deque(maxlen=_SPLITS)
         self._ranges = self.n_id, -1, self.n_id  # that were asked for last, with their version, and their ids
 
@@ -114,7 +114,7 @@ class HotSet:
         known, version_then, ids = self._ranges
         if known is not offset or version_then != version(offset):
             shift = (offset - (count.cumsum(0) - count)).repeat_interleave(count)
-            ids = shift + torch.arange(shift.numel())
+            ids = shift + torch.arange(shift.numel(), device="cpu")
             self._ranges = offset, version(offset), ids
         return self.split(ids, device)
 
