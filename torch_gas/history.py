@@ -350,7 +350,7 @@ class History(torch.nn.Module):
         here = "cpu" if gone else self.compute_device
         probe = fn(torch.empty(0, dtype=self.model_dtype, device=here))
         # `share_memory()` leaves what is on a GPU as it is.
-        there = fn(torch.empty(0)) if probe.device.type == "cuda" else probe
+        there = fn(torch.empty(0, device="cpu")) if probe.device.type == "cuda" else probe
         shares = there.device.type == "cpu" and there.is_shared()
         shares = shares or (isinstance(self.table.base, MemoryTable) and self.table.base.is_shared)
         self.model_dtype = probe.dtype

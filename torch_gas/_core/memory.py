@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -96,7 +96,8 @@ def fingerprint(tensors: Iterable[Tensor], lines: int = 0) -> int:
     """
     call = "fingerprint"
     checks.size(call, "lines", lines)
-    given, copies = [], []
+    given: list[int] = []
+    copies = []
     for tensor in tensors:
         is_plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not is_plain or not tensor.is_contiguous():
@@ -107,11 +108,21 @@ def fingerprint(tensors: Iterable[Tensor], lines: int = 0) -> int:
     return int(_C.fingerprint(*given, lines=lines, threads=torch.get_num_threads()))
 
 
-def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """An uninitialised tensor. Pages that a large one takes from the system are huge, because it clears them faster."""
+def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised tensor for results. Pages that a large one takes from the system are huge, because it clears them faster.
+
+    Raises:
+        RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
+    """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    if tensor.device.type == "cpu" and tensor.nbytes >= _LARGE:
-        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    address, nbytes = tensor.data_ptr(), tensor.nbytes
+    if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
+        raise RuntimeError(
+            f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "
+            "transform of torch.func, for this call"
+        )
+    if nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(address, nbytes)
     return tensor
 
 

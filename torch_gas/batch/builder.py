@@ -107,7 +107,7 @@ class Builder:
 
     def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Start and length of some parts."""
-        index = torch.tensor(parts, dtype=torch.int64)
+        index = torch.tensor(parts, dtype=torch.int64, device="cpu")
         return self._start.index_select(0, index), self._count.index_select(0, index)
 
     def subgraph(self, offset: Tensor, count: Tensor) -> _core.Subgraph:
@@ -128,7 +128,9 @@ class Builder:
         dst = torch.searchsorted(halo, out.halo)[out.col[outgoing].long() - batch_size]
         order = dst.argsort(stable=True)
         counts = dst.bincount(minlength=halo.numel())
-        rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
+        rows = torch.cat([torch.arange(batch_size, device="cpu"), batch_size + torch.searchsorted(halo, sub.halo)]).to(
+            sub.col.dtype
+        )
         return _core.Subgraph(
             torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
             torch.cat([rows[sub.col.long()], src[order]]),

@@ -118,7 +118,7 @@ class Saved:
     def read(self, name: str) -> Tensor:
         """A table, in new memory on the host."""
         entry = self.entries[name]
-        table = torch.empty(entry.shape, dtype=entry.dtype)
+        table = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         self.read_into(name, table)
         return table
 
@@ -131,10 +131,10 @@ class Saved:
         """Blocks of rows as bytes, each with the number of its first row; the memory is that of the block before."""
         entry = self.entries[name]
         self._file.seek(self._start + entry.begin)
-        block = torch.empty(0)
+        block = torch.empty(0, device="cpu")
         for start, stop in _blocks(entry):
             if start == 0:  # no block is larger than the first
-                block = torch.empty(stop, entry.row_bytes, dtype=torch.uint8)
+                block = torch.empty(stop, entry.row_bytes, dtype=torch.uint8, device="cpu")
             rows = block[: stop - start]
             if self._file.readinto(_memory(rows)) < rows.numel():
                 raise Damaged(self.path, f"it ends within {name!r}")

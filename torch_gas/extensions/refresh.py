@@ -157,11 +157,13 @@ class Stalest(Refresh):
 
     def run(self, refresher: Refresher) -> None:
         loader, histories = refresher.loader, refresher.model.histories
-        parts = torch.tensor(loader.dataset)  # those that are not empty; a batch is of parts that follow each other
+        parts = torch.tensor(
+            loader.dataset, device="cpu"
+        )  # those that are not empty; a batch is of parts that follow each other
         batches = parts.split(loader.batch_size or 1)
         bounds = torch.cat([loader.ptr[parts[:: loader.batch_size or 1]], loader.ptr[-1:]])
         sizes = bounds.diff()
-        ages = torch.zeros(loader.num_nodes, dtype=torch.int64)
+        ages = torch.zeros(loader.num_nodes, dtype=torch.int64, device="cpu")
         for history in histories:
             ages += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
         sums = torch.cat([ages.new_zeros(1), ages.cumsum(0)])[bounds].diff()

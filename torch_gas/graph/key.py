@@ -75,7 +75,7 @@ def digest(ids: Tensor) -> int:
 
 @functools.cache
 def _weights(bits: int) -> Tensor:
-    return _mix(torch.arange(1, 2**bits + 1))
+    return _mix(torch.arange(1, 2**bits + 1, device="cpu"))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -91,7 +91,9 @@ def _pairs(pieces: Iterable[tuple[Tensor, Tensor]]) -> int:
     """A sum over pairs, so that their order does not count."""
     number = total = 0
     for piece in pieces:
-        at_once = _AT_ONCE if piece[0].device.type == "cpu" else EDGES_AT_ONCE  # elsewhere, each sum makes the host wait
+        at_once = (
+            _AT_ONCE if piece[0].device.type == "cpu" else EDGES_AT_ONCE
+        )  # elsewhere, each sum makes the host wait
         for left, right in zip(*(ids.split(at_once) for ids in piece), strict=True):
             total += int(_mix(left * _GOLDEN + right * _SALT).sum())
             number += left.numel()

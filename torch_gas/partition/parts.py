@@ -105,11 +105,15 @@ def metis(
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
-        part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
+        part = (
+            torch.zeros(num_nodes, dtype=torch.int64, device="cpu")
+            if num_parts == 1
+            else torch.arange(num_nodes, device="cpu")
+        )
     else:
         part = BACKENDS[backend](task)
     part_of_position, perm = part.sort(stable=True)
-    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
+    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1, device="cpu"))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
@@ -216,8 +220,9 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
     weight = weight.detach().cpu()
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
+    if not bool(weight.sum(dtype=torch.float64).isfinite()) or bool((weight < 0).any()):
+        rule = "must be finite and not negative, and so must their sum"
+        raise ValueError(f"metis(): {name} {rule}: clamp or drop the values that are not, or divide all of them")
     if of == "node" and not bool((weight > 0).any()):
         raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
     return weight

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_gas._util.memory import has_memory
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
@@ -71,7 +72,9 @@ class Call:
         self.places: Places | None = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
-        self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
+        self._halo = torch.empty(
+            0, dtype=torch.int64, device="cpu"
+        )  # ids of the halo whose rows the pool was asked for
         self.on_own_graph = num_rows == self.model.num_nodes
         self.origin: Origin | None = None
         self._leaves_alone = False
@@ -316,7 +319,7 @@ def close(model: HistoryModel, undo: Undo, why: str) -> None:
 
 def _is_vector(value: Any) -> bool:
     """Whether it is a dense tensor of one dimension, with memory."""
-    return isinstance(value, Tensor) and value.dim() == 1 and value.layout == torch.strided and not value.is_meta
+    return has_memory(value) and value.dim() == 1
 
 
 def _same_ids(value: Any, own: Tensor) -> bool:

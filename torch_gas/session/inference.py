@@ -208,7 +208,7 @@ class _Output:
         self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
-        self.seen = torch.zeros(num_nodes, dtype=torch.bool)
+        self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
         self.leaves: list[Any] = []
         self.num_files = 0
 
@@ -247,7 +247,7 @@ class _Output:
             name = f"{name.removesuffix('.npy')}_{self.num_files}.npy"
         self.num_files += 1
         file = self.files.enter_context(replacing(name))
-        rows = torch.empty(0, dtype=leaf.dtype).numpy()
+        rows = torch.empty(0, dtype=leaf.dtype, device="cpu").numpy()
         np.lib.format.write_array_header_1_0(
             file, {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
         )

@@ -54,7 +54,7 @@ class StoredFeatures:
         stored = self._table.dtype
         self.dtype = dtype or Codec(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
-        self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
+        self[torch.empty(0, dtype=torch.int64, device="cpu")]  # whether the types convert
 
     def size(self, dim: int | None = None) -> Any:
         """``shape``, or one of its numbers."""
@@ -74,7 +74,8 @@ class StoredFeatures:
 
     def __getitem__(self, index: Any) -> Tensor:
         """The rows of some ids, as a tensor [M, C]."""
-        return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
+        ids = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+        return _core.gather_rows(self._table, ids, self.dtype)
 
     @checked
     @naming("StoredFeatures.batch_rows")
@@ -115,7 +116,9 @@ def store_features(
         x: features, [N, C]. ``numpy.load(file, mmap_mode="r")`` reads them without having them all in memory.
         path: the new file.
         perm: the order of nodes that :func:`torch_gas.metis` gave, [N], if the graph is in that order and ``x`` is not.
-        dtype: storage type; that of ``x`` by default. ``torch.int8`` stores each row as numbers in -127 .. 127 and a scale.
+        dtype: storage type; that of ``x`` by default, so that rows come back as they were. ``torch.int8`` rounds: it stores each
+            row as numbers in -127 .. 127 and a scale, and the eight-bit floats likewise; ``x`` of these types is therefore stored
+            as float16, which holds all their numbers, unless ``dtype`` asks for the rounding.
         progress: whether to show a progress bar.
 
     Returns:
@@ -131,7 +134,8 @@ def store_features(
     num_rows, num_cols = x.shape
     if perm is not None:
         _check_order(perm, num_rows)
-    dtype = dtype or _read(x, slice(0, 1)).dtype
+    given = _read(x, slice(0, 1)).dtype
+    dtype = dtype or (torch.float16 if given in _core.SCALED_TYPES else given)
     if dtype.is_complex:
         raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
     header = Header(num_rows, _core.stored_width(num_cols, dtype), type_name(dtype), generation=1)
@@ -144,7 +148,8 @@ def store_features(
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
             rows = rows.to(Codec(dtype).row_dtype(torch.float32))
-            _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
+            begin, count = (torch.tensor([number], device="cpu") for number in (first, last - first))
+            _core.write_chunks(table, begin, count, rows)
         os.ftruncate(file.fileno(), header.file_size)
         header.write(file.fileno())
     return StoredFeatures(path)

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -310,7 +311,7 @@ def _lock(file: BufferedIOBase, path: str, kind: int) -> None:
 
 
 def _let_go() -> None:
-    """Closes files of the parent in a fork, which may not use them: a worker that outlives a killed run would keep them locked."""
+    """Closes files of the parent in a fork, which may not use them: workers that outlive a killed run would keep locks."""
     for table in _owned:
         table._open_file.close()
 

@@ -90,8 +90,8 @@ class HotSet:
             )
         if bool((self.n_id.diff() == 0).any()):
             raise ValueError("keep_hot: n_id holds an id twice; pass n_id.unique()")
-        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32)
-        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32)
+        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32, device="cpu")
+        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32, device="cpu")
         self._splits: deque[_Known] = deque(maxlen=_SPLITS)
         self._ranges = (self.n_id, self.n_id), self.n_id  # copies of those that were asked for last, and their ids
 
@@ -117,7 +117,7 @@ class HotSet:
         known, ids = self._ranges
         if not (torch.equal(known[0], offset) and torch.equal(known[1], count)):
             shift = (offset - (count.cumsum(0) - count)).repeat_interleave(count)
-            ids = shift + torch.arange(shift.numel())
+            ids = shift + torch.arange(shift.numel(), device="cpu")
             self._ranges = (offset.clone(), count.clone()), ids
         return self.split(ids, device)
 

@@ -375,10 +375,11 @@ class AsyncIOPool:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _table(self, rows: _core.Table) -> TableState:
+        if isinstance(rows, Tensor):
+            checks.tensor("AsyncIOPool", "table", rows)
+            checks.contiguous("AsyncIOPool", "table", rows)
         if len(rows.shape) != 2:
             raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
-        if isinstance(rows, Tensor):
-            checks.contiguous("AsyncIOPool", "table", rows)
         known = self._tables.get(rows.data_ptr())
         # It may be a view of the same memory, or lie where a table lay that is gone.
         if known is not None and _layout(known.rows) != _layout(rows):

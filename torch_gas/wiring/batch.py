@@ -63,7 +63,7 @@ class Batch:
         self.convs, self.norms = list(convs), set(_norms(norms))
         self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
-        self.shape = torch.empty(0, batch_size, num_rows)
+        self.shape = torch.empty(0, batch_size, num_rows, device="cpu")
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 

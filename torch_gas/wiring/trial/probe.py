@@ -185,7 +185,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     for name, value in data.to_dict().items():
         if name != key and isinstance(value, Tensor) and data.is_node_attr(name):
             dim = data.__cat_dim__(name, value)
-            changed[name] = value.index_select(dim, torch.randperm(value.size(dim)))
+            changed[name] = value.index_select(dim, torch.randperm(value.size(dim), device="cpu").to(value.device))
             if value.is_floating_point():
                 changed[name] += 0.5 * torch.randn_like(value)
     try:
