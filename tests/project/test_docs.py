@@ -111,7 +111,17 @@ def test_docstring_examples_run(name: str) -> None:
 
 def test_docstrings_have_examples() -> None:
     """The names that users meet first show how they are used."""
-    for name in ("ScalableGNN", "SubgraphLoader", "History", "metis", "permute", "plan", "gcn_norm", "get_data"):
+    for name in (
+        "ScalableGNN",
+        "SubgraphLoader",
+        "History",
+        "metis",
+        "permute",
+        "plan",
+        "gcn_norm",
+        "get_data",
+        "check",
+    ):
         assert ">>>" in (getattr(torch_gas, name).__doc__ or ""), name
 
 

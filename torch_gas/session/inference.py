@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
 from tqdm import tqdm
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
+from torch_gas.partition.record import check_perm
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
@@ -121,6 +123,7 @@ def layerwise_inference(
     progress: bool = False,
     device: torch.device | str | None = None,
     path: str | os.PathLike[str] | None = None,
+    original_order: bool = False,
 ) -> Any:
     """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
 
@@ -133,6 +136,8 @@ def layerwise_inference(
         device: where the result is put together. Host memory by default.
         path: a file ``name.npy`` that the result is written to instead, as it comes, for :func:`numpy.load`. Several tensors go
             to ``name_0.npy``, ``name_1.npy`` ... The file appears when it is complete.
+        original_order: whether row i is that of node i before :func:`torch_gas.permute`, and not that of node i of the loader's
+            graph.
 
     Returns:
         The output of ``forward``: each tensor with B rows becomes one with N rows, in memory or mapped from its file. What
@@ -140,8 +145,8 @@ def layerwise_inference(
 
     Raises:
         RuntimeError: if ``model`` is in training mode.
-        ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
-            graph once.
+        ValueError: if both ``device`` and ``path`` are given, the loader's batches do not hold each node of the model's graph
+            once, or its graph was never permuted and the original order is asked for.
     """
     if not hasattr(loader, "num_nodes"):  # extensions pass wrappers of loaders
         raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
@@ -152,6 +157,7 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
+    perm = _perm_of(loader.data) if original_order else None
     session = model._session
     session.clean_up()
     with Undo(sys._getframe()) as undo:
@@ -164,7 +170,7 @@ def layerwise_inference(
         replay.handler = skipping = model._skipping(loader.data)
         undo.set(session, "replay", replay)
         while True:
-            output = _Output(model.num_nodes, device, path)
+            output = _Output(model.num_nodes, device, path, perm)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -190,11 +196,28 @@ def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> 
     return output.spec is not None
 
 
+def _perm_of(data: Data) -> Tensor:
+    """The original id of each node."""
+    if "perm" not in data:
+        raise ValueError(
+            "inference over a loader: original_order=True needs data.perm, which permute() stores, and the loader's graph has none; "
+            "leave it out where the graph was never permuted, or pass the perm that it was reordered by to unpermute(out, perm)"
+        )
+    return check_perm(data.perm, data.num_nodes, "inference over a loader: data.perm").cpu()
+
+
 class _Output:
     """The outputs of all batches, put together."""
 
-    def __init__(self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        device: torch.device | str | None,
+        path: str | os.PathLike[str] | None,
+        perm: Tensor | None,
+    ) -> None:
         self.num_nodes, self.device, self.path = num_nodes, device, path
+        self.perm = perm  # where the row of each node goes; by default to its own id
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
         self.seen = torch.zeros(num_nodes, dtype=torch.bool)
@@ -208,9 +231,11 @@ class _Output:
             per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             pairs = zip(leaves, per_node, strict=True)
             self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
+        ids = batch.n_id[: batch.batch_size]
+        ids = ids if self.perm is None else self.perm[ids]
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
-                target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
+                target[ids.to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
 

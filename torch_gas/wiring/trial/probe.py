@@ -101,14 +101,15 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
                 failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
     telling = next((each for each in failures if each.__cause__ is None), failures[0])
-    raise ValueError(_explain(model, telling, whole.values)) from telling
+    raise ValueError(explain(model, telling, whole.values)) from telling
 
 
 def _per_node(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES
 
 
-def _explain(model: Module, failure: Differs, exact: Values) -> str:
+def explain(model: Module, failure: Differs, exact: Values) -> str:
+    """What an error says of a model that differs on batches, where ``exact`` are its rows on the whole graph."""
     layers, places = dict(model.named_modules()), list(exact)
 
     def named(place: Place) -> str:
