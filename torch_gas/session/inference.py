@@ -200,8 +200,8 @@ def _perm_of(data: Data) -> Tensor:
     """The original id of each node."""
     if "perm" not in data:
         raise ValueError(
-            "inference over a loader: original_order=True needs data.perm, which permute() stores, and the loader's graph has none; "
-            "leave it out where the graph was never permuted, or pass the perm that it was reordered by to unpermute(out, perm)"
+            "inference over a loader: original_order=True needs data.perm, which permute() stores, and the loader's graph has "
+            "none; leave it out where the graph was never permuted, or pass the perm that it was reordered by to unpermute(out, perm)"
         )
     return check_perm(data.perm, data.num_nodes, "inference over a loader: data.perm").cpu()
 
