@@ -201,7 +201,7 @@ def _perm_of(data: Data) -> Tensor:
     if "perm" not in data:
         raise ValueError(
             "inference over a loader: original_order=True needs data.perm, which permute() stores, and the loader's graph has "
-            "none; leave it out where the graph was never permuted, or pass the perm that it was reordered by to unpermute(out, perm)"
+            "none; leave it out where the graph was never permuted, or bring rows back by unpermute(out, perm)"
         )
     return check_perm(data.perm, data.num_nodes, "inference over a loader: data.perm").cpu()
 
