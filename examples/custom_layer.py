@@ -81,5 +81,5 @@ for epoch in progress:
         optimizer.step()
     out = model.eval()(loader=eval_loader)  # exact; edge_attr is taken from each batch by its name
     best.update(epoch, *scores(out, data.y, data.val_mask, data.test_mask))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 print(f"Test accuracy: {best}")

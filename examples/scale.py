@@ -39,7 +39,7 @@ for epoch in progress:
         optimizer.step()
     out = model.eval()(loader=eval_loader)  # <-- exact, layer by layer, in the memory of one batch
     best.update(epoch, *scores(out, data.y, data.val_mask, data.test_mask))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 
 # What was trained is the plain model, which needs nothing of this library.
 with torch.no_grad():

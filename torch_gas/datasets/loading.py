@@ -158,7 +158,9 @@ def _with_layout(data: Data, layout: str) -> Data:
         src, dst = edge_index
         values = torch.ones(src.numel(), device=src.device)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # which torch says once in a process
+            warnings.filterwarnings(
+                "ignore", "Sparse CSR tensor support is in beta"
+            )  # which torch says once in a process
             data.adj_t = csr_tensor(row_pointers(dst, data.num_nodes), src, values, size)
     else:
         data.adj_t = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True)
