@@ -2,11 +2,13 @@
 
 import doctest
 import importlib
+import importlib.util
 import operator
 import os
 import pkgutil
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,56 @@ def test_code_about_choices_runs() -> None:
     loader = torch_gas.SubgraphLoader(data, torch.arange(0, 501, 50), batch_size=2)
     for block in python_blocks(ROOT / "docs" / "choosing.md"):
         exec(compile(block, "choosing.md", "exec"), {"loader": loader})
+
+
+class Lightning:
+    """Does what Lightning does for the hooks in docs/recipes.md, where it is not installed."""
+
+    class LightningModule(torch.nn.Module):
+        def log(self, name: str, value: Any, **options: Any) -> None:
+            self.logged = {**vars(self).get("logged", {}), name: value}
+
+    class Trainer:
+        def __init__(self, max_epochs: int, **options: Any) -> None:
+            self.max_epochs = max_epochs
+
+        def fit(self, module: Any, loader: Any) -> None:
+            optimizer = module.configure_optimizers()
+            module.train()
+            module.on_train_start()
+            for _ in range(self.max_epochs):
+                for index, batch in enumerate(loader):
+                    loss = module.training_step(batch.to("cpu"), index)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                module.on_train_epoch_end()
+            self.callback_metrics = module.logged
+
+
+@pytest.mark.slow
+def test_recipes_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("lightning") is None:
+        monkeypatch.setitem(sys.modules, "lightning", Lightning)
+    namespace: dict[str, Any] = {}
+    outputs = []
+    with torch.random.fork_rng(devices=[]):
+        for block in python_blocks(ROOT / "docs" / "recipes.md"):
+            exec(compile(block, "recipes.md", "exec"), namespace)
+            outputs.append(namespace.get("out"))
+    original, perm = namespace["original"], namespace["perm"]
+    assert torch.equal(namespace["pred"], namespace["same"])
+    assert namespace["accuracy"] > 0.4  # chance is 0.1, as in the other order
+    split, labelled = namespace["split"], namespace["labelled"]
+    assert torch.equal(perm[labelled.train_mask].sort().values, split["train"])
+    assert torch.equal(original.x[split["train"]], namespace["data"].x[namespace["train_ids"]])
+    assert namespace["auc"] > 0.58 and namespace["val_acc"] > 0.2
+    *_, bare, typed = outputs
+    assert bare.shape == (2000, 10) and typed.shape == (1000, 3) and namespace["papers"].shape == (600, 3)
+    hetero, model = namespace["hetero"], namespace["model"].unscale().eval()
+    graph = namespace["homogeneous"]
+    full = model(graph.x, graph.edge_index, graph.edge_type)[graph.node_type == hetero.node_types.index("paper")]
+    torch.testing.assert_close(namespace["papers"], full.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_code_about_staleness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
