@@ -156,6 +156,27 @@ def test_code_about_contributing_runs() -> None:
     assert len(namespace["model"].extensions) == 2
 
 
+def test_the_index_has_all_names_and_pages() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert set(re.findall(r"`(\w+)`", index.partition("## Names")[2])) - {"torch_gas"} == set(torch_gas.__all__)
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
+def test_code_about_accuracy_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """One batch trains as full batch does; an error that was measured in time is none of an evaluation."""
+    namespace: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for block in python_blocks(ROOT / "docs" / "accuracy.md"):
+            exec(compile(block, "accuracy.md", "exec"), namespace)
+    for full, histories in namespace["losses"]:
+        assert histories == pytest.approx(full, rel=1e-3)
+    assert namespace["output"].computed > 0.01
+    stale, exact = (float(error) for error in re.findall(r"gradient: relative error (\S+),", capsys.readouterr().out))
+    assert 0 < exact < stale
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_imports_in_docs_exist_and_do_not_warn(page: Path) -> None:
     """Also in pages whose code does not run as it stands."""
