@@ -26,6 +26,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 train_loader = SubgraphLoader(data, ptr, batch_size=5, shuffle=True, device=args.device)  # <-- for training
 eval_loader = EvalSubgraphLoader(data, ptr, batch_size=5, device=args.device)  # <-- and for exact inference
 
+model.eval()(loader=eval_loader)  # <-- fills the histories, which are zeros at first
 best = Best()
 progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:

@@ -1,4 +1,4 @@
-"""Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
+"""Train PyG models on graphs that do not fit on a GPU, using every edge, by historical embeddings."""
 
 from torch_gas import checkpoint, models
 from torch_gas._util.moved import keep_old_paths

@@ -141,3 +141,13 @@ def test_a_model_that_fails_anywhere(data: Any) -> None:
         ValueError, match=r"check\(\): Net fails on a graph of 61 nodes with rows of data \(RuntimeError"
     ):
         check(Net(N, conv=lambda _, out: SAGEConv(5, out)), data)
+
+
+def test_what_was_found_is_a_table(data: Any) -> None:
+    print_of = str(scale(GraphSAGE(8, 16, 3, 3), data).found)
+    assert [line.split() for line in print_of.splitlines()] == [
+        ["neighbors='in'"],
+        ["what", "width", "behind"],
+        ["history", "0", "16", "convs.0"],
+        ["history", "1", "16", "convs.1"],
+    ]

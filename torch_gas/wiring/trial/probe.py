@@ -21,6 +21,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
+from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
@@ -79,6 +80,10 @@ class Found:
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
         return list({need.number: need for need in self.needs.values() if need.action in actions}.values())
+
+    def __str__(self) -> str:
+        rows = [(f"{n.action} {n.number}", "x".join(map(str, n.shape)), str(place)) for place, n in self.needs.items()]
+        return f"neighbors={self.neighbors!r}\n" + text_table(("what", "width", "behind"), rows)
 
 
 def find(model: Module, data: Data, inputs: Inputs) -> Found:
