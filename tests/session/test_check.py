@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import random_graph
+from graphs import FORMATS, random_graph, to_format
 from nets import Net, assert_same, tables
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GraphSAGE, MessagePassing, SAGEConv
@@ -129,6 +129,23 @@ def test_the_model_is_left_as_it_was(data: Any, make: Any) -> None:
     assert model.training and torch.equal(torch.get_rng_state(), before)
     assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
     assert_same(tables(model), held)
+
+
+def test_a_compiled_model_is_run_as_it_was_written(data: Any) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("compiled")
+
+    model = Net(N)
+    model.compile(backend=backend)
+    check(model, data)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_any_format(fmt: str, data: Any) -> None:
+    data = to_format(data, fmt)
+    check(Net(N), data)
+    with pytest.raises(ValueError, match="push_and_pull number 2 is given other rows"):
+        check(Centred(N), data)
 
 
 def test_layers_without_a_size(data: Any) -> None:

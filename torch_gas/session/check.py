@@ -21,6 +21,7 @@ from torch_gas.session.rehearsal import rehearse, small_batches
 from torch_gas.session.scale import ScaledGNN
 from torch_gas.wiring import outermost_convs
 from torch_gas.wiring.arguments import inputs_of
+from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import Differs, Values, same
 from torch_gas.wiring.trial.probe import explain, find
@@ -69,7 +70,7 @@ def _check_explicit(model: ScalableGNN, data: Data) -> None:
         )
     list(outermost_convs(model))  # raises where one is refused by name
     (everything,), batches = (small_batches(model, data, ptr) for ptr in (torch.tensor([0, NUM_NODES]), PTR))
-    with undisturbed(model), varied(model):
+    with undisturbed(model), varied(model), eager():
         whole = _Run(everything)
         try:
             out = rehearse(model, everything, whole)
