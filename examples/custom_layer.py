@@ -66,8 +66,10 @@ eval_loader = EvalSubgraphLoader(data, ptr, batch_size=4, device=args.device)
 
 torch.manual_seed(args.seed)
 model = GatedGNN(data.num_nodes, in_channels, 2, 32, out_channels).to(args.device)
+check(model, data)  # that the layer reads what a batch has, and no more
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
+model.eval()(loader=eval_loader)  # fills the histories
 best = Best()
 progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:

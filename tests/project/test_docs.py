@@ -68,6 +68,7 @@ def test_readme_code_runs(cora: bool, capsys: pytest.CaptureFixture[str]) -> Non
     assert "never written" in printed and "Histories are exact" not in printed
 
 
+@pytest.mark.slow
 def test_code_about_choices_runs() -> None:
     data = synthetic(500)
     loader = torch_gas.SubgraphLoader(data, torch.arange(0, 501, 50), batch_size=2)
@@ -163,6 +164,7 @@ def test_the_index_has_all_names_and_pages() -> None:
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
 
 
+@pytest.mark.slow
 def test_code_about_accuracy_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """One batch trains as full batch does; an error that was measured in time is none of an evaluation."""
     namespace: dict[str, Any] = {}
