@@ -16,6 +16,7 @@ from torch_gas import (
     EvalSubgraphLoader,
     ScalableGNN,
     SubgraphLoader,
+    check,
     get_data,
     in_degree,
     metis,
