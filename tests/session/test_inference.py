@@ -15,9 +15,9 @@ import torch
 from graphs import random_graph
 from nets import Net, assert_same, batch_rows, full_batch, tables
 from torch import Tensor
-from torch_geometric.nn import GATConv, JumpingKnowledge, SAGEConv
+from torch_geometric.nn import GATConv, GraphSAGE, JumpingKnowledge, SAGEConv
 
-from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader
+from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader, permute, scale, unpermute
 from torch_gas.session.inference import Replay
 
 N = 60
@@ -345,6 +345,37 @@ def test_result_on_a_device_and_in_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(mapped, full, rtol=1e-5, atol=1e-6)
     assert np.array_equal(np.load(path), mapped.numpy())
     assert [file.name for file in tmp_path.iterdir()] == ["out.npy"]
+
+
+@pytest.mark.parametrize("make", [lambda data: Net(N), lambda data: scale(GraphSAGE(8, 16, 3, 3), data)])
+def test_rows_in_the_order_before_permute(make: Any, tmp_path: Path) -> None:
+    """That of the first graph, however often it was permuted."""
+    data = random_graph(N, 4 * N)
+    data.position = torch.arange(N)
+    model = make(data).eval()
+    full = full_batch(model, data)
+    for seed in (1, 2):
+        data = permute(data, torch.randperm(N, generator=torch.Generator().manual_seed(seed)), log=False)
+    loader, state = EvalSubgraphLoader(data, PTR), model.state_dict()
+    model = make(data).eval()
+    model.load_state_dict({key: state[key] for key in state if "histories" not in key}, strict=False)
+    close(model(loader=loader, original_order=True), full)
+    close(model(loader=loader), full[data.position])
+    close(unpermute(model(loader=loader), data.perm), full)
+    path = tmp_path / "out.npy"
+    model(loader=loader, original_order=True, path=path)
+    close(torch.from_numpy(np.load(path)), full)
+
+
+def test_the_order_of_a_graph_that_was_never_permuted() -> None:
+    data, model = random_graph(N, 4 * N), Net(N).eval()
+    with pytest.raises(ValueError, match=r"original_order=True needs data\.perm, which permute\(\) stores"):
+        model(loader=EvalSubgraphLoader(data, PTR), original_order=True)
+    with pytest.raises(ValueError, match=r"and original_order in which order; pass loader=\.\.\."):
+        model(data.x, data.edge_index, original_order=True)
+    data.perm = torch.zeros(N, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"data\.perm: perm holds 0 more than once"):
+        model(loader=EvalSubgraphLoader(data, PTR), original_order=True)
 
 
 def test_several_results_go_to_several_files(tmp_path: Path) -> None:

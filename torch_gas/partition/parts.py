@@ -118,7 +118,8 @@ def metis(
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
         more = format_bytes(max(0, peak_memory() - held))
-        print(f"Done! [{seconds:.2f}s, {cut:.1%} of edges between parts, at most {more} more memory]")
+        random = 1 - 1 / num_parts
+        print(f"Done! [{seconds:.2f}s, {cut:.1%} of edges between parts (random parts: {random:.0%}), peak +{more}]")
     return partition
 
 

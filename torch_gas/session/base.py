@@ -154,6 +154,7 @@ class ScalableGNN(HistoryModel):
         progress: bool = False,
         device: torch.device | str | None = None,
         path: str | os.PathLike[str] | None = None,
+        original_order: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Runs ``forward`` on a batch, on a whole graph, or layer by layer over a loader.
@@ -166,7 +167,8 @@ class ScalableGNN(HistoryModel):
             offset: starts of the contiguous parts of the batch, [P].
             count: lengths of these parts, [P].
             loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
-            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
+            progress, device, path, original_order: whether inference over a loader shows a progress bar, where its result goes,
+                and whether its rows are in the order that nodes had before :func:`torch_gas.permute`.
             **kwargs: further arguments of ``forward``, such as ``edge_weight``.
 
         Returns:
@@ -181,8 +183,8 @@ class ScalableGNN(HistoryModel):
                     f"{type(self).__name__}: loader takes no further arguments, because what forward takes comes from its "
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
-            return layerwise_inference(self, loader, progress, device, path)
-        self._refuse_target(device, path)
+            return layerwise_inference(self, loader, progress, device, path, original_order)
+        self._refuse_target(device, path, original_order)
         if isinstance(x, SubData):
             args, kwargs = self._arguments_of(x, kwargs)
             return self(*args, **kwargs)

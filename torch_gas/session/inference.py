@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
+from torch_geometric.data import Data
 from tqdm import tqdm
 
 from torch_gas._util.arguments import checked
@@ -31,6 +32,7 @@ from torch_gas._util.replace import replacing
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
+from torch_gas.partition.record import check_perm
 from torch_gas.session.call import close
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
@@ -125,6 +127,7 @@ def layerwise_inference(
     progress: bool = False,
     device: torch.device | str | None = None,
     path: str | os.PathLike[str] | None = None,
+    original_order: bool = False,
 ) -> Any:
     """The exact output of ``model`` on the whole graph (Section 4 of https://arxiv.org/abs/2106.05609), batch by batch.
 
@@ -137,6 +140,8 @@ def layerwise_inference(
         device: where the result is put together. Host memory by default.
         path: a file ``name.npy`` that the result is written to instead, as it comes, for :func:`numpy.load`. Several tensors go
             to ``name_0.npy``, ``name_1.npy`` ... The file appears when it is complete.
+        original_order: whether row i is that of node i before :func:`torch_gas.permute`, and not that of node i of the loader's
+            graph.
 
     Returns:
         The output of ``forward``: each tensor with B rows becomes one with N rows, in memory or mapped from its file. What
@@ -146,8 +151,8 @@ def layerwise_inference(
         RuntimeError: if ``model`` is in training mode.
         FileNotFoundError: if there is no folder for ``path``.
         OSError: if the disk has no room for the output.
-        ValueError: if both ``device`` and ``path`` are given, or the loader's batches do not hold each node of the model's
-            graph once.
+        ValueError: if both ``device`` and ``path`` are given, the loader's batches do not hold each node of the model's graph
+            once, or its graph was never permuted and the original order is asked for.
     """
     if not hasattr(loader, "num_nodes"):  # extensions pass wrappers of loaders
         raise TypeError(f"{model._name}: loader must be an EvalSubgraphLoader, but is {type(loader).__name__}")
@@ -160,6 +165,7 @@ def layerwise_inference(
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
     if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise FileNotFoundError(f"inference over a loader: there is no folder for {os.fspath(path)!r}; make it first")
+    perm = _perm_of(loader.data) if original_order else None
     session = model._session
     session.clean_up()
     with ExitStack() as files, Undo(sys._getframe()) as undo:
@@ -173,7 +179,7 @@ def layerwise_inference(
         close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
         while True:
-            output = _Output(model.num_nodes, device, path, files)
+            output = _Output(model.num_nodes, device, path, perm, files)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -199,13 +205,29 @@ def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> 
     return output.spec is not None
 
 
+def _perm_of(data: Data) -> Tensor:
+    """The original id of each node."""
+    if "perm" not in data:
+        raise ValueError(
+            "inference over a loader: original_order=True needs data.perm, which permute() stores, and the loader's graph has "
+            "none; leave it out where the graph was never permuted, or bring rows back by unpermute(out, perm)"
+        )
+    return check_perm(data.perm, data.num_nodes, "inference over a loader: data.perm").cpu()
+
+
 class _Output:
     """The outputs of all batches, put together."""
 
     def __init__(
-        self, num_nodes: int, device: torch.device | str | None, path: str | os.PathLike[str] | None, files: ExitStack
+        self,
+        num_nodes: int,
+        device: torch.device | str | None,
+        path: str | os.PathLike[str] | None,
+        perm: Tensor | None,
+        files: ExitStack,
     ) -> None:
         self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
+        self.perm = perm  # where the row of each node goes; by default to its own id
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
         self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
@@ -224,6 +246,8 @@ class _Output:
                 f"inference over a loader: forward returned another structure on a batch of {batch.batch_size} nodes than on the "
                 "first batch; return the same for each batch"
             )
+        ids = batch.n_id[: batch.batch_size]
+        ids = ids if self.perm is None else self.perm[ids]
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
                 if not isinstance(leaf, Tensor) or leaf.shape != (batch.batch_size, *target.shape[1:]):
@@ -232,7 +256,7 @@ class _Output:
                         f"inference over a loader: forward returned {what} on a batch of {batch.batch_size} nodes, and "
                         f"a tensor of {list(target.shape[1:])} for each node on another; return rows of one shape for each batch"
                     )
-                target[batch.n_id[: batch.batch_size].to(target.device)] = leaf.to(target.device)
+                target[ids.to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
 

@@ -278,10 +278,11 @@ class HistoryModel(Module):
         return self.pool.nbytes
 
     @untraced
-    def _refuse_target(self, device: Any, path: Any) -> None:
-        if device is not None or path is not None:
+    def _refuse_target(self, device: Any, path: Any, original_order: bool) -> None:
+        if device is not None or path is not None or original_order:
             raise ValueError(
-                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
+                f"{self._name}: device and path say where inference over a loader puts its result, and original_order in which "
+                "order; pass loader=..."
             )
 
     # -- extensions ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
@@ -50,9 +51,9 @@ def small_graph(data: Data) -> Data:
     return small
 
 
-def batches_of(small: Data, neighbors: str) -> list[SubData]:
+def batches_of(small: Data, neighbors: str, ptr: Tensor = PTR) -> list[SubData]:
     """Batches of one part each."""
-    return list(SubgraphLoader(small, PTR, 1, bipartite=False, neighbors=neighbors, prefetch=0))
+    return list(SubgraphLoader(small, ptr, 1, bipartite=False, neighbors=neighbors, prefetch=0))
 
 
 def with_more_halo(batch: SubData, small: Data) -> SubData:
