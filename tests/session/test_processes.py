@@ -88,7 +88,7 @@ def test_models_inside_of_others(process: None) -> None:
 
 
 def test_histories_that_come_later(process: None) -> None:
-    parallel = DistributedDataParallel(scale(nn.GraphSAGE(C, 16, 2, 3), num_nodes=N))
+    parallel = DistributedDataParallel(scale(nn.GraphSAGE(C, 16, 2, 3, norm="BatchNorm"), num_nodes=N))
     with pytest.raises(RuntimeError, match=r"pass broadcast_buffers=False"):
         for _ in range(2):
             step(parallel)
@@ -96,6 +96,6 @@ def test_histories_that_come_later(process: None) -> None:
 
 def test_copies_on_several_devices() -> None:
     model = Net(N)
-    with pytest.raises(RuntimeError, match="DataParallel runs copies of a model.*DistributedDataParallel"):
+    with pytest.raises(RuntimeError, match=r"DataParallel runs copies of a model.*DistributedDataParallel"):
         model._replicate_for_data_parallel()
     step(DataParallel(model))  # on the CPU it is called as it is
