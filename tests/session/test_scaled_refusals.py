@@ -66,10 +66,6 @@ NAMED: dict[str, tuple[Callable[[], Module], str]] = {
     "PairNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="PairNorm"), "takes its statistics over all nodes"),
     "GraphNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="GraphNorm"), "takes its statistics over all nodes"),
     "LayerNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="LayerNorm"), "takes its statistics over all nodes"),
-    "BatchNorm1d": (
-        between(lambda self, x, adj: self.convs[2](x), torch.nn.BatchNorm1d(H, track_running_stats=False)),
-        "takes its statistics over all nodes",
-    ),
 }
 
 

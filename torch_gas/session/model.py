@@ -363,7 +363,7 @@ class HistoryModel(Module):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Buffers that DistributedDataParallel leaves alone: rows that each process has pushed for itself."""
         tables = {id(buffer) for table in self._stores for buffer in table.buffers()}
-        return [name for name, buffer in self.named_buffers() if id(buffer) in tables] + self._ddp_ignores_too
+        return [name for name, buffer in self.named_buffers() if id(buffer) in tables] + [*self._ddp_ignores_too]
 
     @_ddp_params_and_buffers_to_ignore.setter
     def _ddp_params_and_buffers_to_ignore(self, names: Sequence[str]) -> None:

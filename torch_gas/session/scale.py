@@ -30,7 +30,7 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.table import FileTier
-from torch_gas.wiring import arguments
+from torch_gas.wiring import Rows, arguments, refuse_evaluation
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -380,9 +380,13 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} reads edges in both directions, and the batch holds those into its nodes; make the loader with "
                 'SubgraphLoader(..., neighbors="both")'
             )
+        rows = None
+        if call.n_id is not None and call.batch_size is not None:
+            refuse_evaluation(self.model, call.batch_size, self.num_nodes)
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes)
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
-        places.wire(call.undo, call.batch_size, found.bipartite and call.neighbors == "in")
+        places.wire(call.undo, rows, found.bipartite and call.neighbors == "in")
         call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
 
     def _cut(self, out: Any, call: Call) -> Any:

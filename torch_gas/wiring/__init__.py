@@ -11,7 +11,15 @@ what depends on the whole graph but on no parameter; ``automatic`` fills the pla
 gives ``forward`` what it takes. ``refusals`` names what cannot be made exact.
 """
 
-from torch_gas.wiring.batch import Batch, check_adjacency_of_batch, wire_whole
-from torch_gas.wiring.refusals import outermost_convs, refuse
+from torch_gas.wiring.batch import Batch, Rows, check_adjacency_of_batch, wire_whole
+from torch_gas.wiring.refusals import outermost_convs, refuse, refuse_evaluation
 
-__all__ = ["Batch", "check_adjacency_of_batch", "outermost_convs", "refuse", "wire_whole"]
+__all__ = [
+    "Batch",
+    "Rows",
+    "check_adjacency_of_batch",
+    "outermost_convs",
+    "refuse",
+    "refuse_evaluation",
+    "wire_whole",
+]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric import EdgeIndex
-from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
+from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, LGConv, MessagePassing
+from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
@@ -38,24 +39,38 @@ def _parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
     return names, is_pair and "pos" not in names
 
 
+class Rows(NamedTuple):
+    """Which rows of a graph a model is called on.
+
+    Args:
+        batch_size: B.
+        n_id: ids of the batch's and then the halo's nodes, [B + S], by which layers find their parameters for a node.
+        num_nodes: N.
+    """
+
+    batch_size: int
+    n_id: Tensor
+    num_nodes: int
+
+
 class Batch:
     """Convolutions run on a batch and give B rows, and norms count the batch's rows only, once it is wired.
 
     Args:
+        model: holds the norms that count the nodes of the graph.
         convs: the convolutions, none inside another.
         norms: modules that may hold batch norms.
-        batch_size: B.
-        num_rows: B + S.
+        rows: of the batch.
         bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
     """
 
     def __init__(
-        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, bipartite: bool
+        self, model: Module, convs: Iterable[MessagePassing], norms: Iterable[Module], rows: Rows, bipartite: bool
     ) -> None:
-        self.convs, self.norms = list(convs), set(_norms(norms))
-        self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
+        self.model, self.convs, self.norms, self.rows = model, list(convs), set(_norms(norms)), rows
+        self.batch_size, self.num_rows, self.bipartite = rows.batch_size, rows.n_id.numel(), bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
-        self.shape = torch.empty(0, batch_size, num_rows)
+        self.shape = torch.empty(0, self.batch_size, self.num_rows)
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -68,9 +83,13 @@ class Batch:
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
                     undo.set(inner, "cached", False)
+                if isinstance(inner, SparseLinear):  # whose input is the adjacency matrix, with a column for each node
+                    undo.set(inner, "weight", inner.weight[self.rows.n_id.to(inner.weight.device)])
             _attach(undo, conv, _Layer(conv, self) if has_halo else None)
         for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
+        for size in _sizes(self.model):
+            _attach(undo, size, _SizeOfGraph(self.rows.num_nodes))
         if self.norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
             for layer, name in product(layers, ("message", "edge_update")):
@@ -107,7 +126,7 @@ def wire_whole(undo: Undo, model: Module) -> None:
     is looked up in the module, which compiled code does check.
     """
     layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
-    for module in {*layers, *_norms(layers)}:
+    for module in {*layers, *_norms(layers), *_sizes(model)}:
         _attach(undo, module, None)
 
 
@@ -119,7 +138,11 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
     return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
 
 
-def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | None) -> None:
+def _sizes(model: Module) -> list[GraphSizeNorm]:
+    return [module for module in model.modules() if isinstance(module, GraphSizeNorm)]
+
+
+def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | _SizeOfGraph | None) -> None:
     undo.set(module, WIRING, wiring)
     undo.hook_before(module, _before)
     undo.hook_after(module, _after)
@@ -160,6 +183,8 @@ class _Layer:
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
         if x.size(0) != num_rows:
+            if "x" not in self.names and is_adjacency(x):  # a layer without features
+                return None
             raise ValueError(
                 f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {batch_size} nodes and "
                 f"{num_rows - batch_size} halo nodes; x must have {num_rows} rows. In a "
@@ -212,7 +237,8 @@ class _NormOfBatch:
         x = args[0] if args else kwargs["input"]
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
-        if x.dim() != 2 or x.size(0) != num_rows or not norm.training or self.batch.on_edges > 0:
+        takes_statistics = norm.training or norm.running_mean is None
+        if x.dim() != 2 or x.size(0) != num_rows or not takes_statistics or self.batch.on_edges > 0:
             return None
         self.halo = x[batch_size:]
         return (x[:batch_size],), {}
@@ -224,6 +250,23 @@ class _NormOfBatch:
         rows = args[0].detach()
         mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
         return torch.cat([out, F.batch_norm(halo, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)])
+
+
+class _SizeOfGraph:
+    """A norm that divides by the root of the number of its rows divides by that of the number of nodes, N."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+
+    def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(given is not None for given in (*args[1:], kwargs.get("batch"))):
+            raise ValueError(
+                "GraphSizeNorm cannot be used on a batch with the number of a graph for each node (batch), because a batch holds a "
+                "part of each; divide by the root of the sizes before: data.x = data.x / sizes[data.batch].sqrt().view(-1, 1)"
+            )
+
+    def after(self, norm: Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out * (out.size(0) / self.num_nodes) ** 0.5
 
 
 @untraced

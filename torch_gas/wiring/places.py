@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.wiring import batch
-from torch_gas.wiring.batch import Batch
+from torch_gas.wiring.batch import Batch, Rows
 from torch_gas.wiring.refusals import outermost_convs
 from torch_gas.wiring.undo import Undo
 
@@ -113,16 +113,16 @@ class Places(TorchFunctionMode):
             self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
             super().__exit__(None, None, None)
 
-    def wire(self, undo: Undo, batch_size: int | None = None, bipartite: bool = False) -> None:
+    def wire(self, undo: Undo, rows: Rows | None = None, bipartite: bool = False) -> None:
         """Stands in for methods of the layers, and sees functions of torch.
 
         Args:
             undo: puts that back.
-            batch_size: B, to have the layers called as a batch needs it; see :class:`~torch_gas.wiring.batch.Batch`.
+            rows: of a batch, to have the layers called as it needs; see :class:`~torch_gas.wiring.batch.Batch`.
             bipartite: as there.
         """
-        if batch_size is not None:
-            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite).wire(undo)
+        if rows is not None:
+            Batch(self.model, self.convs, [self.model], rows, bipartite).wire(undo)
         names = {module: name for name, module in self.model.named_modules()}
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))

@@ -41,8 +41,7 @@ _NEVER = _by_name({
     "RGCNConv, RGATConv or HEATConv on a graph with edge_type",
     "CuGraphSAGEConv CuGraphGATConv CuGraphRGCNConv FusedGATConv": "takes its graph as CSC or CSR tensors that a batch does "
     "not carry; use the layer of the same name without CuGraph or Fused",
-    "SparseLinear": "has a parameter for each node of the graph; use a layer that works on node features",
-    "GraphNorm GraphSizeNorm MeanSubtractionNorm PairNorm LayerNorm InstanceNorm": _NORM,
+    "GraphNorm MeanSubtractionNorm PairNorm LayerNorm InstanceNorm": _NORM,
 })  # fmt: skip
 
 # Explicit wiring cannot make these exact; automatic wiring can.
@@ -77,10 +76,6 @@ def refuse(module: Module, automatic: bool = False) -> None:
             f"{type(module).__name__} cannot be used on a batch: with flow={module.flow!r} it reads outgoing edges, and a batch "
             f"holds the incoming ones; use the default flow on the graph with its edges reversed{_SCALE}"
         )
-    if isinstance(module, _BatchNorm) and not module.track_running_stats:
-        raise ValueError(
-            f"{type(module).__name__} with track_running_stats=False cannot be used on a batch: it {_NORM}"
-        )
     for cls in type(module).__mro__:
         if not cls.__module__.startswith("torch_geometric."):
             continue
@@ -88,6 +83,20 @@ def refuse(module: Module, automatic: bool = False) -> None:
         reason = _NEVER.get(name) or (not automatic and name in _EXPLICIT and _EXPLICIT[name] + _SCALE)
         if reason and (name not in _CONDITIONS or _CONDITIONS[name](module)):
             raise ValueError(f"{type(module).__name__} cannot be used on a batch: it {reason}")
+
+
+def refuse_evaluation(model: Module, batch_size: int, num_nodes: int) -> None:
+    """Raises ValueError if ``model``, in evaluation mode, would take statistics of B of the N nodes for those of all."""
+    if model.training or batch_size == num_nodes:
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{type(module).__name__} with track_running_stats=False cannot be used on a batch in evaluation mode: it takes its "
+                "statistics over all nodes of the graph, and a batch holds some; evaluate the model on the whole graph, "
+                "model(data.x, data.edge_index), or use running statistics, track_running_stats=True. Training takes those of each "
+                "batch, as with any batch norm"
+            )
 
 
 def outermost_convs(module: Module, automatic: bool = False) -> Iterator[MessagePassing]:

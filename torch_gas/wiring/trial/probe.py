@@ -24,11 +24,11 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Inputs
-from torch_gas.wiring.places import Place, Places
+from torch_gas.wiring.places import Place
+from torch_gas.wiring.refusals import outermost_convs
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
-from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
-from torch_gas.wiring.undo import Undo
+from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, undisturbed, varied
 
 Action = Literal["history", "rows", "sum", "maximum"]
 
@@ -87,6 +87,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
+    list(outermost_convs(model, automatic=True))  # which raises for layers that are known
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
     with undisturbed(model), varied(model):
@@ -134,17 +135,14 @@ def _explain(model: Module, failure: Differs, exact: Values) -> str:
 
 def _record(model: Module, data: Data, inputs: Inputs) -> Record:
     record = Record()
-    args, kwargs = inputs(to_model(model, data))
-    with Undo() as undo:
-        Places(model, record, NUM_NODES).wire(undo, NUM_NODES)
-        try:
-            record.out = model(*args, **kwargs)
-        except Exception as error:  # of any type, as the model is the user's code
-            raise ValueError(
-                f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
-                f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
-                "give it parameters for each node (an embedding) as features, data.x"
-            ) from error
+    try:
+        record.out = call_whole(model, inputs, data, record)
+    except Exception as error:  # of any type, as the model is the user's code
+        raise ValueError(
+            f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
+            f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
+            "give it parameters for each node (an embedding) as features, data.x"
+        ) from error
     leaves = pytree.tree_leaves(record.out)
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
         raise ValueError(
