@@ -116,7 +116,9 @@ def test_batches_in_evaluation_mode(wired: Any) -> None:
         lambda: model(next(iter(SubgraphLoader(data, PTR)))),
         lambda: model(loader=EvalSubgraphLoader(data, PTR)),
     ):
-        with pytest.raises(ValueError, match=r"^BatchNorm1d with track_running_stats=False .*evaluation mode.*model\(data\.x"):
+        with pytest.raises(
+            ValueError, match=r"^BatchNorm1d with track_running_stats=False .*evaluation mode.*model\(data\.x"
+        ):
             call()
     assert not any((history.pushed_at >= 0).any() for history in model.histories)
     model.train()(next(iter(SubgraphLoader(data, PTR))))

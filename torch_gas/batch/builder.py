@@ -20,7 +20,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.partition.record import check_ptr, is_in_order
@@ -35,6 +35,7 @@ class Builder:
         self.num_nodes = check_data(data)
         self._start, self._count = ptr[:-1], ptr.diff()  # of each part
         self.key, self.adj = find_adjacency(data)
+        self.other_keys = [key for key in ADJACENCIES if key != self.key and key in data]  # the same edges once more
         stated = format_of(self.adj).num_nodes(self.adj)
         if stated is not None and stated != self.num_nodes:
             raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
@@ -42,7 +43,8 @@ class Builder:
             check_edges(self.adj, self.num_nodes, f"data.{self.key}")
         self.csr: CSR = to_csr(self.adj, self.num_nodes)
         self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
-        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118  # Data iterates over pairs
+        held = (self.key, *self.other_keys, *self.edge_keys)
+        keys = [key for key in data.keys() if key not in held]  # noqa: SIM118  # Data iterates over pairs
         self.node_keys = [key for key in keys if is_node_attr(data, key)]
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
@@ -64,6 +66,8 @@ class Builder:
 
         batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
+        for key in self.other_keys:
+            del batch[key]
         for key in self.node_keys:
             value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
             if isinstance(value, StoredFeatures):

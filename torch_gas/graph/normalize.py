@@ -20,7 +20,7 @@ from torch_gas.graph import matrix
 from torch_gas.graph.checks import check_ids, count_nodes
 from torch_gas.graph.edges import check_edges, coo, degrees, from_coo, to_csr
 from torch_gas.graph.format import Matrix
-from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations
+from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations, one_adjacency
 from torch_gas.graph.levels import edge_attrs
 
 
@@ -110,7 +110,7 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
 def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
     """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
     key, adj, num_nodes = _check(data, where, fill is not None)
-    out, known = copy.copy(data), format_of(adj)
+    out, known = copy.copy(one_adjacency(data)), format_of(adj)
     if isinstance(known, Matrix):
         csr = to_csr(adj, num_nodes)
         if normalise:

@@ -18,7 +18,7 @@ from torch_gas._util.replace import replacing
 from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
-from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
+from torch_gas.graph.formats import ADJACENCIES, check_adjacency, find_adjacency, format_of
 from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory
@@ -94,6 +94,10 @@ def metis(
     if backend == "random" and (edge_weight is not None or node_weight is not None):
         raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
 
+    if edge_weight is not None and isinstance(adj, Data) and None not in map(adj.get, ADJACENCIES):
+        raise ValueError(
+            "metis(): edge_weight goes by one of data.edge_index and data.adj_t: pass that instead of data"
+        )
     adj, num_nodes = _checked(adj, num_nodes, "metis()")
     edge_weight = _check_weight("edge_weight", edge_weight, format_of(adj).num_edges(adj), "edge")
     node_weight = _check_weight("node_weight", node_weight, num_nodes, "node")

@@ -12,12 +12,10 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_gas.graph.formats import find_adjacency, format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_adjacency, is_matrix, resize
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
-
-_ADJACENCY = ("edge_index", "adj_t", "adj")
 
 
 def parameters(model: Module) -> list[inspect.Parameter]:
@@ -55,7 +53,7 @@ def inputs_of(model: Module, data: Data) -> Arguments:
     kwargs: dict[str, Any] = {}
     for i, parameter in enumerate(parameters(model)):
         name, value = parameter.name, data.get(parameter.name)
-        if name == key or (name in _ADJACENCY and value is None):
+        if name in ADJACENCIES or (name == "adj" and value is None):
             value = adj
         elif is_adjacency(value):
             raise ValueError(

@@ -261,8 +261,8 @@ class _SizeOfGraph:
     def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(given is not None for given in (*args[1:], kwargs.get("batch"))):
             raise ValueError(
-                "GraphSizeNorm cannot be used on a batch with the number of a graph for each node (batch), because a batch holds a "
-                "part of each; divide by the root of the sizes before: data.x = data.x / sizes[data.batch].sqrt().view(-1, 1)"
+                "GraphSizeNorm cannot be used on a batch with numbers of graphs (batch), because a batch holds a part of each "
+                "graph; divide by the root of the sizes before: data.x = data.x / sizes[data.batch].sqrt().view(-1, 1)"
             )
 
     def after(self, norm: Module, args: tuple[Any, ...], out: Tensor) -> Tensor:

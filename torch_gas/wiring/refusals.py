@@ -92,10 +92,10 @@ def refuse_evaluation(model: Module, batch_size: int, num_nodes: int) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
-                f"{type(module).__name__} with track_running_stats=False cannot be used on a batch in evaluation mode: it takes its "
-                "statistics over all nodes of the graph, and a batch holds some; evaluate the model on the whole graph, "
-                "model(data.x, data.edge_index), or use running statistics, track_running_stats=True. Training takes those of each "
-                "batch, as with any batch norm"
+                f"{type(module).__name__} with track_running_stats=False cannot be used on a batch in evaluation mode: it takes "
+                "its statistics over all nodes of the graph, and a batch holds some; evaluate the model on the whole graph, "
+                "model(data.x, data.edge_index), or use running statistics, track_running_stats=True. Training takes those of "
+                "each batch, as with any batch norm"
             )
 
 

@@ -11,7 +11,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import coo, from_coo
-from torch_gas.graph.formats import find_adjacency, resize
+from torch_gas.graph.formats import find_adjacency, one_adjacency, resize
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
@@ -25,6 +25,7 @@ PTR = torch.tensor([0, 19, 40, NUM_NODES])
 def small_graph(data: Data) -> Data:
     """A random graph of NUM_NODES nodes with rows of ``data``, its edges sorted as matrices hold them."""
     generator = torch.Generator().manual_seed(12)
+    data = one_adjacency(data)
     key, adj = find_adjacency(data)
     src, dst, value = coo(adj)
     if src.numel() == 0:

@@ -37,7 +37,10 @@ def undisturbed(model: Module) -> Iterator[None]:
         try:
             for norm in norms:
                 like = next(norm.parameters(), torch.empty(0))
-                norm.running_mean, norm.running_var = like.new_zeros(norm.num_features), like.new_ones(norm.num_features)
+                norm.running_mean, norm.running_var = (
+                    like.new_zeros(norm.num_features),
+                    like.new_ones(norm.num_features),
+                )
             yield
         finally:
             for norm in norms:
