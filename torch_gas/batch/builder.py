@@ -149,6 +149,9 @@ def check_data(data: Data) -> int:
         if isinstance(value, Tensor) and value.device.type != "cpu":
             advice = "make the loader of data.cpu() and move each batch, batch.to(device)"
             raise ValueError(f"data.{key} is on {value.device}, but batches are made on the CPU: {advice}")
+        if isinstance(value, Tensor) and value.layout not in (torch.strided, torch.sparse_csr):
+            advice = f"data.{key}.to_dense(), or .to_sparse_csr() where few numbers are not zero"
+            raise ValueError(f"data.{key} is {value.layout}, of which no rows can be taken: make it {advice}")
         if isinstance(value, StoredFeatures):
             if len(value) != data.num_nodes:
                 raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")

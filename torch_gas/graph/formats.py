@@ -20,6 +20,7 @@ from torch_geometric.data import Data
 from torch_geometric.edge_index import SortOrder
 
 from torch_gas import _core
+from torch_gas._util.arguments import advice_for
 from torch_gas.graph.format import Format, Matrix, StoredEdges, csr_tensor, resized_pointers
 
 ADJACENCIES = ("edge_index", "adj_t")  # under which PyG's Data holds edges
@@ -230,7 +231,7 @@ def format_of(adj: Any, name: str = "the adjacency") -> Format:
     if found is None:
         *names, last = [known.name for known in FORMATS]
         came = f"{tuple(adj.shape)} {adj.dtype} {adj.layout}" if isinstance(adj, Tensor) else type(adj)
-        raise TypeError(f"{name} must be {', '.join(names)} or {last}, but is {came}")
+        raise TypeError(f"{name} must be {', '.join(names)} or {last}, but is {came}{advice_for(adj)}")
     return found
 
 

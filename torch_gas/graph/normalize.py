@@ -16,6 +16,7 @@ from torch_geometric.nn.conv import gcn_conv
 from torch_geometric.utils import add_remaining_self_loops
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.memory import fitting
 from torch_gas.graph import matrix
 from torch_gas.graph.checks import check_ids, count_nodes
 from torch_gas.graph.edges import check_edges, coo, degrees, from_coo, to_csr
@@ -104,12 +105,19 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     _, dst, _ = format_of(adj).stored_edges(adj)
     if dst is not None:
         check_ids(dst, num_nodes, "in_degree(): adj")
-    return degrees(adj, num_nodes)
+    with fitting(f"in_degree(): num_nodes={num_nodes}"):
+        return degrees(adj, num_nodes)
 
 
 def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
     """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
-    key, adj, num_nodes = _check(data, where, fill is not None)
+    with fitting(f"{where}: num_nodes={data.num_nodes}"):
+        return _normalised(data, *_check(data, where, fill is not None), fill, normalise)
+
+
+def _normalised(
+    data: Data, key: str, adj: Any, num_nodes: int, fill: float | None, normalise: bool
+) -> tuple[Data, Tensor | None]:
     out, known = copy.copy(one_adjacency(data)), format_of(adj)
     if isinstance(known, Matrix):
         csr = to_csr(adj, num_nodes)

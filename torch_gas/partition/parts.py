@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.memory import fitting
 from torch_gas._util.replace import replacing
 from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
@@ -23,6 +24,8 @@ from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
+
+_MOST_PARTS = 2**31 - 1  # which METIS numbers with 32 bits
 
 
 @checked
@@ -83,8 +86,8 @@ def metis(
         >>> ptr
         tensor([0, 2, 4])
     """
-    if num_parts < 1:
-        raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
+    if not 1 <= num_parts <= _MOST_PARTS:
+        raise ValueError(f"metis(): num_parts must lie in 1 .. {_MOST_PARTS}, but is {num_parts}")
     if backend not in BACKENDS:
         raise ValueError(f"metis(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     if seed is not None and not 0 <= seed < 2**31:
@@ -107,13 +110,14 @@ def metis(
         rule = f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes"
         warnings.warn(f"metis(): {rule}: the other {num_parts - num_nodes} parts are empty", stacklevel=2)
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
-    if num_parts == 1 or num_parts >= num_nodes:
-        task.say_partitioning("trivial")
-        part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
-    else:
-        part = BACKENDS[backend](task)
-    part_of_position, perm = part.sort(stable=True)
-    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
+    with fitting(f"metis(): num_nodes={num_nodes} in num_parts={num_parts}"):
+        if num_parts == 1 or num_parts >= num_nodes:
+            task.say_partitioning("trivial")
+            part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
+        else:
+            part = BACKENDS[backend](task)
+        part_of_position, perm = part.sort(stable=True)
+        ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
