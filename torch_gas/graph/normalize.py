@@ -111,7 +111,7 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
 
 def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
     """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
-    with fitting(f"{where}: num_nodes={data.num_nodes}"):
+    with fitting(f"{where}: num_nodes of data"):
         return _normalised(data, *_check(data, where, fill is not None), fill, normalise)
 
 

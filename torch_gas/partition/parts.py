@@ -87,7 +87,8 @@ def metis(
         tensor([0, 2, 4])
     """
     if not 1 <= num_parts <= _MOST_PARTS:
-        raise ValueError(f"metis(): num_parts must lie in 1 .. {_MOST_PARTS}, but is {num_parts}")
+        rule = "at least 1" if num_parts < 1 else f"at most {_MOST_PARTS}"
+        raise ValueError(f"metis(): num_parts must be {rule}, but is {num_parts}")
     if backend not in BACKENDS:
         raise ValueError(f"metis(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     if seed is not None and not 0 <= seed < 2**31:

@@ -269,12 +269,16 @@ class _SizeOfGraph:
         return out * (out.size(0) / self.num_nodes) ** 0.5
 
 
+class Checkpointed(RuntimeError):
+    """A layer is called under activation checkpointing."""
+
+
 @untraced
 def _refuse_checkpoint(conv: Module) -> None:
     frame: FrameType | None = sys._getframe(1) if conv.training else None
     while frame is not None:
         if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
-            raise RuntimeError(
+            raise Checkpointed(
                 f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
                 "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
             )

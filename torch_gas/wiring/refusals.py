@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.nn import Module
+from torch.jit import ScriptModule
+from torch.nn import Module, ModuleDict, ModuleList
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import MessagePassing
 
 _SCALE = "; or leave the wiring to torch_gas.scale(model, data), which makes it exact"
-_NORM = (
-    "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use one with running "
-    "statistics (BatchNorm1d) or over the channels of each node (torch.nn.LayerNorm, or mode='node')"
-)
+_STATISTICS = "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use "
 
 
 def _by_name(reasons: dict[str, str]) -> dict[str, str]:
@@ -41,7 +39,12 @@ _NEVER = _by_name({
     "RGCNConv, RGATConv or HEATConv on a graph with edge_type",
     "CuGraphSAGEConv CuGraphGATConv CuGraphRGCNConv FusedGATConv": "takes its graph as CSC or CSR tensors that a batch does "
     "not carry; use the layer of the same name without CuGraph or Fused",
-    "GraphNorm MeanSubtractionNorm PairNorm LayerNorm InstanceNorm": _NORM,
+    "GraphNorm MeanSubtractionNorm PairNorm": _STATISTICS + "one with running statistics (BatchNorm1d) or over the channels "
+    "of each node (torch.nn.LayerNorm)",
+    "LayerNorm": _STATISTICS + "mode='node', which takes those of each node: LayerNorm(channels, mode='node'), or "
+    "norm_kwargs=dict(mode=\"node\") beside norm=\"layer_norm\"",
+    "InstanceNorm": _STATISTICS + "running statistics, InstanceNorm(channels, track_running_stats=True), or "
+    "norm_kwargs=dict(track_running_stats=True) beside norm=\"instance_norm\"",
 })  # fmt: skip
 
 # Explicit wiring cannot make these exact; automatic wiring can.
@@ -76,6 +79,11 @@ def refuse(module: Module, automatic: bool = False) -> None:
             f"{type(module).__name__} cannot be used on a batch: with flow={module.flow!r} it reads outgoing edges, and a batch "
             f"holds the incoming ones; use the default flow on the graph with its edges reversed{_SCALE}"
         )
+    if isinstance(module, ScriptModule) and hasattr(module, "aggr_module"):
+        raise ValueError(
+            f"{module.original_name} cannot be used on a batch: it is TorchScript (torch.jit.script or trace), whose code "
+            "nothing can be wired into; use the plain layer, and script the model after training"
+        )
     for cls in type(module).__mro__:
         if not cls.__module__.startswith("torch_geometric."):
             continue
@@ -109,3 +117,12 @@ def outermost_convs(module: Module, automatic: bool = False) -> Iterator[Message
         return
     for child in module.children():
         yield from outermost_convs(child, automatic)
+
+
+def instead_of_wrapper(model: Module) -> str:
+    """What to do where ``model`` holds all of its layers in one module (GAE, an encoder), and that could be scaled alone."""
+    convs = set(outermost_convs(model, automatic=True))
+    for name, child in model.named_children():
+        if convs and convs <= set(child.modules()) and not isinstance(child, (MessagePassing, ModuleDict, ModuleList)):
+            return f"; or scale the encoder alone: model.{name} = scale(model.{name}, data)"
+    return ""

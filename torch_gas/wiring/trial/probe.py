@@ -20,15 +20,17 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
+from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
-from torch_gas.wiring.arguments import Inputs
+from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
+from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Place
-from torch_gas.wiring.refusals import outermost_convs
+from torch_gas.wiring.refusals import instead_of_wrapper, outermost_convs
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
-from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, undisturbed, varied
+from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, to_model, undisturbed, varied
 
 Action = Literal["history", "rows", "sum", "maximum"]
 
@@ -91,7 +93,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
     with undisturbed(model), varied(model):
-        whole = _record(model, small, inputs)
+        whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
         # From the batches that take the least work to those that take the most.
@@ -130,18 +132,48 @@ def _explain(model: Module, failure: Differs, exact: Values) -> str:
         f"{refused}tried on a batch of a small graph, {where} {failure.how}. A layer must read, for each node, its "
         "neighbours and their edges only; it may not pool, attend to or count over all nodes, and must give the same in each "
         "call in evaluation mode. Change the layer, or compute what it needs of the whole graph beforehand and store it in data"
+        + instead_of_wrapper(model)
     )
 
 
-def _record(model: Module, data: Data, inputs: Inputs) -> Record:
-    record = Record()
+def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
+    """What of ``model`` is of the user's graph, whatever graph it is given; empty where nothing is."""
+    inputs = [value for value in (*given[0], *given[1].values()) if isinstance(value, Tensor)]
+    takes_ids = any(value.dim() == 1 and not value.is_floating_point() for value in inputs)
+    own = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.shape[:1] == (num_nodes,)
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), SparseLinear)
+    ]
+    if own and not takes_ids:
+        return (
+            f"it holds a parameter with {num_nodes} rows, one for each node ({', '.join(own)}), and a batch needs those of its "
+            "nodes. Take rows by id: store data.node_id = torch.arange(data.num_nodes) after permute(), let forward take "
+            "node_id, and use self.embedding(node_id) instead of self.embedding.weight"
+        )
+    if not adjacencies(*given) and any(outermost_convs(model, automatic=True)):
+        return (
+            "forward is given no adjacency, so that its layers read one from elsewhere (an attribute, a global name), the same "
+            "for each batch; let it take edge_index, or adj_t"
+        )
+    return ""
+
+
+def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record:
+    record, given = Record(), inputs(to_model(model, data))
+    if not any(given):
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no arguments, so that it reads the same graph whatever batch it is called on; "
+            "let it take x and edge_index"
+        )
     try:
-        record.out = call_whole(model, inputs, data, record)
+        record.out = call_whole(model, given, data, record)
     except Exception as error:  # of any type, as the model is the user's code
         raise ValueError(
             f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
-            f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
-            "give it parameters for each node (an embedding) as features, data.x"
+            f"({type(error).__name__}: {error}). It must run on any graph: "
+            + (_own_graph(model, given, num_nodes) or "check that data holds what forward takes")
         ) from error
     leaves = pytree.tree_leaves(record.out)
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
@@ -150,9 +182,16 @@ def _record(model: Module, data: Data, inputs: Inputs) -> Record:
             "parameters hold finite values, and that they are in the range that the model is for"
         )
     if not any(map(_per_node, leaves)):
+        own = _own_graph(model, given, num_nodes)
         raise ValueError(
-            f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
-            "it that computes embeddings of nodes, and pool or compare these outside"
+            f"{type(model).__name__} returns nothing with a row for each node"
+            + (
+                f" of the small graph that scale() tries it on: {own}"
+                if own
+                else ", so it has no rows of a batch. Scale the "
+            )
+            + ("" if own else "part of it that computes embeddings of nodes, and pool or compare these outside")
+            + ("" if own else instead_of_wrapper(model))
         )
     return record
 
@@ -172,7 +211,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
                 changed[name] += 0.5 * torch.randn_like(value)
     try:
         with varied(model):
-            other = _record(model, changed, inputs).values
+            other = _record(model, changed, inputs, NUM_NODES).values
     except ValueError:  # the model takes no such values
         return set()
     return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
@@ -292,7 +331,8 @@ class _Runs:
     def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
         """The places that are met in training; raises Differs where training reads what evaluation does not."""
         batch = self.batches[0]
-        met, rows = self._train(batch, None)
+        with torch.enable_grad():  # where models checkpoint activations
+            met, rows = self._train(batch, None)
         for place in met - self.exact.keys():
             if place.kind in ("output", "hop"):
                 raise Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
@@ -308,6 +348,8 @@ class _Runs:
             self.model.train()
             try:
                 out = call(self.model, self.inputs, batch, note, self.bipartite)
+            except Checkpointed as error:
+                raise ValueError(str(error)) from error
             except Exception:  # which training itself will show
                 return note.met, []
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]

@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
-from torch_gas.wiring.arguments import Inputs, square
+from torch_gas.wiring.arguments import Arguments, Inputs, square
 from torch_gas.wiring.batch import Rows
 from torch_gas.wiring.places import Handler, Places
 from torch_gas.wiring.trial.small import NODES, NUM_NODES
@@ -97,12 +97,12 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
     """Gives lazy parameters their shapes, with the user's random numbers."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         with torch.no_grad():
-            call_whole(model, inputs, data, Handler())
+            call_whole(model, inputs(to_model(model, data)), data, Handler())
 
 
-def call_whole(model: Module, inputs: Inputs, small: Data, handler: Handler) -> Any:
-    """Runs the small graph with ``handler`` at the places of ``model``."""
-    args, kwargs = inputs(to_model(model, small))
+def call_whole(model: Module, given: Arguments, small: Data, handler: Handler) -> Any:
+    """Runs the small graph, of which ``given`` is, with ``handler`` at the places of ``model``."""
+    args, kwargs = given
     with Undo() as undo:
         Places(model, handler, NUM_NODES).wire(undo, Rows(NUM_NODES, small[NODES], NUM_NODES))
         return model(*args, **kwargs)
