@@ -331,8 +331,7 @@ class _Runs:
     def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
         """The places that are met in training; raises Differs where training reads what evaluation does not."""
         batch = self.batches[0]
-        with torch.enable_grad():  # where models checkpoint activations
-            met, rows = self._train(batch, None)
+        met, rows = self._train(batch, None)
         for place in met - self.exact.keys():
             if place.kind in ("output", "hop"):
                 raise Differs(place, "is called in training and not in evaluation, so that it cannot be tried out")
@@ -344,7 +343,7 @@ class _Runs:
     def _train(self, batch: SubData, spoiled: Place | None) -> tuple[set[Place], list[Tensor]]:
         """The places that are met, and the batch's rows of the output."""
         note = Note(self.exact, batch, spoiled)
-        with undisturbed(self.model):  # the same random numbers and buffers in each run
+        with undisturbed(self.model), torch.enable_grad():  # the same random numbers and buffers in each run
             self.model.train()
             try:
                 out = call(self.model, self.inputs, batch, note, self.bipartite)
