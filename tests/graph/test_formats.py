@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -176,3 +177,20 @@ def test_resized_edge_indices_are_those_of_pyg(size: tuple[int | None, int], fil
         left, right = getattr(resized, name), getattr(expected, name)
         assert (left is right is None) or torch.equal(left, right), name
     assert adj.sparse_size() == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("convert", "advice"),
+    [
+        (lambda edges: edges.t().contiguous(), r"\.t\(\)\.contiguous\(\)"),
+        (lambda edges: edges.double(), r"\.long\(\)"),
+        (lambda edges: edges.numpy(), r"torch\.from_numpy"),
+        (lambda edges: torch.sparse_coo_tensor(edges, torch.ones(edges.size(1)), (N, N)), r"\.to_sparse_csr\(\)"),
+        (lambda edges: torch.zeros(N, N).index_put((edges[1], edges[0]), torch.ones(())), r"\.to_sparse_csr\(\)"),
+    ],
+)
+def test_what_states_edges_in_another_way(convert: Any, advice: str) -> None:
+    edges = random_graph(N, 90).edge_index
+    assert edges.size(1) != N
+    with pytest.raises(TypeError, match=rf"^adj must be edge_index \[2, E\].*; pass .*{advice}"):
+        formats.format_of(convert(edges), "adj")

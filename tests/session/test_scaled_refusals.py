@@ -378,6 +378,8 @@ SAGE = nn.GraphSAGE(C, H, 2, OUT)
             TypeError,
             r"data must be Data \| None, but is FakeDataset; pass its graph, dataset\[0\]",
         ),
+        ((SAGE, graph().update({"x": graph().x.to_sparse()})), {}, ValueError, r"data\.x = data\.x\.to_dense\(\)"),
+        ((SAGE, graph().update({"x": graph().x.numpy()})), {}, TypeError, r"data\.x = torch\.from_numpy\(data\.x\)"),
         ((SAGE,), {}, ValueError, r"scale\(\) needs the graph: pass data.*or num_nodes"),
         ((SAGE, graph()), {"num_nodes": 3}, ValueError, r"data has 60 nodes, but num_nodes is 3; drop one"),
         ((SAGE, Data(x=torch.rand(9, C))), {}, ValueError, "data has no adjacency: set data.edge_index or data.adj_t"),

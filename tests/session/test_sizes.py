@@ -60,6 +60,10 @@ def untracked(width: int) -> Module:
     return BatchNorm1d(width, track_running_stats=False)
 
 
+def instance(width: int) -> Module:
+    return nn.InstanceNorm(width, affine=True, track_running_stats=True)
+
+
 def of_pyg(width: int) -> Module:
     return nn.BatchNorm(width, track_running_stats=False)
 
@@ -122,6 +126,32 @@ def test_batches_in_evaluation_mode(wired: Any) -> None:
             call()
     assert not any((history.pushed_at >= 0).any() for history in model.histories)
     model.train()(next(iter(SubgraphLoader(data, PTR))))
+
+
+@pytest.mark.parametrize("norm", [untracked, of_pyg, instance])
+def test_statistics_count_no_rows_of_the_halo(norm: Callable[[int], Module]) -> None:
+    """Behind the last layer, halo rows are copies of one row that nobody reads."""
+    data = graph()
+    plain = Plain(norm)
+    batch = next(iter(SubgraphLoader(data, PTR)))
+    seen = []
+    plain.convs[1].register_forward_hook(lambda conv, args, out: seen.append(out))
+    own = copy.deepcopy(plain.norms[1])
+    out = scale(plain, data)(batch)
+    torch.testing.assert_close(out, own(seen[-1][: batch.batch_size]))
+    for left, right in zip(plain.norms[1].buffers(), own.buffers(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_statistics_by_graph() -> None:
+    class Several(Plain):
+        def forward(self, x: Tensor, adj: Any) -> Tensor:
+            return self.norms[0](self.convs[0](x, adj), torch.zeros(x.size(0), dtype=torch.int64))
+
+    data = graph()
+    scaled = scale(Several(instance), data)
+    with pytest.raises(ValueError, match="InstanceNorm cannot be used on a batch with numbers of graphs"):
+        scaled(next(iter(SubgraphLoader(data, PTR))))
 
 
 def test_frozen_norms_take_no_statistics_of_the_halo() -> None:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
+# How torch says it, beside its error for CUDA.
+_ALLOCATES = re.compile("(can't|tried to) allocate|not enough memory|(calculation|multiplication) overflow")
+
 
 @contextmanager
 def fitting(what: str) -> Iterator[None]:
@@ -20,8 +23,8 @@ def fitting(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OverflowError, MemoryError, OSError) as error:
-        of_host = re.search("allocate|overflow", str(error)) and not isinstance(error, torch.OutOfMemoryError)
-        if isinstance(error, RuntimeError) and not of_host:
+        of_others = isinstance(error, torch.OutOfMemoryError) or not _ALLOCATES.search(str(error))
+        if isinstance(error, RuntimeError) and of_others:
             raise
         if isinstance(error, OSError) and error.errno != errno.EFBIG:
             raise

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -231,8 +232,26 @@ def format_of(adj: Any, name: str = "the adjacency") -> Format:
     if found is None:
         *names, last = [known.name for known in FORMATS]
         came = f"{tuple(adj.shape)} {adj.dtype} {adj.layout}" if isinstance(adj, Tensor) else type(adj)
-        raise TypeError(f"{name} must be {', '.join(names)} or {last}, but is {came}{advice_for(adj)}")
+        raise TypeError(
+            f"{name} must be {', '.join(names)} or {last}, but is {came}{advice_for(adj) or _conversion(adj)}"
+        )
     return found
+
+
+def _conversion(adj: Any) -> str:
+    """How something that states edges in another way comes into one of the formats."""
+    if isinstance(adj, np.ndarray):
+        return "; pass torch.from_numpy(...)"
+    if not isinstance(adj, Tensor) or adj.dim() != 2:
+        return ""
+    if adj.layout in (torch.sparse_coo, torch.sparse_csc):
+        return "; pass .to_sparse_csr() of it"
+    if adj.size(0) == 2 and adj.layout == torch.strided:
+        return "; pass .long() of it"
+    if adj.size(1) == 2 and adj.dtype in _ID_TYPES:
+        return "; pass .t().contiguous() of it"
+    dense = adj.size(0) == adj.size(1) and adj.layout == torch.strided
+    return "; pass .to_sparse_csr() of it, if it is a dense matrix whose rows are destinations" if dense else ""
 
 
 def check_adjacency(adj: Any, name: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -20,7 +21,7 @@ from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData, is_of_batch
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
-from torch_gas.graph.formats import format_of, is_csr
+from torch_gas.graph.formats import format_of
 from torch_gas.graph.key import order_key, order_of_key
 from torch_gas.graph.origin import Origin, difference, key_of
 from torch_gas.history import History
@@ -100,7 +101,9 @@ def scale(
     if data is None:
         if num_nodes is None:
             raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
-    elif is_csr(data.x):
+    elif isinstance(data.x, np.ndarray):
+        raise TypeError("scale(): data.x must be a tensor: data.x = torch.from_numpy(data.x)")
+    elif isinstance(data.x, Tensor) and data.x.layout != torch.strided:
         raise ValueError(
             "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
         )

@@ -12,13 +12,14 @@ gives ``forward`` what it takes. ``refusals`` names what cannot be made exact.
 """
 
 from torch_gas.wiring.batch import Batch, Rows, check_adjacency_of_batch, wire_whole
-from torch_gas.wiring.refusals import outermost_convs, refuse, refuse_evaluation
+from torch_gas.wiring.refusals import Layers, find_layers, refuse, refuse_evaluation
 
 __all__ = [
     "Batch",
+    "Layers",
     "Rows",
     "check_adjacency_of_batch",
-    "outermost_convs",
+    "find_layers",
     "refuse",
     "refuse_evaluation",
     "wire_whole",

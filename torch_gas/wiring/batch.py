@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric import EdgeIndex
-from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, LGConv, MessagePassing
+from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, InstanceNorm, LGConv, MessagePassing
 from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
 from torch_gas.graph.formats import format_of, is_adjacency, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
+from torch_gas.wiring.refusals import Layers
 from torch_gas.wiring.undo import Undo
 
 
@@ -57,17 +58,14 @@ class Batch:
     """Convolutions run on a batch and give B rows, and norms count the batch's rows only, once it is wired.
 
     Args:
-        model: holds the norms that count the nodes of the graph.
-        convs: the convolutions, none inside another.
+        layers: the convolutions, none inside another, and norms by the size of the graph.
         norms: modules that may hold batch norms.
         rows: of the batch.
         bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
     """
 
-    def __init__(
-        self, model: Module, convs: Iterable[MessagePassing], norms: Iterable[Module], rows: Rows, bipartite: bool
-    ) -> None:
-        self.model, self.convs, self.norms, self.rows = model, list(convs), set(_norms(norms)), rows
+    def __init__(self, layers: Layers, norms: Iterable[Module], rows: Rows, bipartite: bool) -> None:
+        self.convs, self.sizes, self.norms, self.rows = set(layers.convs), set(layers.sizes), set(_norms(norms)), rows
         self.batch_size, self.num_rows, self.bipartite = rows.batch_size, rows.n_id.numel(), bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, self.batch_size, self.num_rows)
@@ -88,7 +86,7 @@ class Batch:
             _attach(undo, conv, _Layer(conv, self) if has_halo else None)
         for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
-        for size in _sizes(self.model):
+        for size in self.sizes:
             _attach(undo, size, _SizeOfGraph(self.rows.num_nodes))
         if self.norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
@@ -125,8 +123,8 @@ def wire_whole(undo: Undo, model: Module) -> None:
     Code that torch.compile made is not made anew where hooks come or go. So they are the same in all calls, and what they do
     is looked up in the module, which compiled code does check.
     """
-    layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
-    for module in {*layers, *_norms(layers), *_sizes(model)}:
+    layers = [module for module in model.modules() if isinstance(module, (MessagePassing, GraphSizeNorm))]
+    for module in {*layers, *_norms(layers)}:
         _attach(undo, module, None)
 
 
@@ -134,12 +132,8 @@ WIRING = "_wiring_of_batch"
 _OF_PROPAGATE = (GCNConv.forward, GCN2Conv.forward, LGConv.forward)  # have as many rows as its result
 
 
-def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
-    return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
-
-
-def _sizes(model: Module) -> list[GraphSizeNorm]:
-    return [module for module in model.modules() if isinstance(module, GraphSizeNorm)]
+def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm | InstanceNorm]:
+    return (module for root in roots for module in root.modules() if isinstance(module, (_BatchNorm, InstanceNorm)))
 
 
 def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | _SizeOfGraph | None) -> None:
@@ -227,19 +221,24 @@ def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
 
 
 class _NormOfBatch:
-    """In training, a batch norm takes its statistics of the batch's rows, and applies them to the halo's as well."""
+    """In training, a norm over nodes takes its statistics of the batch's rows, and applies them to the halo's as well."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.halo: Tensor | None = None
 
     def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else kwargs["input"]
+        x, *more = (*args, *kwargs.values())
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
         takes_statistics = norm.training or norm.running_mean is None
         if x.dim() != 2 or x.size(0) != num_rows or not takes_statistics or self.batch.on_edges > 0:
             return None
+        if any([value is not None for value in more]):
+            raise ValueError(
+                f"{type(norm).__name__} cannot be used on a batch with numbers of graphs (batch), because a batch holds a part "
+                "of each graph; leave batch out, to take statistics of all nodes of a batch"
+            )
         self.halo = x[batch_size:]
         return (x[:batch_size],), {}
 

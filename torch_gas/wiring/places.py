@@ -23,7 +23,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch, Rows
-from torch_gas.wiring.refusals import outermost_convs
+from torch_gas.wiring.refusals import find_layers
 from torch_gas.wiring.undo import Undo
 
 Kind = Literal["output", "hop", "reduction", "maximum"]
@@ -97,7 +97,8 @@ class Places(TorchFunctionMode):
     def __init__(self, model: Module, handler: Handler, num_rows: int, kinds: frozenset[Kind] = ALL) -> None:
         super().__init__()
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
-        self.convs = set(outermost_convs(model, automatic=True))
+        self.layers = find_layers(model, automatic=True)
+        self.convs = set(self.layers.convs)
         self.scope, self._inside = "", 0
         self._is_entered = False
         self._calls: Counter[MessagePassing] = Counter()
@@ -122,7 +123,7 @@ class Places(TorchFunctionMode):
             bipartite: as there.
         """
         if rows is not None:
-            Batch(self.model, self.convs, [self.model], rows, bipartite).wire(undo)
+            Batch(self.layers, [self.model], rows, bipartite).wire(undo)
         names = {module: name for name, module in self.model.named_modules()}
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))

@@ -27,7 +27,7 @@ from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
 from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Place
-from torch_gas.wiring.refusals import instead_of_wrapper, outermost_convs
+from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, to_model, undisturbed, varied
@@ -89,7 +89,7 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
-    list(outermost_convs(model, automatic=True))  # which raises for layers that are known
+    find_layers(model, automatic=True)  # which raises for those that are known
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
     with undisturbed(model), varied(model):
@@ -152,7 +152,7 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
             "nodes. Take rows by id: store data.node_id = torch.arange(data.num_nodes) after permute(), let forward take "
             "node_id, and use self.embedding(node_id) instead of self.embedding.weight"
         )
-    if not adjacencies(*given) and any(outermost_convs(model, automatic=True)):
+    if not adjacencies(*given) and find_layers(model, automatic=True).convs:
         return (
             "forward is given no adjacency, so that its layers read one from elsewhere (an attribute, a global name), the same "
             "for each batch; let it take edge_index, or adj_t"
