@@ -52,7 +52,6 @@ class History(torch.nn.Module):
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
         model_dtype: type of the model's numbers, which :meth:`to` tells.
         origin: of which graph the rows are, as batches tell, and the file that they came from.
-        closed: why nobody may use the table by hand now, where that is so.
         table: where the rows live, for those who order transfers themselves.
         pool: what moves rows: its own, or that of the model.
 
@@ -71,6 +70,7 @@ class History(torch.nn.Module):
     emb: Tensor
     pushed_at: Tensor
     clock: Tensor
+    closed: str | None = None  # why nobody may use the table by hand now
 
     @checked
     def __init__(
@@ -101,7 +101,6 @@ class History(torch.nn.Module):
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self.pool = AsyncIOPool()
         self.origin = Origin()
-        self.closed: str | None = None
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
@@ -387,7 +386,7 @@ class History(torch.nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"origin": Origin(), "closed": None, **state})  # which release 0.1 lacked
+        super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
         self.pool = AsyncIOPool()
         self.table.use(self.pool)
 

@@ -297,7 +297,7 @@ class Refresher(Extension):
             check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
             if differ := difference(key_of(data, model.num_nodes), loader.builder.graph_key):
                 raise ValueError(
-                    f"Policy.bind: data is another graph than the loader's (they differ in {differ}); pass what the loader was "
+                    f"Policy.bind: data is another graph than the loader's: they differ in {differ}; pass what the loader was "
                     "made of, which permute() returned"
                 )
         self.policy, self.model, self.loader, self.data = policy, model, loader, data

@@ -27,12 +27,12 @@ def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
 
 
 def constants(given: Mapping[str, Any]) -> Samples:
-    """Copies of samples of what a whole graph gives; without what learns, where all of one shape are the same."""
+    """Copies of samples, in host memory, of what a whole graph gives; without what learns, which its shape tells apart."""
     samples = {}
     for name, value in given.items():
         rows = None if isinstance(value, Tensor) and value.requires_grad else sample(value, OF_GRAPH)
         if rows is not None:
-            samples[name] = rows.clone()
+            samples[name] = rows.to("cpu", copy=True)
     return samples
 
 

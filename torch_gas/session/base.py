@@ -40,7 +40,7 @@ class ScalableGNN(HistoryModel):
 
     * ``model(batch.x, batch.edge_index, *args)`` (or ``model(sub_data)``) on a batch of a loader;
     * ``model(data.x, data.edge_index)`` on the whole graph, which also refreshes the histories, or, in evaluation
-      mode, on any other graph, which leaves them alone;
+      mode, on any other graph, edges or features, which leaves them alone;
     * ``model(loader=eval_loader)`` for exact layer-wise inference in the memory of one batch.
 
     Args:
@@ -60,7 +60,8 @@ class ScalableGNN(HistoryModel):
         check_finite: whether pushing NaN or infinity is an error. By default it is where the model runs on the CPU; on a GPU
             the check makes the host wait in each layer.
         check: whether a call on a batch needs the batch, or its ids as the loader gave them, whose ``batch_size`` says which
-            batch they are of. With ``False``, ids may be made by hand; what they say of themselves is checked all the same.
+            batch they are of. With ``False``, ids may be made by hand; what they say of themselves is checked all the same. Edges
+            and features of a batch are then compared with none.
 
     Example:
         >>> import torch

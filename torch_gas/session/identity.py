@@ -48,9 +48,8 @@ class Passes:
         known = self._seen.get(batch) if stamp == self._stamp else None
         if known is not None:
             before, edges_before = known
-            same = (
-                before is None or rows is None or before.shape != rows.shape or agree(before, rows)
-            )  # else layers refuse it
+            # Layers refuse another shape themselves.
+            same = before is None or rows is None or before.shape != rows.shape or agree(before, rows)
             if same and edges_before == edges:
                 return False
             parameters = list(model.parameters())

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from torch_gas.session.session import Session
 
 
+BY_HAND = "inference over a loader calls it for each layer anew, and no row would be exact"
+
+
 class EndOfBatch(BaseException):
     """The push that a sweep is about has been made. No ``Exception``, which a model may catch around a layer."""
 
@@ -175,9 +178,9 @@ def layerwise_inference(
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
-        undo.set(session, "replay", replay)  # by which the next call finds the log
-        close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
+        undo.set(session, "replay", replay)  # by which the next call finds the log
+        close(model, undo, BY_HAND)
         while True:
             output = _Output(model.num_nodes, device, path, perm, files)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)

@@ -20,8 +20,8 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import map_tensors
 from torch_gas.history import History
-from torch_gas.session.call import Call, Ids
-from torch_gas.session.inference import EndOfBatch, Layer, Replay, Skipping
+from torch_gas.session.call import Call, Ids, close
+from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skipping
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import same
@@ -65,6 +65,7 @@ def rehearse(model: ScalableGNN, batch: SubData, replay: Replay) -> Any:
     with Undo(sys._getframe()) as undo:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
+        close(model, undo, BY_HAND)
         undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
         args, kwargs = model.inputs(batch.data)
         ids: Ids = batch[1:]

@@ -127,7 +127,7 @@ class ScaledGNN(HistoryModel):
     * ``model(batch)``, or ``model(batch.x, batch.edge_index, *further, *ids)`` with the four ids of the loader's batch last:
       the batch's B rows;
     * ``model(data)``, or with the model's own arguments: the plain model on a whole graph. On its own graph this refreshes the
-      histories; in evaluation mode any other graph will do;
+      histories; in evaluation mode any other graph, edges or features will do, which leave them alone;
     * ``model(loader=loader)``: exact layer-wise inference in the memory of one batch.
 
     Parameters are those of the plain model, which attributes lead to as well. ``state_dict`` holds its entries under their own
