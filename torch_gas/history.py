@@ -71,6 +71,7 @@ class History(torch.nn.Module):
     clock: Tensor
 
     @checked
+    @torch.inference_mode(mode=False)  # its tensors are written to in training, wherever it is made
     def __init__(
         self,
         num_embeddings: int,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch_gas.session.inference import Replay
     from torch_gas.session.model import HistoryModel
 
+IN_INFERENCE_MODE = (
+    " has parameters that were made, copied or loaded under torch.inference_mode(), and torch cannot train such tensors; do that "
+    "outside of it, or under torch.no_grad()"
+)
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
 
@@ -84,10 +88,17 @@ class Session:
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, adj)
+        if call.is_step:
+            self._check_trainable()
         self.enter(call)
         call.begin()
         self._note_epoch(call)
         return call
+
+    def _check_trainable(self) -> None:
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None and parameter.is_inference():
+            raise RuntimeError(f"{self.model._name}{IN_INFERENCE_MODE}")
 
     def enter(self, call: Call) -> None:
         """Makes ``call`` the one under way."""

@@ -85,7 +85,7 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
     """Gives lazy parameters their shapes, with the user's random numbers."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         args, kwargs = inputs(to_model(model, data))
-        with torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad():  # they are trained, wherever the model is scaled
             model(*args, **kwargs)
 
 
