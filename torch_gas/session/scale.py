@@ -29,7 +29,7 @@ from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
-from torch_gas.session.session import IN_INFERENCE_MODE
+from torch_gas.session.session import refuse_inference_tensors
 from torch_gas.table import FileTier
 from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Arguments, Inputs
@@ -99,8 +99,7 @@ def scale(
             )
     if hasattr(model, "_orig_mod"):
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError(f"scale(): {type(model).__name__}{IN_INFERENCE_MODE}")
+    refuse_inference_tensors(f"scale(): {type(model).__name__}", model.parameters())
     if data is None:
         if num_nodes is None:
             raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter, is_lazy
 
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
     from torch_gas.session.inference import Replay
     from torch_gas.session.model import HistoryModel
 
-IN_INFERENCE_MODE = (
-    " has parameters that were made, copied or loaded under torch.inference_mode(), and torch cannot train such tensors; do that "
-    "outside of it, or under torch.no_grad()"
-)
 POOL_SIZE = 4  # pulls in flight by default: the layer that runs and those that come next
 
 
@@ -36,6 +34,15 @@ def owner_of(extension: Extension) -> Session | None:
     """The session that an extension was added to."""
     owner = _owners.get(extension)
     return None if owner is None else owner()
+
+
+def refuse_inference_tensors(name: str, parameters: Iterable[Parameter]) -> None:
+    """Raises RuntimeError if torch cannot train ``parameters``."""
+    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in parameters):
+        raise RuntimeError(
+            f"{name} has parameters that were made, copied or loaded under torch.inference_mode(), and torch cannot train such "
+            "tensors; do that outside of it, or under torch.no_grad()"
+        )
 
 
 class Session:
@@ -89,16 +96,11 @@ class Session:
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, adj)
         if call.is_step:
-            self._check_trainable()
+            refuse_inference_tensors(model._name, islice(model.parameters(), 1))
         self.enter(call)
         call.begin()
         self._note_epoch(call)
         return call
-
-    def _check_trainable(self) -> None:
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None and parameter.is_inference():
-            raise RuntimeError(f"{self.model._name}{IN_INFERENCE_MODE}")
 
     def enter(self, call: Call) -> None:
         """Makes ``call`` the one under way."""
