@@ -13,15 +13,17 @@ KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-# The environment, with the extension built in it; again whenever the build's inputs change.
-$(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
+# The environment, with the extension built in it; again whenever the build's inputs change. The demo needs no tools for developers.
+$(VENV)/.installed: EXTRAS := dev,examples
+$(VENV)/.examples: EXTRAS := examples
+$(VENV)/.installed $(VENV)/.examples: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIN) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet $(PIN) --editable ".[dev,examples]"
+	$(BIN)/python -m pip install --quiet $(PIN) --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Training on histories beside full batch, on a small graph.
-demo: $(VENV)/.installed
+demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py
 
 # Lint and all tests.

@@ -70,6 +70,6 @@ for epoch in progress:
     val, test = score(val_graph), score(test_graph)
     scheduler.step(val)
     best.update(epoch, val, test)
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 print(f"{refresher.cost.refreshes} refreshes: {refresher.cost.seconds:.0f} s")
 print(f"Test accuracy: {best}")

@@ -68,5 +68,5 @@ for epoch in progress:
         optimizer.step()
     model.eval()(loader=eval_loader)  # refreshes the histories
     best.update(epoch, score(val_graph), score(test_graph))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 print(f"Test micro-F1: {best}")

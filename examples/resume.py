@@ -71,5 +71,5 @@ for epoch in progress:
     out = model.eval()(loader=eval_loader)  # exact, and refreshes the histories
     best.update(epoch, *scores(out, data.y, data.val_mask, data.test_mask))
     checkpoint.save(path, model=model, **state, epochs=epoch, best=vars(best))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 print(f"Test accuracy: {best}")

@@ -26,6 +26,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 train_loader = SubgraphLoader(data, ptr, batch_size=5, shuffle=True, device=args.device)  # <-- for training
 eval_loader = EvalSubgraphLoader(data, ptr, batch_size=5, device=args.device)  # <-- and for exact inference
 
+model.eval()(loader=eval_loader)  # <-- fills the histories, which are zeros at first
 best = Best()
 progress = tqdm(range(1, args.epochs + 1))
 for epoch in progress:
@@ -39,7 +40,7 @@ for epoch in progress:
         optimizer.step()
     out = model.eval()(loader=eval_loader)  # <-- exact, layer by layer, in the memory of one batch
     best.update(epoch, *scores(out, data.y, data.val_mask, data.test_mask))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 
 # What was trained is the plain model, which needs nothing of this library.
 with torch.no_grad():

@@ -62,7 +62,7 @@ for seed in range(args.seeds):
                 loss.backward()
                 optimizer.step()
         best.update(epoch, *scores(evaluate(), graph.y, val_mask, test_mask))
-        progress.set_postfix_str(str(best))
+        progress.set_postfix_str(f"test {best}")
         progress.update()
     tests.append(best.test)
 progress.close()

@@ -67,7 +67,7 @@ def run(name, batches, histories):
         seconds.append(time.perf_counter() - start)
         out = model.eval()(loader=eval_loader)  # exact, layer by layer; refreshes the histories
         best.update(epoch, *scores(out, data.y, data.val_mask, data.test_mask))
-        progress.set_postfix_str(str(best))
+        progress.set_postfix_str(f"test {best}")
     model.train()
     batch, *ids = max(batches, key=lambda batch: batch[0].num_nodes)
     optimizer.zero_grad()

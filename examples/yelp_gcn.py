@@ -54,5 +54,5 @@ for epoch in progress:
             loss.backward()
             optimizer.step()
     best.update(epoch, *scores(evaluate(), data.y, data.val_mask, data.test_mask))
-    progress.set_postfix_str(str(best))
+    progress.set_postfix_str(f"test {best}")
 print(f"Test micro-F1: {best}")

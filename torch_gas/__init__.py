@@ -1,4 +1,4 @@
-"""Train any message-passing GNN on graphs of any size in constant device memory, by historical embeddings."""
+"""Train PyG models on graphs that do not fit on a GPU, using every edge, by historical embeddings."""
 
 from torch_gas import checkpoint, models
 from torch_gas._util.moved import keep_old_paths
@@ -15,6 +15,7 @@ from torch_gas.partition import Partition, load_partition, metis, permute, save_
 from torch_gas.planner import Plan, plan
 from torch_gas.pygas import compute_micro_f1, dropout
 from torch_gas.session.base import ScalableGNN
+from torch_gas.session.check import check
 from torch_gas.session.scale import ScaledGNN, scale
 from torch_gas.table import FileTable, FileTier, StoredFeatures, store_features
 from torch_gas.transfer import AsyncIOPool
@@ -38,6 +39,7 @@ __all__ = [
     "SubData",
     "SubgraphLoader",
     "add_self_loops",
+    "check",
     "checkpoint",
     "compute_micro_f1",
     "dropout",

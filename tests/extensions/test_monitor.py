@@ -411,6 +411,9 @@ def test_gradient_error(conv: Any) -> None:
     found = monitor.gradient_error(loader_of(data), summed)
     assert found.relative > 1e-2 and -1 <= found.cosine < 1
     assert found.parameters.keys() == dict(model.named_parameters()).keys()
+    worst = max(found.parameters, key=found.parameters.__getitem__)
+    start = f"gradient: relative error {found.relative:.2g}, cosine {found.cosine:.3f}; largest errors: {worst} "
+    assert str(found).startswith(start) and len(str(found)) < 150
 
     def gradient(batches: Any, twin: Net) -> Tensor:
         twin.zero_grad()
@@ -643,6 +646,12 @@ def test_table() -> None:
     errors = monitor.errors(loader_of(data))
     assert f"{100 * errors[0].history:.1f} %" in errors_table(errors).splitlines()[1]
     assert errors_table(errors).splitlines()[-1].split()[0] == "output"
+    with torch.no_grad():
+        model.eval()(data.x, adjacency(data))
+    *_, last, note, _ = errors_table(monitor.errors(loader_of(data))).splitlines()
+    assert last.split() == ["output", "0.0", "%"] and note.startswith(
+        "Histories are exact, as they are right after an evaluation"
+    )
     bound = monitor.bound(loader_of(data))
     assert f"{bound[-1].measured:.3g}" in bound_table(bound).splitlines()[-1]
 

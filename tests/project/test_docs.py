@@ -2,16 +2,23 @@
 
 import doctest
 import importlib
+import importlib.util
 import operator
+import os
 import pkgutil
 import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_datasets import write_planetoid
 from test_map import ROOMS
 
 import torch_gas
+from torch_gas.datasets import synthetic
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -27,21 +34,96 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.slow
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Raw files of Cora where README looks for them: the real ones (then True), or tiny ones of the same layout."""
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks(ROOT / "README.md")
+    real = Path(os.environ.get("TORCH_GAS_DATA", "/nowhere"), "planetoid", "Cora", "raw")
+    if not real.exists():
+        write_planetoid(tmp_path / "data", "Cora")
+        return False
+    shutil.copytree(real, tmp_path / "data" / "Cora" / "raw")
+    return True
+
+
+@pytest.mark.slow
+def test_readme_code_runs(cora: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A newcomer's first run learns, says so, and gives predictions in the order of the graph that was loaded."""
+    first, *blocks = python_blocks(ROOT / "README.md")
     assert len(blocks) >= 2
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(first, "README.md", "exec"), namespace)
+    accuracy = float(capsys.readouterr().out.split("test accuracy ")[1])
+    assert accuracy > (0.78 if cora else 0.0)
+    original, pred, out = namespace["dataset"][0], namespace["pred"], namespace["out"]
+    assert out.shape == (original.num_nodes, namespace["dataset"].num_classes)
+    right = (pred == original.y)[original.test_mask].float().mean()
+    assert float(right) == pytest.approx(accuracy, abs=6e-4)  # in the other order it is chance
+    again = namespace["model"](loader=namespace["eval_loader"], original_order=True)
+    assert torch.equal(again.argmax(dim=1), pred)
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    out, data = namespace["out"], namespace["data"]
-    assert isinstance(out, torch.Tensor) and isinstance(data, torch_gas.get_data("", "synthetic:100")[0].__class__)
-    assert out.shape == (data.num_nodes, namespace["out_channels"])
+    printed = capsys.readouterr().out
+    assert "never written" in printed and "Histories are exact" not in printed
 
-    loader = torch_gas.SubgraphLoader(data, namespace["ptr"], batch_size=10)
+
+@pytest.mark.slow
+def test_code_about_choices_runs() -> None:
+    data = synthetic(500)
+    loader = torch_gas.SubgraphLoader(data, torch.arange(0, 501, 50), batch_size=2)
     for block in python_blocks(ROOT / "docs" / "choosing.md"):
         exec(compile(block, "choosing.md", "exec"), {"loader": loader})
+
+
+class Lightning:
+    """Does what Lightning does for the hooks in docs/recipes.md, where it is not installed."""
+
+    class LightningModule(torch.nn.Module):
+        def log(self, name: str, value: Any, **options: Any) -> None:
+            self.logged = {**vars(self).get("logged", {}), name: value}
+
+    class Trainer:
+        def __init__(self, max_epochs: int, **options: Any) -> None:
+            self.max_epochs = max_epochs
+
+        def fit(self, module: Any, loader: Any) -> None:
+            optimizer = module.configure_optimizers()
+            module.train()
+            module.on_train_start()
+            for _ in range(self.max_epochs):
+                for index, batch in enumerate(loader):
+                    loss = module.training_step(batch.to("cpu"), index)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                module.on_train_epoch_end()
+            self.callback_metrics = module.logged
+
+
+@pytest.mark.slow
+def test_recipes_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("lightning") is None:
+        monkeypatch.setitem(sys.modules, "lightning", Lightning)
+    namespace: dict[str, Any] = {}
+    outputs = []
+    with torch.random.fork_rng(devices=[]):
+        for block in python_blocks(ROOT / "docs" / "recipes.md"):
+            exec(compile(block, "recipes.md", "exec"), namespace)
+            outputs.append(namespace.get("out"))
+    original, perm = namespace["original"], namespace["perm"]
+    assert torch.equal(namespace["pred"], namespace["same"])
+    assert namespace["accuracy"] > 0.4  # chance is 0.1, as in the other order
+    split, labelled = namespace["split"], namespace["labelled"]
+    assert torch.equal(perm[labelled.train_mask].sort().values, split["train"])
+    assert torch.equal(original.x[split["train"]], namespace["data"].x[namespace["train_ids"]])
+    assert namespace["auc"] > 0.58 and namespace["val_acc"] > 0.2
+    *_, bare, typed = outputs
+    assert bare.shape == (2000, 10) and typed.shape == (1000, 3) and namespace["papers"].shape == (600, 3)
+    hetero, model = namespace["hetero"], namespace["model"].unscale().eval()
+    graph = namespace["homogeneous"]
+    full = model(graph.x, graph.edge_index, graph.edge_type)[graph.node_type == hetero.node_types.index("paper")]
+    torch.testing.assert_close(namespace["papers"], full.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_code_about_staleness_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +155,28 @@ def test_code_about_contributing_runs() -> None:
         exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
     assert isinstance(namespace["model"], torch_gas.ScalableGNN)
     assert len(namespace["model"].extensions) == 2
+
+
+def test_the_index_has_all_names_and_pages() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert set(re.findall(r"`(\w+)`", index.partition("## Names")[2])) - {"torch_gas"} == set(torch_gas.__all__)
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
+@pytest.mark.slow
+def test_code_about_accuracy_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """One batch trains as full batch does; an error that was measured in time is none of an evaluation."""
+    namespace: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for block in python_blocks(ROOT / "docs" / "accuracy.md"):
+            exec(compile(block, "accuracy.md", "exec"), namespace)
+    for full, histories in namespace["losses"]:
+        assert histories == pytest.approx(full, rel=1e-3)
+    assert namespace["output"].computed > 0.01
+    stale, exact = (float(error) for error in re.findall(r"gradient: relative error (\S+),", capsys.readouterr().out))
+    assert 0 < exact < stale
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -111,7 +215,17 @@ def test_docstring_examples_run(name: str) -> None:
 
 def test_docstrings_have_examples() -> None:
     """The names that users meet first show how they are used."""
-    for name in ("ScalableGNN", "SubgraphLoader", "History", "metis", "permute", "plan", "gcn_norm", "get_data"):
+    for name in (
+        "ScalableGNN",
+        "SubgraphLoader",
+        "History",
+        "metis",
+        "permute",
+        "plan",
+        "gcn_norm",
+        "get_data",
+        "check",
+    ):
         assert ">>>" in (getattr(torch_gas, name).__doc__ or ""), name
 
 

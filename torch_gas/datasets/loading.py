@@ -14,13 +14,14 @@ import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
-from torch_geometric.utils import sort_edge_index, to_torch_csr_tensor
+from torch_geometric.utils import sort_edge_index
 
 from torch_gas._util.arguments import checked
 from torch_gas.datasets.cluster import synthetic_cluster
 from torch_gas.datasets.community import synthetic
 from torch_gas.datasets.folders import find_home, missing, writable_home
 from torch_gas.datasets.sources import SOURCES, find
+from torch_gas.graph.format import csr_tensor, row_pointers
 
 LAYOUTS = ("edge_index", "EdgeIndex", "adj_t", "csr", "SparseTensor")
 SPLITS = ("train", "val", "test")
@@ -83,7 +84,7 @@ def get_data(
         )
     data = _make(key, int(made[2]), split) if made else _load(root, key, split)
     if key in SETS_OF_GRAPHS:
-        data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
+        data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool, device="cpu")
     if data.y.dim() == 2:
         # Yelp's raw labels are integers, but the loss for several labels takes floats.
         data.y = data.y.float()
@@ -154,7 +155,13 @@ def _with_layout(data: Data, layout: str) -> Data:
         return data
     del data.edge_index
     if layout == "csr":
-        data.adj_t = to_torch_csr_tensor(edge_index.flip(0), size=size, is_coalesced=True)
+        src, dst = edge_index
+        values = torch.ones(src.numel(), device=src.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Sparse CSR tensor support is in beta"
+            )  # which torch says once in a process
+            data.adj_t = csr_tensor(row_pointers(dst, data.num_nodes), src, values, size)
     else:
         data.adj_t = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size, is_sorted=True)
     return data

@@ -154,6 +154,7 @@ class ScalableGNN(HistoryModel):
         progress: bool = False,
         device: torch.device | str | None = None,
         path: str | os.PathLike[str] | None = None,
+        original_order: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Runs ``forward`` on a batch, on a whole graph, or layer by layer over a loader.
@@ -166,7 +167,8 @@ class ScalableGNN(HistoryModel):
             offset: starts of the contiguous parts of the batch, [P].
             count: lengths of these parts, [P].
             loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
-            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
+            progress, device, path, original_order: whether inference over a loader shows a progress bar, where its result goes,
+                and whether its rows are in the order that nodes had before :func:`torch_gas.permute`.
             **kwargs: further arguments of ``forward``, such as ``edge_weight``.
 
         Returns:
@@ -181,8 +183,8 @@ class ScalableGNN(HistoryModel):
                     f"{type(self).__name__}: loader takes no further arguments, because what forward takes comes from its "
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
-            return layerwise_inference(self, loader, progress, device, path)
-        self._refuse_target(device, path)
+            return layerwise_inference(self, loader, progress, device, path, original_order)
+        self._refuse_target(device, path, original_order)
         if isinstance(x, SubData):
             args, kwargs = self._arguments_of(x, kwargs)
             return self(*args, **kwargs)
@@ -190,7 +192,7 @@ class ScalableGNN(HistoryModel):
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
         with Undo(sys._getframe()) as undo:
-            call = self._prepare(undo, num_rows, adj_t, (batch_size, n_id, offset, count), kwargs)
+            call = self._prepare(undo, num_rows, {"x": x, **kwargs}, adj_t, (batch_size, n_id, offset, count))
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
@@ -217,13 +219,13 @@ class ScalableGNN(HistoryModel):
         return x.size(0)
 
     @untraced
-    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids, further: dict[str, Any]) -> Call:
+    def _prepare(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
             compiled.prepare(self._name)
-        call = self._session.begin(undo, num_rows, adj, ids)
+        call = self._session.begin(undo, num_rows, given, adj, ids)
         if call.n_id is not None or call.on_own_graph:
-            self._check_further(further)
+            self._check_further(given)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)
@@ -231,12 +233,12 @@ class ScalableGNN(HistoryModel):
         self._session.wired(call)
         return call
 
-    def _check_further(self, further: dict[str, Any]) -> None:
+    def _check_further(self, given: dict[str, Any]) -> None:
         """Raises in evaluation unless ``forward`` is given what it was given in training, as far as that is of a graph."""
-        names, trained = data_names(further), self._trained_with
+        names, trained = data_names(given) - {"x"}, self._trained_with
         if self.training:
             self._trained_with = names
-        elif trained is not None and (trained ^ names) - {name for name, value in further.items() if value is None}:
+        elif trained is not None and (trained ^ names) - {name for name, value in given.items() if value is None}:
             had, has = (", ".join(sorted(each)) or "no further arguments" for each in (trained, names))
             raise ValueError(
                 f"{self._name} was trained with {had}, but is evaluated with {has}, which is another function. Pass the same to "

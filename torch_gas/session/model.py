@@ -76,7 +76,7 @@ class HistoryModel(Module):
         }
         self.histories = ModuleList()  # type: ignore[assignment]
         self.extension_tables = ModuleDict()
-        self._written = torch.zeros(())  # see wiring/compiled.py
+        self._written = torch.zeros((), device="cpu")  # see wiring/compiled.py
         self._session = Session(self)
 
     # -- what a model that scale() made does in its own way -------------------------------------------------------------
@@ -278,10 +278,11 @@ class HistoryModel(Module):
         return self.pool.nbytes
 
     @untraced
-    def _refuse_target(self, device: Any, path: Any) -> None:
-        if device is not None or path is not None:
+    def _refuse_target(self, device: Any, path: Any, original_order: bool) -> None:
+        if device is not None or path is not None or original_order:
             raise ValueError(
-                f"{self._name}: device and path say where inference over a loader puts its result; pass loader=..."
+                f"{self._name}: device and path say where inference over a loader puts its result, and original_order in which "
+                "order; pass loader=..."
             )
 
     # -- extensions ----------------------------------------------------------------------------------------------------

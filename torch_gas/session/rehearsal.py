@@ -25,7 +25,7 @@ from torch_gas.session.inference import EndOfBatch, Layer, Replay, Skipping
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import same
-from torch_gas.wiring.trial.small import batches_of, small_graph
+from torch_gas.wiring.trial.small import PTR, batches_of, small_graph
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def skipping(model: ScalableGNN, data: Data) -> Skipping:
     layers: dict[Place, Layer] = {}
     sweeps = 0
     try:
-        batch = _small_batch(model, data)
+        batch = small_batches(model, data)[0]
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             first = _Recorded(batch)
-            out = _run(model, batch, first)
+            out = rehearse(model, batch, first)
             layers = first.layers
             while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
                 sweeps += 1
@@ -50,17 +50,17 @@ def skipping(model: ScalableGNN, data: Data) -> Skipping:
     return Skipping(model._session, layers, sweeps, why)
 
 
-def _small_batch(model: ScalableGNN, data: Data) -> SubData:
-    """A batch of a small graph, where the model is and in its type."""
+def small_batches(model: ScalableGNN, data: Data, ptr: Tensor = PTR) -> list[SubData]:
+    """Batches of a small graph, where the model is and in its type."""
     small = small_graph(data)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for key, value in small.to_dict().items():
         if dtype is not None:
             small[key] = map_tensors(value, lambda held: held.to(dtype) if held.is_floating_point() else held)
-    return batches_of(small, "in")[0].to(model.device)
+    return [batch.to(model.device) for batch in batches_of(small, "in", ptr)]
 
 
-def _run(model: ScalableGNN, batch: SubData, replay: _Recorded) -> Any:
+def rehearse(model: ScalableGNN, batch: SubData, replay: Replay) -> Any:
     """What ``forward`` returns, called beside all checks and transfers."""
     with Undo(sys._getframe()) as undo:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
@@ -92,7 +92,7 @@ class _Recorded(Replay, Handler):
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
         generator = torch.Generator().manual_seed(len(self.order))
-        halo = torch.rand(self.halo_size, rows.size(1), generator=generator).to(rows)
+        halo = torch.rand(self.halo_size, rows.size(1), generator=generator, device="cpu").to(rows)
         self.order.append(history)
         self.rows.append(torch.cat([rows.detach(), halo]))
         return self.rows[-1].clone()
@@ -110,7 +110,7 @@ class _Spoiled(_Recorded):
     def is_the_same(self, model: ScalableGNN, out: Any) -> bool:
         """Whether what is pushed next, or ``out`` in the end, is as it was."""
         try:
-            again = _run(model, self.first.batch, self)
+            again = rehearse(model, self.first.batch, self)
         except EndOfBatch:
             return self.is_same
         left, right = (pytree.tree_leaves(each) for each in (again, out))

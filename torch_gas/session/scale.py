@@ -270,6 +270,7 @@ class ScaledGNN(HistoryModel):
         progress: bool = False,
         device: torch.device | str | None = None,
         path: str | os.PathLike[str] | None = None,
+        original_order: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Runs the model on a batch, on a whole graph, or layer by layer over a loader.
@@ -277,7 +278,8 @@ class ScaledGNN(HistoryModel):
         Args:
             *args, **kwargs: a batch of a loader, a graph, or the arguments of the plain model, the ids of a batch last.
             loader: gives exact inference over its batches instead; see :func:`layerwise_inference`.
-            progress, device, path: whether inference over a loader shows a progress bar, and where its result goes.
+            progress, device, path, original_order: whether inference over a loader shows a progress bar, where its result goes,
+                and whether its rows are in the order that nodes had before :func:`torch_gas.permute`.
 
         Raises:
             ValueError: if the arguments are not those of one batch of this model's graph.
@@ -289,8 +291,8 @@ class ScaledGNN(HistoryModel):
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
             if self._found is None:
                 self._try_out(loader.data, self._arguments, loader.data)
-            return layerwise_inference(self, loader, progress, device, path)
-        self._refuse_target(device, path)
+            return layerwise_inference(self, loader, progress, device, path, original_order)
+        self._refuse_target(device, path, original_order)
         args, kwargs, ids = self._split(args, kwargs)
         if ids[1] is not None and self._found is None:
             data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
@@ -305,7 +307,7 @@ class ScaledGNN(HistoryModel):
             if len(self.tables) > 0:
                 structure.refuse_learned(self._name, given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, adj, ids)
+            call = self._session.begin(undo, rows, arguments.by_attribute(given, adj), adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}

@@ -153,10 +153,28 @@ def count_rows(given: dict[str, Any], adj: Any = None) -> int | None:
     for value in given.values():
         if isinstance(value, Data):
             return value.num_nodes
-    sized = [given["x"]] if "x" in given else given.values()
-    rows = [x.size(0) for x in sized if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x)]
+    x = features_of(given, adj)
+    return None if x is None else x.size(0)
+
+
+def features_of(given: dict[str, Any], adj: Any) -> Tensor | None:
+    """The features among the arguments, or in the graph that they are; None where there are none."""
+    held = _held(given)
+    sized = [held["x"]] if "x" in held else given.values()
+    found = [x for x in sized if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x)]
     num_edges = None if adj is None else format_of(adj).num_edges(adj)
-    return next((number for number in rows if number != num_edges), next(iter(rows), None))
+    return next((x for x in found if x.size(0) != num_edges), next(iter(found), None))
+
+
+def by_attribute(given: dict[str, Any], adj: Any) -> dict[str, Any]:
+    """What is given beside adjacencies, by the names that it has in a graph, with the features as ``"x"``."""
+    held = {name: value for name, value in _held(given).items() if not is_adjacency(value)}
+    return held | {"x": features_of(given, adj)}
+
+
+def _held(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, or what the graph among them holds."""
+    return next((value.to_dict() for value in given.values() if isinstance(value, Data)), given)
 
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:

@@ -63,7 +63,7 @@ class Batch:
         self.convs, self.norms = list(convs), set(_norms(norms))
         self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
-        self.shape = torch.empty(0, batch_size, num_rows)
+        self.shape = torch.empty(0, batch_size, num_rows, device="cpu")
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -71,6 +71,11 @@ class Batch:
         """Prepares the layers."""
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
+            if conv.explain:
+                raise ValueError(
+                    f"{type(conv).__name__} has masks of an explainer on its messages, and a batch would mix them with the rows "
+                    "of histories, which have none; explain the model on the whole graph, or the plain model on a subgraph"
+                )
             for inner in conv.modules():
                 if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:

@@ -44,12 +44,17 @@ class GradientError(NamedTuple):
     cosine: float
     parameters: dict[str, float]
 
+    def __str__(self) -> str:
+        largest = sorted(self.parameters.items(), key=lambda item: -item[1])[:3]
+        named = ", ".join(f"{name} {error:.2g}" for name, error in largest)
+        return f"gradient: relative error {self.relative:.2g}, cosine {self.cosine:.3f}; largest errors: {named}"
+
 
 def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerError]:
     """See :meth:`torch_gas.extensions.monitor.Monitor.errors`."""
     twin = Twin(model, loader)
     last = len(twin.stale)
-    squares = torch.zeros(last + 1, 3, dtype=torch.float64)  # of history, computed and exact rows
+    squares = torch.zeros(last + 1, 3, dtype=torch.float64, device="cpu")  # of history, computed and exact rows
     with undisturbed(loader, model.device), torch.no_grad():
         output = twin.exact(whole)
         for run in twin.runs():

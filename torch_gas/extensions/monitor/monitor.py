@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import textwrap
 import warnings
 from dataclasses import asdict
 from functools import partial
@@ -240,7 +241,8 @@ class Monitor(Extension):
         """Errors of the histories, and of what batches compute with them, against the exact rows.
 
         In evaluation mode. Model, histories and random numbers stay as they are. Takes the memory of another set of histories, on
-        the host.
+        the host. Call it after training steps and before an evaluation of the whole graph, which makes histories exact: right
+        after it, all errors are 0.
 
         Args:
             loader: batches of the model's graph; those of its next epoch are measured.
@@ -304,7 +306,7 @@ class Monitor(Extension):
     def table(self) -> str:
         """What was counted, as text."""
         head = f"Monitor of {self.model._name}: {self.steps:,} training steps, halo ratio S / B {self.halo_ratio:.2f}"
-        return "\n".join([head, report.statistics_table(self.statistics()), *(f"! {line}" for line in self.advice())])
+        return "\n".join([head, report.statistics_table(self.statistics()), *map(_remedy, self.advice())])
 
     __str__ = table
 
@@ -337,3 +339,7 @@ class Monitor(Extension):
             if not math.isnan(layer.storage):
                 writer.add_scalar(f"histories/{layer.layer}/storage_error", layer.storage, step)
         self._logged = copy.deepcopy(self._counts)
+
+
+def _remedy(advice: str) -> str:
+    return textwrap.fill(advice, 100, initial_indent="! ", subsequent_indent="  ")

@@ -21,6 +21,11 @@ BARS = " ▁▂▃▄▅▆▇█"
 MOST_LINES = 6  # of layers, in one picture
 
 
+_ROUNDING = 1e-4
+_EXACT = """Histories are exact, as they are right after an evaluation over a loader or the whole graph: this says
+nothing about training. Measure after training steps, and before an evaluation."""
+
+
 def statistics_table(layers: Sequence[LayerStatistics]) -> str:
     """A line for each history: ages of rows pulled from it, the hot ones, drift of those pushed to it and their rounding."""
     most = max((layer.age(1.0) for layer in layers), default=0)
@@ -47,10 +52,13 @@ def _are_rounded(layers: Sequence[LayerStatistics]) -> bool:
 
 
 def errors_table(layers: Sequence[LayerError]) -> str:
-    """A line for each layer."""
+    """A line for each layer; the last one says so where there is nothing to measure, as histories are exact."""
     lines = [(str(layer.layer), percent(layer.history), percent(layer.computed)) for layer in layers]
     lines[-1] = ("output", "", lines[-1][2])
-    return text_table(("layer", "error of history", "of batches"), lines)
+    table = text_table(("layer", "error of history", "of batches"), lines)
+    if len(layers) > 1 and all(layer.history < _ROUNDING for layer in layers):
+        table += "\n" + _EXACT
+    return table
 
 
 def bound_table(layers: Sequence[LayerBound]) -> str:
@@ -109,7 +117,7 @@ def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
     for layer in layers[::step]:
         most, total = layer.age(1.0), max(int(layer.ages.sum()), 1)
         shares = 100 * layer.ages[: most + 1] / total
-        axes.stairs(shares, torch.arange(most + 2) - 0.5, label=f"history {layer.layer}")
+        axes.stairs(shares, torch.arange(most + 2, device="cpu") - 0.5, label=f"history {layer.layer}")
     axes.set(title="Ages of pulled rows", xlabel="optimiser steps", ylabel="share of rows [%]", ylim=(0, None))
 
 

@@ -137,4 +137,4 @@ def spoil(halo: Tensor, by: float) -> Tensor:
     if not halo.is_floating_point():  # integers take no NaN, for which `by == by` is false
         return halo + 1 + int(by == by and abs(by))
     generator = torch.Generator().manual_seed(0)  # which leaves the model's random numbers alone
-    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator).to(halo))
+    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator, device="cpu").to(halo))

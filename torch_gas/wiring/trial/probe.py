@@ -23,6 +23,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 
+from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring import arguments
@@ -96,6 +97,10 @@ class Found:
         """The histories or tables, each once, in the order of their numbers."""
         return list({need.number: need for need in self.needs.values() if need.action in actions}.values())
 
+    def __str__(self) -> str:
+        rows = [(f"{n.action} {n.number}", "x".join(map(str, n.shape)), str(place)) for place, n in self.needs.items()]
+        return f"neighbors={self.neighbors!r}\n" + text_table(("what", "width", "behind"), rows)
+
 
 def find(model: Module, data: Data, inputs: Inputs) -> Found:
     """What ``model`` needs on batches of a graph like ``data``.
@@ -117,14 +122,15 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
                 failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
     telling = next((each for each in failures if each.__cause__ is None), failures[0])
-    raise ValueError(_explain(model, telling, whole.values)) from telling
+    raise ValueError(explain(model, telling, whole.values)) from telling
 
 
 def _per_node(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.size(0) == NUM_NODES
 
 
-def _explain(model: Module, failure: Differs, exact: Values) -> str:
+def explain(model: Module, failure: Differs, exact: Values) -> str:
+    """What an error says of a model that differs on batches, where ``exact`` are its rows on the whole graph."""
     layers, places = dict(model.named_modules()), list(exact)
 
     def named(place: Place) -> str:
@@ -185,7 +191,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     for name, value in data.to_dict().items():
         if name != key and isinstance(value, Tensor) and data.is_node_attr(name):
             dim = data.__cat_dim__(name, value)
-            changed[name] = value.index_select(dim, torch.randperm(value.size(dim)))
+            changed[name] = value.index_select(dim, torch.randperm(value.size(dim), device="cpu").to(value.device))
             if value.is_floating_point():
                 changed[name] += 0.5 * torch.randn_like(value)
     try:

@@ -54,7 +54,7 @@ def refuse_learned(name: str, given: dict[str, Any], adj: Any) -> None:
 def read(need: Need, table: History, n_id: Tensor, batch_size: int) -> Tensor:
     """What a batch needs of ``table``."""
     if need.action == "maximum":
-        return table.pull(torch.zeros(1, dtype=torch.int64))
+        return table.pull(torch.zeros(1, dtype=torch.int64, device="cpu"))
     return table.pull(n_id if need.action == "sum" else n_id[batch_size:])
 
 
@@ -78,7 +78,7 @@ class _Fill(Handler):
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         if place not in self.found.shapes or any(other.scope == place.scope for other in self.left):
             return None
-        like: Tensor = next(module.parameters(), torch.empty(0))
+        like: Tensor = next(module.parameters(), torch.empty(0, device="cpu"))
         return like.new_zeros(self.batch.n_id.numel(), *self.found.shapes[place])
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
@@ -175,8 +175,8 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
 
 def _batches(data: Data, neighbors: str) -> SubgraphLoader:
     data = copy.copy(data).cpu()
-    loader = SubgraphLoader(data, torch.tensor([0, data.num_nodes]), bipartite=False, neighbors=neighbors)
-    work = loader.builder.csr.rowptr.long() + torch.arange(loader.num_nodes + 1)
-    cuts = torch.searchsorted(work, torch.arange(0, int(work[-1]), _EDGES))
-    ptr = torch.cat([cuts, torch.tensor([loader.num_nodes])]).unique()
+    loader = SubgraphLoader(data, torch.tensor([0, data.num_nodes], device="cpu"), bipartite=False, neighbors=neighbors)
+    work = loader.builder.csr.rowptr.long() + torch.arange(loader.num_nodes + 1, device="cpu")
+    cuts = torch.searchsorted(work, torch.arange(0, int(work[-1]), _EDGES, device="cpu"))
+    ptr = torch.cat([cuts, torch.tensor([loader.num_nodes], device="cpu")]).unique()
     return SubgraphLoader(data, ptr, bipartite=False, neighbors=neighbors)

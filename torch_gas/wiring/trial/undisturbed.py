@@ -16,6 +16,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
+from torch_gas.history import History
 from torch_gas.wiring.arguments import Inputs, square
 from torch_gas.wiring.places import Handler, Places
 from torch_gas.wiring.undo import Undo
@@ -26,7 +27,7 @@ _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
     """Leaves buffers, modes, other attributes and random numbers as they were."""
-    with restored(model, dict(model.named_buffers())), torch.no_grad():
+    with restored(model, _buffers(model)), torch.no_grad():
         torch.manual_seed(0)
         model.eval()
         yield
@@ -109,4 +110,10 @@ def to_model(model: Module, data: Data) -> Data:
 
 
 def _tensors(model: Module) -> list[Tensor]:
-    return [value for value in (*model.parameters(), *model.buffers()) if not is_lazy(value)]
+    return [value for value in (*model.parameters(), *_buffers(model).values()) if not is_lazy(value)]
+
+
+def _buffers(model: Module) -> dict[str, Tensor]:
+    """The buffers of layers; tables of histories may be larger than memory."""
+    tables = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, History))
+    return {name: value for name, value in model.named_buffers() if not name.startswith(tables)}
