@@ -73,6 +73,7 @@ class History(torch.nn.Module):
     closed: str | None = None  # why nobody may use the table by hand now
 
     @checked
+    @torch.inference_mode(mode=False)  # its tensors are written to in training, wherever it is made
     def __init__(
         self,
         num_embeddings: int,
@@ -87,8 +88,7 @@ class History(torch.nn.Module):
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
             raise ValueError(
-                "History: num_embeddings and embedding_dim must be at least 1, but are "
-                f"{num_embeddings} and {embedding_dim}"
+                f"History: num_embeddings and embedding_dim must be at least 1, but are {num_embeddings} and {embedding_dim}"
             )
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
@@ -99,8 +99,7 @@ class History(torch.nn.Module):
         self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
         self.model_dtype = torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
-        self.pool = AsyncIOPool()
-        self.origin = Origin()
+        self.pool, self.origin = AsyncIOPool(), Origin()
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0

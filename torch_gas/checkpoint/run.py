@@ -93,6 +93,7 @@ def save(path: Path, /, *, model: Module, **state: Any) -> None:
     write(path, tables, keys_of(model, _MODEL))
 
 
+@torch.inference_mode(mode=False)  # what objects hold of their states is trained on
 def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful | None) -> dict[str, Any]:
     """Goes on from a file that :func:`save` wrote.
 

@@ -98,7 +98,9 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
 
 def forget_edges(adj: Any) -> None:
     """Has :func:`edges_of` look at ``adj`` anew, in which others have found other edges."""
-    _kept.pop(format_of(adj).holder(adj), None)
+    holder = format_of(adj).holder(adj)
+    if holder is not None:  # of an inference tensor, nothing is kept
+        _kept.pop(holder, None)
 
 
 def _tells_no_change(adj: Any) -> bool:

@@ -394,6 +394,7 @@ class HistoryModel(Module):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(mode=False)  # parameters that are made there could not be trained
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HistoryModel:
         super()._apply(fn, recurse)
         self._session.forget_pool()

@@ -30,6 +30,7 @@ from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
+from torch_gas.session.session import refuse_inference_tensors
 from torch_gas.table import FileTier
 from torch_gas.wiring import Rows, arguments, refuse_evaluation
 from torch_gas.wiring.arguments import Arguments, Inputs
@@ -99,6 +100,7 @@ def scale(
             )
     if hasattr(model, "_orig_mod"):
         raise ValueError("scale() takes the plain model, and not the result of torch.compile")
+    refuse_inference_tensors(f"scale(): {type(model).__name__}", model.parameters())
     if data is None:
         if num_nodes is None:
             raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
@@ -224,7 +226,7 @@ class ScaledGNN(HistoryModel):
         given = arguments.names_of(self.model, args, kwargs)
         self._given = arguments.data_names(given)
         if whole is not None and tables:
-            self._check_learned(given, arguments.adjacencies(args, kwargs)[0])
+            structure.refuse_learned(self._name, given, arguments.adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
             for table in tables:
                 table.origin = Origin(key_of(whole, self.num_nodes))
@@ -306,7 +308,7 @@ class ScaledGNN(HistoryModel):
         if ids[1] is not None or rows == self.num_nodes:
             self._check_given(given)
             if len(self.tables) > 0:
-                self._check_learned(given, adj)
+                structure.refuse_learned(self._name, given, adj)
         with Undo(sys._getframe()) as undo:
             call = self._session.begin(undo, rows, arguments.by_attribute(given, adj), adj, ids)
             if call.n_id is not None:
@@ -351,14 +353,6 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
                 f"{', '.join(sorted(given))}, which is another function than model(batch) and model(loader=...) compute; pass "
                 "the same arguments, or say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
-            )
-
-    def _check_learned(self, given: dict[str, Any], adj: Any) -> None:
-        """Raises where tables, which are computed once, would not follow what is learned."""
-        if adj is not None and any(value.requires_grad for value in arguments.edge_tensors(given, adj)):
-            raise ValueError(
-                f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "
-                "would not follow them; compute them inside the model, from edge attributes"
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

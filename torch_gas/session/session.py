@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter, is_lazy
 
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord, record_of
@@ -33,6 +35,15 @@ def owner_of(extension: Extension) -> Session | None:
     """The session that an extension was added to."""
     owner = _owners.get(extension)
     return None if owner is None else owner()
+
+
+def refuse_inference_tensors(name: str, parameters: Iterable[Parameter]) -> None:
+    """Raises RuntimeError if torch cannot train ``parameters``."""
+    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in parameters):
+        raise RuntimeError(
+            f"{name} has parameters that were made, copied or loaded under torch.inference_mode(), and torch cannot train such "
+            "tensors; do that outside of it, or under torch.no_grad()"
+        )
 
 
 class Session:
@@ -89,6 +100,8 @@ class Session:
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, given, adj)
+        if call.is_step:
+            refuse_inference_tensors(model._name, islice(model.parameters(), 1))
         self.enter(call)
         call.begin()
         self._note_epoch(call)

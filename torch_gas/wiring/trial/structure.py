@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
-from torch_gas.wiring.arguments import Arguments, Inputs
+from torch_gas.wiring.arguments import Arguments, Inputs, edge_tensors
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import Found, Need
@@ -40,6 +40,15 @@ def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
         dtype = need.dtype if need.dtype.is_floating_point else torch.float64
         made.append(History(rows, prod(need.shape), dtype=dtype, persistent=False, **options))
     return made
+
+
+def refuse_learned(name: str, given: dict[str, Any], adj: Any) -> None:
+    """Raises ValueError where the arguments of a call hold learned weights, which tables would not follow."""
+    if adj is not None and any(value.requires_grad for value in edge_tensors(given, adj)):
+        raise ValueError(
+            f"{name}: edge weights require grad, but what the model counts on the whole graph is computed once and would not "
+            "follow them; compute them inside the model, from edge attributes"
+        )
 
 
 def read(need: Need, table: History, n_id: Tensor, batch_size: int) -> Tensor:

@@ -102,7 +102,7 @@ def varied(model: Module) -> Iterator[None]:
 def materialize(model: Module, data: Data, inputs: Inputs) -> None:
     """Gives lazy parameters their shapes, with the user's random numbers."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
-        with torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad():  # they are trained, wherever the model is scaled
             call_whole(model, inputs(to_model(model, data)), data, Handler())
 
 
