@@ -433,7 +433,9 @@ def test_ids_that_are_written_to(write: str) -> None:
 def test_ranges_that_are_written_to() -> None:
     history, offset = warm_history(), torch.tensor([0])
     history.push(torch.full((2, 2), -1.0), offset=offset, count=torch.tensor([2]))
-    history.push(torch.full((4, 2), -2.0), offset=offset, count=torch.tensor([4]))  # the same tensor, and another length
+    history.push(
+        torch.full((4, 2), -2.0), offset=offset, count=torch.tensor([4])
+    )  # the same tensor, and another length
     offset.numpy()[:] = 5
     history.push(torch.full((4, 2), -3.0), offset=offset, count=torch.tensor([4]))
     expected = [-2, -2, -2, -2, 8, -3, -3, -3, -3, 18]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -35,7 +36,7 @@ class SubgraphLoader(DataLoader[SubData]):
     Args:
         data: a graph in the order of ``perm``; see :func:`torch_gas.permute`.
         ptr: start of each part and N, [num_parts + 1], from :func:`torch_gas.metis`.
-        batch_size: parts in a batch.
+        batch_size: parts in a batch, and not nodes; more than there are give the whole graph, with a warning.
         bipartite: whether the adjacency has B rows (default) or B+S rows, of which the last S are empty.
         neighbors: ``"in"`` for the edges into the batch, or ``"both"`` for those from it as well, whose ends outside then
             belong to the halo. Layers that read both directions need it; its adjacency has B+S rows.
@@ -88,6 +89,7 @@ class SubgraphLoader(DataLoader[SubData]):
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
+        _warn_of_whole_graph(batch_size, ptr)
         self._prefetch = prefetch
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type not in ("cpu", "cuda"):
@@ -313,8 +315,20 @@ class EvalSubgraphLoader(SubgraphLoader):
         if batch_size < 1:
             raise ValueError(f"EvalSubgraphLoader: batch_size must be at least 1, but is {batch_size}")
         ptr = check_partition(ptr, data)
+        _warn_of_whole_graph(batch_size, ptr)
         merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
         super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _warn_of_whole_graph(batch_size: int, ptr: Tensor) -> None:
+    """Warns where ``batch_size`` is a number of nodes, as it is in other loaders."""
+    num_parts = ptr.numel() - 1
+    if batch_size > num_parts > 1:
+        warnings.warn(
+            f"SubgraphLoader: batch_size={batch_size} counts parts, of which there are {num_parts}, so that a batch is the whole "
+            "graph; pass the number of parts in a batch, or partition the graph into more of them",
+            stacklevel=4,
+        )
 
 
 def _next(batches: Iterator[SubData], process: int) -> SubData:

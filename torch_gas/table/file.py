@@ -289,7 +289,7 @@ def _lock(file: int, path: str, kind: int) -> None:
 
 
 def _let_go() -> None:
-    """Closes the files of the parent in a fork, which may not use them: else a worker that outlives a killed run keeps them locked."""
+    """Closes, in a fork, the files of its parent, which it may not use: else a worker that outlives a killed run locks them."""
     for table in _owned:
         if table._close.detach() is not None:
             os.close(table.file)
