@@ -48,11 +48,13 @@ class SubgraphLoader(DataLoader[SubData]):
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
         device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
             memory. By default all of a batch does, and ``batch.to(device)`` moves it.
-        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch). They are made anew where
+            ``data`` holds something else at the beginning of an epoch, and where it is learned (requires a gradient), in each.
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
 
     Raises:
         ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to.
+        RuntimeError: where an epoch begins, if the edges are others than when the loader was made.
 
     Example:
         >>> from torch_gas import SubgraphLoader, metis, permute
