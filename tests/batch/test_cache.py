@@ -99,6 +99,14 @@ def test_edges_that_are_written_through_numpy(layout: str, kwargs: dict[str, Any
         list(loader)
 
 
+def test_a_partition_that_is_written_to() -> None:
+    data, ptr = graph(), PTR.clone()
+    loader = SubgraphLoader(data, ptr, shuffle=True, batch_size=2, seed=0)
+    ptr += 1
+    for batch, fresh in zip(loader, SubgraphLoader(data, PTR, shuffle=True, batch_size=2, seed=0), strict=True):
+        assert torch.equal(batch.n_id, fresh.n_id)
+
+
 # -- a batch is written to ----------------------------------------------------------------------------------------------
 
 
@@ -197,8 +205,16 @@ def test_a_fork_that_goes_on_with_batches_of_its_parent(kwargs: dict[str, Any]) 
     loader = SubgraphLoader(graph(), PTR, **kwargs)
     batches = iter(loader)
     next(batches)
-    assert "RuntimeError: this is under way in process" in in_fork(lambda: next(batches))
+    assert "RuntimeError: this is under way in process" in in_fork(lambda: len(list(batches)))
     assert len(list(batches)) == PARTS - 1  # the parent's are all there
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_leaves_workers_that_persist_alone() -> None:
+    loader = SubgraphLoader(graph(), PTR, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    assert len(list(loader)) == PARTS
+    assert in_fork(lambda: len(list(loader))) == str(PARTS)
+    assert len(list(loader)) == PARTS
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

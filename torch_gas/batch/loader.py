@@ -27,7 +27,9 @@ from torch_gas.graph.product import edges_of, kept_edges
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
-_of_parents: list[Iterator[SubData]] = []
+_of_parents: list[
+    Any
+] = []  # iterators that would end the workers of a parent process if they were forgotten in a fork of it
 
 
 class SubgraphLoader(DataLoader[SubData]):
@@ -48,8 +50,8 @@ class SubgraphLoader(DataLoader[SubData]):
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
         device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
             memory. By default all of a batch does, and ``batch.to(device)`` moves it.
-        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch). They are made anew where
-            ``data`` holds something else at the beginning of an epoch, and where it is learned (requires a gradient), in each.
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch). They are made anew
+            where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a gradient).
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
 
     Raises:
@@ -102,6 +104,7 @@ class SubgraphLoader(DataLoader[SubData]):
             )
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
+        self._process = os.getpid()
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._contents: Contents | None = None  # of which the kept batches are
         self._learns = False  # whether gradients are wanted of the graph's attributes
@@ -168,6 +171,9 @@ class SubgraphLoader(DataLoader[SubData]):
         self._learns = name is not None
         if self.num_workers > 0:
             self.builder.check_sendable(name)
+        if self._process != os.getpid():
+            _of_parents.append(self._iterator)  # of workers that persist
+            self._iterator, self._process = None, os.getpid()
         contents = Contents(self.data, sample=self._cache.capacity == 0 and not self.persistent_workers)
         if self._contents is None or contents.differ(self._contents):
             self._contents = contents
@@ -336,7 +342,7 @@ def _warn_of_whole_graph(batch_size: int, ptr: Tensor) -> None:
 def _next(batches: Iterator[SubData], process: int) -> SubData:
     """The next batch that worker processes have made for ``process``."""
     if os.getpid() != process:
-        _of_parents.append(batches)  # which would end the workers of that process if it were forgotten here
+        _of_parents.append(batches)
     check_process(process)
     return next(batches)
 
