@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -200,11 +201,13 @@ def in_fork(call: Callable[[], Any]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("seconds", [0.0, 0.3])  # after which batches ahead are not there, or are
 @pytest.mark.parametrize("kwargs", [{"prefetch": 2}, {"num_workers": 1, "multiprocessing_context": "fork"}])
-def test_a_fork_that_goes_on_with_batches_of_its_parent(kwargs: dict[str, Any]) -> None:
+def test_a_fork_that_goes_on_with_batches_of_its_parent(kwargs: dict[str, Any], seconds: float) -> None:
     loader = SubgraphLoader(graph(), PTR, **kwargs)
     batches = iter(loader)
     next(batches)
+    time.sleep(seconds)
     assert "RuntimeError: this is under way in process" in in_fork(lambda: len(list(batches)))
     assert len(list(batches)) == PARTS - 1  # the parent's are all there
 

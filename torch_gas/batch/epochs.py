@@ -124,8 +124,6 @@ class Epochs:
         self._check_known()
         epochs = [each for each in self._under_way if not each.is_stopped] or self._under_way
         epoch = self._loaded or (epochs[-1] if epochs else Epoch(number=self._number))
-        if epoch.is_stopped and epoch.batches is not None and epoch.taken == len(epoch.batches):
-            epoch = Epoch(number=self._number)  # left by `break` at its last batch, it is over like any other
         rest = None if epoch.batches is None else epoch.batches[epoch.taken :]
         return {
             "loader": self._facts(loader),
