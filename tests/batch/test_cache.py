@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_edges_that_are_written_through_numpy(layout: str, kwargs: dict[str, Any
         list(loader)
 
 
+def test_a_partition_that_is_written_to() -> None:
+    data, ptr = graph(), PTR.clone()
+    loader = SubgraphLoader(data, ptr, shuffle=True, batch_size=2, seed=0)
+    ptr += 1
+    for batch, fresh in zip(loader, SubgraphLoader(data, PTR, shuffle=True, batch_size=2, seed=0), strict=True):
+        assert torch.equal(batch.n_id, fresh.n_id)
+
+
 # -- a batch is written to ----------------------------------------------------------------------------------------------
 
 
@@ -192,13 +201,23 @@ def in_fork(call: Callable[[], Any]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("seconds", [0.0, 0.3])  # after which batches ahead are not there, or are
 @pytest.mark.parametrize("kwargs", [{"prefetch": 2}, {"num_workers": 1, "multiprocessing_context": "fork"}])
-def test_a_fork_that_goes_on_with_batches_of_its_parent(kwargs: dict[str, Any]) -> None:
+def test_a_fork_that_goes_on_with_batches_of_its_parent(kwargs: dict[str, Any], seconds: float) -> None:
     loader = SubgraphLoader(graph(), PTR, **kwargs)
     batches = iter(loader)
     next(batches)
-    assert "RuntimeError: this is under way in process" in in_fork(lambda: next(batches))
+    time.sleep(seconds)
+    assert "RuntimeError: this is under way in process" in in_fork(lambda: len(list(batches)))
     assert len(list(batches)) == PARTS - 1  # the parent's are all there
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_leaves_workers_that_persist_alone() -> None:
+    loader = SubgraphLoader(graph(), PTR, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    assert len(list(loader)) == PARTS
+    assert in_fork(lambda: len(list(loader))) == str(PARTS)
+    assert len(list(loader)) == PARTS
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

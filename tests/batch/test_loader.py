@@ -265,6 +265,7 @@ def test_to_moves_data_and_keeps_ids_on_the_host() -> None:
 # -- order -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*counts parts")
 @pytest.mark.parametrize("batch_size", [1, 3, 10])
 def test_every_node_once_an_epoch(batch_size: int) -> None:
     loader = SubgraphLoader(graph(), PTR, batch_size, shuffle=True)
@@ -274,6 +275,17 @@ def test_every_node_once_an_epoch(batch_size: int) -> None:
         assert seen.sort().values.tolist() == list(range(N))
         assert len(batches) == len(loader) == -(-4 // batch_size)  # empty parts make no batch
         assert all(bool((batch.count > 0).all()) for batch in batches)
+
+
+@pytest.mark.parametrize("kind", [SubgraphLoader, EvalSubgraphLoader])
+def test_a_batch_size_of_nodes(kind: type[SubgraphLoader]) -> None:
+    with pytest.warns(
+        UserWarning, match=r"batch_size=1024 counts parts, of which there are 6.*pass the number"
+    ) as caught:
+        loader = kind(graph(), PTR, batch_size=1024)
+    assert len(list(loader)) == 1 and caught[0].filename == __file__
+    kind(graph(), PTR, batch_size=PTR.numel() - 1)  # which may be meant
+    kind(graph(), torch.tensor([0, N]), batch_size=2)  # or was chosen for the number of parts
 
 
 def test_seed_makes_the_order() -> None:
@@ -522,6 +534,7 @@ def test_an_error_while_making_a_batch_arrives() -> None:
 # -- evaluation ------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*counts parts")
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
 def test_eval_loader_merges_parts(batch_size: int) -> None:
     data = graph()

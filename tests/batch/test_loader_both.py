@@ -115,6 +115,7 @@ def test_double_edges() -> None:
         check(data, batch)
 
 
+@pytest.mark.filterwarnings("ignore:.*counts parts")
 @given(st.integers(1, 30), st.integers(0, 80), st.integers(1, 6), st.integers(1, 3), st.integers(0, 1000))
 def test_any_graph(num_nodes: int, num_edges: int, num_parts: int, batch_size: int, seed: int) -> None:
     data = random_graph(num_nodes, num_edges, seed)

@@ -136,6 +136,19 @@ def test_an_epoch_that_was_broken_off_goes_on_until_the_next_begins() -> None:
     assert loader.state_dict()["given"] == 0
 
 
+def test_at_the_end_of_an_epoch_comes_the_next() -> None:
+    orders = [[batch.n_id.tolist() for batch in epoch] for loader in [make()] for epoch in [loader, loader]]
+    loader = make()
+    for _ in loader:
+        inside = loader.state_dict()
+    other = make()
+    other.load_state_dict(through_file(loader.state_dict()))
+    assert [batch.n_id.tolist() for batch in other] == orders[1]
+    other.load_state_dict(through_file(inside))  # in the body of the last step, what follows the loop is still to come
+    assert list(other) == []
+    assert [batch.n_id.tolist() for batch in other] == orders[1]
+
+
 def test_a_state_that_was_loaded_is_the_state() -> None:
     loader, other = make(), make()
     run = iter(loader)

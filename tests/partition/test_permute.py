@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 
+from torch_gas import SubgraphLoader
 from torch_gas.graph import edges as edges_of_graph
 from torch_gas.graph.edges import coo
 from torch_gas.graph.formats import is_csr, is_matrix
@@ -227,13 +228,104 @@ def test_ids_in_other_containers_and_companions():
     data.parent_index = torch.tensor([2, 2, 0])  # one id per node: reordered and relabelled
     data.split_index = torch.tensor([2, 1, 0])
     data.split = torch.tensor([7, 8, 9])  # describes split_index, not the nodes
-    out = permute(data, torch.tensor([2, 0, 1]), log=False)
+    ids = ("root_index", "leaf_index", "parent_index", "split_index")
+    with pytest.warns(UserWarning, match="data.parent_index holds one integer for each node"):
+        out = permute(data, torch.tensor([2, 0, 1]), log=False)
+    assert_same(permute(data, torch.tensor([2, 0, 1]), log=False, ids=ids), out)
     assert out.root_index == [0, 1]
     assert out.leaf_index.tolist() == [2, 0] and out.leaf_index.dtype == np.int32
     assert out.index_names == ["a", "b"]
     assert out.parent_index.tolist() == [1, 0, 0]
     assert out.split_index.tolist() == [0, 2, 1] and out.split.tolist() == [7, 8, 9]
-    assert_same(unpermute(out), data)
+    assert_same(unpermute(out, ids=ids), data)
+
+
+# -- what names do not tell ---------------------------------------------------------------------------------------------
+
+
+PERM = torch.tensor([2, 0, 1, 4, 3])  # and where nodes come to be: 1, 2, 0, 4, 3
+
+
+def graph_with(**attributes):
+    return Data(edge_index=torch.tensor([[0, 1, 4], [1, 2, 4]]), num_nodes=5, **attributes)
+
+
+@pytest.mark.parametrize("name", ["train_idx", "TrainIds", "seeds", "split"])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda ids: {"train": torch.tensor(ids)}])
+def test_splits_by_ids_ask(name, kind):
+    data = graph_with(**{name: kind([0, 3])})
+    with pytest.warns(
+        UserWarning, match=rf"data\.{name} holds what may be ids.*is not relabelled.*ids=\(\"{name}\",\)"
+    ):
+        out = permute(data, PERM, log=False)
+    assert str(out[name]) == str(data[name])
+    assert str(permute(data, PERM, log=False, ids=())[name]) == str(data[name])
+    out = permute(data, PERM, log=False, ids=[name])
+    assert str(out[name]) == str(kind([1, 4]))
+    assert str(unpermute(out, ids=[name])[name]) == str(data[name])
+
+
+def test_lists_ask_by_their_name():
+    data = graph_with(
+        train_idx=[0, 3], sizes=[2, 1], of=torch.tensor([3, 3]), large=torch.tensor([3, 7]), one=torch.tensor([3])
+    )
+    with pytest.warns(UserWarning, match="train_idx") as caught:
+        permute(data, PERM, log=False)
+    assert len(caught) == 1
+
+
+def test_a_category_that_is_called_index():
+    data = graph_with(species_index=torch.tensor([0, 0, 1, 1, 2]))
+    with pytest.warns(UserWarning, match=r"species_index holds one integer for each node.*leave it out of ids"):
+        permute(data, PERM, log=False)
+    out = permute(data, PERM, log=False, ids=[])
+    assert out.species_index.tolist() == [1, 0, 0, 2, 1]  # moved, and not relabelled
+    assert unpermute(out, ids=[]).species_index.tolist() == data.species_index.tolist()
+    large = graph_with(species_index=torch.tensor([0, 0, 1, 1, 900]))  # more species than nodes
+    assert permute(large, PERM, log=False, ids=[]).species_index.tolist() == [1, 0, 0, 900, 1]
+
+
+def test_a_dictionary_that_is_called_index():
+    data = graph_with(split_index={"train": torch.tensor([0, 3]), "test": [1]})
+    out = permute(data, PERM, log=False)
+    assert out.split_index["train"].tolist() == [1, 4] and out.split_index["test"] == [2]
+
+
+class Said(Data):
+    """Says itself what its attributes are."""
+
+    def __inc__(self, key, value, *args, **kwargs):
+        return {"parent_index": self.num_nodes, "species_index": 0}.get(
+            key, super().__inc__(key, value, *args, **kwargs)
+        )
+
+    def __cat_dim__(self, key, value, *args, **kwargs):
+        return None if key in ("target", "vector") else super().__cat_dim__(key, value, *args, **kwargs)
+
+
+def test_classes_that_say_what_they_hold_are_not_asked():
+    data = Said(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=5, parent_index=torch.tensor([0, 0, 1, 1, 2]))
+    data.species_index = data.parent_index.clone()
+    out = permute(data, PERM, log=False)
+    assert out.species_index.tolist() == [1, 0, 0, 2, 1] and out.parent_index.tolist() == [2, 1, 1, 0, 2]
+
+
+def test_attributes_of_the_graph():
+    data = Said(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=5, x=torch.rand(5, 2))
+    data.target, data.vector = torch.rand(5), torch.rand(2)  # as many entries as there are nodes, and edges
+    out = permute(data, PERM, log=False)
+    assert torch.equal(out.target, data.target) and torch.equal(out.vector, data.vector)
+    for batch in SubgraphLoader(out, torch.tensor([0, 2, 5])):
+        assert torch.equal(batch.target, data.target) and torch.equal(batch.vector, data.vector)
+
+
+@pytest.mark.parametrize(("ids", "error"), [(["gone"], ValueError), (["x"], ValueError), (["far"], IndexError)])
+def test_ids_that_are_none(ids, error):
+    data = graph_with(x=torch.rand(5, 2), far=torch.tensor([1, 5]))
+    with pytest.raises(
+        error, match=r"permute\(\): .*(no integers of that name; leave it out|data\.far holds the node id 5)"
+    ):
+        permute(data, PERM, log=False, ids=ids)
 
 
 def test_sparse_features():

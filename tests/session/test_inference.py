@@ -230,6 +230,7 @@ def test_each_layer_is_computed_once_a_batch(data: Any, num_layers: int) -> None
     close(out, full_batch(model, data))
 
 
+@pytest.mark.filterwarnings("ignore:.*counts parts")
 @pytest.mark.parametrize("batch_size", [1, 3, 9])
 def test_any_loader_that_holds_each_node_once(data: Any, batch_size: int) -> None:
     model = make()

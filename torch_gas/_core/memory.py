@@ -97,7 +97,7 @@ def fingerprint(tensors: Iterable[Tensor], lines: int = 0) -> int:
     call = "fingerprint"
     checks.size(call, "lines", lines)
     given: list[int] = []
-    copies = []
+    copies = []  # which live as long as they are read
     for tensor in tensors:
         is_plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not is_plain or not tensor.is_contiguous():

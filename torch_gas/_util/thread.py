@@ -77,11 +77,13 @@ class Worker:
         self._tasks: SimpleQueue[Task[Any] | None] = SimpleQueue()
         ended: SimpleQueue[None] = SimpleQueue()
         thread = start_new_thread(_run, (self._tasks, ended))
-        self.close = weakref.finalize(self, _close, self._tasks, ended, thread, os.getpid())
+        self._process = os.getpid()
+        self.close = weakref.finalize(self, _close, self._tasks, ended, thread, self._process)
         """Waits for the call under way; those that have not begun are not made, and nobody may wait for them."""
 
     def submit(self, call: Callable[[], T]) -> Task[T]:
-        """Has ``call`` made after those before."""
+        """Has ``call`` made after those before; RuntimeError in a fork, which has not the thread."""
+        check_process(self._process)
         task = Task(call)
         self._tasks.put(task)
         return task

@@ -23,7 +23,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, memory_of, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, in_memory, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.graph.sample import Samples, constants, sample
@@ -196,7 +196,7 @@ def check_data(data: Data) -> int:
 
 def check_partition(ptr: Tensor, data: Data) -> Tensor:
     """``ptr`` as int64, if it may be that of ``data``."""
-    ptr = check_ptr(ptr, check_data(data), "SubgraphLoader")
+    ptr = check_ptr(ptr, check_data(data), "SubgraphLoader").clone()  # which nobody writes to
     if not is_in_order(data, find_adjacency(data)[1], ptr):
         advice = "call data = permute(data, perm) with the perm that metis() returned together with this ptr"
         raise ValueError(f"data is not in the order that ptr belongs to: {advice}")
@@ -206,9 +206,10 @@ def check_partition(ptr: Tensor, data: Data) -> Tensor:
 def _signature(data: Data) -> list[tuple[str, Any]]:
     """What must not change while a loader lives: names, shapes and devices, and all of the adjacency."""
     key, adj = find_adjacency(data)
-    versions = [(version(tensor), tensor.requires_grad) for tensor in tensors_of(adj)]
+    tensors = tensors_of(adj)
+    versions = [(version(tensor), tensor.requires_grad) for tensor in tensors]
     # A sample for what torch does not count: all of the edges take a share of an epoch.
-    edges = (id(adj), versions, _core.fingerprint(memory_of(adj), SAMPLE_OF_DATA))
+    edges = (id(adj), versions, _core.fingerprint(in_memory(tensors), SAMPLE_OF_DATA))
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
     return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, edges), *sorted(shapes)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch_geometric.data import Data
 from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
-from torch_gas.graph.formats import memory_of, tensors_of
+from torch_gas.graph.formats import in_memory, tensors_of
 
 SAMPLE = 8  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
 SAMPLE_OF_DATA = 4096  # the same of each tensor of a graph, before each epoch: all of one of 256 KB
@@ -71,7 +70,7 @@ def _shallow_copy(batch: SubData) -> SubData:
 def _state(batch: SubData) -> list[Any]:
     """What differs once a batch was changed in place, or has come to need a gradient: an adjacency is handed out as it is."""
     tensors = _tensors(batch)
-    sample = _core.fingerprint(_in_memory([batch.offset, batch.count, *batch.to_dict().values()]), SAMPLE)
+    sample = _core.fingerprint(in_memory(tensors), SAMPLE)
     return [sample, *((tensor._version, tensor.requires_grad) for tensor in tensors)]
 
 
@@ -87,9 +86,10 @@ class Contents:
         values = list(data.to_dict().values())
         listed = [item for value in values if isinstance(value, (list, tuple)) for item in value]
         self._objects = [*values, *listed]
+        tensors = [tensor for value in values for tensor in tensors_of(value)]
         self._facts = [
-            _core.fingerprint(_in_memory(values), SAMPLE_OF_DATA if sample else 0),
-            *((version(tensor), tensor.requires_grad) for value in values for tensor in tensors_of(value)),
+            _core.fingerprint(in_memory(tensors), SAMPLE_OF_DATA if sample else 0),
+            *((version(tensor), tensor.requires_grad) for tensor in tensors),
             *(value.tobytes() for value in values if isinstance(value, np.ndarray)),
         ]
 
@@ -105,10 +105,6 @@ def learned(data: Data) -> str | None:
         if any(tensor.requires_grad for tensor in [*tensors_of(value), value] if isinstance(tensor, Tensor)):
             return key
     return None
-
-
-def _in_memory(values: Iterable[Any]) -> list[Tensor]:
-    return [tensor for value in values for tensor in memory_of(value)]
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

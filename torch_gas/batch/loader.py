@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -27,7 +28,9 @@ from torch_gas.graph.sample import Samples, agree
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
-_of_parents: list[Iterator[SubData]] = []
+_of_parents: list[
+    Any
+] = []  # iterators that would end the workers of a parent process if they were forgotten in a fork of it
 
 
 class SubgraphLoader(DataLoader[SubData]):
@@ -36,7 +39,7 @@ class SubgraphLoader(DataLoader[SubData]):
     Args:
         data: a graph in the order of ``perm``; see :func:`torch_gas.permute`.
         ptr: start of each part and N, [num_parts + 1], from :func:`torch_gas.metis`.
-        batch_size: parts in a batch.
+        batch_size: parts in a batch, and not nodes; more than there are give the whole graph, with a warning.
         bipartite: whether the adjacency has B rows (default) or B+S rows, of which the last S are empty.
         neighbors: ``"in"`` for the edges into the batch, or ``"both"`` for those from it as well, whose ends outside then
             belong to the halo. Layers that read both directions need it; its adjacency has B+S rows.
@@ -48,11 +51,13 @@ class SubgraphLoader(DataLoader[SubData]):
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
         device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
             memory. By default all of a batch does, and ``batch.to(device)`` moves it.
-        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch).
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch). They are made anew
+            where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a gradient).
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
 
     Raises:
         ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to.
+        RuntimeError: where an epoch begins, if the edges are others than when the loader was made.
 
     Example:
         >>> from torch_gas import SubgraphLoader, metis, permute
@@ -89,6 +94,7 @@ class SubgraphLoader(DataLoader[SubData]):
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
+        _warn_of_whole_graph(batch_size, ptr)
         self._prefetch = prefetch
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type not in ("cpu", "cuda"):
@@ -99,6 +105,7 @@ class SubgraphLoader(DataLoader[SubData]):
             )
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
+        self._process = os.getpid()
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._features: Samples = {}
         self._contents: Contents | None = None  # of which the kept batches are
@@ -166,6 +173,9 @@ class SubgraphLoader(DataLoader[SubData]):
         self._learns = name is not None
         if self.num_workers > 0:
             self.builder.check_sendable(name)
+        if self._process != os.getpid():
+            _of_parents.append(self._iterator)  # of workers that persist
+            self._iterator, self._process = None, os.getpid()
         contents = Contents(self.data, sample=self._cache.capacity == 0 and not self.persistent_workers)
         if self._contents is None or contents.differ(self._contents):
             self._contents = contents
@@ -320,14 +330,26 @@ class EvalSubgraphLoader(SubgraphLoader):
         if batch_size < 1:
             raise ValueError(f"EvalSubgraphLoader: batch_size must be at least 1, but is {batch_size}")
         ptr = check_partition(ptr, data)
+        _warn_of_whole_graph(batch_size, ptr)
         merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
         super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _warn_of_whole_graph(batch_size: int, ptr: Tensor) -> None:
+    """Warns where ``batch_size`` is a number of nodes, as it is in other loaders."""
+    num_parts = ptr.numel() - 1
+    if batch_size > num_parts > 1:
+        warnings.warn(
+            f"SubgraphLoader: batch_size={batch_size} counts parts, of which there are {num_parts}, so that a batch is the whole "
+            "graph; pass the number of parts in a batch, or partition the graph into more of them",
+            stacklevel=4,
+        )
 
 
 def _next(batches: Iterator[SubData], process: int) -> SubData:
     """The next batch that worker processes have made for ``process``."""
     if os.getpid() != process:
-        _of_parents.append(batches)  # which would end the workers of that process if it were forgotten here
+        _of_parents.append(batches)
     check_process(process)
     return next(batches)
 

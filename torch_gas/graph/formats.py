@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -363,10 +363,15 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
-def memory_of(value: Any) -> list[Tensor]:
-    """As :func:`tensors_of`, as plain tensors, and only those that lie in host memory: what :func:`_core.fingerprint` reads."""
-    plain = [tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor for tensor in tensors_of(value)]
-    return [tensor for tensor in plain if tensor.layout == torch.strided and tensor.device.type == "cpu"]
+def in_memory(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those of ``tensors`` that lie in host memory, as plain ones: what :func:`_core.fingerprint` reads."""
+    found = []
+    for tensor in tensors:
+        # PyG's classes of ids say so themselves; a parameter is plain enough.
+        plain = tensor.as_tensor() if type(tensor) is not Tensor and hasattr(tensor, "as_tensor") else tensor
+        if plain.layout == torch.strided and plain.device.type == "cpu":
+            found.append(plain)
+    return found
 
 
 def all_tensors(value: Any) -> list[Tensor]:

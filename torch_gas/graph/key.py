@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.graph.edges import EDGES_AT_ONCE, edge_pieces
-from torch_gas.graph.formats import format_of, memory_of, tensors_of
+from torch_gas.graph.formats import format_of, in_memory, tensors_of
 from torch_gas.graph.product import forget_edges
 
 # Odd numbers of 64 bits, as int64 has them: those of splitmix64 and of MurmurHash3.
@@ -116,7 +116,8 @@ def _remembered(holder: Tensor, value: Any, compute: Callable[[], int]) -> int:
     """What was computed of ``value`` when it held what it holds now."""
     if holder.is_inference() and holder.device.type != "cpu":  # where its content is not looked at
         return compute()
-    facts = [version(tensor) for tensor in tensors_of(value)], _core.fingerprint(memory_of(value))
+    tensors = tensors_of(value)
+    facts = [version(tensor) for tensor in tensors], _core.fingerprint(in_memory(tensors))
     known = _known.get(holder)
     if known is None or known[0] != facts:
         known = _known[holder] = (facts, compute())

@@ -53,6 +53,8 @@ def level_of(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -
     # (edge_label).
     if (stem != key and stem in data) or (key != "edge" and f"{key}_index" in data):
         return None
+    if data.__cat_dim__(key, value) is None:  # PyG's way to say that it is of the graph
+        return None
     ids = holds_ids(data, key, value, num_nodes)
     if isinstance(value, (Tensor, np.ndarray)):
         if value.ndim == 0 or (ids and value.ndim > 1):
@@ -74,11 +76,16 @@ def level_of(data: Data, key: str, value: Any, num_nodes: int, num_edges: int) -
 def holds_ids(data: Data, key: str, value: Any, num_nodes: int) -> bool:
     if "batch" in key:  # Counts graphs, not nodes.
         return False
-    if isinstance(value, Tensor):
-        integer = value.dtype in INTEGERS
-    elif isinstance(value, np.ndarray):
-        integer = value.dtype.kind in "iu"
-    else:
-        integer = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
-    inc = data.__inc__(key, value) if integer else None
+    inc = data.__inc__(key, value) if holds_integers(value) else None
     return isinstance(inc, int) and inc == num_nodes
+
+
+def holds_integers(value: Any) -> bool:
+    """Whether all entries of a tensor, array or list, or of a dictionary of such, are integers."""
+    if isinstance(value, dict):
+        return len(value) > 0 and all(holds_integers(each) for each in value.values())
+    if isinstance(value, Tensor):
+        return value.dtype in INTEGERS
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu"
+    return isinstance(value, (list, tuple)) and all(type(item) is int for item in value)

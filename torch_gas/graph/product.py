@@ -18,7 +18,7 @@ from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.edges import to_csr
-from torch_gas.graph.formats import find_format, format_of, is_csr, memory_of
+from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
 from torch_gas.graph.halo import batch_rows, join
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
@@ -47,8 +47,9 @@ class Edges:
             check_ids(dst, num_dst, "the destinations of the adjacency")
         rowptr, col, _, perm = to_csr(adj, num_dst if dst is None else max(num_dst, num_src))
         # For autograd, which then finds out if one was written to before the backward pass. Values are weights, and not edges.
-        self.stated = [tensor.detach() for tensor in known.tensors(adj) if not tensor.is_floating_point()]
-        if _tells_no_change(adj):
+        tensors = known.tensors(adj)
+        self.stated = [tensor.detach() for tensor in tensors if not tensor.is_floating_point()]
+        if _tells_no_change(tensors):
             self.stated, rowptr, col = [], rowptr.clone(), col.clone()
         # Detached: views would keep the adjacency alive, by which they are kept.
         rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
@@ -84,11 +85,12 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
     values = known.values(adj)
     if values is not None and not is_weight(values):
         return None
-    if _tells_no_change(adj):
+    tensors = known.tensors(adj)
+    if _tells_no_change(tensors):
         return Edges(adj, num_dst, num_src)
     # Whole graphs are looked at as well, because users keep them, and write to them in ways that torch does not count.
-    sample = _core.fingerprint(memory_of(adj), _SAMPLE) if num_dst == num_src else 0
-    key = (num_dst, num_src, sample, *map(version, known.tensors(adj)))
+    sample = _core.fingerprint(in_memory(tensors), _SAMPLE) if num_dst == num_src else 0
+    key = (num_dst, num_src, sample, *map(version, tensors))
     state, edges = _kept.get(holder, (None, None))
     if state != key:
         edges = Edges(adj, num_dst, num_src)
@@ -103,9 +105,9 @@ def forget_edges(adj: Any) -> None:
         _kept.pop(holder, None)
 
 
-def _tells_no_change(adj: Any) -> bool:
-    """Whether ``adj`` was made in inference mode, where writes to tensors are not counted."""
-    return any(tensor.is_inference() for tensor in format_of(adj).tensors(adj))
+def _tells_no_change(tensors: list[Tensor]) -> bool:
+    """Whether an adjacency was made in inference mode, where writes to its tensors are not counted."""
+    return any(tensor.is_inference() for tensor in tensors)
 
 
 def kept_edges(adj: Any) -> Edges | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +19,15 @@ from torch_gas.graph.checks import check_ids, count_nodes
 from torch_gas.graph.edges import check_edges, coo, edge_pieces, from_coo, is_sorted, row_entries, row_pieces, to_csr
 from torch_gas.graph.format import Matrix
 from torch_gas.graph.formats import check_adjacency, format_of
-from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_ids, level_of, primary_key
+from torch_gas.graph.levels import (
+    count_edges,
+    edge_attrs,
+    holds_edges,
+    holds_ids,
+    holds_integers,
+    level_of,
+    primary_key,
+)
 from torch_gas.partition.record import Partition, check_perm, note_step
 from torch_gas.table import StoredFeatures
 
@@ -30,7 +40,7 @@ DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 
 
 @checked
-def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
+def permute(data: Data, perm: Tensor | Partition, log: bool = True, *, ids: Sequence[str] | None = None) -> Data:
     """Reorders the nodes of a graph, so that the parts of :func:`metis` become contiguous.
 
     Node attributes (PyG's ``data.is_node_attr``) are reordered; adjacencies and attributes that
@@ -42,6 +52,8 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         data: the graph, which is left unchanged.
         perm: original id of the node at each new position, [N], or the partition itself.
         log: whether to print one line with the time.
+        ids: names of the attributes that hold node ids and are relabelled, beside adjacencies. By default those for which
+            PyG's ``data.__inc__`` says so, which goes by "index" in a name; a warning names what it may not be right about.
 
     Returns:
         A new ``Data`` with ``perm`` [N], the original node ids, as a node attribute. If edges were
@@ -50,7 +62,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
 
     Raises:
         TypeError: if ``perm`` is no integer tensor or ``data`` no ``Data``.
-        ValueError: if ``perm`` is no permutation of N nodes, or the number of nodes is unknown.
+        ValueError: if ``perm`` is no permutation of N nodes, the number of nodes is unknown, or ``ids`` names what is not there.
         IndexError: if ``data`` holds node ids outside 0 .. N-1.
 
     Example:
@@ -71,7 +83,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
         check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()", _OF_OTHERS)
     if log:
         print("Permuting data...", end=" ", flush=True)
-    out, edge_order = _reorder(data, perm, _inverse(perm), None, "permute()")
+    out, edge_order = _reorder(data, perm, _inverse(perm), None, ids, "permute()")
     if first:
         out.perm = perm
         # Where it is not stored, sorting by original ids restores the order of the edges.
@@ -85,12 +97,15 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
 
 
 @checked
-def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> DataOrTensor:
+def unpermute(
+    value: DataOrTensor, perm: Tensor | Partition | None = None, *, ids: Sequence[str] | None = None
+) -> DataOrTensor:
     """Brings a permuted graph, or rows in its order (a model's output), back to the original order.
 
     Args:
         value: a ``Data`` from :func:`permute`, or rows in its node order, [N, ...].
         perm: for rows: original id of each row, ``data.perm`` [N], or the partition.
+        ids: for a ``Data``: what was given to :func:`permute`.
 
     Returns:
         The ``Data`` as it was before (any number of) :func:`permute`, or the rows by original id.
@@ -125,12 +140,17 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
         )
         edge_order = _inverse(edge_perm)
         del data.edge_perm
-    return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]
+    return _reorder(data, _inverse(perm), perm, edge_order, ids, "unpermute()")[0]
 
 
-def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Data, Tensor | None]:
+def _reorder(
+    data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, ids: Sequence[str] | None, where: str
+) -> tuple[Data, Tensor | None]:
     """``data`` with node ``index[i]`` at i; ``new_id`` is the inverse of ``index``."""
     num_nodes, num_edges, primary = index.numel(), count_edges(data), primary_key(data)
+    for name in ids or ():
+        if not holds_integers(data.get(name)):
+            raise ValueError(f"{where}: ids names {name!r}, but data has no integers of that name; leave it out")
     out = copy.copy(data)
     if primary is not None:
         out[primary], order = _relabel_edges(data, primary, new_id, order, where)
@@ -143,11 +163,46 @@ def _reorder(data: Data, index: Tensor, new_id: Tensor, order: Tensor | None, wh
             advice = f"leave it out, and then set data.{key} = store_features(..., perm=perm)"
             raise ValueError(f"{where}: data.{key} lies in a file, whose rows are not moved; {advice}")
         level = level_of(data, key, value, num_nodes, num_edges)
-        if holds_ids(data, key, value, num_nodes):
+        named = holds_ids(data, key, value, num_nodes)
+        if ids is None:
+            _ask(data, key, value, level, named, num_nodes, where)
+        if named if ids is None else key in ids:
             value = _relabel(value, new_id, f"{where}: data.{key}")
         moved = index if level == "node" else order if level == "edge" else None
         out[key] = value if moved is None else take(value, moved, data.__cat_dim__(key, value))
     return out, order
+
+
+def _ask(data: Data, key: str, value: Any, level: str | None, named: bool, num_nodes: int, where: str) -> None:
+    """Warns where nothing but a name tells whether integers are node ids, and a guess may be wrong."""
+    if named and level == "node" and type(data).__inc__ is Data.__inc__:
+        # One for each node: the id of another one, or a category.
+        doubt, other = (
+            "one integer for each node, and is relabelled as ids of nodes",
+            "leave it out of ids if it holds none",
+        )
+    elif not named and level is None and _may_be_ids(key, value, num_nodes):
+        doubt, other = "what may be ids of nodes, and is not relabelled", "pass ids=() if it holds none"
+    else:
+        return
+    warnings.warn(
+        f'{where}: data.{key} holds {doubt}, by its name; say which attributes hold ids, ids=("{key}",), or {other}',
+        stacklevel=5,
+    )
+
+
+def _may_be_ids(key: str, value: Any, num_nodes: int) -> bool:
+    """Whether it is like a split: a vector of nodes, each once, or a dictionary of such."""
+    if isinstance(value, dict):
+        return any(_may_be_ids(key, each, num_nodes) for each in value.values())
+    if not holds_integers(value) or (
+        isinstance(value, (list, tuple)) and not {"idx", "ids"} & set(key.lower().split("_"))
+    ):
+        return False
+    ids = torch.as_tensor(value)
+    if ids.dim() != 1 or ids.numel() < 2 or int(ids.min()) < 0 or int(ids.max()) >= num_nodes:
+        return False
+    return ids.unique().numel() == ids.numel()
 
 
 def _relabel_edges(data: Data, key: str, new_id: Tensor, order: Tensor | None, where: str) -> tuple[Any, Tensor | None]:
@@ -189,6 +244,8 @@ def _permute_matrix(known: Matrix, adj: Any, new_id: Tensor) -> tuple[Any, Tenso
 
 
 def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _relabel(each, new_id, f"{where}[{name!r}]") for name, each in value.items()}
     ids = (value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")).to(torch.int64)
     check_ids(ids, new_id.numel(), where)
     new = new_id.to(ids.device)[ids]

@@ -311,7 +311,7 @@ def _lock(file: BufferedIOBase, path: str, kind: int) -> None:
 
 
 def _let_go() -> None:
-    """Closes files of the parent in a fork, which may not use them: workers that outlive a killed run would keep locks."""
+    """Closes, in a fork, the files of its parent, which it may not use: else a worker that outlives a killed run locks them."""
     for table in _owned:
         table._open_file.close()
 
