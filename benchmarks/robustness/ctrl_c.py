@@ -170,12 +170,14 @@ def partition(folder: Path) -> tuple[Work, Callable[[], None]]:
 
 
 class Run:
-    """A model whose histories lie in memory and in files, and its optimiser."""
+    """A model, one history of which lies in a file and one in memory, and its optimiser."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
-        self.model = SAGE(N, C, C, 2, num_layers=3, tier=FileTier(folder / f"tables_{seed}"))
-        self.model.histories[1] = History(N, C)
+        self.model = torch.nn.Linear(C, 1, bias=False)
+        self.model.histories = torch.nn.ModuleList(
+            [History(N, C, tier=FileTier(folder / f"{seed}.table")), History(N, C)]
+        )
         for history in self.model.histories:
             history.push(torch.rand(N, C))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5 + seed)
@@ -211,14 +213,14 @@ def loading(folder: Path) -> tuple[Work, Callable[[], None]]:
 
 def loading_histories(folder: Path) -> tuple[Work, Callable[[], None]]:
     one, other = Run(folder, 1), Run(folder, 2)
-    one.model.save_histories(folder / "h")
+    histories.save_histories(one.model, folder / "h")
     states = [{name: v for name, v in each.state()[0].items() if "histories" in name} for each in (one, other)]
 
     def check() -> None:
         found = {name: v for name, v in other.state()[0].items() if "histories" in name}
         assert any(same(found, each) for each in states)
 
-    return lambda: other.model.load_histories(folder / "h"), check
+    return lambda: histories.load_histories(other.model, folder / "h"), check
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import random_graph
+from nets import Net
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
-from torch_gas import FileTier, checkpoint
+from torch_gas import EvalSubgraphLoader, FileTier, Monitor, SubgraphLoader, checkpoint
 from torch_gas.checkpoint import histories
 from torch_gas.checkpoint.file import Saved, write
 from torch_gas.checkpoint.header import Damaged
+from torch_gas.extensions.refresh import BeforeTraining
 from torch_gas.models import SAGE
 
 N = 60
@@ -274,3 +278,34 @@ def test_checkpoints_stay_private(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a pipe or a device"):
         run.load(tmp_path / "pipe")
+
+
+def spoilt(state: dict[str, Any], name: str) -> dict[str, Any]:
+    last = {"generators": [*state.get("generators", [0])[:-1], torch.zeros(3, dtype=torch.uint8)], "random": (3, (), 1)}
+    return {**copy.deepcopy(state), name: last.get(name, {"a": 1})}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("loader", "generators"), ("refresher", "cost"), ("monitor", "random"), ("monitor", "counts")]
+)
+def test_objects_that_refuse_a_state_keep_theirs(kind: str, name: str) -> None:
+    """Also where no checkpoint gives it back to them."""
+    data, ptr = random_graph(N, 300), torch.tensor([0, 20, 40, N])
+    model = Net(N)
+
+    def make(seed: int) -> Any:
+        draws, sampler = (torch.Generator().manual_seed(seed) for _ in range(2))
+        loader = SubgraphLoader(data, ptr, sampler=RandomSampler(range(3), generator=sampler), generator=draws)
+        monitor = Monitor(model, every=1, limits=None)
+        refresher = BeforeTraining().bind(model, EvalSubgraphLoader(data, ptr))
+        refresher.before_training()
+        for batch in loader:
+            model.train()(batch)
+            refresher.after_step()
+        return {"loader": loader, "refresher": refresher, "monitor": monitor}[kind]
+
+    thing, other = make(1), make(2)
+    before = str(thing.state_dict())
+    with pytest.raises((ValueError, TypeError, RuntimeError, KeyError, AttributeError)):
+        thing.load_state_dict(spoilt({**other.state_dict(), **({"steps": 99} if kind == "refresher" else {})}, name))
+    assert str(thing.state_dict()) == before

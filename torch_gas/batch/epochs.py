@@ -150,13 +150,16 @@ class Epochs:
                 came = f"{_WHAT[name]} are others than when the state was saved ({saved} then, {value} now)"
                 advice = _ADVICE.get(name, "make the loader as it was")
                 raise ValueError(f"SubgraphLoader.load_state_dict: {came}; {advice}")
-        for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved)
+        number = state.get("number", 0)
+        loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"], number)
+        pairs = list(zip(self.generators, state["generators"], strict=True))
+        for generator, saved in pairs:
+            torch.Generator(generator.device).set_state(saved)  # before anything changes, as it may be refused
         if self._has_state:
             self.sampler.load_state_dict(state["sampler"])
-        self._under_way = []
-        self._number = state.get("number", 0)
-        self._loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"], self._number)
+        for generator, saved in pairs:
+            generator.set_state(saved)
+        self._under_way, self._number, self._loaded = [], number, loaded
 
 
 _WHAT = {

@@ -345,9 +345,9 @@ class Refresher(Extension):
         """Goes on from ``state``; a run that does so has had its refresh before training."""
         if not {"steps", "epochs", "cost"} <= state.keys():
             raise ValueError("Refresher.load_state_dict: this is not what state_dict() of a refresher returned")
+        self.cost = Cost(**state["cost"])  # first, as it may be refused
         self.steps, self.epochs = state["steps"], state["epochs"]
         self._step_over, self._epoch_over = state.get("step_over", False), state.get("epoch_over", False)
-        self.cost = Cost(**state["cost"])
 
     def forward(self, batches: Iterable[SubData]) -> None:
         """Runs the model on ``batches``, whose rows are pushed, and counts them."""

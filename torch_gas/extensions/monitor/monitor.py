@@ -154,9 +154,10 @@ class Monitor(Extension):
                 "as it was"
             )
         counts = {name: Counts.from_state(each, histories) for name, each in state["counts"].items()}
+        warned, chance = set(state["warned"]), random.Random()
+        chance.setstate(state["random"])  # the last that may be refused, and then has changed a part
         self._counts, self._logged, self._checked = counts["all"], counts["logged"], counts["checked"]
-        self._random.setstate(state["random"])
-        self._warned = set(state["warned"])
+        self._warned, self._random = warned, chance
 
     def begin(self, call: Call) -> None:
         """Counts a training step."""
