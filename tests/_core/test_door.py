@@ -28,9 +28,9 @@ def freed(value: Tensor, first: int = 0) -> Tensor:
 
 
 def shrunk(value: Tensor) -> Tensor:
-    whole = torch.cat([value, value])
-    whole.untyped_storage().resize_(value.nbytes)
-    return whole[len(value) :]
+    view = torch.cat([value, value])[len(value) :]
+    view.untyped_storage().resize_(value.nbytes)
+    return view
 
 
 class Subclass(Tensor):
@@ -62,7 +62,9 @@ def test_tensors_without_memory_are_refused(kind: str) -> None:
 
 
 def test_the_error_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"is of type Index, which keeps its numbers elsewhere.*pass its `.as_tensor\(\)`"):
+    with pytest.raises(
+        ValueError, match=r"is of type Index, which keeps its numbers elsewhere.*pass its `.as_tensor\(\)`"
+    ):
         _core.gather_rows(TABLE, Index([1, 2]))
     with pytest.raises(ValueError, match=r"its memory is not there \(storage\(\).resize_\(\) frees it\)"):
         _core.gather_rows(TABLE, freed(int64(1, 2)))
@@ -71,9 +73,9 @@ def test_the_error_says_what_to_do() -> None:
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, torch.func.functionalize])
 def test_inside_of_transforms(transform: Callable[..., Any]) -> None:
     def call(rows: Tensor) -> Tensor:
-        with pytest.raises((ValueError, RuntimeError), match="torch.func"):
+        with pytest.raises((ValueError, RuntimeError), match=r"torch\.func"):
             _core.scatter_rows(torch.zeros(6, 4), int64(1, 2, 3, 4, 5, 0), rows.view(6, 4))
-        with pytest.raises((ValueError, RuntimeError), match="torch.func"):
+        with pytest.raises((ValueError, RuntimeError), match=r"torch\.func"):
             _core.dropout(rows, 0.5, 0)
         return rows.sum()
 
@@ -81,8 +83,9 @@ def test_inside_of_transforms(transform: Callable[..., Any]) -> None:
 
 
 def test_results_without_memory_are_refused() -> None:
+    ids = int64(1)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="leave FakeTensorMode"):
-        _core.gather_rows(TABLE, int64(1))
+        _core.gather_rows(TABLE, ids)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_tensors_with_memory_are_taken(make: Callable[[Tensor], Tensor]) -> None
 
 
 def test_the_pool_asks_as_well() -> None:
-    with pytest.raises(ValueError, match="AsyncIOPool.async_pull: src must be a dense tensor with memory"):
+    with pytest.raises(ValueError, match=r"AsyncIOPool\.async_pull: src must be a dense tensor with memory"):
         AsyncIOPool().async_pull(freed(TABLE), None, None, int64(1))
     with pytest.raises(ValueError, match="AsyncIOPool: `table` must be a dense tensor with memory"):
         AsyncIOPool()._table(freed(TABLE))
