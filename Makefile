@@ -67,10 +67,11 @@ sanitize: $(VENV)/.installed
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(BIN)/pytest -q -p no:cacheprovider $(KERNEL_TESTS)
 
-# What the bindings do with arguments that nobody thought of; findings and new inputs lie in build/fuzz.
+# What all calls do with odd tensors, and the bindings with arguments that nobody thought of; findings and new inputs lie in build/fuzz.
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/odd_tensors.py > build/fuzz.txt || { tail -n 3 build/fuzz.txt; false; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/_core/fuzz/run.py -max_total_time=$(FUZZ_SECONDS) -max_len=400 -artifact_prefix=build/fuzz/ \
 	  build/fuzz tests/_core/fuzz/corpus
 

@@ -28,9 +28,9 @@ def freed(value: Tensor, first: int = 0) -> Tensor:
 
 
 def shrunk(value: Tensor) -> Tensor:
-    whole = torch.cat([value, value])
-    whole.untyped_storage().resize_(value.nbytes)
-    return whole[len(value) :]
+    view = torch.cat([value, value])[len(value) :]
+    view.untyped_storage().resize_(value.nbytes)
+    return view
 
 
 class Subclass(Tensor):
@@ -83,8 +83,9 @@ def test_inside_of_transforms(transform: Callable[..., Any]) -> None:
 
 
 def test_results_without_memory_are_refused() -> None:
+    ids = int64(1)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="leave FakeTensorMode"):
-        _core.gather_rows(TABLE, int64(1))
+        _core.gather_rows(TABLE, ids)
 
 
 @pytest.mark.parametrize(

@@ -363,3 +363,17 @@ def test_what_does_not_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(first, second)
     with pytest.raises(AssertionError, match="reached torch"):
         dropout(data.x.to("meta"), 0.5, True)
+
+
+def test_tensors_of_functionalize() -> None:
+    """Their entries have no memory: torch drops them."""
+    dropped = torch.func.functionalize(lambda x: dropout(x, 0.5, training=True))(torch.ones(20, 30))
+    assert dropped.unique().tolist() == [0.0, 2.0]
+
+
+def test_entries_with_a_negative_bit() -> None:
+    results = []
+    for x in (torch.arange(1.0, 601).view(20, 30), torch._neg_view(-torch.arange(1.0, 601).view(20, 30))):
+        torch.manual_seed(0)
+        results.append(dropout(x, 0.5, training=True))
+    assert torch.equal(*results)

@@ -588,3 +588,25 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         save_partition(tmp_path / "pipe", metis(EDGES, 2, log=False, num_nodes=4))
     with pytest.raises(IsADirectoryError):
         load_partition(tmp_path)
+
+
+@pytest.mark.parametrize("weight", [2**62, 2**63 - 1])
+def test_node_weights_beyond_64_bits(weight):
+    """Backends that sum them refuse them; those that scale them balance the parts."""
+    edges, weights = torch.randint(200, (2, 1500)), torch.full((200,), weight)
+    with pytest.raises(
+        ValueError, match=r"`node_weight` must hold non-negative numbers whose sum is less than 2\*\*63"
+    ):
+        metis(edges, 4, log=False, num_nodes=200, backend="stream", node_weight=weights)
+    largest = (2**63 - 1) // 200
+    for balanced, backend in ((weights, "metis"), (torch.full((200,), largest), "stream")):
+        _, ptr = metis(edges, 4, log=False, num_nodes=200, backend=backend, node_weight=balanced)
+        assert int(ptr.diff().max()) < 60
+
+
+@pytest.mark.parametrize("backend", ["metis", "stream"])
+def test_edge_weights_with_an_infinite_sum(backend):
+    edges = torch.randint(200, (2, 1500))
+    weights = torch.full((1500,), 1e308, dtype=torch.float64)
+    with pytest.raises(ValueError, match="edge_weight must be finite and not negative, and so must their sum"):
+        metis(edges, 4, log=False, num_nodes=200, backend=backend, edge_weight=weights)

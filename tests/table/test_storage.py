@@ -382,6 +382,39 @@ def test_features_of_other_types(tmp_path: Path, dtype: torch.dtype, error: floa
     assert batch.data.x.dtype == wanted and torch.equal(batch.data.x, rows[batch.n_id].to(wanted))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int16, torch.bool]
+)
+def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Eight-bit numbers are rounded, with a scale for each row, only where that is asked for."""
+    every = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    x = every.to(dtype) if dtype in (torch.int16, torch.bool) else every.view(dtype)
+    numbers = x.to(torch.float64)
+    given = x.numpy() if not x.is_floating_point() else x
+    rows = store_features(given, tmp_path / "x.table")[torch.arange(16)]
+    assert torch.equal(rows.to(torch.float64).nan_to_num(1.5), numbers.nan_to_num(1.5))
+    small = store_features(x[:, :5], tmp_path / "small.table", dtype=torch.int8)
+    assert small.nbytes == 16 * 9 and small.dtype == torch.float32
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_rows_of_a_history_are_pushed_to_it(tmp_path: Path, in_file: bool) -> None:
+    """As ``emb[ids] = rows`` does, though rows lie in the table, or in a map of its file."""
+    history = History(3000, 40, tier=FileTier(tmp_path / "x.table") if in_file else None)
+    start = torch.randn(3000, 40)
+    for ids, taken in ((torch.arange(1, 3000), slice(0, 2999)), (torch.arange(2999), slice(1, 3000))):
+        for ranges in (False, True):
+            history.push(start)
+            wanted = start.clone()
+            wanted[ids] = start[taken]
+            rows = history.emb[taken]
+            if ranges:
+                history.push(rows, offset=ids[:1], count=torch.tensor([2999]))
+            else:
+                history.push(rows, ids)
+            assert torch.equal(history.emb, wanted)
+
+
 def test_a_model_can_be_scaled_on_features_in_a_file(tmp_path: Path) -> None:
     outputs = []
     for data in (DATA, stored(tmp_path)):

@@ -112,16 +112,18 @@ def tensor(call: str, name: str, value: Tensor) -> None:
 
 
 def host(call: str, name: str, value: Tensor) -> None:
-    tensor(call, name, value)
+    if not has_memory(value):
+        tensor(call, name, value)
     if not value.is_cpu:
         raise ValueError(f"{at(call, name)} must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`")
 
 
 def packed(call: str, name: str, value: Tensor) -> Tensor:
     """The numbers of a tensor that passed the door, one after the other and with their signs, for the core to read."""
+    if value.is_contiguous() and not value.is_neg():
+        return value
     memory = value.resolve_neg().contiguous()
-    if memory is not value:  # made by torch, which makes others in FakeTensorMode
-        tensor(call, name, memory)
+    tensor(call, name, memory)  # which torch made, and without memory in FakeTensorMode
     return memory
 
 

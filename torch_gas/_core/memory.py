@@ -115,7 +115,7 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device |
         RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    address, nbytes = tensor.data_ptr(), tensor.nbytes
+    address, nbytes = tensor.data_ptr() if type(tensor) is Tensor else 0, tensor.nbytes
     if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
         raise RuntimeError(
             f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "

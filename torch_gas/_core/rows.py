@@ -58,7 +58,7 @@ def gather_rows(
     index = _index(call, index)
     device = device_of_rows(call, table, staging, index.device)
     rows = _output(call, table, index.numel(), dtype, out, device)
-    if out is not None:
+    if out is not None and out.dtype == index.dtype:
         index = _apart(out, index)
     if staging is None:
         _same_device(call, index, "out", rows)

@@ -75,7 +75,9 @@ def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any]
         key = unreadable(value)
         name, value, rule = (f"{name}.{key}", value[key], "Tensor") if key is not None else (name, value, rule)
     kind = "Tensor" if isinstance(value, Tensor) else type(value).__name__
-    if kind in _RULES and kind in rule.split():  # of the right type, so that its value is wrong
+    if (
+        kind in _RULES and kind in rule.replace("_core.Table", "Tensor").split()
+    ):  # of the right type, so that its value is wrong
         error, rule = ValueError, _RULES[kind]
     call = function.__qualname__
     if function.__name__ == "__init__":
