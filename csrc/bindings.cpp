@@ -36,6 +36,7 @@
 //   entry_dots         the same, left [R, H, C]              out [nnz, H]
 //   entry_softmax      the same, left [R, H], right [.., H]  out [nnz, H]
 //   entry_softmax_backward  the same, softmax, grad [nnz, H] grad_left [R, H], grad_entry [nnz, H]
+//   fingerprint        memory [bytes], several times         -
 //   advise_huge_pages  -                                     -
 //   Naming, call_name, argument_name: see naming.h
 //   HostRegistration   -                                     - (page-locks memory in place)
@@ -52,6 +53,7 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "cpu/dropout.h"
 #include "cpu/file.h"
@@ -319,6 +321,18 @@ void entry_softmax_backward_py(const SparseArgument& from, Address left, Address
   });
 }
 
+// Of addresses and sizes in turn.
+uint64_t fingerprint_py(const py::args& memory, int64_t lines, int threads) {
+  std::vector<uint64_t> sums;
+  for (const auto& number : memory) sums.push_back(number.cast<uint64_t>());
+  Unlocked unlocked;
+  for (size_t i = 0; i + 1 < sums.size(); i += 2) {
+    sums[i] = fingerprint(sums[i], static_cast<int64_t>(sums[i + 1]), lines, threads);
+  }
+  return fingerprint(reinterpret_cast<Address>(sums.data()),
+                     static_cast<int64_t>(sums.size() * sizeof(uint64_t)), 0, 1);
+}
+
 #ifdef TORCH_GAS_WITH_CUDA
 // Destroyed from the last member to the first: the owner of the memory goes after it is unlocked.
 struct HostRegistration {
@@ -451,6 +465,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("entry_dots", &entry_dots_py);
   m.def("entry_softmax", &entry_softmax_py);
   m.def("entry_softmax_backward", &entry_softmax_backward_py);
+  m.def("fingerprint", &fingerprint_py, py::arg("lines"), py::arg("threads"));
   m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA
   m.attr("has_cuda") = true;

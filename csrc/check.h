@@ -44,6 +44,13 @@ void check_reported(const FirstBad& bad, const char* call, const char* name, con
               "), but ", Argument{name}, "[", i, "] is ", ids[i]);
 }
 
+// Reads an id once, so that the one that is checked is the one that is used, though another thread
+// writes to it meanwhile.
+template <class T>
+int64_t load_id(const T* id) {
+  return __atomic_load_n(id, __ATOMIC_RELAXED);
+}
+
 template <class T>
 void check_ids(const char* call, const char* name, const T* ids, int64_t size, int64_t bound,
                int threads) {

@@ -51,6 +51,7 @@ class History(torch.nn.Module):
         clock: optimiser steps so far, a scalar tensor; :meth:`tick` advances it.
         model_dtype: type of the model's numbers, which :meth:`to` tells.
         origin: of which graph the rows are, as batches tell, and the file that they came from.
+        closed: why nobody may use the table by hand now, where that is so.
         table: where the rows live, for those who order transfers themselves.
         pool: what moves rows: its own, or that of the model.
 
@@ -99,6 +100,7 @@ class History(torch.nn.Module):
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self.pool = AsyncIOPool()
         self.origin = Origin()
+        self.closed: str | None = None
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
@@ -120,6 +122,7 @@ class History(torch.nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "emb":
+            self._check_open()
             self.settle()
             return self.table.tensor()
         return super().__getattr__(name)
@@ -136,6 +139,10 @@ class History(torch.nn.Module):
                 self.table = Hot(memory, self.table.nodes)
         else:
             super().__setattr__(name, value)
+
+    def _check_open(self) -> None:
+        if self.closed is not None:
+            raise RuntimeError(self.closed)
 
     def settle(self) -> None:
         """Blocks the host until no transfer of the table is under way: it may then be read and written by the host."""
@@ -208,6 +215,7 @@ class History(torch.nn.Module):
         Raises:
             IndexError: if an id is negative or not below N.
         """
+        self._check_open()
         dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
             self.settle()
@@ -237,6 +245,7 @@ class History(torch.nn.Module):
             IndexError: if a row is out of range.
             OSError: if the disk of a table in a file is full or fails. These rows are then zero and as if never pushed.
         """
+        self._check_open()
         self.check_rows(x)
         self.table.wait()
         self.write(x, n_id, offset, count)
@@ -341,7 +350,7 @@ class History(torch.nn.Module):
         here = "cpu" if gone else self.compute_device
         probe = fn(torch.empty(0, dtype=self.model_dtype, device=here))
         # `share_memory()` leaves what is on a GPU as it is.
-        there = fn(torch.empty(0)) if probe.device.type == "cuda" else probe
+        there = fn(torch.empty(0, device="cpu")) if probe.device.type == "cuda" else probe
         shares = there.device.type == "cpu" and there.is_shared()
         shares = shares or (isinstance(self.table.base, MemoryTable) and self.table.base.is_shared)
         self.model_dtype = probe.dtype
@@ -376,7 +385,7 @@ class History(torch.nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
+        super().__setstate__({"origin": Origin(), "closed": None, **state})  # which release 0.1 lacked
         self.pool = AsyncIOPool()
         self.table.use(self.pool)
 

@@ -60,8 +60,12 @@ def save(
 
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of a call in a new process with as many threads, in which no earlier call left memory behind."""
-    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    """The result of a call in a new process with as many threads, in which no earlier call left memory behind.
+
+    It is forked from one that has done nothing but import the library.
+    """
+    context, threads = multiprocessing.get_context("forkserver"), torch.get_num_threads()
+    context.set_forkserver_preload(["torch_gas"])
     with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
         return pool.submit(function, *args, **kwargs).result()
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
+import os
 import random
-import subprocess
+import runpy
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ from torch.utils import _pytree as pytree
 
 from torch_gas.checkpoint.file import Saved
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch_gas"])
 TRAIN = Path(__file__).with_name("train.py")
 RESULTS = Path(__file__).parents[1] / "results" / "robustness"
 
@@ -48,16 +54,18 @@ class Result:
 
 
 class Process:
-    """Trains in ``folder``, from the last checkpoint on."""
+    """Trains in ``folder``, from the last checkpoint on. It is forked from a process that has imported the library already."""
 
     def __init__(self, folder: Path, options: Sequence[str]) -> None:
-        self.part = folder / "checkpoint.safetensors.part"
+        self.folder = folder
         self.left_behind = self._written()
-        command = [sys.executable, str(TRAIN), "--folder", str(folder), *options]
-        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.popen.stdout is not None
-        with self.popen.stdout as out:
+        reader, writer = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=train, args=(["--folder", str(folder), *options], writer))
+        self.process.start()
+        writer.close()
+        with open(reader.fileno(), closefd=False) as out:
             trains = out.readline().startswith("training")
+        reader.close()
         if not trains:
             self.finish()
             raise RuntimeError("train.py ended before it trained")
@@ -65,8 +73,9 @@ class Process:
     def finish(self) -> float:
         """Waits for the end of training, and gives the seconds it took."""
         start = time.perf_counter()
-        if self.popen.wait() != 0:
-            raise RuntimeError(f"train.py ended with {self.popen.returncode}")
+        self.process.join()
+        if self.process.exitcode != 0:
+            raise RuntimeError(f"train.py ended with {self.process.exitcode}")
         return time.perf_counter() - start
 
     def kill(self, after: float, in_checkpoint: float | None) -> bool:
@@ -75,27 +84,32 @@ class Process:
         if in_checkpoint is not None:
             self._wait(60, until=self.is_writing)
             self._wait(in_checkpoint)
-        self.popen.kill()
-        if self.popen.wait() == 0:
+        self.process.kill()
+        self.process.join()
+        if self.process.exitcode == 0:
             return False
-        if self.popen.returncode > 0:
-            raise RuntimeError(f"train.py ended with {self.popen.returncode}")
+        if self.process.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"train.py ended with {self.process.exitcode}")
         return True
 
     def is_writing(self) -> bool:
         """Whether there is a checkpoint that is not complete, and that this process began."""
-        return self._written() not in (None, self.left_behind)
+        return not self._written() <= self.left_behind
 
-    def _written(self) -> int | None:
-        try:
-            return self.part.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+    def _written(self) -> set[Path]:
+        return set(self.folder.glob("checkpoint.safetensors.*.part"))
 
     def _wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end and self.popen.poll() is None and not until():
+        while time.perf_counter() < end and self.process.is_alive() and not until():
             time.sleep(1e-4)
+
+
+def train(options: Sequence[str], out: Connection) -> None:
+    """Runs train.py in this process, which prints to ``out``."""
+    os.dup2(out.fileno(), sys.stdout.fileno())
+    sys.argv = [str(TRAIN), *options]
+    runpy.run_path(str(TRAIN), run_name="__main__")
 
 
 def kill_loop(folder: Path, kills: int, seed: int, options: Sequence[str] = ()) -> Result:

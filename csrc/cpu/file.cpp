@@ -119,6 +119,14 @@ void for_each_range(const FileTable& table, const Ranges& chunks, int64_t first,
   });
 }
 
+// Ids that stay as they are while runs of them are looked for.
+template <class I>
+std::vector<I> kept(const char* call, const I* index, int64_t size, int64_t num_rows) {
+  std::vector<I> ids(index, index + size);
+  for (const I id : ids) check_unchanged(in_range(id, num_rows), call);
+  return ids;
+}
+
 std::mutex failures_mutex;
 std::map<int, std::string> failures;  // by descriptor
 
@@ -128,18 +136,19 @@ template <class I>
 void gather_unchecked(const FileTable& table, const I* index, const Rows& rows, int threads) {
   const int64_t stride = stride_of(table), to_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t grain = std::max<int64_t>(1, rows_in(kBlock, stride) / 4);
+  const std::vector<I> ids = kept("gather_rows", index, rows.num_rows, table.num_rows);
   parallel_for(rows.num_rows, grain, threads, [&](int64_t begin, int64_t end) {
     std::vector<char> block;
-    for_each_run(index, begin, end, stride, kBlock, false, [&](int64_t from, int64_t to) {
-      const int64_t row = index[from], span = index[to - 1] - row + 1;
+    for_each_run(ids.data(), begin, end, stride, kBlock, false, [&](int64_t from, int64_t to) {
+      const int64_t row = ids[from], span = ids[to - 1] - row + 1;
       if (span == to - from && table.dtype == rows.dtype) {
         return read_bytes(table, rows.data + from * to_stride, span * stride, place_of(table, row));
       }
       block.resize(std::max<size_t>(block.size(), span * stride));
       read_bytes(table, block.data(), span * stride, place_of(table, row));
       for (int64_t i = from; i < to; ++i) {
-        convert_rows(rows.data + i * to_stride, rows.dtype,
-                     block.data() + (index[i] - row) * stride, table.dtype, 1, table.num_cols);
+        convert_rows(rows.data + i * to_stride, rows.dtype, block.data() + (ids[i] - row) * stride,
+                     table.dtype, 1, table.num_cols);
       }
     });
   });
@@ -148,12 +157,12 @@ void gather_unchecked(const FileTable& table, const I* index, const Rows& rows, 
 template <class I>
 void scatter_unchecked(const FileTable& table, const I* index, const Rows& rows, int) {
   const int64_t from_stride = row_bytes(rows.dtype, table.num_cols);
+  const std::vector<I> ids = kept("scatter_rows", index, rows.num_rows, table.num_rows);
   std::vector<char> block;
-  for_each_run(index, 0, rows.num_rows, stride_of(table), kBlock, true,
-               [&](int64_t from, int64_t to) {
-                 write_rows(table, index[from], to - from, rows.dtype,
-                            rows.data + from * from_stride, block);
-               });
+  for_each_run(
+      ids.data(), 0, rows.num_rows, stride_of(table), kBlock, true, [&](int64_t from, int64_t to) {
+        write_rows(table, ids[from], to - from, rows.dtype, rows.data + from * from_stride, block);
+      });
 }
 
 void read_unchecked(const FileTable& table, const Ranges& chunks, int64_t first, const Rows& rows,

@@ -36,9 +36,10 @@ void prefetch(const char* row, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += kLine) __builtin_prefetch(row + line, 0, 2);
 }
 
-// Each piece of the ids marks its own in a bitmap; then pieces are compared.
+// Each piece of the ids marks its own in a bitmap; then pieces are compared. Ids out of range are
+// reported, and not marked.
 template <class I>
-bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
+bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads, FirstBad& bad) {
   const int64_t num_words = (num_rows + 63) / 64;
   const Pieces pieces(size, std::max(num_words, kGrain), threads);
   std::vector<uint64_t> seen(pieces.count * num_words);
@@ -48,9 +49,11 @@ bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads) {
       uint64_t* const words = seen.data() + piece * num_words;
       uint64_t again = 0;
       for (int64_t i = pieces.begin(piece); i < pieces.begin(piece + 1); ++i) {
-        const uint64_t bit = uint64_t{1} << (index[i] & 63);
-        again |= words[index[i] >> 6] & bit;
-        words[index[i] >> 6] |= bit;
+        const int64_t id = load_id(index + i);
+        if (!in_range(id, num_rows)) return bad.report(i);
+        const uint64_t bit = uint64_t{1} << (id & 63);
+        again |= words[id >> 6] & bit;
+        words[id >> 6] |= bit;
       }
       if (again != 0) repeated = true;
     }
@@ -93,16 +96,27 @@ void for_each_run(const Table& table, const Ranges& chunks, int64_t first, const
 
 }  // namespace
 
+void check_unchanged(bool ok, const char* call) {
+  check_value(ok, Call{call}, ": `", Argument{"index"},
+              "` was written to while it was read; pass a tensor that no other thread changes");
+}
+
 template <class I>
 void check_distinct(const char* call, const I* index, int64_t size, int64_t num_rows, int threads) {
-  if (are_distinct(index, size, num_rows, threads)) return;
+  FirstBad bad;
+  const bool distinct = are_distinct(index, size, num_rows, threads, bad);
+  check_reported(bad, call, "index", index, num_rows);
+  if (distinct) return;
   std::vector<int64_t> first(num_rows, -1);
   for (int64_t i = 0; i < size; ++i) {
-    check_value(first[index[i]] < 0, Call{call}, ": ids in `", Argument{"index"},
-                "` must be distinct, but ", Argument{"index"}, "[", first[index[i]], "] and ",
-                Argument{"index"}, "[", i, "] are both ", index[i], "; keep one row for each id");
-    first[index[i]] = i;
+    const int64_t id = load_id(index + i);
+    check_unchanged(in_range(id, num_rows), call);
+    check_value(first[id] < 0, Call{call}, ": ids in `", Argument{"index"},
+                "` must be distinct, but ", Argument{"index"}, "[", first[id], "] and ",
+                Argument{"index"}, "[", i, "] are both ", id, "; keep one row for each id");
+    first[id] = i;
   }
+  check_unchanged(false, call);
 }
 
 void convert_rows(char* to, DType to_type, const char* from, DType from_type, int64_t num_rows,
@@ -129,6 +143,7 @@ void gather_unchecked(const Table& table, const I* index, const Rows& rows, int 
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
   const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows);
+  FirstBad changed;
   with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
     parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
                  [&](int64_t begin, int64_t end) {
@@ -136,11 +151,17 @@ void gather_unchecked(const Table& table, const I* index, const Rows& rows, int 
                      if (i + ahead < end) {
                        prefetch(table.data + index[i + ahead] * table_stride, table_stride);
                      }
-                     copy(rows.data + i * rows_stride, table.data + index[i] * table_stride, 1);
+                     const int64_t id = load_id(index + i);
+                     if (!in_range(id, table.num_rows)) {
+                       changed.report(i);
+                       break;
+                     }
+                     copy(rows.data + i * rows_stride, table.data + id * table_stride, 1);
                    }
                    if (streamed) finish_stream();
                  });
   });
+  check_unchanged(!changed.found(), "gather_rows");
 }
 
 template <class I>
@@ -150,6 +171,7 @@ void scatter_unchecked(const Table& table, const I* index, const Rows& rows, int
   const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
   const int64_t ahead = rows_ahead(table_stride);
   const bool streamed = is_streamed(table.data, table_stride, rows.num_rows);
+  FirstBad changed;
   with_copy(rows.dtype, table.dtype, table.num_cols, streamed, [&](auto copy) {
     parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
                  [&](int64_t begin, int64_t end) {
@@ -157,11 +179,17 @@ void scatter_unchecked(const Table& table, const I* index, const Rows& rows, int
                      if (!streamed && i + ahead < end) {
                        prefetch(table.data + index[i + ahead] * table_stride, table_stride);
                      }
-                     copy(table.data + index[i] * table_stride, rows.data + i * rows_stride, 1);
+                     const int64_t id = load_id(index + i);
+                     if (!in_range(id, table.num_rows)) {
+                       changed.report(i);
+                       break;
+                     }
+                     copy(table.data + id * table_stride, rows.data + i * rows_stride, 1);
                    }
                    if (streamed) finish_stream();
                  });
   });
+  check_unchanged(!changed.found(), "scatter_rows");
 }
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,

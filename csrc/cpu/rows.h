@@ -34,7 +34,11 @@ Ranges chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset, c
 Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                              const int64_t* count, int64_t num_chunks, const Rows& rows);
 
-// Refuses ids that occur twice; all are in [0, num_rows).
+// What became of ids between their check and their use; the loops below use none that is out of
+// range.
+void check_unchanged(bool ok, const char* call);
+
+// Refuses ids outside [0, num_rows) and ids that occur twice.
 template <class I>
 void check_distinct(const char* call, const I* index, int64_t size, int64_t num_rows, int threads);
 
@@ -65,7 +69,6 @@ void gather_rows(const T& table, const I* index, const Rows& rows, int threads) 
 // table[index[i]] = rows[i]; ids must be distinct, or the result would depend on the order.
 template <class T, class I>
 void scatter_rows(const T& table, const I* index, const Rows& rows, int threads) {
-  check_ids("scatter_rows", "index", index, rows.num_rows, table.num_rows, threads);
   check_distinct("scatter_rows", index, rows.num_rows, table.num_rows, threads);
   scatter_unchecked(table, index, rows, threads);
 }

@@ -260,6 +260,14 @@ void stream_parts(const StreamedGraph<T>& graph, int64_t num_parts, uint64_t see
   check_rowptr("stream_parts", graph.rowptr, 0, graph.num_nodes, graph.num_edges, 1);
   check_whole("stream_parts", graph.rowptr, graph.num_nodes, graph.num_edges);
   check_ids("stream_parts", "col", graph.col, graph.num_edges, graph.num_nodes, 1);
+  int64_t total = 0;
+  for (int64_t v = 0; graph.node_weight != nullptr && v < graph.num_nodes; ++v) {
+    const int64_t weight = graph.node_weight[v];
+    check_value(weight >= 0 && weight <= std::numeric_limits<int64_t>::max() - total,
+                "stream_parts: `node_weight` must hold non-negative numbers whose sum is less than "
+                "2**63; divide them");
+    total += weight;
+  }
   Stream<T>(graph, num_parts, seed, report).run(out_part);
 }
 

@@ -154,8 +154,8 @@ Move noting(const FileTable& table, F move) {
 template <class T, class I>
 void staged_gather_rows(const T& table, const I* index, const Rows& rows, const Stream& stream,
                         const Staging& staging, int threads) {
-  check_ids("gather_rows", "index", index, rows.num_rows, table.num_rows, threads);
-  std::vector<I> ids(index, index + rows.num_rows);
+  std::vector<I> ids(index, index + rows.num_rows);  // first: others may change those
+  check_ids("gather_rows", "index", ids.data(), rows.num_rows, table.num_rows, threads);
   Transfer(table.num_cols, rows, stream, staging)
       .pull(noting(table, [table, ids = std::move(ids), threads](int64_t first, const Rows& half) {
         gather_unchecked(table, ids.data() + first, half, threads);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,3 +68,65 @@ def test_register_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "has_cuda", lambda: False)
     with pytest.raises(RuntimeError, match=r"^register: .*built without CUDA; .*TORCH_GAS_CUDA=1 pip install"):
         _core.register(TABLE, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16])
+@pytest.mark.parametrize("size", [0, 1, 7, 33, 20_000, 300_000])
+def test_fingerprints_go_by_all_that_is_there(size: int, dtype: torch.dtype) -> None:
+    value = torch.arange(size).to(dtype)
+    first = _core.fingerprint([value])
+    assert first == _core.fingerprint([value.clone()]) != _core.fingerprint([value, value])
+    places = {0, size // 2, size - 1} if size else set()
+    seen, memory = {first}, value.view(torch.uint8).numpy()
+    for place in places:
+        memory[place * value.element_size()] ^= 1
+        seen.add(_core.fingerprint([value]))
+        memory[place * value.element_size()] ^= 1
+    assert len(seen) == 1 + len(places)
+    assert _core.fingerprint([value]) == first
+
+
+def test_fingerprints_tell_orders_and_signs_apart() -> None:
+    value = torch.arange(1.0, 1001.0, dtype=torch.float64).view(10, 100)
+    others = [value, -value, value.flip(0), value.flip(1), value.T, value.roll(1), value[:, :99], value[1:]]
+    assert len({_core.fingerprint([other]) for other in others}) == len(others)
+    assert _core.fingerprint([value.T]) == _core.fingerprint([value.T.contiguous()])  # the same matrix
+    assert _core.fingerprint([value[:5], value[5:]]) != _core.fingerprint([value[5:], value[:5]])
+
+
+def test_fingerprints_do_not_depend_on_threads() -> None:
+    value, threads = torch.arange(2_000_003, dtype=torch.int32), torch.get_num_threads()
+    found = set()
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.add(_core.fingerprint([value]))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+def test_fingerprints_of_samples() -> None:
+    value = torch.zeros(100_000)
+    first = _core.fingerprint([value], lines=4)
+    for place, seen in ((0, True), (99_999, True), (1000, False)):
+        value[place] = 1
+        assert (_core.fingerprint([value], lines=4) != first) is seen
+        value[place] = 0
+    ones = torch.eye(64)  # rows of as many lines as are looked at
+    assert len({_core.fingerprint([row], lines=4) for row in [torch.zeros(64), *ones]}) == 65
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([[1.0]], TypeError, "`tensors` must be a torch.Tensor, but is list"),
+        ([TABLE.to("meta")], ValueError, "`tensors` must be on the host, but is on meta"),
+        ([torch.eye(2).to_sparse()], TypeError, "`tensors` must be a dense tensor, but its layout is torch.sparse_coo"),
+    ],
+)
+def test_fingerprints_refuse(value: list[Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^fingerprint: {message}"):
+        _core.fingerprint(value)
+    with pytest.raises(ValueError, match=r"^fingerprint: `lines` must not be negative"):
+        _core.fingerprint([TABLE], lines=-1)

@@ -220,7 +220,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_what_a_crash_left_behind_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a.part").write_bytes(b"half of a file" * 1000)
+    (tmp_path / "a.0123456789abcdef.part").write_bytes(b"half of a file" * 1000)
     small(tmp_path / "a")
     assert os.listdir(tmp_path) == ["a"]
     assert torch.equal(read_all(tmp_path / "a")["b"], torch.tensor(7))

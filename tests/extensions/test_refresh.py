@@ -334,8 +334,16 @@ def test_bound_to_the_same_graph() -> None:
     perm, ptr = metis(data, 4, log=False)
     permuted = permute(data, perm, log=False)
     PUBLISHED.bind(Net(N, H), EvalSubgraphLoader(permuted, ptr), copy.copy(permuted))
-    with pytest.raises(ValueError, match=r"data is in another order than the loader's graph \(data.perm differs\)"):
-        policy.bind(Net(N, H), EvalSubgraphLoader(permuted, ptr), data)
+    turned = permute(data, perm.flip(0), log=False)
+    same_edges = copy.copy(permuted)
+    same_edges.perm = turned.perm
+    for other, what in (
+        (data, "edges"),
+        (turned, "the order of their nodes"),
+        (same_edges, "the order of their nodes"),
+    ):
+        with pytest.raises(ValueError, match=rf"data is another graph than the loader's: they differ in {what}"):
+            policy.bind(Net(N, H), EvalSubgraphLoader(permuted, ptr), other)
 
 
 def test_only_some_batches_of_a_loader() -> None:

@@ -209,11 +209,30 @@ def test_whole_graphs() -> None:
     assert keys(run(model, OTHER_EDGES)) == {graph_key(OTHER_EDGES.edge_index, N, DATA.perm)}
 
 
-def test_training_on_whole_graphs_alone_looks_at_no_edges(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_gas.session import call
+@pytest.mark.parametrize("training", [False, True])
+def test_the_first_whole_graph_is_the_models(training: bool) -> None:
+    model = Net(N).train(training)
+    model(DATA.x, DATA.edge_index)
+    assert keys(model) == {key_of(DATA.edge_index, N)}
+    before = [history.pull() for history in model.histories]
+    model.eval()(OTHER_EDGES.x, OTHER_EDGES.edge_index)
+    run(model)
+    assert keys(model) == {KEY}
+    with torch.no_grad():
+        for history, rows in zip(model.histories, before, strict=True):
+            torch.testing.assert_close(history.pull(), rows)  # batches went on from exact rows
 
-    monkeypatch.setattr(call, "graph_key", lambda *args: pytest.fail("it computed a key"))
-    model = Net(N)
-    for edges in (DATA.edge_index, OTHER_EDGES.edge_index):
-        model(DATA.x, edges)
-    assert keys(model) == {""}
+
+def test_what_was_evaluated_before_the_first_batch_is_forgotten_where_it_was_another_graph() -> None:
+    corrupted = DATA.x.flip(0), DATA.edge_index
+    for x, edges in ((OTHER_EDGES.x, OTHER_EDGES.edge_index), corrupted):
+        model = Net(N)
+        model.eval()(x, edges)
+        assert bool((model.histories[0].pushed_at >= 0).all())
+        batch = next(iter(loader(DATA)))
+        model.train()(batch)
+        assert int((model.histories[0].pushed_at >= 0).sum()) == batch.batch_size and keys(model) == {KEY}
+        model = Net(N)
+        model(OTHER_EDGES.x, OTHER_EDGES.edge_index)  # training is no evaluation
+        with pytest.raises(ValueError, match=r"earlier calls of the model.*differ in edges"):
+            run(model)

@@ -5,6 +5,7 @@ import mmap
 import os
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -522,3 +523,68 @@ def test_wrong_file_array(tmp_path):
         load_partition(tmp_path / "p.npy")
     with pytest.raises(FileNotFoundError, match="missing"):
         load_partition(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_damaged_bytes_are_refused_or_change_nothing(tmp_path, write):
+    perm, ptr, path = np.random.RandomState(0).permutation(40), np.array([0, 10, 40]), tmp_path / "p.npz"
+    write(path, perm=perm, ptr=ptr)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 2):
+        for bit in (0, 3):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                loaded = load_partition(path)
+            except ValueError as error:
+                refused += 1
+                assert str(path) in str(error)
+            else:
+                assert np.array_equal(loaded.perm, perm) and np.array_equal(loaded.ptr, ptr)
+    assert refused > len(whole) // 2
+    for size in range(0, len(whole), 31):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="holds no partition or is damaged"):
+            load_partition(path)
+
+
+def npy(header, data=b""):
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+ARRAYS = {
+    "larger than memory": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (2305843009213693,), }"),
+    "larger than numbers": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000000000000,), }"),
+    "a deep header": npy("(" * 5000),
+    "an odd escape": npy(r"{'descr': '<i8', 'fortran_order': False, 'shape': '\d'}"),
+    "no header": npy("None"),
+    "a pickle": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"\x80\x04N."),
+    "fields": npy("{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }", bytes(8)),
+    "a scalar": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (), }", bytes(8)),
+    "times": npy("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (1,), }", bytes(8)),
+    "nothing": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (0,), }"),
+    "text": b"perm",
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("place", ["perm", "ptr"])
+def test_archives_of_other_arrays(tmp_path, name, place):
+    right = npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }", bytes(8))
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+        for each in ("perm", "ptr"):
+            archive.writestr(f"{each}.npy", ARRAYS[name] if each == place else right)
+    with pytest.raises(ValueError, match=r"load_partition\('.*p\.npz'\): "):
+        load_partition(tmp_path / "p.npz")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        load_partition(tmp_path / "pipe")
+    with pytest.raises(OSError, match="this is a pipe or a device"):
+        save_partition(tmp_path / "pipe", metis(EDGES, 2, log=False, num_nodes=4))
+    with pytest.raises(IsADirectoryError):
+        load_partition(tmp_path)

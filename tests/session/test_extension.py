@@ -172,6 +172,8 @@ def test_an_epoch_that_was_left_early_is_noticed_when_the_next_begins(kind: str)
         model(batch)
         assert epochs(recorder)[1] == (1, False)
     assert epochs(recorder) == [(0, True), (1, False), (2, True)]
+    told = recorder.log.index(("epoch", 1, False))
+    assert recorder.log[told + 1] == ("before",)  # in which is done what is due between two steps
 
 
 def test_an_epoch_in_which_the_model_left_a_batch_out_is_not_complete() -> None:

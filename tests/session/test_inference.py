@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -401,6 +403,34 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="the last batch"):
         Fails(N, num_layers=1).eval()(loader=EvalSubgraphLoader(random_graph(N, 4 * N), PTR), path=tmp_path / "out.npy")
     assert (tmp_path / "out.npy").read_bytes() == b"an older result"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_what_lies_beside_the_result_is_left_alone(tmp_path: Path) -> None:
+    """Links and pipes at names that others may guess; and who may read the result before may read it now."""
+    data, model, path = random_graph(N, 4 * N), Net(N).eval(), tmp_path / "out.npy"
+    (tmp_path / "thesis").write_text("a year of work")
+    (tmp_path / "out.npy.part").symlink_to(tmp_path / "thesis")
+    path.touch(0o600)
+    out = model(loader=EvalSubgraphLoader(data, PTR), path=path)
+    assert (tmp_path / "thesis").read_text() == "a year of work" and not path.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and np.array_equal(np.load(path), out.numpy())
+    before = out.clone()
+    model.convs[-1].reset_parameters()
+    model(loader=EvalSubgraphLoader(data, PTR), path=path)
+    assert torch.equal(out, before)  # is of the file that was there
+
+
+def test_no_room_for_the_result_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a signal that ends the process as soon as rows are written through the map."""
+
+    def full(*args: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device; make room on the disk.*out\.npy"):
+        Net(N).eval()(loader=EvalSubgraphLoader(random_graph(N, 4 * N), PTR), path=tmp_path / "out.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
@@ -410,6 +440,10 @@ def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
         model(loader=loader, path=tmp_path / "out.npy", device="cpu")
     with pytest.raises(ValueError, match=r"path must end in \.npy, but is 'out\.pt'"):
         model(loader=loader, path="out.pt")
+    before = [history.emb.clone() for history in model.histories]
+    with pytest.raises(FileNotFoundError, match=r"there is no folder for .*; make it first"):
+        model(loader=loader, path=tmp_path / "nowhere" / "out.npy")
+    assert all(torch.equal(history.emb, rows) for history, rows in zip(model.histories, before, strict=True))
     with pytest.raises(ValueError, match="device and path say where inference over a loader puts its result"):
         model(data.x, data.edge_index, path="out.npy")
     with pytest.raises(TypeError, match="hold no bfloat16"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch_geometric.nn import GraphConv, SAGEConv
 
 from torch_gas import AsyncIOPool, EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader
+from torch_gas.extensions.refresh import EveryEpochs
 
 N = 60
 PTR = torch.tensor([0, 13, 13, 29, 45, N])
@@ -196,6 +197,61 @@ def test_further_arguments() -> None:
     out = model(loader=EvalSubgraphLoader(data, PTR))
     full = model(data.x, data.edge_index, edge_weight=data.edge_weight)
     torch.testing.assert_close(out, full, rtol=1e-5, atol=1e-5)
+
+
+class Optional(Weighted):
+    def forward(self, x: Tensor, edge_index: Tensor, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
+        return super().forward(x, edge_index, *args, edge_weight=edge_weight)
+
+
+def trained(model: ScalableGNN, data: Any, **further: str) -> ScalableGNN:
+    """After an epoch with what ``data`` holds under the names that ``further`` gives for ``forward``'s arguments."""
+    for batch, *ids in SubgraphLoader(data, PTR, 2):
+        model.train()(batch.x, batch.edge_index, *ids, **{name: batch[key] for name, key in further.items()})
+    return model.eval()
+
+
+def test_training_and_evaluation_are_given_the_same() -> None:
+    data = random_graph(N, 300)
+    data.edge_weight, data.weight = torch.rand(data.num_edges), torch.rand(data.num_edges)
+    batch = next(iter(SubgraphLoader(data, PTR)))
+    plain = random_graph(N, 300)
+    plain.weight = data.weight
+    for given, calls in {
+        "no further arguments": [
+            lambda model: model(loader=EvalSubgraphLoader(data, PTR)),
+            lambda model: model(batch),
+            lambda model: model(data.x, data.edge_index, edge_weight=data.edge_weight),
+            lambda model: EveryEpochs().bind(model, EvalSubgraphLoader(data, PTR), data).after_epoch(),
+        ],
+        "edge_weight": [
+            lambda model: model(data.x, data.edge_index),
+            lambda model: model(batch.data.x, batch.data.edge_index, *batch[1:]),
+            lambda model: model(loader=EvalSubgraphLoader(plain, PTR)),
+        ],
+    }.items():
+        names = {} if given == "no further arguments" else {"edge_weight": "weight"}
+        for call in calls:
+            model = trained(Optional(), data, **names)
+            with pytest.raises(
+                ValueError, match=f"Optional was trained with {given}, but is evaluated with .*None for it"
+            ):
+                call(copy.deepcopy(model))
+            model.train()(data.x, data.edge_index, edge_weight=None if names else data.edge_weight)
+            call(model.eval())  # which is what it was trained with last
+
+
+def test_arguments_of_training_alone() -> None:
+    class Noisy(Optional):
+        def inputs(self, data: Any, **kwargs: Any) -> Any:
+            args, kwargs = super().inputs(data, **kwargs)
+            return args, {**kwargs, "edge_weight": None}
+
+    data = random_graph(N, 300)
+    data.weight = torch.rand(data.num_edges)
+    model = trained(Noisy(), data, edge_weight="weight")
+    out = model(loader=EvalSubgraphLoader(data, PTR))
+    torch.testing.assert_close(out, model(data.x, data.edge_index, edge_weight=None), rtol=1e-5, atol=1e-5)
 
 
 # -- construction ----------------------------------------------------------------------------------

@@ -401,3 +401,42 @@ def test_ids_out_of_range_are_errors_with_hot_rows_too() -> None:
     for ids in ([6], [-1], [1, 6]):
         with pytest.raises(IndexError):
             history.pull(torch.tensor(ids))
+
+
+# -- ids that are written to --------------------------------------------------------------------------------------------
+
+
+def warm_history() -> History:
+    history = History(10, 2)
+    history.push(torch.arange(20.0).view(10, 2))
+    history.keep_hot(HotSet(torch.arange(0, 10, 2), 10))
+    return history
+
+
+@pytest.mark.parametrize("write", ["numpy", "data", "inference mode"])
+def test_ids_that_are_written_to(write: str) -> None:
+    history = warm_history()
+    with torch.inference_mode(write == "inference mode"):
+        ids = torch.tensor([0, 1, 2])
+        assert history.pull(ids)[:, 0].tolist() == [0, 2, 4]
+        if write == "numpy":
+            ids.numpy()[:] += 5
+        else:
+            (ids.data if write == "data" else ids).add_(5)
+        assert history.pull(ids)[:, 0].tolist() == [10, 12, 14]
+        ids.sub_(4)
+        history.push(torch.full((3, 2), -1.0), ids)
+    assert history.pull()[:, 0].tolist() == [0, -1, -1, -1, 8, 10, 12, 14, 16, 18]
+    assert history.pull(torch.arange(10))[:, 0].tolist() == history.pull()[:, 0].tolist()
+
+
+def test_ranges_that_are_written_to() -> None:
+    history, offset = warm_history(), torch.tensor([0])
+    history.push(torch.full((2, 2), -1.0), offset=offset, count=torch.tensor([2]))
+    history.push(
+        torch.full((4, 2), -2.0), offset=offset, count=torch.tensor([4])
+    )  # the same tensor, and another length
+    offset.numpy()[:] = 5
+    history.push(torch.full((4, 2), -3.0), offset=offset, count=torch.tensor([4]))
+    expected = [-2, -2, -2, -2, 8, -3, -3, -3, -3, 18]
+    assert history.pull(torch.arange(10))[:, 0].tolist() == expected

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -320,6 +321,29 @@ def test_a_forked_process_cannot_write(tmp_path: Path) -> None:
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert history.emb.all()
+
+
+def test_a_fork_that_outlives_a_killed_run_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    ends, begins = os.pipe()
+    run = os.fork()
+    if run == 0:
+        history = History(10, 4, tier=FileTier(path))
+        history.commit()
+        worker = os.fork()
+        if worker == 0:
+            os.close(begins)
+            signal.pause()  # until the test ends it
+        os.write(begins, str(worker).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(begins)
+    os.waitpid(run, 0)
+    with os.fdopen(ends) as file:
+        worker = int(file.read())
+    try:
+        assert History(10, 4, tier=FileTier(path, reuse=True)).table.header.generation == 1
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 # -- features --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ has come past them.
 from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout
 from torch_gas._core.file import FileRows, Table, clear_rows, forget_failure, noted_failure, read_ahead
-from torch_gas._core.memory import advise_huge_pages, register
+from torch_gas._core.memory import advise_huge_pages, fingerprint, register
 from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
@@ -31,7 +31,7 @@ from torch_gas._core.symmetric import adjacent_pairs, symmetric
 __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "adjacent_pairs",
     "advise_huge_pages", "batch_rows", "clear_rows", "dropout", "entry_dots", "entry_softmax",
-    "entry_softmax_backward", "forget_failure", "gather_rows", "has_cuda", "is_table", "noted_failure", "product",
+    "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table", "noted_failure", "product",
     "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width",
     "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_gas._core.build import _C
 from torch_gas._core.naming import arg, at, called
+from torch_gas._util.memory import has_memory, why_not
 
 ID_BITS = {torch.int32: 32, torch.int64: 64}
 FLOAT_TYPES = {
@@ -48,7 +49,7 @@ def numbers(call: str, name: str, value: Tensor, *types: torch.dtype, size: int 
     vector(call, name, value)
     if size is not None:
         length(call, name, value, size)
-    return value.contiguous()
+    return packed(call, name, value)
 
 
 def ranges(call: str, name: str, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,15 +101,28 @@ def size(call: str, name: str, value: int) -> None:
 
 
 def tensor(call: str, name: str, value: Tensor) -> None:
+    """The door of the core: tensors whose numbers lie at their address, but for those with the negative bit, see `packed`."""
+    if has_memory(value) or getattr(value, "is_meta", False):  # which is refused with other devices
+        return
     kind(call, name, value, Tensor, "a torch.Tensor")
-    if value.layout != torch.strided:
-        raise TypeError(f"{at(call, name)} must be a dense tensor, but its layout is {value.layout}")
+    dense = value.layout == torch.strided
+    raise (ValueError if dense else TypeError)(
+        f"{at(call, name)} must be a dense tensor with memory, but {why_not(value)}"
+    )
 
 
 def host(call: str, name: str, value: Tensor) -> None:
     tensor(call, name, value)
-    if value.device.type != "cpu":
+    if not value.is_cpu:
         raise ValueError(f"{at(call, name)} must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`")
+
+
+def packed(call: str, name: str, value: Tensor) -> Tensor:
+    """The numbers of a tensor that passed the door, one after the other and with their signs, for the core to read."""
+    memory = value.resolve_neg().contiguous()
+    if memory is not value:  # made by torch, which makes others in FakeTensorMode
+        tensor(call, name, memory)
+    return memory
 
 
 def vector(call: str, name: str, value: Tensor) -> None:
@@ -117,6 +131,11 @@ def vector(call: str, name: str, value: Tensor) -> None:
 
 
 def contiguous(call: str, name: str, value: Tensor) -> None:
+    """Memory that the core reads or writes where it is."""
+    if value.is_neg():
+        raise ValueError(
+            f"{at(call, name)} must have no negative bit; pass a tensor made with `{arg(name)}.resolve_neg()`"
+        )
     if not value.is_contiguous():
         raise ValueError(
             f"{at(call, name)} must be contiguous, but has shape {list(value.shape)} and strides "

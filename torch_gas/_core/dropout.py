@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES
+from torch_gas._core.memory import empty
 
 
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
@@ -40,6 +41,6 @@ def dropout(x: Tensor, p: float, seed: int) -> Tensor:
     checks.contiguous(call, "x", x)
     checks.number(call, "p", p)
     checks.size(call, "seed", seed)
-    out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    out = empty(x.shape, x.dtype)
     _C.dropout(x.data_ptr(), out.data_ptr(), FLOAT_TYPES[x.dtype], x.numel(), float(p), seed, torch.get_num_threads())
     return out

@@ -65,11 +65,8 @@ Table = Tensor | FileRows
 
 
 @contextmanager
-def in_use(table: Table, writes: bool) -> Iterator[None]:
-    """While the core reads or writes rows of a table."""
-    if not isinstance(table, FileRows):
-        yield
-        return
+def in_use(table: FileRows, writes: bool) -> Iterator[None]:
+    """While the core reads or writes rows of a table in a file."""
     table.check_usable()
     if writes:
         table.before_write()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,11 +71,58 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
 
 
-def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """An uninitialised tensor. Pages that a large one takes from the system are huge, because it clears them faster."""
+def fingerprint(tensors: Iterable[Tensor], lines: int = 0) -> int:
+    """A number that tells the contents of tensors apart, also where torch does not count what is written: through NumPy,
+    `.data`, or in inference mode.
+
+    Args:
+        tensors: Dense tensors of any shape and type on the host. Those that are not contiguous are copied.
+        lines: How many pieces of 64 bytes of each tensor it goes by, which lie at even distances; by default by all of it.
+
+    Returns:
+        64 bits, without sign. They do not depend on the number of threads, and do on the byte order of the machine.
+
+    Raises:
+        TypeError: One is no dense tensor.
+        ValueError: One is not on the host, or `lines` is negative.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(3)
+        >>> before = fingerprint([x])
+        >>> x.numpy()[1] = 1
+        >>> fingerprint([x]) == before
+        False
+    """
+    call = "fingerprint"
+    checks.size(call, "lines", lines)
+    given: list[int] = []
+    copies = []
+    for tensor in tensors:
+        is_plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or not tensor.is_contiguous():
+            checks.host(call, "tensors", tensor)
+            tensor = tensor.contiguous()
+            copies.append(tensor)
+        given += (tensor.data_ptr(), tensor.nbytes)
+    return int(_C.fingerprint(*given, lines=lines, threads=torch.get_num_threads()))
+
+
+def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An uninitialised tensor for results. Pages that a large one takes from the system are huge, because it clears them faster.
+
+    Raises:
+        RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
+    """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    if tensor.device.type == "cpu" and tensor.nbytes >= _LARGE:
-        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    address, nbytes = tensor.data_ptr(), tensor.nbytes
+    if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
+        raise RuntimeError(
+            f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "
+            "transform of torch.func, for this call"
+        )
+    if nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(address, nbytes)
     return tensor
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from torch_gas._core.file import FileRows, Table, in_use
 from torch_gas._core.memory import mark_written
 from torch_gas._core.naming import arg, at, called
 from torch_gas._core.storage import SCALED_TYPES, is_scaled
+
+_NOTHING = nullcontext()
 
 
 class Staging:
@@ -30,7 +34,7 @@ class Staging:
     """
 
     def __init__(self, num_bytes: int, device: torch.device | str) -> None:
-        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.stream = torch.cuda.Stream(device)
 
 
@@ -74,6 +78,14 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
         require_cuda(call, name, device)
 
 
+def shares_memory(table: Table, rows: Tensor) -> bool:
+    """Whether writing to one may change the other."""
+    if isinstance(table, FileRows):  # which may be mapped to memory; that is none of torch's own
+        return not rows.untyped_storage().resizable()
+    start, other = table.data_ptr(), rows.data_ptr()
+    return start < other + rows.nbytes and other < start + table.nbytes
+
+
 def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = rows.shape[1:].numel()
@@ -87,7 +99,7 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
     writes = call in ("scatter_rows", "write_chunks")
     threads = torch.get_num_threads()
     stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream) if rows.is_cuda else None
-    with in_use(table, writes):
+    with in_use(table, writes) if isinstance(table, FileRows) else _NOTHING:
         if staging is not None:
             getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), threads)
         elif rows.is_cuda:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
-from torch_gas._core.memory import addresses
+from torch_gas._core.memory import addresses, empty
 
 _TYPES = (torch.float32, torch.float64)
 
@@ -75,7 +75,7 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tenso
     rows, heads, width = _heads(call, "rows", rows, matrix.num_cols)
     if weight is not None:
         weight = _entries(call, "weight", weight, matrix, heads, rows)
-    out = rows.new_empty((num_rows, *rows.shape[1:]))
+    out = empty((num_rows, *rows.shape[1:]), rows.dtype)
     _C.product(_argument(checked, rows), *addresses(weight, rows, out), heads, width, torch.get_num_threads())
     return out
 
@@ -112,7 +112,7 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
             f"{call}: rows of `left` and `right` must have one shape, but have {list(left.shape[1:])} and "
             f"{list(right.shape[1:])}"
         )
-    out = left.new_empty((matrix.col.numel(), *left.shape[1:-1]))
+    out = empty((matrix.col.numel(), *left.shape[1:-1]), left.dtype)
     _C.entry_dots(_argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
     return out
 
@@ -143,7 +143,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
     call = "entry_softmax"
     checked, left, right = _scores(call, matrix, left, right, slope)
     heads = left.shape[1]
-    out = left.new_empty((matrix.col.numel(), heads))
+    out = empty((matrix.col.numel(), heads), left.dtype)
     _C.entry_softmax(
         _argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
     )
@@ -179,7 +179,7 @@ def entry_softmax_backward(
     heads = left.shape[1]
     softmax = _entries(call, "softmax", softmax, matrix, heads, left)
     grad = _entries(call, "grad", grad, matrix, heads, left)
-    grad_left, grad_entry = torch.empty_like(left), torch.empty_like(softmax)
+    grad_left, grad_entry = empty(left.shape, left.dtype), empty(softmax.shape, left.dtype)
     results = addresses(softmax, grad, grad_left, grad_entry)
     _C.entry_softmax_backward(
         _argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
@@ -219,7 +219,7 @@ def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, i
         raise ValueError(
             f"{call}: `{name}` must have shape [{num_rows}, C] or [{num_rows}, H, C], but has {list(rows.shape)}"
         )
-    return rows.contiguous(), rows.shape[1] if rows.dim() == 3 else 1, rows.shape[-1]
+    return checks.packed(call, name, rows), rows.shape[1] if rows.dim() == 3 else 1, rows.shape[-1]
 
 
 def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, like: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, li
             f"{call}: `{name}` must have a number for each entry and head, [{size}, {heads}], but has shape "
             f"{list(value.shape)}"
         )
-    return value.contiguous()
+    return checks.packed(call, name, value)
 
 
 def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> tuple[Sparse, Tensor, Tensor]:
@@ -249,4 +249,4 @@ def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float
             )
     checks.same_type(call, "right", right, "left", left)
     checks.number(call, "slope", slope)
-    return checked, left.contiguous(), right.contiguous()
+    return checked, checks.packed(call, "left", left), checks.packed(call, "right", right)

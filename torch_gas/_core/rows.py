@@ -10,7 +10,7 @@ from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
 from torch_gas._core.memory import empty
 from torch_gas._core.naming import arg, at, called, naming
-from torch_gas._core.placement import Staging, check_placement, device_of_rows, move
+from torch_gas._core.placement import Staging, check_placement, device_of_rows, move, shares_memory
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 
 _TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -58,6 +58,8 @@ def gather_rows(
     index = _index(call, index)
     device = device_of_rows(call, table, staging, index.device)
     rows = _output(call, table, index.numel(), dtype, out, device)
+    if out is not None:
+        index = _apart(out, index)
     if staging is None:
         _same_device(call, index, "out", rows)
     else:
@@ -95,7 +97,7 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
     _table(call, table)
     index = _index(call, index)
     _check_rows(call, "rows", rows, table, index.numel())
-    rows = rows.contiguous()
+    rows, index = _apart(table, checks.packed(call, "rows", rows)), _apart(table, index)
     _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
@@ -181,7 +183,7 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
     _check_rows(call, "rows", rows, table, None)
-    rows = rows.contiguous()
+    rows = _apart(table, checks.packed(call, "rows", rows))
     device_of_rows(call, table, staging, rows.device)
     check_placement(call, table, "rows", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
@@ -232,7 +234,12 @@ def is_table(value: object) -> bool:
     """Tells whether `value` is a tensor on the host whose rows the functions here move, and no gradient is lost by that."""
     if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    return value.dtype in _TABLE_TYPES and value.dim() > 0 and value.is_contiguous() and not value.requires_grad
+    return (
+        value.dtype in _TABLE_TYPES
+        and value.dim() > 0
+        and value.is_contiguous()
+        and not (value.requires_grad or value.is_neg())
+    )
 
 
 def _table(call: str, table: Table) -> None:
@@ -249,7 +256,12 @@ def _index(call: str, index: Tensor) -> Tensor:
     checks.tensor(call, "index", index)
     checks.element_type(call, "index", index, ID_BITS)
     checks.vector(call, "index", index)
-    return index.contiguous()
+    return checks.packed(call, "index", index)
+
+
+def _apart(table: Table, value: Tensor) -> Tensor:
+    """What is read while a table is written: a copy, if that would change it."""
+    return value.clone() if shares_memory(table, value) else value
 
 
 def _same_device(call: str, index: Tensor, name: str, rows: Tensor) -> None:
@@ -270,6 +282,10 @@ def _output(
         return empty((num_rows, *row_shape(table, dtype)), dtype, device)
     _check_rows(call, "out", out, table, num_rows)
     checks.contiguous(call, "out", out)
+    if isinstance(table, Tensor) and shares_memory(table, out):
+        raise ValueError(
+            f"{at(call, 'out')} must not share memory with `{arg('table')}`, whose rows would change; leave it out"
+        )
     if dtype is not None and dtype != out.dtype:
         raise TypeError(
             f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import addresses
+from torch_gas._core.memory import addresses, empty
 
 STREAM_PASSES: int = _C.stream_passes
 """How many passes over the edges `stream_parts` makes at most."""
@@ -62,7 +62,7 @@ def stream_parts(
         edge_weight = checks.numbers(call, "edge_weight", edge_weight, torch.float64, size=col.numel())
     if node_weight is not None:
         node_weight = checks.numbers(call, "node_weight", node_weight, torch.int64, size=num_nodes)
-    part = torch.empty(num_nodes, dtype=torch.int64)
+    part = empty(num_nodes, torch.int64)
     graph = addresses(rowptr, col, edge_weight, node_weight)
     _C.stream_parts(ID_BITS[rowptr.dtype], *graph, num_nodes, col.numel(), num_parts, seed, report, part.data_ptr())
     return part

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import ID_BITS
-from torch_gas._core.memory import addresses
+from torch_gas._core.memory import addresses, empty
 
 
 def adjacent_pairs(
@@ -61,9 +61,9 @@ def adjacent_pairs(
     weight = None if weight is None else checks.numbers(call, "weight", weight, torch.float64, size=src.numel())
     if dtype not in tuple(ID_BITS):  # by comparison, because it may be anything
         raise TypeError(f"{call}: `dtype` must be one of {checks.names(ID_BITS)}, but is {dtype}")
-    out_rowptr = torch.empty(num_nodes + 1, dtype=torch.int64)
-    col = torch.empty(src.numel(), dtype=dtype)
-    sums = None if weight is None else torch.empty_like(weight)
+    out_rowptr = empty(num_nodes + 1, torch.int64)
+    col = empty(src.numel(), dtype)
+    sums = None if weight is None else empty(weight.shape, weight.dtype)
     given = (ID_BITS[src.dtype], *addresses(rowptr, dst, src), num_nodes, src.numel(), *addresses(weight))
     size = _C.adjacent_pairs(*given, ID_BITS[dtype], *addresses(out_rowptr, col, sums), torch.get_num_threads())
     return out_rowptr, col[:size], None if sums is None else sums[:size]
@@ -98,8 +98,8 @@ def symmetric(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> tupl
     rowptr = checks.numbers(call, "rowptr", rowptr, torch.int64)
     num_nodes = checks.num_rows(call, rowptr)
     weight = None if weight is None else checks.numbers(call, "weight", weight, torch.int64, size=col.numel())
-    out_rowptr, out_col = col.new_empty(num_nodes + 1), col.new_empty(2 * col.numel())
-    out_weight = None if weight is None else torch.empty_like(out_col)
+    out_rowptr, out_col = empty(num_nodes + 1, col.dtype), empty(2 * col.numel(), col.dtype)
+    out_weight = None if weight is None else empty(out_col.shape, col.dtype)
     given = (ID_BITS[col.dtype], *addresses(rowptr, col, weight), num_nodes, col.numel())
     _C.symmetric(*given, *addresses(out_rowptr, out_col, out_weight))
     return out_rowptr, out_col, out_weight

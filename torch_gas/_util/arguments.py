@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch_geometric.data import Data
+
+from torch_gas._util.memory import has_memory, is_readable, unreadable, why_not
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,12 +30,13 @@ _RULES = {"Tensor": "a dense tensor with memory", "float": "a number", "int": "a
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, which then refuses arguments that its annotations do not admit.
 
-    NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory. What an annotation
-    names for type checkers only is left to ``function``.
+    NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory of its own. What an
+    annotation names for type checkers only is left to ``function``.
 
     Raises:
         TypeError: if an argument has none of the types in its annotation.
-        ValueError: if a number is NaN or does not fit 64 bits, or a tensor is sparse or without memory.
+        ValueError: if a number is NaN or does not fit 64 bits, or a tensor, as an argument or in a graph, is sparse, nested or
+            without memory of its own.
     """
     parameters = inspect.signature(function).parameters
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -61,6 +64,9 @@ def checked_fields(cls: T) -> T:
 def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     error: type[Exception] = TypeError
     rule = str(annotation)
+    if isinstance(value, Data):
+        key = unreadable(value)
+        name, value, rule = (f"{name}.{key}", value[key], "Tensor") if key is not None else (name, value, rule)
     kind = "Tensor" if isinstance(value, Tensor) else type(value).__name__
     if kind in _RULES and kind in rule.split():  # of the right type, so that its value is wrong
         error, rule = ValueError, _RULES[kind]
@@ -69,7 +75,8 @@ def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any]
         call = type(args[0]).__name__  # maybe a class that derives from it
     came = repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
     if error is ValueError and isinstance(value, Tensor):
-        came = f"{value.layout} on {value.device}"
+        came = "is nested" if value.is_nested else why_not(value)
+        raise error(f"{call}: {name} must be {rule}, but {came}")
     raise error(f"{call}: {name} must be {rule}, but is {came}")
 
 
@@ -95,16 +102,22 @@ _VALUES: dict[type, Admits] = {
         isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
     ),
     float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value,
-    Tensor: lambda value: isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta,
+    Data: lambda value: isinstance(value, Data) and unreadable(value) is None,
+    Tensor: lambda value: has_memory(value) and not value.is_nested,
 }
+
+
+def _any_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and is_readable(value)
 
 
 def _admits(hint: Any) -> Admits:
     """Tells what is of a type."""
     if hint in (Any, object):
         return _anything
-    if isinstance(hint, TypeVar) and hint.__constraints__:
-        return lambda value: isinstance(value, hint.__constraints__)
+    if isinstance(hint, TypeVar) and hint.__constraints__:  # given back as it came
+        rules = tuple(_any_tensor if kind is Tensor else _admits(kind) for kind in hint.__constraints__)
+        return lambda value: any(admits(value) for admits in rules)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         rules = tuple(map(_admits, inner))

@@ -18,14 +18,24 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+def check_process(process: int) -> None:
+    """Raises RuntimeError in another process than that which has the threads, and the worker processes, that work is left to."""
+    if os.getpid() != process:
+        raise RuntimeError(
+            f"this is under way in process {process}, of which this one ({os.getpid()}) is a fork, and forks have none of its "
+            "threads and workers: begin anew in this process (iter(loader) for batches, a model that was made here)"
+        )
+
+
 class Task(Generic[T]):
-    """A call that a worker makes."""
+    """A call that a worker makes. A fork of its process can take its result only if it is there."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call: Callable[[], T] | None = call
         self._value: T | None = None
         self._error: BaseException | None = None
         self._ended: SimpleQueue[None] = SimpleQueue()
+        self._process = os.getpid()
 
     def run(self) -> None:
         """Makes the call."""
@@ -50,6 +60,7 @@ class Task(Generic[T]):
     def result(self) -> T:
         """Waits for the call, and returns what it returned or raises what it raised."""
         while not self.is_done:
+            check_process(self._process)
             self._ended.get()
         if self._error is not None:
             raise self._error

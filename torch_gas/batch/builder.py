@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas import _core
+from torch_gas._util.version import version
+from torch_gas.batch.cache import SAMPLE_OF_DATA
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, tensors_of
+from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, memory_of, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
+from torch_gas.graph.sample import Samples, constants, sample
 from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
@@ -52,6 +56,11 @@ class Builder:
         """Of the graph and the order of its nodes; found when the first batch is made."""
         return graph_key(self.adj, self.num_nodes, self.data.get("perm"))
 
+    def features(self) -> Samples:
+        """Samples of what a model may take from the graph beside its edges."""
+        values = {self.key: format_of(self.adj).values(self.adj)}
+        return constants({key: self.data.get(key) for key in ("x", *self.edge_keys)} | values)
+
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
 
@@ -76,6 +85,7 @@ class Builder:
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
+        rows = sample(batch.get("x"))
         record = BatchRecord(
             key=self.graph_key,
             num_nodes=self.num_nodes,
@@ -86,6 +96,7 @@ class Builder:
             num_edges=format_of(adj).num_edges(adj),
             digest=digest(n_id),
             neighbors=self.neighbors,
+            rows=None if rows is None else rows.clone(),
         )
         return SubData.of_record(batch, record, n_id)
 
@@ -96,7 +107,7 @@ class Builder:
 
     def _ranges(self, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Start and length of some parts."""
-        index = torch.tensor(parts, dtype=torch.int64)
+        index = torch.tensor(parts, dtype=torch.int64, device="cpu")
         return self._start.index_select(0, index), self._count.index_select(0, index)
 
     def subgraph(self, offset: Tensor, count: Tensor) -> _core.Subgraph:
@@ -117,7 +128,9 @@ class Builder:
         dst = torch.searchsorted(halo, out.halo)[out.col[outgoing].long() - batch_size]
         order = dst.argsort(stable=True)
         counts = dst.bincount(minlength=halo.numel())
-        rows = torch.cat([torch.arange(batch_size), batch_size + torch.searchsorted(halo, sub.halo)]).to(sub.col.dtype)
+        rows = torch.cat([torch.arange(batch_size, device="cpu"), batch_size + torch.searchsorted(halo, sub.halo)]).to(
+            sub.col.dtype
+        )
         return _core.Subgraph(
             torch.cat([sub.rowptr, sub.rowptr[-1] + counts.cumsum(0).to(sub.rowptr.dtype)]),
             torch.cat([rows[sub.col.long()], src[order]]),
@@ -134,6 +147,27 @@ class Builder:
         if _signature(self.data) != self.signature:
             advice = "make a new loader (and new parts for new edges), or move a copy: copy.copy(data).to(device)"
             raise RuntimeError(f"SubgraphLoader: data changed its size, adjacency, attributes or device; {advice}")
+
+    def check_sendable(self, learned: str | None) -> None:
+        """Raises if workers cannot send batches: torch would print why, and the next batch never come.
+
+        Args:
+            learned: the name of an attribute that gradients are wanted of, or None.
+        """
+        if learned is not None:
+            raise ValueError(
+                f"SubgraphLoader: gradients are wanted of data.{learned}, and cannot come back from worker processes; make the "
+                f"loader with num_workers=0, or pass data.{learned}.detach() and have the model look its rows up by batch.n_id"
+            )
+        rest = copy.copy(self.data)
+        for key, value in self.data.to_dict().items():
+            if isinstance(value, Tensor) or key in (self.key, *self.node_keys, *self.edge_keys):
+                del rest[key]
+        try:
+            ForkingPickler.dumps(rest)
+        except Exception as error:
+            advice = "leave out what cannot be pickled, or make the loader with num_workers=0"
+            raise TypeError(f"SubgraphLoader: workers cannot send what data holds: {error}; {advice}") from error
 
 
 def check_data(data: Data) -> int:
@@ -165,9 +199,11 @@ def check_partition(ptr: Tensor, data: Data) -> Tensor:
 def _signature(data: Data) -> list[tuple[str, Any]]:
     """What must not change while a loader lives: names, shapes and devices, and all of the adjacency."""
     key, adj = find_adjacency(data)
-    versions = [tensor._version for tensor in tensors_of(adj) if not tensor.is_inference()]
+    versions = [(version(tensor), tensor.requires_grad) for tensor in tensors_of(adj)]
+    # A sample for what torch does not count: all of the edges take a share of an epoch.
+    edges = (id(adj), versions, _core.fingerprint(memory_of(adj), SAMPLE_OF_DATA))
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
-    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, (id(adj), versions)), *sorted(shapes)]
+    return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, edges), *sorted(shapes)]
 
 
 def _shape(value: Any) -> tuple[Any, ...]:

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
-import zlib
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
-from torch_gas.graph.formats import tensors_of
+from torch_gas.graph.formats import memory_of, tensors_of
 
-SMALL_ROW = 16  # bytes of a node's label or mask, at most
+SAMPLE = 8  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
+SAMPLE_OF_DATA = 4096  # the same of each tensor of a graph, before each epoch: all of one of 256 KB
 
 
 class BatchCache:
-    """Batches that come again, up to a number of bytes; a batch that was changed in place is made anew."""
+    """Batches that come again, up to a number of bytes; a batch that was changed in place is made anew.
+
+    Changes that torch counts are all found. Those that it does not count, as of what NumPy or ``.data`` write, are found by a
+    sample of the batch.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
-        self._entries: dict[tuple[int, ...], tuple[SubData, list[int]]] = {}
-        self._lock = threading.Lock()
+        self._entries: dict[tuple[int, ...], tuple[SubData, list[Any]]] = {}
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def __reduce__(self) -> tuple[type[BatchCache], tuple[int]]:
         return BatchCache, (self.capacity,)  # a copy starts empty
 
     def get(self, parts: tuple[int, ...]) -> SubData | None:
-        batch, versions = self._entries.get(parts, (None, None))
-        if batch is None or [tensor._version for tensor in _tensors(batch)] != versions:
-            return None
-        return _shallow_copy(batch)
+        batch, state = self._entries.get(parts, (None, None))
+        return None if batch is None or _state(batch) != state else _shallow_copy(batch)
 
     def put(self, parts: tuple[int, ...], batch: SubData) -> SubData:
         """Keeps ``batch`` where there is room, and returns it for use."""
@@ -42,12 +48,14 @@ class BatchCache:
         if any(tensor.is_inference() for tensor in tensors):  # they tell of no change, and cannot be trained on
             return batch
         size = sum(tensor.nbytes for tensor in tensors)
+        if self._process != os.getpid():  # a thread that a fork did not take along may have held it
+            self._lock, self._process = threading.Lock(), os.getpid()
         with self._lock:
             if parts not in self._entries:
                 if self.size + size > self.capacity:
                     return batch
                 self.size += size
-            self._entries[parts] = (batch, [tensor._version for tensor in tensors])
+            self._entries[parts] = (batch, _state(batch))
         return _shallow_copy(batch)
 
 
@@ -60,21 +68,47 @@ def _shallow_copy(batch: SubData) -> SubData:
     return out
 
 
-def contents_of(data: Data) -> list[tuple[Any, ...]]:
-    """What may change between two epochs: each attribute, how often it was changed in place, and a checksum of labels and masks.
+def _state(batch: SubData) -> list[Any]:
+    """What differs once a batch was changed in place, or has come to need a gradient: an adjacency is handed out as it is."""
+    tensors = _tensors(batch)
+    sample = _core.fingerprint(_in_memory([batch.offset, batch.count, *batch.to_dict().values()]), SAMPLE)
+    return [sample, *((tensor._version, tensor.requires_grad) for tensor in tensors)]
 
-    These are written to through NumPy as well, which torch does not count. Wider rows are not looked at, which would take as long
-    as to read them.
+
+class Contents:
+    """What a graph holds, to tell whether it holds the same later.
+
+    Args:
+        data: the graph.
+        sample: whether to look at a part of each large tensor for what torch does not count.
     """
-    small = SMALL_ROW * (data.num_nodes or 0)
-    values = data.to_dict().values()
-    return [(v, version(v), _checksum(v, small)) if isinstance(v, Tensor) else (v,) for v in values]
+
+    def __init__(self, data: Data, sample: bool) -> None:
+        values = list(data.to_dict().values())
+        listed = [item for value in values if isinstance(value, (list, tuple)) for item in value]
+        self._objects = [*values, *listed]
+        self._facts = [
+            _core.fingerprint(_in_memory(values), SAMPLE_OF_DATA if sample else 0),
+            *((version(tensor), tensor.requires_grad) for value in values for tensor in tensors_of(value)),
+            *(value.tobytes() for value in values if isinstance(value, np.ndarray)),
+        ]
+
+    def differ(self, other: Contents) -> bool:
+        """Whether attributes are other objects, or hold other values."""
+        same = len(self._objects) == len(other._objects) and self._facts == other._facts
+        return not same or any(a is not b for a, b in zip(self._objects, other._objects, strict=True))
 
 
-def _checksum(value: Tensor, largest: int) -> int:
-    if value.is_inference() or value.layout != torch.strided or value.device.type != "cpu" or value.nbytes > largest:
-        return 0
-    return zlib.crc32(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+def learned(data: Data) -> str | None:
+    """The name of an attribute that gradients are wanted of, such as an embedding for each node."""
+    for key, value in data.to_dict().items():
+        if any(tensor.requires_grad for tensor in [*tensors_of(value), value] if isinstance(tensor, Tensor)):
+            return key
+    return None
+
+
+def _in_memory(values: Iterable[Any]) -> list[Tensor]:
+    return [tensor for value in values for tensor in memory_of(value)]
 
 
 def _tensors(batch: SubData) -> list[Tensor]:

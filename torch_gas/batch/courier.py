@@ -49,6 +49,8 @@ class Courier:
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "cpu":
             return tensor
+        if tensor.requires_grad:  # a copy in pinned memory would lose it
+            return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # itself where it is pinned
 
     def pin(self, batch: SubData) -> SubData:

@@ -99,11 +99,12 @@ class Epochs:
         if not self._is_known:
             yield
             return
-        if epoch.batches is None:
-            epoch.batches = list(self.batch_sampler)
-        states = [generator.get_state() for generator in self.generators]
-        with torch.random.fork_rng(devices=[]):
-            yield
+        with torch.device("cpu"):  # where torch's samplers draw, whatever the default device is
+            if epoch.batches is None:
+                epoch.batches = list(self.batch_sampler)
+            states = [generator.get_state() for generator in self.generators]
+            with torch.random.fork_rng(devices=[]):
+                yield
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
 

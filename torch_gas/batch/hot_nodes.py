@@ -34,7 +34,7 @@ def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
     """
     if number is not None and number < 0:
         raise ValueError(f"hot_nodes: number must not be negative, but is {number}")
-    counts = torch.zeros(loader.num_nodes, dtype=torch.int64)
+    counts = torch.zeros(loader.num_nodes, dtype=torch.int64, device="cpu")
     for halo in loader.halos():
         counts[halo] += 1
     order = counts.argsort(descending=True, stable=True)

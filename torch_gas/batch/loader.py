@@ -14,18 +14,20 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
-from torch_gas._util.thread import Task, Worker
+from torch_gas._util.thread import Task, Worker, check_process
 from torch_gas.batch.builder import Builder, check_partition
-from torch_gas.batch.cache import BatchCache, contents_of
+from torch_gas.batch.cache import BatchCache, Contents, learned
 from torch_gas.batch.courier import Courier
 from torch_gas.batch.data import SubData
 from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
+from torch_gas.graph.sample import Samples, agree
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
+_of_parents: list[Iterator[SubData]] = []
 
 
 class SubgraphLoader(DataLoader[SubData]):
@@ -98,7 +100,9 @@ class SubgraphLoader(DataLoader[SubData]):
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
-        self._contents = contents_of(data)
+        self._features: Samples = {}
+        self._contents: Contents | None = None  # of which the kept batches are
+        self._learns = False  # whether gradients are wanted of the graph's attributes
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("SubgraphLoader: give seed or generator, not both")
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
@@ -158,18 +162,27 @@ class SubgraphLoader(DataLoader[SubData]):
     def _serve(self, tasks: Callable[[], Iterator[MakeBatch]], epoch: Epoch | None = None) -> Iterator[SubData]:
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
-        contents = contents_of(self.data)
-        if not all(a is b and v == w for (a, *v), (b, *w) in zip(contents, self._contents, strict=True)):
+        name = learned(self.data)
+        self._learns = name is not None
+        if self.num_workers > 0:
+            self.builder.check_sendable(name)
+        contents = Contents(self.data, sample=self._cache.capacity == 0 and not self.persistent_workers)
+        if self._contents is None or contents.differ(self._contents):
             self._contents = contents
             self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
+        features = self.builder.features()
+        if features.keys() != self._features.keys() or not all(
+            agree(features[name], self._features[name]) for name in features
+        ):
+            self._features = features  # one object for all epochs, so that models compare it once
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
             if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            yield batch.hand_out(lookahead=Lookahead(self, ahead), **place)
+            yield batch.hand_out(lookahead=Lookahead(self, ahead), features=self._features, **place)
             edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
@@ -178,7 +191,8 @@ class SubgraphLoader(DataLoader[SubData]):
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
         ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
-        prefetch = self.prefetch
+        # Rows that are learned change in each step: a batch that was made ahead would have older ones.
+        prefetch = 0 if self._learns else self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
@@ -202,7 +216,7 @@ class SubgraphLoader(DataLoader[SubData]):
             batches: Any = super().__iter__() if self.num_workers > 0 else None
         if batches is not None:
             number = len(self) if epoch.batches is None else len(epoch.batches)
-            return (partial(next, batches) for _ in range(number))
+            return iter([partial(_next, batches, os.getpid())] * number)
         return (partial(self._make, tuple(self._parts[i] for i in batch)) for batch in self._epochs)
 
     def _send(self, task: MakeBatch) -> tuple[SubData, Event | None]:
@@ -266,7 +280,7 @@ class SubgraphLoader(DataLoader[SubData]):
         return (self.builder.halo(self._parts[i : i + size]) for i in range(0, len(self._parts), size))
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
-        if self._cache.capacity == 0:
+        if self._cache.capacity == 0 or self._learns:  # a gradient reaches the graph through a batch of this step
             return self._build(parts)
         kept = self._cache.get(parts)
         if kept is not None:
@@ -308,6 +322,14 @@ class EvalSubgraphLoader(SubgraphLoader):
         ptr = check_partition(ptr, data)
         merged = torch.cat([ptr[:-1][::batch_size], ptr[-1:]])
         super().__init__(data, merged, batch_size=1, bipartite=bipartite, log=log, shuffle=False, **kwargs)
+
+
+def _next(batches: Iterator[SubData], process: int) -> SubData:
+    """The next batch that worker processes have made for ``process``."""
+    if os.getpid() != process:
+        _of_parents.append(batches)  # which would end the workers of that process if it were forgotten here
+    check_process(process)
+    return next(batches)
 
 
 def _num_cores() -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from torch_gas.graph.sample import Samples
+
 if TYPE_CHECKING:
     from torch_gas._util.thread import Task
     from torch_gas.batch.data import SubData
@@ -51,6 +53,8 @@ class BatchRecord:
         epoch: of the loader, counted from 0; None where the batch is of none.
         index: place of the batch in its epoch, counted from 0.
         num_batches: of the epoch; None where a sampler decides on the way.
+        rows: a sample of the features ``x`` that the batch was made with; see :mod:`torch_gas.graph.sample`.
+        features: samples of the features of the graph and of the weights of its edges, by name.
         lookahead: what comes next, or None.
     """
 
@@ -66,6 +70,8 @@ class BatchRecord:
     epoch: int | None = None
     index: int | None = None
     num_batches: int | None = None
+    rows: Tensor | None = field(default=None, repr=False)
+    features: Samples = field(default_factory=dict, repr=False)
     lookahead: Lookahead | None = field(default=None, repr=False)
 
     @property

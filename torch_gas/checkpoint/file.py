@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from io import BufferedReader
 
 import torch
 from torch import Tensor
 
 from torch_gas import _core
-from torch_gas._util.replace import replacing
+from torch_gas._util.replace import Path, existing, replacing
 from torch_gas.checkpoint.header import LENGTH, NAMES, Damaged, Entry, decode, encode, place
 from torch_gas.checkpoint.rows import read_rows, write_rows
 
 BLOCK = 2**23  # bytes of a table that are in memory at a time, or one row
 
-Path = str | os.PathLike[str]
-
 
 def write(path: Path, tables: Mapping[str, _core.Table], texts: Mapping[str, str] | None = None) -> None:
     """Writes ``tables``, with ``texts`` and a checksum of each in the header's metadata.
 
-    The file is written beside ``path`` as ``path.part``, reaches the disk, and then takes the place of what was there. After an
-    error, what was there still is.
+    The file is written beside ``path``, reaches the disk, and then takes the place of what was there. After an error, what was
+    there still is.
 
     Raises:
         TypeError: if the format has no such type of elements.
@@ -85,7 +82,7 @@ class Saved:
         self.path = os.fspath(path)
         # Rows are not read from the library's mapping, which would hold all of them in memory, and where a failing disk is a
         # signal that ends the process.
-        self._file: BufferedReader = open(path, "rb")  # noqa: SIM115  # closed by `__exit__`
+        self._file = existing(path)  # closed by `__exit__`
         try:
             self.entries, self.texts = decode(self.path)
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
@@ -121,7 +118,7 @@ class Saved:
     def read(self, name: str) -> Tensor:
         """A table, in new memory on the host."""
         entry = self.entries[name]
-        table = torch.empty(entry.shape, dtype=entry.dtype)
+        table = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         self.read_into(name, table)
         return table
 
@@ -134,10 +131,10 @@ class Saved:
         """Blocks of rows as bytes, each with the number of its first row; the memory is that of the block before."""
         entry = self.entries[name]
         self._file.seek(self._start + entry.begin)
-        block = torch.empty(0)
+        block = torch.empty(0, device="cpu")
         for start, stop in _blocks(entry):
             if start == 0:  # no block is larger than the first
-                block = torch.empty(stop, entry.row_bytes, dtype=torch.uint8)
+                block = torch.empty(stop, entry.row_bytes, dtype=torch.uint8, device="cpu")
             rows = block[: stop - start]
             if self._file.readinto(_memory(rows)) < rows.numel():
                 raise Damaged(self.path, f"it ends within {name!r}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch.nn import Module
 
 from torch_gas import _core
-from torch_gas.checkpoint.file import Path, Saved, write
+from torch_gas._util.replace import Path
+from torch_gas.checkpoint.file import Saved, write
 from torch_gas.graph.origin import Origin, key_of, known_key
 from torch_gas.history import History
 
@@ -52,7 +55,7 @@ def load_histories(model: Module, path: Path, graph: Any = None) -> None:
     with Saved(path) as saved:
         origins = check_histories(saved, set(saved.entries), model, graph=graph)
         saved.verify()
-        read_histories(saved, model, origins)
+        all_or_nothing(partial(read_histories, saved, model, origins), partial(forget_histories, model))
 
 
 def check_histories(
@@ -78,6 +81,12 @@ def check_histories(
         unknown -= tables.keys()
         key = known_key(saved.path, saved.texts.get(_text(prefix, name), ""), given)
         origins[name] = None if missing else Origin(key, saved.path)
+        if missing and bool((history.pushed_at >= 0).any()):
+            warnings.warn(
+                f"{saved.path} has no rows of {name}, of an extension that was added since it was written; its rows are "
+                "forgotten, and it begins anew",
+                stacklevel=3,
+            )
         for part, table in tables.items() if not missing else ():
             _check_fit(saved, part, table)
     if unknown:
@@ -111,14 +120,34 @@ def read_histories(saved: Saved, model: Module, origins: dict[str, Origin | None
     for name, history in histories_of(model).items():
         origin = origins[name]
         if origin is None:
-            if bool((history.pushed_at >= 0).any()):
-                warnings.warn(
-                    f"{saved.path} has no rows of {name}, of an extension that was added since it was written; its rows are "
-                    "forgotten, and it begins anew",
-                    stacklevel=3,
-                )
             history.reset_parameters()
             continue
         for part, table in _parts(name, history):
             saved.read_into(f"{prefix}{part}", table)
         history.origin = origin
+
+
+def all_or_nothing(change: Callable[[], None], undo: Callable[[], None]) -> None:
+    """Calls ``change``, which may be called again after it was interrupted, and ``undo`` where it cannot come to its end.
+
+    Rows that are replaced are nowhere else, so that Ctrl-C does not turn back: the change is made to its end first. A second one
+    is obeyed.
+    """
+    try:
+        change()
+    except Exception:
+        undo()
+        raise
+    except BaseException:
+        try:
+            change()
+        except BaseException:
+            undo()
+            raise
+        raise
+
+
+def forget_histories(model: Module) -> None:
+    """Forgets all rows, of which some may have been replaced."""
+    for history in histories_of(model).values():
+        history.reset_parameters()

@@ -19,21 +19,21 @@ def random_states() -> dict[str, Any]:
 
 
 def check_random_states(states: Any, path: str) -> None:
-    """Raises ValueError unless :func:`set_random_states` can set ``states`` of the file ``path``."""
-    before = random_states()
+    """Raises ValueError unless :func:`set_random_states` can set ``states`` of the file ``path``.
+
+    Warns where fewer CUDA devices are here than were then.
+    """
     try:
-        _set(states)
+        here = _num_devices(states)
+        torch.Generator().set_state(states["torch"])
+        np.random.RandomState().set_state(pytree.tree_map(_to_array, states["numpy"]))
+        random.Random().setstate(states["python"])
+        for device, state in enumerate(states["cuda"][:here]):
+            torch.Generator(f"cuda:{device}").set_state(state)
     except Exception as error:  # of any type: torch, numpy and Python each have their own
         raise ValueError(
             f"{path} holds states of random numbers that cannot be set; take another copy of it"
         ) from error
-    finally:
-        _set(before)
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Sets what :func:`random_states` returned. Warns where fewer CUDA devices are here than were then."""
-    here = _set(states)
     if here < len(states["cuda"]):
         warnings.warn(
             f"checkpoint.load: random numbers of {len(states['cuda'])} CUDA devices were saved, but {here} are here; what is "
@@ -43,15 +43,17 @@ def set_random_states(states: dict[str, Any]) -> None:
         )
 
 
-def _set(states: dict[str, Any]) -> int:
-    """Sets them, and tells how many CUDA devices there are for those of such."""
+def set_random_states(states: dict[str, Any]) -> None:
+    """Sets what :func:`random_states` returned."""
     torch.set_rng_state(states["torch"])
     np.random.set_state(pytree.tree_map(_to_array, states["numpy"]))
     random.setstate(states["python"])
-    here = torch.cuda.device_count() if states["cuda"] else 0
-    for device, state in enumerate(states["cuda"][:here]):
+    for device, state in enumerate(states["cuda"][: _num_devices(states)]):
         torch.cuda.set_rng_state(state, device)
-    return here
+
+
+def _num_devices(states: dict[str, Any]) -> int:
+    return torch.cuda.device_count() if states["cuda"] else 0
 
 
 def _to_tensor(value: Any) -> Any:

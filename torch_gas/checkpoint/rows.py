@@ -14,7 +14,9 @@ def read_rows(table: _core.Table, start: int, stop: int) -> Tensor:
     They may be those of the table itself.
     """
     if isinstance(table, _core.FileRows):
-        return _core.read_chunks(table, torch.tensor([start]), torch.tensor([stop - start])).view(torch.uint8)
+        return _core.read_chunks(
+            table, torch.tensor([start], device="cpu"), torch.tensor([stop - start], device="cpu")
+        ).view(torch.uint8)
     rows = table.detach().reshape(1) if table.dim() == 0 else table.detach()[start:stop]
     return rows.cpu().contiguous().view(stop - start, -1).view(torch.uint8)
 
@@ -24,7 +26,9 @@ def write_rows(table: _core.Table, start: int, rows: Tensor) -> None:
     """Replaces rows of ``table`` from ``start`` on by ``rows``, as :func:`read_rows` gave them."""
     if isinstance(table, _core.FileRows):
         values = rows.view(table.dtype)
-        _core.write_chunks(table, torch.tensor([start]), torch.tensor([rows.size(0)]), values)
+        _core.write_chunks(
+            table, torch.tensor([start], device="cpu"), torch.tensor([rows.size(0)], device="cpu"), values
+        )
         return
     into = table if table.dim() == 0 else table[start : start + rows.size(0)]
     into.copy_(rows.view(table.dtype).view(into.shape))

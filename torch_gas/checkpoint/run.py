@@ -5,17 +5,28 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeGuard, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils import _pytree as pytree
 
 from torch_gas import _core
 from torch_gas._util.moved import new_path
-from torch_gas.checkpoint.file import Path, Saved, write
-from torch_gas.checkpoint.histories import check_histories, keys_of, read_histories, tables_of
+from torch_gas._util.replace import Path
+from torch_gas.checkpoint.file import Saved, write
+from torch_gas.checkpoint.header import Damaged
+from torch_gas.checkpoint.histories import (
+    all_or_nothing,
+    check_histories,
+    forget_histories,
+    keys_of,
+    read_histories,
+    tables_of,
+)
 from torch_gas.checkpoint.rng import check_random_states, random_states, set_random_states
 
 # What the names of a file's tensors begin with. All but those of the model hold the bytes of torch.save.
@@ -86,8 +97,9 @@ def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful |
     """Goes on from a file that :func:`save` wrote.
 
     All is checked first: that the file is whole, that it is of this model, and that each object is there on both sides. An object
-    that refuses its state, such as a loader of another partition, stops it as well. Then nothing has changed. Extensions of the
-    model that were added since the file was written begin anew.
+    that refuses its state, such as a loader of another partition, stops it as well. Then nothing has changed. Ctrl-C changes
+    nothing before that, and waits for the end of loading after it. Extensions of the model that were added since the file was
+    written begin anew.
 
     Args:
         path: of the file.
@@ -103,6 +115,7 @@ def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful |
         FileNotFoundError: if there is no file.
         TypeError: if something in ``state`` has no ``load_state_dict``, or is of another class than what was saved.
         ValueError: if the file is damaged or of something else, or of another graph than ``graph``.
+        OSError: if a disk fails. Where that is while histories are replaced, all their rows are forgotten; all else is as it was.
     """
     model = _plain(model)
     objects: dict[str, Stateful] = {}
@@ -119,18 +132,66 @@ def load(path: Path, /, *, model: Module, graph: Any = None, **state: Stateful |
         others = {f"{_MODEL}{name}" for name in _names(saved, _MODEL) if name not in own}
         origins = check_histories(saved, others, model, _MODEL, graph)
         saved.verify()
-        states = {name: _state_for(saved, name, value) for name, value in objects.items()}
+        loads = [
+            _Load(name.partition(".")[2], value.load_state_dict, _state_for(saved, name, value), value.state_dict())
+            for name, value in objects.items()
+        ]
         extra, random = _unpack(saved, _EXTRA), _unpack(saved, _RANDOM)
         if not isinstance(extra, dict) or not extra.keys() <= own_extra.keys():
             raise ValueError(f"checkpoint.load: {saved.path} is of another model: its extra state is not of this one")
-        own_state = {name: saved.read(f"{_MODEL}{name}") for name in own} | extra
+        own_there = {name: saved.read(f"{_MODEL}{name}") for name in own} | extra
+        loads.append(_Load("model", partial(model.load_state_dict, strict=False), own_there, own | own_extra))
+        loads = [each._replace(before=_copy(each.before)) for each in loads]
         check_random_states(random, saved.path)
         values = {name: _unpack(saved, f"{_VALUE}{name}") for name in _names(saved, _VALUE)}
-        _load_objects(objects, states)
-        model.load_state_dict(own_state, strict=False)  # histories follow
-        read_histories(saved, model, origins, _MODEL)
-    set_random_states(random)
+        is_filling = False
+
+        def change() -> None:
+            nonlocal is_filling
+            for each in loads:
+                each.do()
+            is_filling = True
+            read_histories(saved, model, origins, _MODEL)
+            set_random_states(random)
+
+        def undo() -> None:
+            for each in loads:
+                each.function(each.before)
+            if is_filling:
+                forget_histories(model)
+
+        all_or_nothing(change, undo)
     return values
+
+
+class _Load(NamedTuple):
+    """Gives an object its state.
+
+    Args:
+        name: of the object.
+        function: its ``load_state_dict``.
+        state: that of the file.
+        before: that which it has.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+    state: Any
+    before: Any
+
+    def do(self) -> None:
+        try:
+            self.function(self.state)
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint.load: {self.name} refuses its state, and nothing was changed: {error}"
+            ) from error
+
+
+def _copy(state: Any) -> Any:
+    """A copy of a state in host memory."""
+    kept = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+    return copy.deepcopy(kept)
 
 
 def _plain(model: Module) -> Module:
@@ -179,7 +240,11 @@ def _pack(value: Any, name: str) -> Tensor:
 
 
 def _unpack(saved: Saved, name: str) -> Any:
-    return torch.load(io.BytesIO(saved.read(name).numpy().tobytes()), map_location="cpu", weights_only=True)
+    content = io.BytesIO(saved.read(name).numpy().tobytes())
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # of any type: pickle, zip files and torch each have their own
+        raise Damaged(saved.path, f"{name!r} cannot be read by torch.load(weights_only=True): {error}") from error
 
 
 def _names(saved: Saved, kind: str) -> list[str]:
@@ -234,6 +299,8 @@ def _check_model(saved: Saved, own: Mapping[str, Tensor]) -> None:
 
 def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
     held = _unpack(saved, name)
+    if not (isinstance(held, dict) and held.keys() == {"class", "state"} and isinstance(held["class"], str)):
+        raise Damaged(saved.path, f"{name!r} is no state of an object")
     module, _, name_of_class = held["class"].rpartition(".")
     if f"{new_path(module)}.{name_of_class}" != _class_of(value):  # release 0.1 had other modules
         raise TypeError(
@@ -241,19 +308,3 @@ def _state_for(saved: Saved, name: str, value: Stateful) -> Any:
             f"{_class_of(value)}; make it as it was when the file was written"
         )
     return held["state"]
-
-
-def _load_objects(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
-    """Gives each object its state or, where one refuses its own, all of them those that they had."""
-    before = {name: copy.deepcopy(value.state_dict()) for name, value in objects.items()}
-    name = ""
-    try:
-        for name, value in objects.items():
-            value.load_state_dict(states[name])
-    except BaseException as error:
-        for each, value in objects.items():
-            value.load_state_dict(before[each])
-        if not isinstance(error, Exception):  # the user interrupted it
-            raise
-        refused = name.partition(".")[2]
-        raise ValueError(f"checkpoint.load: {refused} refuses its state, and nothing was changed: {error}") from error

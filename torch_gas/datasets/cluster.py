@@ -43,14 +43,14 @@ def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
     if num_graphs < 1:
         raise ValueError(f"synthetic_cluster: num_graphs must be at least 1, but is {num_graphs}")
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(*SIZES, (num_graphs, COMMUNITIES), generator=generator)
+    sizes = torch.randint(*SIZES, (num_graphs, COMMUNITIES), generator=generator, device="cpu")
     first = torch.cat([sizes.new_zeros(1), sizes.flatten().cumsum(0)])
-    y = torch.arange(COMMUNITIES).repeat(num_graphs).repeat_interleave(sizes.flatten())
+    y = torch.arange(COMMUNITIES, device="cpu").repeat(num_graphs).repeat_interleave(sizes.flatten())
 
-    told = first[:-1] + (torch.rand(sizes.numel(), generator=generator) * sizes.flatten()).long()
-    x = torch.zeros(y.numel(), COMMUNITIES + 1)
+    told = first[:-1] + (torch.rand(sizes.numel(), generator=generator, device="cpu") * sizes.flatten()).long()
+    x = torch.zeros(y.numel(), COMMUNITIES + 1, device="cpu")
     x[:, 0] = 1
-    x[told] = torch.eye(COMMUNITIES + 1)[1:].repeat(num_graphs, 1)
+    x[told] = torch.eye(COMMUNITIES + 1, device="cpu")[1:].repeat(num_graphs, 1)
 
     ends = first[::COMMUNITIES].tolist()
     edges = [_edges(y[start:end], generator) + start for start, end in pairwise(ends)]
@@ -60,5 +60,5 @@ def synthetic_cluster(num_graphs: int, seed: int = 0) -> Data:
 def _edges(community: Tensor, generator: torch.Generator) -> Tensor:
     """Both directions of the edges of a graph, by destination."""
     probability = torch.where(community == community[:, None], INSIDE, BETWEEN)
-    joined = (torch.rand(probability.shape, generator=generator) < probability).triu(1)
+    joined = (torch.rand(probability.shape, generator=generator, device="cpu") < probability).triu(1)
     return (joined | joined.t()).nonzero().t().flip(0)

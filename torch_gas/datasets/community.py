@@ -70,19 +70,19 @@ def synthetic(
         )
     generator = torch.Generator().manual_seed(seed)
     num_communities = max(num_classes, num_nodes // NODES_PER_COMMUNITY)
-    community = torch.randint(num_communities, (num_nodes,), generator=generator).sort().values
-    new_id = torch.randperm(num_nodes, generator=generator)
+    community = torch.randint(num_communities, (num_nodes,), generator=generator, device="cpu").sort().values
+    new_id = torch.randperm(num_nodes, generator=generator, device="cpu")
 
     edge_index = _edges(community, new_id, avg_degree, homophily, generator)
-    y = torch.empty(num_nodes, dtype=torch.long)
+    y = torch.empty(num_nodes, dtype=torch.long, device="cpu")
     y[new_id] = community % num_classes
-    x = torch.randn(num_nodes, num_features, generator=generator).mul_(noise)
-    centroid = torch.randn(num_classes, num_features, generator=generator)
+    x = torch.randn(num_nodes, num_features, generator=generator, device="cpu").mul_(noise)
+    centroid = torch.randn(num_classes, num_features, generator=generator, device="cpu")
     for rows, labels in zip(x.split(FEATURE_ROWS_AT_ONCE), y.split(FEATURE_ROWS_AT_ONCE), strict=True):
         rows += centroid[labels]
 
     # Node ids are random already, so any range of them is a random sample.
-    node = torch.arange(num_nodes)
+    node = torch.arange(num_nodes, device="cpu")
     train_end, val_end = num_nodes // 2, num_nodes * 3 // 4
     data = Data(x=x, edge_index=edge_index, y=y, train_mask=node < train_end)
     data.val_mask = (node >= train_end) & (node < val_end)
@@ -99,13 +99,13 @@ def _edges(
     def uniform(size: int) -> Tensor:
         # float64: in float32, sums of weights over millions of nodes could not tell neighbours
         # apart.
-        return torch.rand(size, dtype=torch.float64, generator=generator)
+        return torch.rand(size, dtype=torch.float64, generator=generator, device="cpu")
 
     # Drawing a node by weight = a uniform number looked up in the running sum of weights;
     # restricting the number to a community's stretch of that sum restricts the draw to the
     # community.
     weight_sum = (1 - uniform(num_nodes)).pow_(-0.4).cumsum_(0)
-    first = torch.searchsorted(community, torch.arange(int(community[-1]) + 2))
+    first = torch.searchsorted(community, torch.arange(int(community[-1]) + 2, device="cpu"))
     bound = torch.cat([weight_sum.new_zeros(1), weight_sum])[first]
 
     def draw(position: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ def _edges(
 
     # A piece at a time, and ids no wider than needed: a graph of 100M edges is made beside little else.
     ids = torch.int32 if max(num_nodes, 2 * num_draws) < 2**31 else torch.int64
-    src, dst = torch.empty(2, num_draws, dtype=ids).unbind()
-    inside = torch.empty(num_draws, dtype=torch.bool)
+    src, dst = torch.empty(2, num_draws, dtype=ids, device="cpu").unbind()
+    inside = torch.empty(num_draws, dtype=torch.bool, device="cpu")
     for start in src.split(EDGES_AT_ONCE):
         start.copy_(draw(uniform(start.numel()).mul_(weight_sum[-1])))
     for here in inside.split(EDGES_AT_ONCE):
@@ -128,7 +128,7 @@ def _edges(
     rowptr, col, _ = _core.adjacent_pairs(src, dst, None, num_nodes, dtype=ids)
     del src, dst, inside, start, here, end
     rowptr, col, _ = _core.symmetric(rowptr, col)
-    edge_index = torch.empty(2, col.numel(), dtype=torch.int64)
+    edge_index = torch.empty(2, col.numel(), dtype=torch.int64, device="cpu")
     edge_index[0] = col
     edge_index[1] = torch.repeat_interleave(rowptr.diff(), output_size=col.numel())
     return edge_index

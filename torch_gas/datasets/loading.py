@@ -84,7 +84,7 @@ def get_data(
         )
     data = _make(key, int(made[2]), split) if made else _load(root, key, split)
     if key in SETS_OF_GRAPHS:
-        data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool)
+        data[f"{split}_mask"] = torch.ones(data.num_nodes, dtype=torch.bool, device="cpu")
     if data.y.dim() == 2:
         # Yelp's raw labels are integers, but the loss for several labels takes floats.
         data.y = data.y.float()

@@ -46,7 +46,7 @@ def gen_masks(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     needed = train_per_class + val_per_class
     labels = y.cpu()
-    train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool)
+    train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool, device="cpu")
     val_mask = torch.zeros_like(train_mask)
     for label in range(int(labels.max()) + 1):
         nodes = (labels == label).nonzero().view(-1)
@@ -55,7 +55,7 @@ def gen_masks(
                 f"gen_masks: every class needs train_per_class + val_per_class = {needed} nodes, but class {label} has "
                 f"{nodes.numel()}: lower the counts or mark the class as unlabeled (-1)"
             )
-        order = [torch.randperm(nodes.numel(), generator=generator) for _ in range(num_splits)]
+        order = [torch.randperm(nodes.numel(), generator=generator, device="cpu") for _ in range(num_splits)]
         drawn = nodes[torch.stack(order, dim=1)]
         train_mask.scatter_(0, drawn[:train_per_class], True)
         val_mask.scatter_(0, drawn[train_per_class:needed], True)

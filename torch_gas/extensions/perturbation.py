@@ -123,7 +123,7 @@ class LocalPerturbation(Extension):
             )
         self.weight, self.noise = weight, noise
         self.layers = None if layers is None else list(layers)
-        self._penalty = torch.zeros(())  # of the last call
+        self._penalty = torch.zeros((), device="cpu")  # of the last call
         self._terms: list[Tensor] | None = None  # of the call under way, where it is penalised
         self._perturbed: dict[Module, Any] = {}  # what layers under way return for rows with noise
 
@@ -181,7 +181,7 @@ class LocalPerturbation(Extension):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to no call.
-        return {**vars(self), "_penalty": torch.zeros(()), "_terms": None, "_perturbed": {}}
+        return {**vars(self), "_penalty": torch.zeros((), device="cpu"), "_terms": None, "_perturbed": {}}
 
     def _layers_of(self, model: HistoryModel) -> list[Module]:
         root = plain(model)

@@ -43,7 +43,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.edges import check_edges
 from torch_gas.graph.formats import find_adjacency
-from torch_gas.graph.key import order_key
+from torch_gas.graph.origin import difference, key_of
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.transfer import finish
@@ -157,11 +157,13 @@ class Stalest(Refresh):
 
     def run(self, refresher: Refresher) -> None:
         loader, histories = refresher.loader, refresher.model.histories
-        parts = torch.tensor(loader.dataset)  # those that are not empty; a batch is of parts that follow each other
+        parts = torch.tensor(
+            loader.dataset, device="cpu"
+        )  # those that are not empty; a batch is of parts that follow each other
         batches = parts.split(loader.batch_size or 1)
         bounds = torch.cat([loader.ptr[parts[:: loader.batch_size or 1]], loader.ptr[-1:]])
         sizes = bounds.diff()
-        ages = torch.zeros(loader.num_nodes, dtype=torch.int64)
+        ages = torch.zeros(loader.num_nodes, dtype=torch.int64, device="cpu")
         for history in histories:
             ages += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
         sums = torch.cat([ages.new_zeros(1), ages.cumsum(0)])[bounds].diff()
@@ -293,10 +295,10 @@ class Refresher(Extension):
             model._check_size(data.num_nodes, "Policy.bind: data")
             key, adj = find_adjacency(data)
             check_edges(adj, model.num_nodes, f"Policy.bind: data.{key}")
-            if order_key(data.get("perm")) != order_key(loader.data.get("perm")):
+            if differ := difference(key_of(data, model.num_nodes), loader.builder.graph_key):
                 raise ValueError(
-                    "Policy.bind: data is in another order than the loader's graph (data.perm differs); pass what permute() "
-                    "returned"
+                    f"Policy.bind: data is another graph than the loader's (they differ in {differ}); pass what the loader was "
+                    "made of, which permute() returned"
                 )
         self.policy, self.model, self.loader, self.data = policy, model, loader, data
         self.cost, self.steps, self.epochs = Cost(), 0, 0

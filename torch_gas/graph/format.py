@@ -162,4 +162,4 @@ def resized_pointers(rowptr: Tensor, num_rows: int) -> Tensor:
 
 def csr_tensor(rowptr: Tensor, col: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:
     """A ``torch.sparse_csr`` matrix whose parts are known to be right: a check would make the host wait for a GPU."""
-    return torch.sparse_csr_tensor(rowptr, col, values, size=size, check_invariants=False)
+    return torch.sparse_csr_tensor(rowptr, col, values, size=size, device=rowptr.device, check_invariants=False)

@@ -20,6 +20,7 @@ from torch_geometric.data import Data
 from torch_geometric.edge_index import SortOrder
 
 from torch_gas import _core
+from torch_gas._util.memory import is_readable, why_not
 from torch_gas.graph.format import Format, Matrix, StoredEdges, csr_tensor, resized_pointers
 
 _ID_TYPES = (torch.int64, torch.int32)
@@ -238,6 +239,8 @@ def check_adjacency(adj: Any, name: str) -> None:
     format_of(adj, name)
     if isinstance(adj, Tensor) and adj.is_meta:
         raise ValueError(f"{name} is on the device meta, where no edges are; pass one with memory")
+    if isinstance(adj, Tensor) and not is_readable(adj):
+        raise ValueError(f"{name} must be a dense tensor with memory, but {why_not(adj)}")
 
 
 def find_adjacency(data: Data) -> tuple[str, Any]:
@@ -309,6 +312,12 @@ def tensors_of(value: Any) -> list[Tensor]:
     if known is not None:
         return known.tensors(value)
     return [value] if isinstance(value, Tensor) else []
+
+
+def memory_of(value: Any) -> list[Tensor]:
+    """As :func:`tensors_of`, as plain tensors, and only those that lie in host memory: what :func:`_core.fingerprint` reads."""
+    plain = [tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor for tensor in tensors_of(value)]
+    return [tensor for tensor in plain if tensor.layout == torch.strided and tensor.device.type == "cpu"]
 
 
 def all_tensors(value: Any) -> list[Tensor]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.graph.edges import EDGES_AT_ONCE, edge_pieces
-from torch_gas.graph.formats import format_of, tensors_of
+from torch_gas.graph.formats import format_of, memory_of, tensors_of
+from torch_gas.graph.product import forget_edges
 
 # Odd numbers of 64 bits, as int64 has them: those of splitmix64 and of MurmurHash3.
 _GOLDEN, _MIX_1, _MIX_2, _SALT = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x3C5A37A36834CED9
 _AT_ONCE = 1 << 13  # numbers, which stay in the fastest caches
 
-_known: Any = WeakIdKeyDictionary()  # by adjacency or perm: versions of its tensors, and its digest
+_known: Any = WeakIdKeyDictionary()  # by adjacency or perm: versions of its tensors and their content, and its digest
 
 
 def graph_key(adj: Any, num_nodes: int, perm: Tensor | None = None) -> str:
@@ -27,7 +29,7 @@ def graph_key(adj: Any, num_nodes: int, perm: Tensor | None = None) -> str:
     It goes by the edges, in whatever adjacency format and order they are stored, by N, and by the order of the nodes. It does
     not go by ``ptr``, because rows of histories are those of the same nodes for all loaders over parts of one order (those of
     training and of evaluation, say), nor by the weights of edges. It takes a pass over the edges, a piece at a time, and is
-    remembered for as long as the tensors live and are not written to.
+    remembered for as long as the tensors live and hold the same, which is found out by a faster one.
 
     Args:
         adj: the adjacency [N, N] or [2, E], in any of the four formats.
@@ -45,7 +47,7 @@ def graph_key(adj: Any, num_nodes: int, perm: Tensor | None = None) -> str:
         False
     """
     holder = adj if isinstance(adj, Tensor) else format_of(adj).stored_edges(adj).src
-    edges = _remembered(holder, tensors_of(adj), lambda: _pairs((src, dst) for _, src, dst in edge_pieces(adj)))
+    edges = _remembered(holder, adj, lambda: _edges(adj))
     return f"{_hex(edges + num_nodes * _GOLDEN)}-{order_key(perm)}"
 
 
@@ -61,7 +63,7 @@ def order_of_key(key: str) -> str:
 
 def order_key(perm: Tensor | None) -> str:
     """The same of ``data.perm``."""
-    return "" if perm is None else _hex(_remembered(perm, [perm], lambda: _pairs(_positions(perm))))
+    return "" if perm is None else _hex(_remembered(perm, perm, lambda: _pairs(_positions(perm))))
 
 
 def digest(ids: Tensor) -> int:
@@ -73,7 +75,7 @@ def digest(ids: Tensor) -> int:
 
 @functools.cache
 def _weights(bits: int) -> Tensor:
-    return _mix(torch.arange(1, 2**bits + 1))
+    return _mix(torch.arange(1, 2**bits + 1, device="cpu"))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -89,7 +91,10 @@ def _pairs(pieces: Iterable[tuple[Tensor, Tensor]]) -> int:
     """A sum over pairs, so that their order does not count."""
     number = total = 0
     for piece in pieces:
-        for left, right in zip(*(ids.split(_AT_ONCE) for ids in piece), strict=True):
+        at_once = (
+            _AT_ONCE if piece[0].device.type == "cpu" else EDGES_AT_ONCE
+        )  # elsewhere, each sum makes the host wait
+        for left, right in zip(*(ids.split(at_once) for ids in piece), strict=True):
             total += int(_mix(left * _GOLDEN + right * _SALT).sum())
             number += left.numel()
     return total + number * _MIX_2  # as a pair of zeros adds nothing
@@ -101,13 +106,20 @@ def _positions(perm: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         yield torch.arange(begin, begin + ids.numel(), device=ids.device), ids
 
 
-def _remembered(holder: Tensor, tensors: list[Tensor], compute: Any) -> int:
-    if holder.is_inference():  # which tells of no change
-        return int(compute())
-    versions = [version(tensor) for tensor in tensors]
+def _edges(adj: Any) -> int:
+    """As it is looked at for the first time, or holds other edges than before, which no version may tell."""
+    forget_edges(adj)
+    return _pairs((src, dst) for _, src, dst in edge_pieces(adj))
+
+
+def _remembered(holder: Tensor, value: Any, compute: Callable[[], int]) -> int:
+    """What was computed of ``value`` when it held what it holds now."""
+    if holder.is_inference() and holder.device.type != "cpu":  # where its content is not looked at
+        return compute()
+    facts = [version(tensor) for tensor in tensors_of(value)], _core.fingerprint(memory_of(value))
     known = _known.get(holder)
-    if known is None or known[0] != versions:
-        known = _known[holder] = (versions, compute())
+    if known is None or known[0] != facts:
+        known = _known[holder] = (facts, compute())
     return int(known[1])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch_geometric.data import Data
 
 from torch_gas.graph.formats import check_adjacency, find_adjacency
 from torch_gas.graph.key import edges_of_key, graph_key, order_of_key
+from torch_gas.graph.sample import Samples
 from torch_gas.table import FileTable
 
 _FORGET = "`for history in model.histories: history.reset_parameters()`"
@@ -22,10 +23,16 @@ class Origin:
     Args:
         key: of the graph, which batches bring with them; empty where it is not known.
         source: the file that the rows came from; empty where they were pushed in this process.
+        features: samples of those of the graph and of the weights of its edges, by name. Files do not keep them.
+        as_given: whether edges and features of batches were those that the loader gave; None where that is not known yet.
+        is_tentative: whether the rows are those of a graph that the model was evaluated on before it saw a batch.
     """
 
     key: str = ""
     source: str = ""
+    features: Samples = field(default_factory=dict, compare=False, repr=False)
+    as_given: tuple[bool | None, bool | None] | None = field(default=None, compare=False)
+    is_tentative: bool = field(default=False, compare=False)
 
     def take(self, key: str, has_rows: Callable[[], bool]) -> None:
         """Notes that rows of the graph ``key`` are exchanged from now on; ``has_rows`` tells whether there are any yet.

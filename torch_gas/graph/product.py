@@ -18,10 +18,12 @@ from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.edges import to_csr
-from torch_gas.graph.formats import find_format, format_of, is_csr
+from torch_gas.graph.formats import find_format, format_of, is_csr, memory_of
 from torch_gas.graph.halo import batch_rows, join
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
+
+_SAMPLE = 512  # lines of the tensors of a whole graph, which take some microseconds
 
 
 class Edges:
@@ -39,10 +41,15 @@ class Edges:
     """
 
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
-        _, dst, _ = format_of(adj).stored_edges(adj)
+        known = format_of(adj)
+        _, dst, _ = known.stored_edges(adj)
         if dst is not None:
             check_ids(dst, num_dst, "the destinations of the adjacency")
         rowptr, col, _, perm = to_csr(adj, num_dst if dst is None else max(num_dst, num_src))
+        # For autograd, which then finds out if one was written to before the backward pass. Values are weights, and not edges.
+        self.stated = [tensor.detach() for tensor in known.tensors(adj) if not tensor.is_floating_point()]
+        if _tells_no_change(adj):
+            self.stated, rowptr, col = [], rowptr.clone(), col.clone()
         # Detached: views would keep the adjacency alive, by which they are kept.
         rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
@@ -77,12 +84,26 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
     values = known.values(adj)
     if values is not None and not is_weight(values):
         return None
-    key = (num_dst, num_src, *map(version, known.tensors(adj)))
+    if _tells_no_change(adj):
+        return Edges(adj, num_dst, num_src)
+    # Whole graphs are looked at as well, because users keep them, and write to them in ways that torch does not count.
+    sample = _core.fingerprint(memory_of(adj), _SAMPLE) if num_dst == num_src else 0
+    key = (num_dst, num_src, sample, *map(version, known.tensors(adj)))
     state, edges = _kept.get(holder, (None, None))
     if state != key:
         edges = Edges(adj, num_dst, num_src)
         _kept[holder] = (key, edges)
     return cast(Edges, edges)
+
+
+def forget_edges(adj: Any) -> None:
+    """Has :func:`edges_of` look at ``adj`` anew, in which others have found other edges."""
+    _kept.pop(format_of(adj).holder(adj), None)
+
+
+def _tells_no_change(adj: Any) -> bool:
+    """Whether ``adj`` was made in inference mode, where writes to tensors are not counted."""
+    return any(tensor.is_inference() for tensor in format_of(adj).tensors(adj))
 
 
 def kept_edges(adj: Any) -> Edges | None:
@@ -108,12 +129,12 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
         needs_weight = ctx.needs_input_grad[1]
-        ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight)
+        ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight, *edges.stated)
         return _core.product(edges.matrix(transposed), rows if full is None else full, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        rows, full, weight = ctx.saved_tensors
+        rows, full, weight, *_ = ctx.saved_tensors
         needs_rows, needs_weight, *_ = ctx.needs_input_grad
         grad_rows = grad_weight = None
         if needs_rows and torch.is_grad_enabled():
@@ -133,12 +154,12 @@ class _Dots(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, edges: Edges, transposed: bool) -> Tensor:
         ctx.edges, ctx.transposed = edges, transposed
-        ctx.save_for_backward(left, right)
+        ctx.save_for_backward(left, right, *edges.stated)
         return _core.entry_dots(edges.matrix(transposed), left, right)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        left, right = ctx.saved_tensors
+        left, right, *_ = ctx.saved_tensors
         grad_left = _Product.apply(right, grads[0], ctx.edges, ctx.transposed)
         return grad_left, _Product.apply(left, grads[0], ctx.edges, not ctx.transposed), None, None
 
@@ -150,12 +171,12 @@ class _Softmax(torch.autograd.Function):
     def forward(ctx: Any, dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
         softmax = _core.entry_softmax(edges.by_destination, dst, src, slope)
         ctx.slope, ctx.edges = slope, edges
-        ctx.save_for_backward(dst, src, softmax)
+        ctx.save_for_backward(dst, src, softmax, *edges.stated)
         return softmax
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dst, src, softmax = ctx.saved_tensors
+        dst, src, softmax, *_ = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
         matrix, (rowptr, _, _, order, _) = ctx.edges.by_destination, ctx.edges.by_source

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._util.memory import PLAIN, has_memory
 from torch_gas.graph.attributes import with_values
 from torch_gas.graph.formats import is_csr
 from torch_gas.graph.halo import batch_rows, join
@@ -59,19 +60,23 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     rows = batch_rows(x)
     if rows is None or not _has_plain_memory(rows):
         return _Dropout.apply(x, p, seed)
-    return join(_Dropout.apply(rows, p, seed), _core.dropout(x.detach().contiguous(), p, seed))
+    return join(_Dropout.apply(rows, p, seed), _core.dropout(_packed(x.detach()), p, seed))
 
 
 def _has_plain_memory(x: Tensor) -> bool:
     """Whether the entries of ``x`` can be read at its address, and reading them is all there is to it."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in PLAIN
         and x.device.type == "cpu"
         and x.layout == torch.strided
         and x.dtype in _TYPES
         and torch._C._get_tracing_state() is None  # of torch.jit.trace
-        and torch._C._has_storage(x)  # those of torch.func and of batched gradients have none
+        and has_memory(x)  # those of torch.func and of batched gradients have none
     )
+
+
+def _packed(x: Tensor) -> Tensor:
+    return x.resolve_neg().contiguous()
 
 
 class _Dropout(torch.autograd.Function):
@@ -81,7 +86,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
         ctx.p, ctx.seed = p, seed
-        return _core.dropout(x.resolve_neg().contiguous(), p, seed)
+        return _core.dropout(_packed(x), p, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

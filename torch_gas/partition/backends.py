@@ -200,7 +200,7 @@ def random_parts(task: Task) -> Tensor:
     """Random parts of equal size (up to one node); without a seed, from torch's generator."""
     task.say_partitioning("random")
     generator = None if task.seed is None else torch.Generator().manual_seed(task.seed)
-    return torch.randperm(task.num_nodes, generator=generator) % task.num_parts
+    return torch.randperm(task.num_nodes, generator=generator, device="cpu") % task.num_parts
 
 
 BACKENDS = {"metis": metis_parts, "kaminpar": kaminpar_parts, "stream": stream_parts, "random": random_parts}

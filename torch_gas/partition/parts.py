@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
-from torch_gas._util.replace import replacing
+from torch_gas._util.replace import existing, replacing
 from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
@@ -105,11 +105,15 @@ def metis(
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
     if num_parts == 1 or num_parts >= num_nodes:
         task.say_partitioning("trivial")
-        part = torch.zeros(num_nodes, dtype=torch.int64) if num_parts == 1 else torch.arange(num_nodes)
+        part = (
+            torch.zeros(num_nodes, dtype=torch.int64, device="cpu")
+            if num_parts == 1
+            else torch.arange(num_nodes, device="cpu")
+        )
     else:
         part = BACKENDS[backend](task)
     part_of_position, perm = part.sort(stable=True)
-    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1))
+    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1, device="cpu"))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)
@@ -153,7 +157,7 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
         ValueError: if ``partition`` is not one.
     """
     perm, ptr = make_partition(*partition, where="save_partition()")
-    with replacing(path, f".{os.getpid()}.part") as file:  # several processes may write the same partition
+    with replacing(path) as file:
         np.savez(file, perm=perm.numpy(), ptr=ptr.numpy())
 
 
@@ -166,14 +170,22 @@ def load_partition(path: str | os.PathLike[str], num_nodes: int | None = None) -
         num_nodes: N of the graph it is meant for; checked if given.
 
     Raises:
-        ValueError: if the file holds no valid partition, or one of another number of nodes.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no valid partition, is damaged, or is of another number of nodes.
     """
     where = f"load_partition({os.fspath(path)!r})"
+    with existing(path) as file:
+        content = io.BytesIO(file.read())  # so that whatever is raised from here on is due to what is in it
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            perm, ptr = (torch.from_numpy(file[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
-    except (ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{where}: the file holds no partition; write one with save_partition()") from error
+        with warnings.catch_warnings(), np.load(content, allow_pickle=False) as archive:
+            warnings.simplefilter("ignore")  # of headers that are odd
+            if damaged := archive.zip.testzip():
+                raise ValueError(f"the checksum of {damaged} is another one")
+            perm, ptr = (torch.from_numpy(archive[name].astype(np.int64, casting="safe")) for name in ("perm", "ptr"))
+    except Exception as error:  # of any type: zipfile, zlib and NumPy each have their own
+        raise ValueError(
+            f"{where}: the file holds no partition or is damaged ({error}); write one with save_partition()"
+        ) from error
     partition = make_partition(perm, ptr, where)
     if num_nodes not in (None, perm.numel()):
         raise ValueError(f"{where}: it is for {perm.numel()} nodes, but num_nodes is {num_nodes}: run metis() again")
@@ -209,8 +221,9 @@ def _check_weight(name: str, weight: Tensor | None, size: int, of: str) -> Tenso
     if weight.dim() != 1 or weight.numel() != size:
         raise ValueError(f"metis(): {name} must hold one number per {of}, [{size}], but has shape {list(weight.shape)}")
     weight = weight.detach().cpu()
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(f"metis(): {name} must be finite and not negative: clamp or drop the values that are not")
+    if not bool(weight.sum(dtype=torch.float64).isfinite()) or bool((weight < 0).any()):
+        rule = "must be finite and not negative, and so must their sum"
+        raise ValueError(f"metis(): {name} {rule}: clamp or drop the values that are not, or divide all of them")
     if of == "node" and not bool((weight > 0).any()):
         raise ValueError(f"metis(): {name} is 0 for every node, which leaves nothing to balance: drop it")
     return weight

@@ -45,7 +45,7 @@ def is_in_order(data: Data, adj: Any, ptr: Tensor) -> bool:
     computed for, which was not permuted then, is found out.
     """
     known, num_nodes = _orders.get(digest(ptr)), int(ptr[-1])
-    order = order_key(data.get("perm", torch.arange(num_nodes)))
+    order = order_key(data.get("perm", torch.arange(num_nodes, device="cpu")))
     if known is None or _last_steps.get(order, order) in known:
         return True
     low, high = ptr.diff().aminmax()

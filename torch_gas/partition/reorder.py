@@ -182,7 +182,7 @@ def _permute_matrix(known: Matrix, adj: Any, new_id: Tensor) -> tuple[Any, Tenso
 
 
 def _relabel(value: Any, new_id: Tensor, where: str) -> Any:
-    ids = torch.as_tensor(value).to(torch.int64)
+    ids = (value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")).to(torch.int64)
     check_ids(ids, new_id.numel(), where)
     new = new_id.to(ids.device)[ids]
     if isinstance(value, Tensor):

@@ -27,7 +27,7 @@ def sample(loader: SubgraphLoader, batch_size: int, ptr: Tensor, perm: Tensor | 
     """
     generator = torch.Generator().manual_seed(0)
     parts = (ptr.diff() > 0).nonzero().view(-1)
-    orders = (parts[torch.randperm(parts.numel(), generator=generator)] for _ in range(EPOCHS))
+    orders = (parts[torch.randperm(parts.numel(), generator=generator, device="cpu")] for _ in range(EPOCHS))
     sizes = []
     for batch in (batch for order in orders for batch in order.split(batch_size)):
         ranges = ptr[batch], ptr[batch + 1] - ptr[batch]

@@ -114,7 +114,7 @@ def plan(
         memory = parse_bytes(device_memory, "plan(): device_memory")
     host = None if host_memory is None else parse_bytes(host_memory, "plan(): host_memory")
     neighbors = model._neighbors if neighbors is None else neighbors
-    parts = torch.tensor([0, model.num_nodes]) if ptr is None else ptr
+    parts = torch.tensor([0, model.num_nodes], device="cpu") if ptr is None else ptr
     loader = SubgraphLoader(data, parts, neighbors=neighbors, prefetch=prefetch, device=model.device)
 
     step_memory = measure(model, loader, loss)

@@ -50,17 +50,17 @@ def fit(sizes: Sequence[Size], peaks: Sequence[int]) -> StepMemory:
 
     The best of four terms or fewer without that condition, among those that keep it, is the best under it.
     """
-    terms = torch.tensor([(1, *size) for size in sizes], dtype=torch.float64)
-    terms /= torch.tensor(peaks, dtype=torch.float64).clamp(min=1).view(-1, 1)
+    terms = torch.tensor([(1, *size) for size in sizes], dtype=torch.float64, device="cpu")
+    terms /= torch.tensor(peaks, dtype=torch.float64, device="cpu").clamp(min=1).view(-1, 1)
     scale = terms.amax(dim=0).clamp(min=torch.finfo(terms.dtype).tiny)
-    terms, target = terms / scale, torch.ones(len(sizes), 1, dtype=torch.float64)
-    best, least = torch.zeros(4, dtype=torch.float64), float("inf")
+    terms, target = terms / scale, torch.ones(len(sizes), 1, dtype=torch.float64, device="cpu")
+    best, least = torch.zeros(4, dtype=torch.float64, device="cpu"), float("inf")
     for number in range(1, 5):
         for chosen in map(list, combinations(range(4), number)):
             solution = torch.linalg.lstsq(terms[:, chosen], target, driver="gelsd").solution
             error = float((terms[:, chosen] @ solution - target).square().sum())
             if bool((solution >= 0).all()) and error < least:
-                best, least = torch.zeros(4, dtype=torch.float64), error
+                best, least = torch.zeros(4, dtype=torch.float64, device="cpu"), error
                 best[chosen] = solution.view(-1)
     return StepMemory(*(best / scale).tolist())
 

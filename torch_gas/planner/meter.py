@@ -56,7 +56,7 @@ def _metered(function: Callable[[], Any], device: torch.device) -> Metered:
         result = function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    total = torch.tensor([0, *changes]).cumsum(0)
+    total = torch.tensor([0, *changes], device="cpu").cumsum(0)
     return Metered(result, int(total.max()), int(total[-1]))
 
 

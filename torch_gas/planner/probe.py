@@ -56,7 +56,7 @@ def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = Non
         loss: see :func:`torch_gas.plan`.
     """
     num_nodes, device = loader.num_nodes, model.device
-    order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0), device="cpu")
     sizes: list[Size] = []
     peaks: list[int] = []
     number = max(1, min(FIRST_SIZE, num_nodes // 8))

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_gas.batch.data import SubData
+from torch_gas.wiring.arguments import Arguments
 from torch_gas.wiring.batch import pad
-from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.places import Handler, Place, missed
+from torch_gas.wiring.trial.probe import never_met
 from torch_gas.wiring.trial.structure import OTHER_GRAPH, agrees, complete, read
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
+        self.bipartite = self.found.bipartite and call.neighbors == "in"
+        self.met: set[Place] = set()
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
@@ -36,9 +41,18 @@ class Automatic(Handler):
             return None
         if self.model.histories[need.number] not in replay.exact:
             return None
+        if place.kind == "output":
+            self.met.update(
+                inner for inner in self.found.needs if inner.scope == place.scope
+            )  # nothing is computed there
         return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
+        rows = self._rows(place, value)
+        self.met.add(place)
+        return rows
+
+    def _rows(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
         if need is None and place.kind in ("output", "hop") and place not in self.found.known:
             raise RuntimeError(
@@ -52,7 +66,7 @@ class Automatic(Handler):
         assert self.call.batch_size is not None
         batch_size, num_rows = self.call.batch_size, self.call.n_id.numel()
         if need is None:
-            return pad(value, batch_size, num_rows) if place.kind == "output" else None
+            return pad(value, batch_size, num_rows) if place in self.found.shapes else None
         if need.action != "history":
             table = self.model._structure_tables[need.number]
             compares = need.action == "rows" and not self.model.training and not value.is_cuda  # no host waits for it
@@ -64,3 +78,21 @@ class Automatic(Handler):
         rows = value[:batch_size].reshape(batch_size, -1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
         return out.view(num_rows, *need.shape)
+
+    def check_met(self, given: Arguments, batch: SubData) -> None:
+        """Raises unless the call, which is over, met all places that it must; training may skip layers at random."""
+        model, call, training = self.model, self.call, self.model.training
+        missing = self.found.called[training] - self.met
+        if training:
+            missing -= model._at_random
+        if (
+            call.n_id is None
+        ):  # needs no tables, whose values a layer may have cached; and ages tell what training skipped
+            missing = frozenset() if training else frozenset(each for each in missing if each.kind in ("output", "hop"))
+        if not missing:
+            return
+        if not training or never_met(
+            model.model, lambda data: given, batch, missing, self.bipartite, self.found.of_edges
+        ):
+            raise RuntimeError(missed(model.model, missing, call.batch_size))
+        model._at_random |= missing

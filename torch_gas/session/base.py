@@ -23,7 +23,7 @@ from torch_gas.session.rehearsal import skipping
 from torch_gas.table import FileTier, StoredFeatures
 from torch_gas.transfer import IO
 from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
-from torch_gas.wiring.arguments import parameters
+from torch_gas.wiring.arguments import data_names, parameters
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Places
@@ -131,6 +131,7 @@ class ScalableGNN(HistoryModel):
             raise ValueError(f"{type(self).__name__}: hidden_channels must be at least 1, but is {hidden_channels}")
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
+        self._trained_with: set[str] | None = None  # names of what the last training call was given beside x and adj_t
         self._add_histories(widths)
 
     def _skipping(self, data: Data) -> Skipping:
@@ -191,10 +192,11 @@ class ScalableGNN(HistoryModel):
             adj_t = kwargs.pop("edge_index", None)
         num_rows = self._rows_of(x)
         with Undo(sys._getframe()) as undo:
-            call = self._prepare(undo, num_rows, adj_t, (batch_size, n_id, offset, count))
+            call = self._prepare(undo, num_rows, {"x": x, **kwargs}, adj_t, (batch_size, n_id, offset, count))
             if is_called_compiled() or is_compiled(self):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
+            call.check_used()
             self._session.end(call)
             return out
 
@@ -217,17 +219,32 @@ class ScalableGNN(HistoryModel):
         return x.size(0)
 
     @untraced
-    def _prepare(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
+    def _prepare(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         compiles = is_called_compiled() or is_compiled(self)
         if compiles:
             compiled.prepare(self._name)
-        call = self._session.begin(undo, num_rows, adj, ids)
+        call = self._session.begin(undo, num_rows, given, adj, ids)
+        if call.n_id is not None or call.on_own_graph:
+            self._check_further(given)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)
         self._wire(call)
         self._session.wired(call)
         return call
+
+    def _check_further(self, given: dict[str, Any]) -> None:
+        """Raises in evaluation unless ``forward`` is given what it was given in training, as far as that is of a graph."""
+        names, trained = data_names(given) - {"x"}, self._trained_with
+        if self.training:
+            self._trained_with = names
+        elif trained is not None and (trained ^ names) - {name for name, value in given.items() if value is None}:
+            had, has = (", ".join(sorted(each)) or "no further arguments" for each in (trained, names))
+            raise ValueError(
+                f"{self._name} was trained with {had}, but is evaluated with {has}, which is another function. Pass the same to "
+                "both: model(batch) and model(loader=...) take what data holds under the names of forward's arguments. Override "
+                "inputs() to have them take others; to leave one out on purpose, pass None for it"
+            )
 
     def _wire(self, call: Call) -> None:
         """Makes the layers safe on the batch of ``call``."""

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_gas._util.memory import has_memory
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
-from torch_gas.graph.key import digest, graph_key
-from torch_gas.graph.origin import Origin, difference
+from torch_gas.graph.key import digest
+from torch_gas.graph.origin import Origin
 from torch_gas.history import History
 from torch_gas.session.extension import Extension
+from torch_gas.session.identity import check_batch, compare_graph, meet_graph
 from torch_gas.wiring import check_adjacency_of_batch
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
+    from torch_gas.session.model import HistoryModel
     from torch_gas.session.session import Session
     from torch_gas.wiring.places import Places
 
@@ -48,8 +51,8 @@ class Call:
     Attributes:
         model: the model.
         record: what the batch was when the loader made it, where that is known.
-        on_own_graph: whether the input has as many rows as the model's graph, and in evaluation mode the same edges.
-        whole_key: key of the graph that the call is on, where histories do not hold its embeddings yet.
+        on_own_graph: whether the input is a whole graph whose embeddings the histories are to hold.
+        origin: what they then note of it, where they do not hold them yet.
         is_step: whether it is a training step on a batch.
         used: the histories whose exchange has been made.
         pushes: whether exchanges write to histories.
@@ -69,28 +72,32 @@ class Call:
         self.places: Places | None = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
-        self._halo = torch.empty(0, dtype=torch.int64)  # ids of the halo whose rows the pool was asked for
+        self._halo = torch.empty(
+            0, dtype=torch.int64, device="cpu"
+        )  # ids of the halo whose rows the pool was asked for
         self.on_own_graph = num_rows == self.model.num_nodes
-        self.whole_key = ""
+        self.origin: Origin | None = None
+        self._leaves_alone = False
         self.is_step = self.n_id is not None and self.model.training and torch.is_grad_enabled()
         self.neighbors = "in" if self.record is None else self.record.neighbors
 
     # -- arguments -----------------------------------------------------------------------------------------------------
 
-    def check(self, num_rows: int | None, adj: Any) -> None:
+    def check(self, num_rows: int | None, given: dict[str, Any], adj: Any) -> None:
         """Raises unless input, adjacency and ids are those of one batch of the model's graph, or of a whole graph.
 
         Args:
             num_rows: rows of the input, or None where it has none.
+            given: what the model is given beside the adjacency, by name; features are "x".
             adj: adjacency of the batch or the graph, or None.
         """
         if adj is not None:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
         if self.n_id is None:
             self._check_graph(num_rows, adj)
-            self._compare_graph(adj)
+            compare_graph(self, given, adj)
         else:
-            self._check_batch(num_rows, adj, self.n_id)
+            self._check_batch(num_rows, given.get("x"), adj, self.n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = self.model._name
@@ -108,18 +115,11 @@ class Call:
         if self.model.training and not self.on_own_graph:
             raise ValueError(f"{name}: {hint}. To run on another graph, call model.eval() first")
 
-    def _compare_graph(self, adj: Any) -> None:
-        """Finds out what a whole graph is, where histories tell of which graph their rows are."""
-        origins = [history.origin for history in self.model.histories if history.origin != Origin()]
-        if adj is None or not self.on_own_graph or not origins:
-            return
-        key = graph_key(adj, self.model.num_nodes)
-        same = all(origin.key and not difference(origin.key, key) for origin in origins)
-        self.whole_key = "" if same else key
-        if not self.model.training and any(difference(origin.key, key) for origin in origins):
-            self.on_own_graph = False
+    def leave_alone(self) -> None:
+        """Has a call on a whole graph that is not the model's own neither read nor write histories."""
+        self.on_own_graph, self._leaves_alone = False, True
 
-    def _check_batch(self, given: int | None, adj: Any, n_id: Tensor) -> None:
+    def _check_batch(self, given: int | None, x: Any, adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
@@ -140,6 +140,8 @@ class Call:
             raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
         if adj is not None and batch_size is not None and self.neighbors == "in":
             check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
+        if record is not None and self.model.check and len(self.model.histories) > 0:
+            check_batch(self, record, self.model.histories[0].origin, x, adj)
 
     def _check_record(self, record: BatchRecord, n_id: Tensor) -> None:
         """Raises unless the ids are those of the batch that ``record`` is of, and that is one of the model's graph."""
@@ -159,7 +161,10 @@ class Call:
                 raise ValueError(
                     f"{name}: {key} is not that of the batch; pass all four of its ids as the loader gave them"
                 )
-        for history in self.model._stores:
+        stores = self.model._stores
+        if stores and stores[0].origin.is_tentative:
+            meet_graph(self.model, record)
+        for history in stores:
             if history.origin.key != record.key:
                 history.take_graph(record.key)
 
@@ -196,7 +201,7 @@ class Call:
                 raise ValueError(f"{name}: offset and count do not describe the first {batch_size} rows of n_id")
 
     def use(self, history: History) -> None:
-        """Notes that ``history`` is used; it must belong to the model and be used once."""
+        """Raises unless ``history`` may be used now: it belongs to the model, and was not used in this call."""
         if self.forbidden is not None:
             raise ValueError(self.forbidden)
         if history not in self.model.histories:
@@ -206,7 +211,18 @@ class Call:
                 "push_and_pull: this history was used already in this forward pass, and would hold the rows of two layers; "
                 "give each call its own (num_layers counts one more than the histories)"
             )
-        self.used.add(history)
+
+    def check_used(self) -> None:
+        """Raises unless each history was used, where rows of the model's graph were computed: others would read rows of old."""
+        histories = self.model.histories
+        unused = [str(i) for i, history in enumerate(histories) if history not in self.used]
+        if unused and (self.n_id is not None or self.on_own_graph):
+            raise RuntimeError(
+                f"{self.model._name}: forward returned without push_and_pull on histories {', '.join(unused)} of "
+                f"{len(histories)}, whose rows of these nodes are as they were. Use each history in each call, whatever a batch "
+                "holds: also where it has no edges, a layer is skipped at random, or an exception is caught; num_layers counts "
+                "one more than the histories"
+            )
 
     # -- transfers -----------------------------------------------------------------------------------------------------
 
@@ -216,6 +232,12 @@ class Call:
         if self.is_step:
             for history in self.model._history_tables:
                 history.tick()
+        if self._leaves_alone:
+            close(
+                self.model,
+                self.undo,
+                "this whole graph is another one than the histories are of, which it must leave alone",
+            )
         if self.n_id is None or self.batch_size is None:
             return
         if session.replay is not None:  # which reads rows of the batch as well
@@ -284,9 +306,20 @@ class Call:
             self._pushed.clear()
 
 
+def close(model: HistoryModel, undo: Undo, why: str) -> None:
+    """Makes it an error that ``forward`` reads or writes histories by hand."""
+    for history in model.histories:
+        undo.set(
+            history,
+            "closed",
+            f"{model._name}: forward reads or writes a history by hand, by pull, push or emb; {why}. Do it in training on "
+            "batches only, `if self.training and n_id is not None: ...`, and leave the rest to push_and_pull",
+        )
+
+
 def _is_vector(value: Any) -> bool:
     """Whether it is a dense tensor of one dimension, with memory."""
-    return isinstance(value, Tensor) and value.dim() == 1 and value.layout == torch.strided and not value.is_meta
+    return has_memory(value) and value.dim() == 1
 
 
 def _same_ids(value: Any, own: Tensor) -> bool:

@@ -11,11 +11,12 @@ are is found by a trial: of scale(), or of :mod:`torch_gas.session.rehearsal` fo
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,10 +28,12 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import replacing
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
 from torch_gas.partition.record import check_perm
+from torch_gas.session.call import close
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
@@ -41,8 +44,8 @@ if TYPE_CHECKING:
     from torch_gas.session.session import Session
 
 
-class EndOfBatch(Exception):
-    """The push that a sweep is about has been made."""
+class EndOfBatch(BaseException):
+    """The push that a sweep is about has been made. No ``Exception``, which a model may catch around a layer."""
 
 
 class Replay:
@@ -65,7 +68,8 @@ class Replay:
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
-        rows = history.pull(n_id, x.dtype)
+        rows = x.new_empty(n_id.numel(), x.size(1))
+        history.table.read(n_id, rows)
         x[:batch_size].copy_(rows[:batch_size])
         return rows
 
@@ -78,7 +82,7 @@ class Replay:
                 "inference over a loader: forward uses its histories in another order on another batch, so that it cannot go "
                 "layer by layer; give it one order"
             )
-        history.push(rows, n_id[: rows.size(0)], offset, count)
+        history.write(rows, n_id[: rows.size(0)], offset, count)
         raise EndOfBatch
 
 
@@ -145,6 +149,8 @@ def layerwise_inference(
 
     Raises:
         RuntimeError: if ``model`` is in training mode.
+        FileNotFoundError: if there is no folder for ``path``.
+        OSError: if the disk has no room for the output.
         ValueError: if both ``device`` and ``path`` are given, the loader's batches do not hold each node of the model's graph
             once, or its graph was never permuted and the original order is asked for.
     """
@@ -157,20 +163,23 @@ def layerwise_inference(
         raise ValueError("inference over a loader: give device or path, not both")
     if path is not None and not os.fspath(path).endswith(".npy"):
         raise ValueError(f"inference over a loader: path must end in .npy, but is {os.fspath(path)!r}")
+    if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"inference over a loader: there is no folder for {os.fspath(path)!r}; make it first")
     perm = _perm_of(loader.data) if original_order else None
     session = model._session
     session.clean_up()
-    with Undo(sys._getframe()) as undo:
+    with ExitStack() as files, Undo(sys._getframe()) as undo:
         stance = eager()
         undo.add(stance.__exit__, None, None, None)
         stance.__enter__()
         undo.add(torch.set_grad_enabled, torch.is_grad_enabled())
         torch.set_grad_enabled(False)
         replay = Replay(undo)
+        undo.set(session, "replay", replay)  # by which the next call finds the log
+        close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
-        undo.set(session, "replay", replay)
         while True:
-            output = _Output(model.num_nodes, device, path, perm)
+            output = _Output(model.num_nodes, device, path, files, perm)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -214,15 +223,16 @@ class _Output:
         num_nodes: int,
         device: torch.device | str | None,
         path: str | os.PathLike[str] | None,
+        files: ExitStack,
         perm: Tensor | None,
     ) -> None:
-        self.num_nodes, self.device, self.path = num_nodes, device, path
+        self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
         self.perm = perm  # where the row of each node goes; by default to its own id
         self.rows = 0
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
-        self.seen = torch.zeros(num_nodes, dtype=torch.bool)
+        self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
         self.leaves: list[Any] = []
-        self.files: list[tuple[str, str]] = []  # under its name while it is written, and its own
+        self.num_files = 0
 
     def add(self, out: Any, batch: SubData) -> None:
         leaves, spec = pytree.tree_flatten(out)
@@ -233,8 +243,19 @@ class _Output:
             self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
         ids = batch.n_id[: batch.batch_size]
         ids = ids if self.perm is None else self.perm[ids]
+        if spec != self.spec:
+            raise ValueError(
+                f"inference over a loader: forward returned another structure on a batch of {batch.batch_size} nodes than on the "
+                "first batch; return the same for each batch"
+            )
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
+                if not isinstance(leaf, Tensor) or leaf.shape != (batch.batch_size, *target.shape[1:]):
+                    what = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                    raise ValueError(
+                        f"inference over a loader: forward returned {what} on a batch of {batch.batch_size} nodes, and "
+                        f"a tensor of {list(target.shape[1:])} for each node on another; return rows of one shape for each batch"
+                    )
                 target[ids.to(target.device)] = leaf.to(target.device)
             else:
                 target.append(leaf)
@@ -247,10 +268,19 @@ class _Output:
             raise TypeError("inference over a loader: .npy files hold no bfloat16; let forward return out.float()")
         name = os.fspath(self.path)
         if number > 1:
-            name = f"{name.removesuffix('.npy')}_{len(self.files)}.npy"
-        self.files.append((f"{name}.part", name))
-        dtype = torch.empty(0, dtype=leaf.dtype).numpy().dtype
-        return torch.from_numpy(np.lib.format.open_memmap(f"{name}.part", mode="w+", dtype=dtype, shape=shape))
+            name = f"{name.removesuffix('.npy')}_{self.num_files}.npy"
+        self.num_files += 1
+        file = self.files.enter_context(replacing(name))
+        rows = torch.empty(0, dtype=leaf.dtype, device="cpu").numpy()
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
+        )
+        file.flush()
+        begin, size = file.tell(), math.prod(shape) * leaf.dtype.itemsize
+        os.ftruncate(file.fileno(), begin + size)
+        if hasattr(os, "posix_fallocate"):  # or a full disk would be a signal that ends the process, later on
+            os.posix_fallocate(file.fileno(), begin, max(size, 1))
+        return torch.from_numpy(np.memmap(file, rows.dtype, "r+", begin, shape))
 
     def count(self, batch: SubData) -> None:
         """Counts the nodes of ``batch`` as seen."""
@@ -266,6 +296,4 @@ class _Output:
             )
 
     def value(self) -> Any:
-        for unfinished, name in self.files:
-            os.replace(unfinished, name)
         return pytree.tree_unflatten(self.leaves, self.spec)

@@ -76,7 +76,7 @@ class HistoryModel(Module):
         }
         self.histories = ModuleList()  # type: ignore[assignment]
         self.extension_tables = ModuleDict()
-        self._written = torch.zeros(())  # see wiring/compiled.py
+        self._written = torch.zeros((), device="cpu")  # see wiring/compiled.py
         self._session = Session(self)
 
     # -- what a model that scale() made does in its own way -------------------------------------------------------------

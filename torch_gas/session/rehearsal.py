@@ -92,7 +92,7 @@ class _Recorded(Replay, Handler):
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
         generator = torch.Generator().manual_seed(len(self.order))
-        halo = torch.rand(self.halo_size, rows.size(1), generator=generator).to(rows)
+        halo = torch.rand(self.halo_size, rows.size(1), generator=generator, device="cpu").to(rows)
         self.order.append(history)
         self.rows.append(torch.cat([rows.detach(), halo]))
         return self.rows[-1].clone()

@@ -34,9 +34,10 @@ from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
-from torch_gas.wiring.places import Kind, Places
+from torch_gas.wiring.places import Kind, Place, Places
 from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
+from torch_gas.wiring.trial.selected import check_inputs
 from torch_gas.wiring.undo import Undo
 
 _PREFIX = "model."
@@ -138,7 +139,8 @@ class ScaledGNN(HistoryModel):
         self.tables = torch.nn.ModuleList()
         self._inputs = inputs
         self._found: Found | None = None
-        self._given: frozenset[str] = frozenset()  # names of the arguments that it was tried out with
+        self._at_random: frozenset[Place] = frozenset()  # of layers that training skips at random
+        self._given: set[str] = set()  # names of the arguments that it was tried out with
         self._order = ""  # of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
@@ -202,6 +204,9 @@ class ScaledGNN(HistoryModel):
     def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
         """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
         self._refuse_compiled()
+        args, kwargs = inputs(data)
+        if whole is not None and self._inputs is not None:
+            check_inputs(whole, inputs, (args, kwargs))
         found = find(self.model, data, inputs)
         where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
         if isinstance(where["tier"], FileTier):
@@ -213,11 +218,10 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
-        args, kwargs = inputs(data)
         given = arguments.names_of(self.model, args, kwargs)
-        self._given = frozenset(given)
+        self._given = arguments.data_names(given)
         if whole is not None and tables:
-            self._check_given(given, arguments.adjacencies(args, kwargs)[0])
+            self._check_learned(given, arguments.adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
             for table in tables:
                 table.origin = Origin(key_of(whole, self.num_nodes))
@@ -293,23 +297,29 @@ class ScaledGNN(HistoryModel):
             self._try_out(data, inputs, None)
         given = arguments.names_of(self.model, args, kwargs)
         found = arguments.adjacencies(args, kwargs)
-        rows, adj = arguments.count_rows(given), found[0] if found else None
+        adj = found[0] if found else None
+        rows = arguments.count_rows(given, adj)
         self._check_same_graph(ids[0])
-        if len(self.tables) > 0 and (ids[1] is not None or rows == self.num_nodes):
-            self._check_given(given, adj)
+        if ids[1] is not None or rows == self.num_nodes:
+            self._check_given(given)
+            if len(self.tables) > 0:
+                self._check_learned(given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, adj, ids)
+            call = self._session.begin(undo, rows, arguments.by_attribute(given, adj), adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}
                 if self._unverified:
                     self._verify(call, adj, (args, kwargs), SubData(Data(), *ids))
                 fuse(undo, self.model)
-            self._wire(call)
+            handler = self._wire(call)
             self._session.wired(call)
             out = Module.__call__(self, *args, **kwargs)
             self._session.end(call)
-            return out if call.n_id is None else self._cut(out, call)
+            out = out if call.n_id is None else self._cut(out, call)
+        if handler is not None:
+            handler.check_met((args, kwargs), SubData(Data(), *ids))
+        return out
 
     def _verify(self, call: Call, adj: Any, given: Arguments, batch: SubData) -> None:
         """Raises unless tables are of the graph that the batch is of."""
@@ -331,14 +341,17 @@ class ScaledGNN(HistoryModel):
         if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
             raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
-    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
-        """Raises where tables that were computed once would not fit the arguments."""
-        if self._given != given.keys():
+    def _check_given(self, given: dict[str, Any]) -> None:
+        """Raises unless the arguments are those of the function that was tried out."""
+        if (self._given ^ arguments.data_names(given)) - self.found.ignored:
             raise ValueError(
                 f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
-                f"{', '.join(sorted(given))}, and what it counts on the whole graph depends on that; pass the same arguments, or "
-                "say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+                f"{', '.join(sorted(given))}, which is another function than model(batch) and model(loader=...) compute; pass "
+                "the same arguments, or say which: scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
             )
+
+    def _check_learned(self, given: dict[str, Any], adj: Any) -> None:
+        """Raises where tables, which are computed once, would not follow what is learned."""
         if adj is not None and any(value.requires_grad for value in arguments.edge_tensors(given, adj)):
             raise ValueError(
                 f"{self._name}: edge weights require grad, but what the model counts on the whole graph is computed once and "
@@ -372,10 +385,10 @@ class ScaledGNN(HistoryModel):
             kwargs = more | kwargs
         return args, kwargs, ids
 
-    def _wire(self, call: Call) -> None:
+    def _wire(self, call: Call) -> Automatic | None:
         """Has the places of the plain model filled; on another graph than its own it runs as it is."""
         if call.n_id is None and not (call.on_own_graph and self._found is not None):
-            return
+            return None
         found, handler = self.found, Automatic(self, call)
         if call.n_id is not None and call.neighbors != found.neighbors and found.neighbors == "both":
             raise ValueError(
@@ -384,8 +397,9 @@ class ScaledGNN(HistoryModel):
             )
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
-        places.wire(call.undo, call.batch_size, found.bipartite and call.neighbors == "in")
+        places.wire(call.undo, call.batch_size, handler.bipartite, found.of_edges)
         call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
+        return handler
 
     def _cut(self, out: Any, call: Call) -> Any:
         leaves, spec = pytree.tree_flatten(out)

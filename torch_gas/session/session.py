@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torch_gas._util.tracing import untraced
-from torch_gas.batch.record import BatchRecord
-from torch_gas.graph.origin import Origin
+from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
+from torch_gas.session.identity import Passes
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
 
@@ -47,6 +48,7 @@ class Session:
         replay: layer-wise inference under way.
         next_batch: the batch whose pulls are under way already.
         watching: whether extensions that only watch are told of calls.
+        passes: what batches were given in the step under way.
         kept: the extensions that copies of the model have as well.
     """
 
@@ -56,6 +58,7 @@ class Session:
         self.replay: Replay | None = None
         self.next_batch: NextBatch | None = None
         self.watching = True
+        self.passes = Passes()
         self._pool: AsyncIOPool | None = None
         self.kept: list[Extension] = []
         self._extensions: list[weakref.ref[Extension]] = []
@@ -71,11 +74,12 @@ class Session:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, undo: Undo, num_rows: int | None, adj: Any, ids: Ids) -> Call:
+    def begin(self, undo: Undo, num_rows: int | None, given: dict[str, Any], adj: Any, ids: Ids) -> Call:
         """A call of the model with checked arguments, whose transfers are under way."""
         self.clean_up()
         model = self.model
         if self.call is None and model.training and torch.is_grad_enabled() and ids[1] is not None:
+            self._end_left_epoch(record_of(ids[0]))
             for extension in list(self.told()):
                 extension.before(model)
         self.follow_parameters()
@@ -83,7 +87,7 @@ class Session:
         if len(model.histories) > 0 and model.device.type == "cuda":
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
-        call.check(num_rows, adj)
+        call.check(num_rows, given, adj)
         self.enter(call)
         call.begin()
         self._note_epoch(call)
@@ -131,14 +135,15 @@ class Session:
         for extension in self.told():
             extension.begin(call)
 
-    def _note_epoch(self, call: Call) -> None:
-        """Tells extensions of an epoch that was left early."""
-        record, before = call.record, self._epoch
-        if not call.is_step or record is None or record.epoch is None:
-            return
-        if before is not None and before.epoch != record.epoch:
+    def _end_left_epoch(self, record: BatchRecord | None) -> None:
+        """Tells extensions of an epoch that was left early, where ``record`` is of another one."""
+        before = self._epoch
+        if before is not None and record is not None and record.epoch not in (None, before.epoch):
             self._end_epoch(complete=False)
-        self._epoch, self._seen = record, self._seen + 1
+
+    def _note_epoch(self, call: Call) -> None:
+        if call.is_step and call.record is not None and call.record.epoch is not None:
+            self._epoch, self._seen = call.record, self._seen + 1
 
     def _end_epoch(self, complete: bool) -> None:
         assert self._epoch is not None and self._epoch.epoch is not None
@@ -183,8 +188,8 @@ class Session:
         self.forget_pool()
 
     def forget_pool(self) -> None:
-        """Has the next call make a pool anew, for the device that the model is on then."""
-        self._pool = None
+        """Has the next call make a pool anew, for the device that the model and its parameters are on then."""
+        self._pool, self.passes = None, Passes()
 
     def follow_parameters(self) -> None:
         """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""
@@ -198,12 +203,23 @@ class Session:
 
     def push_and_pull(self, history: History, x: Tensor, *ids: Any) -> Tensor:
         """See :meth:`HistoryModel.push_and_pull`."""
-        batch_size, n_id, *ranges = ids
-        call, replay, num_nodes = self.call, self.replay, self.model.num_nodes
+        call = self.call
         if call is None:
             raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
         call.use(history)
+        out = self._exchange(call, history, x, *ids)
+        call.used.add(history)
+        return out
+
+    def _exchange(self, call: Call, history: History, x: Tensor, *ids: Any) -> Tensor:
+        batch_size, n_id, *ranges = ids
+        replay, num_nodes = self.replay, self.model.num_nodes
         if n_id is None:
+            if call.n_id is not None:
+                raise ValueError(
+                    "push_and_pull: forward runs on a batch and did not pass its ids on; call "
+                    "self.push_and_pull(history, x, *args) with all four that forward got"
+                )
             if call.on_own_graph:
                 if x.size(0) != num_nodes:
                     raise ValueError(
@@ -212,8 +228,8 @@ class Session:
                 history.check_rows(x)
                 self._check_finite(history, x)
                 history.push(x)
-                if call.whole_key:
-                    history.origin = Origin(call.whole_key)
+                if call.origin is not None:
+                    history.origin = replace(call.origin)
             return x
         if batch_size is None:
             batch_size = n_id.numel()

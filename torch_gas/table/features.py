@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from tqdm import tqdm
 from torch_gas import _core
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import replacing
 from torch_gas.table.codec import Codec
 from torch_gas.table.file import FileTable
-from torch_gas.table.tier import FileTier
+from torch_gas.table.header import SIZE, Header, type_name
 
 _BLOCK = 2**24  # numbers that are read at a time
 
@@ -32,8 +34,8 @@ class StoredFeatures:
         dtype: type of the rows that batches get; by default that of the file, or float32 where rows have scales.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds no features, or was not completed.
+        FileNotFoundError: if there is no such file, or its writer was killed.
+        ValueError: if the file holds no features, is damaged, or was not completed.
         TypeError: if the file's type cannot become ``dtype``.
 
     Example:
@@ -52,7 +54,7 @@ class StoredFeatures:
         stored = self._table.dtype
         self.dtype = dtype or Codec(stored).row_dtype(torch.float32)
         self.shape = torch.Size([self._table.shape[0], *_core.row_shape(self._table, self.dtype)])
-        self[torch.empty(0, dtype=torch.int64)]  # whether the types convert
+        self[torch.empty(0, dtype=torch.int64, device="cpu")]  # whether the types convert
 
     def size(self, dim: int | None = None) -> Any:
         """``shape``, or one of its numbers."""
@@ -72,7 +74,8 @@ class StoredFeatures:
 
     def __getitem__(self, index: Any) -> Tensor:
         """The rows of some ids, as a tensor [M, C]."""
-        return _core.gather_rows(self._table, torch.as_tensor(index), self.dtype)
+        ids = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+        return _core.gather_rows(self._table, ids, self.dtype)
 
     @checked
     @naming("StoredFeatures.batch_rows")
@@ -113,7 +116,9 @@ def store_features(
         x: features, [N, C]. ``numpy.load(file, mmap_mode="r")`` reads them without having them all in memory.
         path: the new file.
         perm: the order of nodes that :func:`torch_gas.metis` gave, [N], if the graph is in that order and ``x`` is not.
-        dtype: storage type; that of ``x`` by default. ``torch.int8`` stores each row as numbers in -127 .. 127 and a scale.
+        dtype: storage type; that of ``x`` by default, so that rows come back as they were. ``torch.int8`` rounds: it stores each
+            row as numbers in -127 .. 127 and a scale, and the eight-bit floats likewise; ``x`` of these types is therefore stored
+            as float16, which holds all their numbers, unless ``dtype`` asks for the rounding.
         progress: whether to show a progress bar.
 
     Returns:
@@ -122,32 +127,31 @@ def store_features(
     Raises:
         FileExistsError: if there is such a file.
         ValueError: if ``x`` is no matrix, or ``perm`` does not have its number of rows.
-        OSError: if the disk is full; the file is removed.
+        OSError: if the disk is full. The file appears when it is complete.
     """
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"store_features: x must be [N, C] with at least one element, but has shape {list(x.shape)}")
     num_rows, num_cols = x.shape
     if perm is not None:
         _check_order(perm, num_rows)
-    dtype = dtype or _read(x, slice(0, 1)).dtype
+    given = _read(x, slice(0, 1)).dtype
+    dtype = dtype or (torch.float16 if given in _core.SCALED_TYPES else given)
     if dtype.is_complex:
         raise TypeError(f"store_features: x must hold real numbers, but is {dtype}")
-    table = FileTable(FileTier(path), num_rows, _core.stored_width(num_cols, dtype), dtype)
+    header = Header(num_rows, _core.stored_width(num_cols, dtype), type_name(dtype), generation=1)
+    header.order = 0 if perm is None else _order(perm)
     block = max(1, _BLOCK // num_cols)
-    try:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, new=True) as file:
+        table = _core.FileRows(file.fileno(), SIZE, (num_rows, header.num_cols), dtype)
         for first in tqdm(range(0, num_rows, block), desc="features", leave=False, disable=not progress):
             last = min(first + block, num_rows)
             rows = _read(x, slice(first, last) if perm is None else perm[first:last])
             rows = rows.to(Codec(dtype).row_dtype(torch.float32))
-            _core.write_chunks(table, torch.tensor([first]), torch.tensor([last - first]), rows)
-        if perm is not None:
-            table.header.order = _order(perm)
-        table.commit()
-    except BaseException:
-        os.unlink(table.path)
-        raise
-    finally:
-        table.close()
+            begin, count = (torch.tensor([number], device="cpu") for number in (first, last - first))
+            _core.write_chunks(table, begin, count, rows)
+        os.ftruncate(file.fileno(), header.file_size)
+        header.write(file.fileno())
     return StoredFeatures(path)
 
 

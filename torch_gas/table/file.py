@@ -9,9 +9,10 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from torch_gas import _core
 from torch_gas._util.arguments import checked
+from torch_gas._util.replace import existing, replacing
 from torch_gas._util.thread import Task, Worker
 from torch_gas.table.codec import Codec
 from torch_gas.table.header import SIZE, Header, type_name
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
+
+_owned: weakref.WeakSet[FileTable] = weakref.WeakSet()
 
 
 class FileTable(_core.FileRows, Table):
@@ -46,46 +50,50 @@ class FileTable(_core.FileRows, Table):
         header: what the file says of itself.
 
     Raises:
-        FileExistsError: if there is such a file, which is not to be reused.
-        ValueError: if the file is no table or holds another one.
+        FileExistsError: if there is such a file, which is not to be reused; one to which nothing was ever written is.
+        ValueError: if the file is no table, is damaged or holds another one.
         RuntimeError: if a process has it open.
         OSError: if the system refuses.
     """
 
     tier = "file"
+    pushed_at: Tensor | None
 
     @checked
     def __init__(self, tier: FileTier, num_rows: int, num_cols: int, dtype: torch.dtype) -> None:
         if num_rows < 1 or num_cols < 1:
             raise ValueError(f"FileTable: num_rows and num_cols must be at least 1, but are {num_rows} and {num_cols}")
         wanted = Header(num_rows, num_cols, type_name(dtype))
-        path = os.fspath(tier.path)
+        path = os.path.abspath(tier.path)  # which a change of the working directory leaves as it is
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file, is_new = _open(path, tier.reuse)
+        if not os.path.lexists(path):
+            with suppress(FileExistsError), replacing(path, new=True) as new:  # or somebody else was faster
+                os.ftruncate(new.fileno(), wanted.file_size)
+                wanted.write(new.fileno())
+        file = existing(path, writes=True)
         try:
             _lock(file, path, fcntl.LOCK_EX)
-            header = wanted if is_new else Header.read(file, path)
+            header = Header.read(file.fileno(), path)
+            if not (tier.reuse or header.is_untouched):
+                raise FileExistsError(
+                    f"{path} exists already; pass FileTier(..., reuse=True) to go on with its rows, or delete it to begin anew"
+                )
             header.check_same(wanted, path)
             header.owner = os.getpid()
-            if is_new:
-                os.ftruncate(file, wanted.file_size)
-            header.write(file)
+            has_rows = header.committed and header.generation > 0
+            self.pushed_at = _read_times(file, header, path) if has_rows else None
+            header.write(file.fileno())
+            self._begin(path, file, header, os.getpid(), tier.sync)
+            if self.torn:
+                warnings.warn(
+                    f"{path}: the process that wrote these rows ended before it committed them (after generation "
+                    f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
+                    stacklevel=2,
+                )
+                self.clear()
         except BaseException:
-            os.close(file)
-            if is_new:
-                os.unlink(path)
+            file.close()
             raise
-        self._begin(path, file, header, os.getpid(), tier.sync)
-        if self.torn:
-            self.clear()
-            warnings.warn(
-                f"{path}: the process that wrote these rows ended before it committed them (after generation "
-                f"{self.generation}), so they are forgotten; fill them by a refresh, or load a checkpoint",
-                stacklevel=2,
-            )
-        elif not is_new:
-            times = np.memmap(path, np.int64, "r", header.rows_end, header.num_rows)
-            self.pushed_at: Tensor | None = torch.from_numpy(np.asarray(times) - 1)
 
     @classmethod
     def read_only(cls, path: str | os.PathLike[str]) -> FileTable:
@@ -93,36 +101,38 @@ class FileTable(_core.FileRows, Table):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is no table, or torn.
+            ValueError: if the file is no table, is damaged, or was not completed.
             RuntimeError: if a process has it open for writing.
         """
-        path = os.fspath(path)
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path = os.path.abspath(path)
+        file = existing(path)
         try:
             _lock(file, path, fcntl.LOCK_SH)
-            header = Header.read(file, path)
-            if not header.committed:
+            header = Header.read(file.fileno(), path)
+            if not header.committed or header.generation == 0:
                 raise ValueError(
                     f"{path}: the process that wrote these rows ended before it was done; write them again"
                 )
+            table = cls.__new__(cls)
+            table._begin(path, file, header, None, "never")
+            table.pushed_at = None
         except BaseException:
-            os.close(file)
+            file.close()
             raise
-        table = cls.__new__(cls)
-        table._begin(path, file, header, None, "never")
         return table
 
-    def _begin(self, path: str, file: int, header: Header, owner: int | None, sync: Sync) -> None:
-        super().__init__(file, SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
+    def _begin(self, path: str, file: BufferedIOBase, header: Header, owner: int | None, sync: Sync) -> None:
+        self._open_file = file
+        super().__init__(file.fileno(), SIZE, (header.num_rows, header.num_cols), header.torch_dtype)
         self.codec, self.num_rows = Codec(self.dtype), header.num_rows
         self.width = _core.row_shape(self, torch.float32).numel()
-        _core.forget_failure(file)
+        _core.forget_failure(self.file)
         self.path, self.sync, self.header = path, sync, header
-        self.torn = not header.committed
-        self.pushed_at = None
+        self.torn = self._says_torn = not header.committed
         self._owner = owner  # None if all may read
         self._failure = ""
-        self._close = weakref.finalize(self, os.close, file)
+        if owner is not None:
+            _owned.add(self)
         self._reading_ahead: Task[None] | None = None
 
     @property
@@ -136,13 +146,13 @@ class FileTable(_core.FileRows, Table):
 
     def check_usable(self) -> None:
         """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
-        if not self._close.alive:
-            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         if self._owner not in (None, os.getpid()):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
                 "a file"
             )
+        if self._open_file.closed:
+            raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
         failure = self._failure or _core.noted_failure(self.file)
         if failure:
             raise OSError(
@@ -158,7 +168,7 @@ class FileTable(_core.FileRows, Table):
         self._tear()
 
     def _tear(self) -> None:
-        if self.header.committed:
+        if not self._says_torn:
             self._write_header(replace(self.header, committed=False))
 
     def explain(self, error: OSError) -> OSError:
@@ -167,9 +177,10 @@ class FileTable(_core.FileRows, Table):
         return OSError(error.errno, f"{error.strerror}; {fix}, and go on", self.path)
 
     def _write_header(self, header: Header) -> None:
+        self._says_torn = False  # until it is known: after an error or Ctrl-C, whoever writes rows says it again
         header.write(self.file)
         self._flush()
-        self.header = header  # which holds only once the file says so
+        self.header, self._says_torn = header, not header.committed
 
     def _flush(self) -> None:
         if self.sync != "never":
@@ -185,14 +196,35 @@ class FileTable(_core.FileRows, Table):
 
         Returns:
             Its number.
+
+        Raises:
+            FileNotFoundError: if the file was deleted, moved or replaced meanwhile.
+            ValueError: if ``pushed_at`` is not one time for each row.
+            OSError: if the disk is full or fails.
         """
         self.check_usable()
+        header = replace(self.header, generation=self.generation + 1, clock=clock, key=key, committed=True)
+        if pushed_at is not None and (pushed_at.dtype != torch.int64 or pushed_at.shape != (self.num_rows,)):
+            raise ValueError(f"{self.path}: pushed_at must be [{self.num_rows}] of int64, a time for each row")
+        self._check_there()
         if pushed_at is not None:
             self._tear()  # though rows stay as they are
-            _write(self.file, pushed_at.cpu() + 1, self.header.rows_end)  # so that what was never written says "never"
+            _write(self.file, pushed_at.cpu() + 1, header.rows_end)  # so that what was never written says "never"
         self._flush()
-        self._write_header(replace(self.header, generation=self.generation + 1, clock=clock, key=key, committed=True))
+        self._write_header(header)
         return self.generation
+
+    def _check_there(self) -> None:
+        """Raises if somebody has taken the file away, so that rows would end with this process."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file)):
+                return
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "the file was deleted, moved or replaced while the table was in use, so that its rows do not survive this process; "
+            "save a checkpoint, and load it into a model with files of its own",
+            self.path,
+        )
 
     def name_graph(self, key: str) -> None:
         """Notes in the file of which graph its rows are, which stay as they are."""
@@ -201,8 +233,10 @@ class FileTable(_core.FileRows, Table):
     def clear(self) -> None:
         """Makes all rows zero; their place on the disk is given back."""
         self.before_write()
-        os.ftruncate(self.file, SIZE)
-        os.ftruncate(self.file, self.header.file_size)
+        try:
+            os.ftruncate(self.file, SIZE)
+        finally:
+            os.ftruncate(self.file, self.header.file_size)
         _core.forget_failure(self.file)
         self._failure = ""
 
@@ -250,31 +284,23 @@ class FileTable(_core.FileRows, Table):
 
     def close(self) -> None:
         """Closes the file, which another process may then use."""
-        if self._close.alive:
+        if not self._open_file.closed:
             _core.forget_failure(self.file)
-        self._close()
+        self._open_file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open_file"):  # or it could not be opened
+            self._open_file.close()  # where Ctrl-C comes before, Python closes it, with a warning
 
     def __repr__(self) -> str:
         return f"FileTable({self.path!r}, {list(self.shape)}, dtype={self.dtype}, generation={self.generation})"
 
 
-def _open(path: str, reuse: bool) -> tuple[int, bool]:
-    """The descriptor of the file, and whether it is a new one."""
-    if reuse and os.path.exists(path):
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC), False
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), True
-    except FileExistsError as error:
-        raise FileExistsError(
-            f"{path} exists already; pass FileTier(..., reuse=True) to go on with its rows, or delete it to begin anew"
-        ) from error
-
-
-def _lock(file: int, path: str, kind: int) -> None:
+def _lock(file: BufferedIOBase, path: str, kind: int) -> None:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = Header.read(file, path).owner
+        owner = Header.read(file.fileno(), path).owner
         if owner == os.getpid():
             who, fix = "another table of this process", "delete the model that has it"
         else:
@@ -282,6 +308,23 @@ def _lock(file: int, path: str, kind: int) -> None:
         raise RuntimeError(
             f"{path} is in use by {who}, and only one may write to it; {fix}, or choose another path"
         ) from error
+
+
+def _let_go() -> None:
+    """Closes files of the parent in a fork, which may not use them: workers that outlive a killed run would keep locks."""
+    for table in _owned:
+        table._open_file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _read_times(file: BufferedIOBase, header: Header, path: str) -> Tensor:
+    """When each row was last pushed, [N]."""
+    times = np.memmap(file, np.int64, "r", header.rows_end, header.num_rows)
+    if int(times.min()) < 0 or int(times.max()) > header.clock + 1:
+        raise ValueError(f"{path} is damaged: it holds rows that were pushed at no time; delete the file")
+    return torch.from_numpy(np.asarray(times) - 1)
 
 
 def _write(file: int, tensor: Tensor, place: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import asdict, dataclass
 
 import torch
@@ -51,6 +52,11 @@ class Header:
             raise ValueError("a number is too small")
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether no row was ever written."""
+        return self.committed and self.generation == 0
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The type of the elements."""
         return _TYPES[self.dtype]
@@ -76,25 +82,33 @@ class Header:
 
     def write(self, file: int) -> None:
         """Writes the header in one call, to the first sectors of the file."""
-        text = _MAGIC + json.dumps(asdict(self)).encode()
+        text = _MAGIC + json.dumps({**asdict(self), "check": self._check()}).encode()
         os.pwrite(file, text.ljust(512), 0)
+
+    def _check(self) -> int:
+        """The checksum of all fields."""
+        return zlib.crc32(json.dumps(asdict(self)).encode())
 
     @classmethod
     def read(cls, file: int, path: str) -> Header:
         """The header of a file.
 
         Raises:
-            ValueError: if the file is no table, or was cut.
+            ValueError: if the file is no table, is damaged, or was cut.
         """
         text = os.pread(file, 512, 0)
         if not text.startswith(_MAGIC):
             raise ValueError(f"{path} is no table of torch-gas; choose another path")
         try:
-            header = cls(**json.loads(text[len(_MAGIC) :]))
+            fields = json.loads(text[len(_MAGIC) :])
+            check = fields.pop("check", None)
+            header = cls(**fields)
             size = header.file_size
-        except (ValueError, TypeError, KeyError) as error:
+            if check not in (None, header._check()):  # release 0.1 wrote none
+                raise ValueError("it was changed since it was written")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: the header of the table cannot be read ({error}); delete the file") from error
-        if os.fstat(file).st_size != size:
+        if header.committed and os.fstat(file).st_size != size:  # one that is torn is cleared, which gives it its size
             raise ValueError(f"{path} has {os.fstat(file).st_size} bytes instead of {size}: it was cut; delete it")
         return header
 

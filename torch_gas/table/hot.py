@@ -43,11 +43,14 @@ class _Known:
 
     def __init__(self, ids: Tensor, split: Split) -> None:
         self.ids, self.version, self.split = ids, version(ids), split
+        self.content = None if ids.is_cuda else ids.clone()  # as versions do not tell of all writes
         self._there: dict[torch.device, Split] = {}
 
     def is_of(self, ids: Tensor) -> bool:
-        """Whether these are the same ids: the same memory, which is kept here, and has not been written to since."""
-        return _place(self.ids) == _place(ids) and self.version == version(ids)
+        """Whether these are the same ids: the same memory, which is kept here, and holds what it held."""
+        if _place(self.ids) != _place(ids) or self.version != version(ids):
+            return False
+        return self.content is None or torch.equal(self.content, ids)
 
     def on(self, device: torch.device) -> Split:
         """The split with positions and slots on ``device``, brought there once for all layers."""
@@ -87,10 +90,10 @@ class HotSet:
             )
         if bool((self.n_id.diff() == 0).any()):
             raise ValueError("keep_hot: n_id holds an id twice; pass n_id.unique()")
-        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32)
-        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32)
+        self._slots = torch.full((num_nodes,), -1, dtype=torch.int32, device="cpu")
+        self._slots[self.n_id] = torch.arange(self.n_id.numel(), dtype=torch.int32, device="cpu")
         self._splits: deque[_Known] = deque(maxlen=_SPLITS)
-        self._ranges = self.n_id, -1, self.n_id  # that were asked for last, with their version, and their ids
+        self._ranges = (self.n_id, self.n_id), self.n_id  # copies of those that were asked for last, and their ids
 
     def split(self, ids: Tensor, device: torch.device | str = "cpu") -> Split:
         """Which rows are hot, found once for all layers.
@@ -111,11 +114,11 @@ class HotSet:
 
     def split_ranges(self, offset: Tensor, count: Tensor, device: torch.device) -> Split:
         """As :meth:`split`, for the rows of ranges that start at ``offset`` [P] and have the lengths ``count`` [P]."""
-        known, version_then, ids = self._ranges
-        if known is not offset or version_then != version(offset):
+        known, ids = self._ranges
+        if not (torch.equal(known[0], offset) and torch.equal(known[1], count)):
             shift = (offset - (count.cumsum(0) - count)).repeat_interleave(count)
-            ids = shift + torch.arange(shift.numel())
-            self._ranges = offset, version(offset), ids
+            ids = shift + torch.arange(shift.numel(), device="cpu")
+            self._ranges = (offset.clone(), count.clone()), ids
         return self.split(ids, device)
 
     def holds(self, ids: Tensor) -> Tensor:

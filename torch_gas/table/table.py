@@ -126,7 +126,7 @@ class Table(ABC):
 
     @property
     def _whole(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor([0]), torch.tensor([self.num_rows])
+        return torch.tensor([0], device="cpu"), torch.tensor([self.num_rows], device="cpu")
 
     def wait(self) -> None:
         """Blocks the host until no transfer of the table is under way."""

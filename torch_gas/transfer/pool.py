@@ -36,6 +36,13 @@ def _fitting(buffers: list[Buffer], pull: Pull) -> Buffer | None:
     return next((buffer for buffer in buffers if buffer.data.nbytes >= pull.nbytes), None)
 
 
+def _is_still(index: Tensor, content: Tensor | int) -> bool:
+    """Whether ids are what they were, by a copy of them or by their version."""
+    if isinstance(content, Tensor):
+        return torch.equal(index, content)
+    return version(index) == content and not index.is_inference()
+
+
 class AsyncIOPool:
     """Moves rows between tables and ``device``, several at a time.
 
@@ -90,8 +97,8 @@ class AsyncIOPool:
         weakref.finalize(self, _finish, self._tables)  # tables outlive their transfers, also when Python ends
         self._queue: deque[Pull] = deque()
         self._buffers: list[Buffer] = []
-        # Ids on the host, with their version, the lane that reads them, and on the device: those of this batch and of the next.
-        self._ids: deque[tuple[Tensor, int, Lane, Tensor]] = deque(maxlen=4)
+        # Ids, with a copy or their version, the lane that reads them, and on the device: those of this batch and of the next.
+        self._ids: deque[tuple[Tensor, Tensor | int, Lane, Tensor]] = deque(maxlen=4)
 
     @checked
     def to(self, device: torch.device | str) -> AsyncIOPool:
@@ -256,8 +263,8 @@ class AsyncIOPool:
 
     def _ids_for(self, index: Tensor, lane: Lane) -> Tensor:
         """``index`` where ``lane`` reads it; one copy serves all layers."""
-        for known, version_then, of_lane, there in self._ids:
-            if known is index and version_then == version(index) and of_lane is lane:
+        for known, content, of_lane, there in self._ids:
+            if known is index and of_lane is lane and _is_still(index, content):
                 return there
         if index.device == self.device:
             there = index
@@ -268,7 +275,8 @@ class AsyncIOPool:
             there = lane.empty(index.numel(), index.dtype, self.device)
             pinned = index if index.is_pinned() else index.pin_memory()
             lane.run(partial(there.copy_, pinned, non_blocking=True))
-        self._ids.append((index, version(index), lane, there))
+        # Where ids are not looked at, versions tell of writes, but for tensors of inference mode.
+        self._ids.append((index, index.clone() if index.device.type == "cpu" else version(index), lane, there))
         return there
 
     @checked
@@ -367,10 +375,11 @@ class AsyncIOPool:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _table(self, rows: _core.Table) -> TableState:
+        if isinstance(rows, Tensor):
+            checks.tensor("AsyncIOPool", "table", rows)
+            checks.contiguous("AsyncIOPool", "table", rows)
         if len(rows.shape) != 2:
             raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
-        if isinstance(rows, Tensor):
-            checks.contiguous("AsyncIOPool", "table", rows)
         known = self._tables.get(rows.data_ptr())
         # It may be a view of the same memory, or lie where a table lay that is gone.
         if known is not None and _layout(known.rows) != _layout(rows):

@@ -53,6 +53,9 @@ def inputs_of(model: Module, data: Data) -> Arguments:
         raise ValueError(f"{type(model).__name__}.forward does not name what it takes; say it: {say}")
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    first = {parameter.name for parameter in parameters(model)[:2]}  # of other names, they are what these are not
+    usual = [] if "x" in first else [data.get("x")]
+    usual += [] if first.intersection(_ADJACENCY) else [adj]
     for i, parameter in enumerate(parameters(model)):
         name, value = parameter.name, data.get(parameter.name)
         if name == key or (name in _ADJACENCY and value is None):
@@ -64,8 +67,8 @@ def inputs_of(model: Module, data: Data) -> Arguments:
             )
         elif value is None and parameter.default is not parameter.empty:
             continue
-        elif value is None and i < 2:  # the usual order, whatever the names are
-            value = (data.get("x"), adj)[i]
+        elif value is None and i < 2 and usual:
+            value = usual.pop(0)
         if value is None:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
@@ -120,20 +123,71 @@ def names_of(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     return {name: value for name, value in given.items() if value is not None}
 
 
-def count_rows(given: dict[str, Any]) -> int | None:
-    """The number of nodes that the arguments are for; None where they do not tell."""
+def data_names(given: dict[str, Any]) -> set[str]:
+    """Names of what was given of a graph, and not to choose among what ``forward`` may do."""
+    return {
+        name for name, value in given.items() if value is not None and not isinstance(value, (bool, int, float, str))
+    }
+
+
+def optional(model: Module) -> set[str]:
+    """Names of the parameters of ``forward`` that have a default."""
+    return {p.name for p in parameters(model) if p.default is not p.empty}
+
+
+def without(model: Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The arguments of a call of ``forward``, without the optional one of this name."""
+    known = parameters(model)
+    args = (
+        tuple(p.default if p.name == name else value for p, value in zip(known, args, strict=False))
+        + args[len(known) :]
+    )
+    return args, {key: value for key, value in kwargs.items() if key != name}
+
+
+def count_rows(given: dict[str, Any], adj: Any = None) -> int | None:
+    """The number of nodes that the arguments are for; None where they do not tell.
+
+    That is the number of rows of ``x``, or of the first tensor that has not an entry for each edge of ``adj``.
+    """
     for value in given.values():
         if isinstance(value, Data):
             return value.num_nodes
-    x = given.get("x", next(iter(given.values()), None))
-    return x.size(0) if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x) else None
+    x = features_of(given, adj)
+    return None if x is None else x.size(0)
+
+
+def features_of(given: dict[str, Any], adj: Any) -> Tensor | None:
+    """The features among the arguments, or in the graph that they are; None where there are none."""
+    held = _held(given)
+    sized = [held["x"]] if "x" in held else given.values()
+    found = [x for x in sized if isinstance(x, Tensor) and x.dim() > 0 and not is_adjacency(x)]
+    num_edges = None if adj is None else format_of(adj).num_edges(adj)
+    return next((x for x in found if x.size(0) != num_edges), next(iter(found), None))
+
+
+def by_attribute(given: dict[str, Any], adj: Any) -> dict[str, Any]:
+    """What is given beside adjacencies, by the names that it has in a graph, with the features as ``"x"``."""
+    held = {name: value for name, value in _held(given).items() if not is_adjacency(value)}
+    return held | {"x": features_of(given, adj)}
+
+
+def _held(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, or what the graph among them holds."""
+    return next((value.to_dict() for value in given.values() if isinstance(value, Data)), given)
 
 
 def edge_tensors(given: dict[str, Any], adj: Any) -> list[Tensor]:
     """What is given for each edge, the values of a matrix included."""
-    number, rows = format_of(adj).num_edges(adj), count_rows(given)
-    sized = [value for value in _unpacked(given.values()) if isinstance(value, Tensor) and value.dim() > 0]
-    return [value for value in sized if value is adj or (value.size(0) == number and number != rows)]
+    number, rows = format_of(adj).num_edges(adj), count_rows(given, adj)
+    held = [
+        each
+        for name, value in given.items()
+        for each in (value.to_dict() if isinstance(value, Data) else {name: value}).items()
+    ]
+    sized = [(name, value) for name, value in held if isinstance(value, Tensor) and value.dim() > 0]
+    # Names tell where there are as many edges as nodes.
+    return [x for name, x in sized if x is adj or (x.size(0) == number and (number != rows or "edge" in name))]
 
 
 def square(value: Any, size: int) -> Any:

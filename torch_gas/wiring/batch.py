@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import product
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import product, zip_longest
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.formats import format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
 from torch_gas.wiring.undo import Undo
 
@@ -47,15 +47,23 @@ class Batch:
         batch_size: B.
         num_rows: B + S.
         bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
+        of_edges: those of the convolutions that return something else than rows of nodes.
     """
 
     def __init__(
-        self, convs: Iterable[MessagePassing], norms: Iterable[Module], batch_size: int, num_rows: int, bipartite: bool
+        self,
+        convs: Iterable[MessagePassing],
+        norms: Iterable[Module],
+        batch_size: int,
+        num_rows: int,
+        bipartite: bool,
+        of_edges: Collection[Module] = (),
     ) -> None:
+        self.of_edges = of_edges
         self.convs, self.norms = list(convs), set(_norms(norms))
         self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
-        self.shape = torch.empty(0, batch_size, num_rows)
+        self.shape = torch.empty(0, batch_size, num_rows, device="cpu")
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -63,12 +71,17 @@ class Batch:
         """Prepares the layers."""
         has_halo = self.num_rows > self.batch_size
         for conv in self.convs:
+            if conv.explain:
+                raise ValueError(
+                    f"{type(conv).__name__} has masks of an explainer on its messages, and a batch would mix them with the rows "
+                    "of histories, which have none; explain the model on the whole graph, or the plain model on a subgraph"
+                )
             for inner in conv.modules():
                 if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
                     undo.set(inner, "cached", False)
-            _attach(undo, conv, _Layer(conv, self) if has_halo else None)
+            _attach(undo, conv, _Layer(conv, self) if has_halo and conv not in self.of_edges else None)
         for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
         if self.norms and has_halo:
@@ -156,7 +169,8 @@ class _Layer:
             _refuse_checkpoint(conv)
         _, batch_size, num_rows = self.batch.shape.shape
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        x = given.get("x", args[0] if args else None)
+        key = self._rows_in(given, num_rows)
+        x = given.get(key)
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
         if x.size(0) != num_rows:
@@ -173,25 +187,38 @@ class _Layer:
         square = self.is_square or (self.adds_loops and has_matrix)
         square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
         num_dst = batch_size if self.cuts_itself and has_matrix else num_rows
+        rows: Any = x
         if self.takes_pair and not square:
             targets, num_dst = batch_rows(x), batch_size
-            pair = (x, first_rows(x, batch_size) if targets is None else targets)
-            if "x" in kwargs:
-                kwargs = kwargs | {"x": pair}
-            else:
-                args = (pair, *args[1:])
+            rows = (x, first_rows(x, batch_size) if targets is None else targets)
 
-        def resize(value: Any) -> Any:  # all adjacencies, and no features that are a matrix
+        def fitted(name: str, value: Any) -> Any:  # all adjacencies, and no features that are a matrix
+            if name == key:
+                return rows
             return value if value is x else self.batch.resize(value, num_dst, num_rows)
 
-        return tuple([resize(value) for value in args]), {key: resize(value) for key, value in kwargs.items()}
+        named = zip_longest(self.names[: len(args)], args, fillvalue="")
+        return tuple([fitted(*each) for each in named]), {name: fitted(name, value) for name, value in kwargs.items()}
+
+    def _rows_in(self, given: dict[str, Any], num_rows: int) -> str:
+        """The name of the argument that holds rows of nodes: ``x``, or the first that is no adjacency, best of B + S rows."""
+        if "x" in given:
+            return "x"
+        others = [k for k, v in given.items() if not is_adjacency(v) or (is_csr(v) and v.size(1) != num_rows)]
+        fits = [k for k in others if isinstance(given[k], Tensor) and given[k].shape[:1] == (num_rows,)]
+        return (fits + others + [""])[0]
 
     def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
         rows = out[0] if isinstance(out, tuple) else out
         if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != num_rows:
             return None
-        return (rows[:batch_size], *out[1:]) if isinstance(out, tuple) else rows[:batch_size]
+        return with_first(out, rows[:batch_size]) if isinstance(out, tuple) else rows[:batch_size]
+
+
+def with_first(out: Any, first: Tensor) -> Any:
+    """A tuple with another first entry."""
+    return out._replace(**{out._fields[0]: first}) if hasattr(out, "_fields") else (first, *out[1:])
 
 
 def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from traceback import walk_stack
 from typing import Any, Literal, NamedTuple
@@ -53,6 +53,17 @@ class Place(NamedTuple):
         if self.kind == "hop":
             return f"hop {self.number + 1} in {where}"
         return f"a {self.kind} over edges in {where} (at {self.line.split()[-1]})"
+
+
+def missed(model: Module, places: Collection[Place], batch_size: int | None) -> str:
+    """What an error says where a call met no ``places``, without which rows of its nodes are missing."""
+    nodes = "the whole graph" if batch_size is None else f"a batch of {batch_size} nodes"
+    which = " and ".join(sorted(map(str, places)))
+    return (
+        f"{type(model).__name__}: on {nodes}, forward returned without {which}, which it called when scale() tried it out, so "
+        "that rows of these nodes are missing. Call each layer in each call, whatever a batch holds: also where it has no edges, "
+        "or none of a kind, or an exception is caught. Only training may skip layers, at random"
+    )
 
 
 class Handler:
@@ -113,17 +124,21 @@ class Places(TorchFunctionMode):
             self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
             super().__exit__(None, None, None)
 
-    def wire(self, undo: Undo, batch_size: int | None = None, bipartite: bool = False) -> None:
+    def wire(
+        self, undo: Undo, batch_size: int | None = None, bipartite: bool = False, of_edges: Collection[str] = ()
+    ) -> None:
         """Stands in for methods of the layers, and sees functions of torch.
 
         Args:
             undo: puts that back.
             batch_size: B, to have the layers called as a batch needs it; see :class:`~torch_gas.wiring.batch.Batch`.
             bipartite: as there.
+            of_edges: names of layers that return something else than rows of nodes.
         """
-        if batch_size is not None:
-            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite).wire(undo)
         names = {module: name for name, module in self.model.named_modules()}
+        if batch_size is not None:
+            others = [conv for conv in self.convs if names[conv] in of_edges]
+            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite, others).wire(undo)
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)
@@ -179,7 +194,7 @@ class Places(TorchFunctionMode):
         value = self._unseen(self.handler.at, place, rows) if has_rows else None
         if value is None:
             return out
-        return (value, *out[1:]) if is_tuple else value
+        return batch.with_first(out, value) if is_tuple else value
 
     def _propagate(self, conv: MessagePassing) -> Any:
         propagate = conv.propagate

@@ -162,13 +162,48 @@ def test_a_call_with_other_arguments_than_the_trial() -> None:
     weighted, plain = graph(edge_weight=1 + torch.rand(graph().num_edges)), graph()
     batch, *ids = next(iter(SubgraphLoader(weighted, PTR)))
     with pytest.raises(
-        ValueError, match="with edge_index, edge_weight, x, but is called with edge_index, x, and what it"
+        ValueError, match="with edge_index, edge_weight, x, but is called with edge_index, x, which is another function"
     ):
         scale(nn.GCN(C, C, 2), weighted)(batch.x, batch.edge_index, *ids)
     scaled = scale(nn.GCN(C, C, 2), plain)
     with pytest.raises(ValueError, match="with edge_index, x, but is called with edge_index, edge_weight, x"):
         scaled(batch.x, batch.edge_index, *ids, edge_weight=batch.edge_weight)
     scale(nn.GCN(C, C, 2), weighted, inputs=lambda b: (b.x, b.edge_index))(batch.x, batch.edge_index, *ids)
+
+
+class Weighted(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.GraphConv(C, C), nn.GraphConv(C, C)
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Any = None, extra: Any = None, times: float = 1
+    ) -> Tensor:
+        return self.b(self.a(x, edge_index, edge_weight).relu(), edge_index, edge_weight) * times
+
+
+def test_one_function_is_trained_and_inferred() -> None:
+    data = graph(edge_weight=torch.rand(graph().num_edges), extra=torch.rand(N))
+    batch, *ids = next(iter(SubgraphLoader(data, PTR)))
+    loader = EvalSubgraphLoader(data, PTR)
+    scaled = scale(Weighted(), data)
+    assert not scaled.tables and scaled.found.ignored == {"extra"}
+    other = "but is called with .*, which is another function than"
+    early = scale(Weighted(), num_nodes=N).eval()
+    early(loader=loader)
+    for call in (
+        lambda: scaled(batch.x, batch.edge_index, *ids),
+        lambda: scaled(data.x, data.edge_index),
+        lambda: early.train()(batch.x, batch.edge_index, *ids),
+    ):
+        with pytest.raises(ValueError, match=other):
+            call()
+    scaled(batch.x, batch.edge_index, batch.edge_weight, *ids)  # and not what makes no difference
+    scaled(batch.x, batch.edge_index, batch.edge_weight, *ids, times=2.0)
+    late = scale(Weighted(), num_nodes=N)
+    late(batch.x, batch.edge_index, *ids)
+    with pytest.raises(ValueError, match=other):
+        late.eval()(loader=loader)
 
 
 class OutDegree(MessagePassing):

@@ -71,7 +71,7 @@ def _known(
         for run in twin.runs():
             batch_size, num_rows = run.batch.batch_size, run.batch.n_id.numel()
             influence = _influence(twin, run.batch)
-            error = torch.zeros(num_rows, 1, dtype=torch.float64)
+            error = torch.zeros(num_rows, 1, dtype=torch.float64, device="cpu")
             for layer, gain in enumerate(known):
                 reach[layer] = max(reach[layer], _largest(influence(gain, torch.ones_like(error))))
                 near = gain.own * error[:batch_size] + gain.message * gain.update * influence(gain, error)
@@ -103,7 +103,9 @@ def _estimated(twin: Twin, output: Tensor, staleness: list[Tensor], rounding: li
                     halo = staleness[before][run.batch.n_id[batch_size:]]
                     near[layer] += norm * math.hypot(near[before], float(halo.norm()))
                 # Only the norm over all rows of the batch is bounded, so that each counts as one of their root mean square.
-                norms = torch.stack([_error(twin, output, run, layer).norm(), torch.tensor(near[layer]).double()])
+                norms = torch.stack(
+                    [_error(twin, output, run, layer).norm(), torch.tensor(near[layer], device="cpu").double()]
+                )
                 errors[layer].append((norms / math.sqrt(batch_size)).expand(batch_size, 2).t())
     return [_layer_bound(layer, factor, staleness[layer], errors[layer]) for layer, factor in enumerate(factors)]
 
@@ -137,7 +139,7 @@ def _influence(twin: Twin, batch: SubData) -> Callable[[Gain, Tensor], Tensor]:
 def _staleness(twin: Twin, layer: int) -> Tensor:
     r""":math:`\|\bar h_v - h_v\|` of each node, [N]."""
     stale, fresh = twin.stale[layer], twin.fresh[layer]
-    chunks = torch.arange(stale.num_embeddings).split(CHUNK)
+    chunks = torch.arange(stale.num_embeddings, device="cpu").split(CHUNK)
     return torch.cat([(stale.pull(ids, torch.float64) - fresh.pull(ids)).norm(dim=1).cpu() for ids in chunks])
 
 

@@ -54,7 +54,7 @@ def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> li
     """See :meth:`torch_gas.extensions.monitor.Monitor.errors`."""
     twin = Twin(model, loader)
     last = len(twin.stale)
-    squares = torch.zeros(last + 1, 3, dtype=torch.float64)  # of history, computed and exact rows
+    squares = torch.zeros(last + 1, 3, dtype=torch.float64, device="cpu")  # of history, computed and exact rows
     with undisturbed(loader, model.device), torch.no_grad():
         output = twin.exact(whole)
         for run in twin.runs():

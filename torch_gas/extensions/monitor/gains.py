@@ -87,7 +87,9 @@ def _(model: GCN2) -> list[Gain]:
     found = []
     conv: Any
     for conv, norm in zip(model.convs, model.bns, strict=True):
-        mapping = (1 - conv.beta) * torch.eye(conv.channels).to(conv.weight1) + conv.beta * conv.weight1.t()
+        mapping = (1 - conv.beta) * torch.eye(conv.channels, device="cpu").to(
+            conv.weight1
+        ) + conv.beta * conv.weight1.t()
         found.append(Gain(1 - conv.alpha, lipschitz([mapping, norm]), float(model.residual), weighted=True))
     return _before(model.lins[1:], found)
 

@@ -117,7 +117,7 @@ def _plot_ages(axes: Any, layers: Sequence[LayerStatistics]) -> None:
     for layer in layers[::step]:
         most, total = layer.age(1.0), max(int(layer.ages.sum()), 1)
         shares = 100 * layer.ages[: most + 1] / total
-        axes.stairs(shares, torch.arange(most + 2) - 0.5, label=f"history {layer.layer}")
+        axes.stairs(shares, torch.arange(most + 2, device="cpu") - 0.5, label=f"history {layer.layer}")
     axes.set(title="Ages of pulled rows", xlabel="optimiser steps", ylabel="share of rows [%]", ylim=(0, None))
 
 

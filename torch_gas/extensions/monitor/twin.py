@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
-from torch_gas.session.call import Call
+from torch_gas.session.call import Call, close
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.wiring.compiled import eager
@@ -122,6 +122,7 @@ class _Reading(Extension):
 
     def begin(self, call: Call) -> None:
         call.pushes = False
+        close(call.model, call.undo, "the monitor compares what batches compute, and no row may change meanwhile")
         self.rows: dict[int, Tensor] = {}
         self.read: dict[int, Tensor] = {}
 

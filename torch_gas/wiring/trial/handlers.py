@@ -103,14 +103,14 @@ class Trial(Handler):
 class Note(Handler):
     """Notes the places that training meets, and gives exact rows to the halo of outputs, but for one place that is spoiled."""
 
-    def __init__(self, exact: Values, batch: SubData, spoiled: Place | None) -> None:
-        self.exact, self.batch, self.spoiled = exact, batch, spoiled
+    def __init__(self, exact: Values, batch: SubData, spoiled: Place | None, of_edges: Collection[str] = ()) -> None:
+        self.exact, self.batch, self.spoiled, self.of_edges = exact, batch, spoiled, of_edges
         self.met: set[Place] = set()
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         self.met.add(place)
         batch_size, exact = self.batch.batch_size, self.exact.get(place)
-        if place.kind != "output" or value.size(0) != batch_size:
+        if place.kind != "output" or value.size(0) != batch_size or place.scope.partition("#")[0] in self.of_edges:
             return None
         if exact is None or exact.shape[1:] != value.shape[1:]:
             return pad(value, batch_size, self.batch.n_id.numel())
@@ -137,4 +137,4 @@ def spoil(halo: Tensor, by: float) -> Tensor:
     if not halo.is_floating_point():  # integers take no NaN, for which `by == by` is false
         return halo + 1 + int(by == by and abs(by))
     generator = torch.Generator().manual_seed(0)  # which leaves the model's random numbers alone
-    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator).to(halo))
+    return halo + by * (1 + torch.rand(halo.shape, dtype=torch.float32, generator=generator, device="cpu").to(halo))

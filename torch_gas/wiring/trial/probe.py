@@ -9,8 +9,10 @@ place needs a table.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import nan
 from typing import Any, Literal
@@ -24,11 +26,12 @@ from torch_geometric.data import Data
 from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
+from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Inputs
 from torch_gas.wiring.places import Place, Places
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
-from torch_gas.wiring.trial.undisturbed import call, materialize, to_model, undisturbed, varied
+from torch_gas.wiring.trial.undisturbed import call, materialize, restored, to_model, undisturbed, varied
 from torch_gas.wiring.undo import Undo
 
 Action = Literal["history", "rows", "sum", "maximum"]
@@ -37,6 +40,9 @@ _COUNTS_HALO = (
     "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
     "the scaled model returns"
 )
+
+
+_DRAWS = 64  # of random numbers, to meet a layer that is skipped nine times out of ten
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,10 @@ class Found:
 
     Args:
         needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
-        shapes: rows of the output of each convolution, also where it needs nothing.
+        shapes: rows of the output of each convolution that returns rows of nodes, also where it needs nothing.
         known: all places that were met.
+        called: those that each call on a batch must meet, in evaluation and in training.
+        ignored: names of optional arguments without which the output is the same.
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
         bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
@@ -73,9 +81,17 @@ class Found:
     needs: dict[Place, Need]
     shapes: dict[Place, tuple[int, ...]]
     known: frozenset[Place]
+    called: tuple[frozenset[Place], frozenset[Place]]
+    ignored: frozenset[str]
     per_node: tuple[bool, ...]
     neighbors: str
     bipartite: bool
+
+    @cached_property
+    def of_edges(self) -> frozenset[str]:
+        """Names of the convolutions that return something else than rows of nodes."""
+        outputs = (place for place in self.called[0] if place.kind == "output" and place not in self.shapes)
+        return frozenset(place.scope.partition("#")[0] for place in outputs)
 
     def of(self, *actions: Action) -> list[Need]:
         """The histories or tables, each once, in the order of their numbers."""
@@ -175,7 +191,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     for name, value in data.to_dict().items():
         if name != key and isinstance(value, Tensor) and data.is_node_attr(name):
             dim = data.__cat_dim__(name, value)
-            changed[name] = value.index_select(dim, torch.randperm(value.size(dim)))
+            changed[name] = value.index_select(dim, torch.randperm(value.size(dim), device="cpu").to(value.device))
             if value.is_floating_point():
                 changed[name] += 0.5 * torch.randn_like(value)
     try:
@@ -184,6 +200,46 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
     except ValueError:  # the model takes no such values
         return set()
     return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
+
+
+def never_met(
+    model: Module,
+    inputs: Inputs,
+    batch: SubData,
+    places: Collection[Place],
+    bipartite: bool,
+    of_edges: Collection[str] = (),
+) -> set[Place]:
+    """Those of ``places`` that no call on ``batch`` meets, whatever random numbers it draws."""
+    left = set(places)
+    with restored(model, dict(model.named_buffers())), torch.no_grad():
+        for seed in range(_DRAWS if places else 0):
+            torch.manual_seed(seed)
+            note = Note({}, batch, None, of_edges)
+            with suppress(Exception):  # of the user's code
+                call(model, inputs, batch, note, bipartite, of_edges)
+            left -= note.met
+            if not left:
+                break
+    return left
+
+
+def _ignored(model: Module, small: Data, inputs: Inputs, whole: Record) -> frozenset[str]:
+    def inputs_without(name: str) -> Inputs:
+        return lambda data: arguments.without(model, name, *inputs(data))
+
+    names, wanted = set(), whole.out
+    for name in arguments.names_of(model, *inputs(small)).keys() & arguments.optional(model):
+        with suppress(ValueError):  # the model takes no call without it
+            out = _record(model, small, inputs_without(name)).out
+            if pytree.tree_structure(out) == pytree.tree_structure(wanted) and all(_equal(out, wanted)):
+                names.add(name)
+    return frozenset(names)
+
+
+def _equal(left: Any, right: Any) -> Iterator[bool]:
+    for a, b in zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True):
+        yield same(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
 
 
 class _Runs:
@@ -199,10 +255,18 @@ class _Runs:
     def find(self, structural: set[Place]) -> Found:
         """What the model needs on such batches; raises Differs if they cannot be made exact."""
         needs = self.needs(structural)
+        called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
+        others = {place for place in called if place.kind != "output" or self.exact[place].size(0) != NUM_NODES}
+        trained = self.met_in_training(needs)
+        with undisturbed(self.model):
+            self.model.train()
+            trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.bipartite)
         return Found(
             needs=needs,
-            shapes={place: tuple(value.shape[1:]) for place, value in self.exact.items() if place.kind == "output"},
-            known=self.known_in_training(needs).union(self.exact),
+            shapes={place: tuple(self.exact[place].shape[1:]) for place in called - others},
+            known=trained.union(self.exact),
+            called=(called, called & trained),
+            ignored=_ignored(self.model, self.small, self.inputs, self.whole),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
             neighbors=self.neighbors,
             bipartite=self.bipartite,
@@ -297,7 +361,7 @@ class _Runs:
                 return True
         return False
 
-    def known_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
+    def met_in_training(self, needs: dict[Place, Need]) -> frozenset[Place]:
         """The places that are met in training; raises Differs where training reads what evaluation does not."""
         batch = self.batches[0]
         met, rows = self._train(batch, None)

@@ -18,7 +18,7 @@ from torch_gas.graph.levels import edge_attrs, is_node_attr
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
 # it. Nodes, edges, and rows and edges of each batch differ in number, so that a size tells what it is of.
 NUM_NODES, NUM_EDGES, REACH = 61, 200, 6
-PTR = torch.tensor([0, 19, 40, NUM_NODES])
+PTR = torch.tensor([0, 19, 40, NUM_NODES], device="cpu")
 
 
 def small_graph(data: Data) -> Data:
@@ -28,15 +28,15 @@ def small_graph(data: Data) -> Data:
     src, dst, value = coo(adj)
     if src.numel() == 0:
         raise ValueError("scale(): data has no edges to try the model on; a graph without edges needs no histories")
-    steps = torch.arange(-REACH, REACH + 1)
+    steps = torch.arange(-REACH, REACH + 1, device="cpu")
     if not bool((src == dst).any()):
         steps = steps[steps != 0]
-    pairs = torch.cartesian_prod(torch.arange(NUM_NODES), steps)
-    ends, step = pairs[torch.randperm(len(pairs), generator=generator)[:NUM_EDGES]].t()
+    pairs = torch.cartesian_prod(torch.arange(NUM_NODES, device="cpu"), steps)
+    ends, step = pairs[torch.randperm(len(pairs), generator=generator, device="cpu")[:NUM_EDGES]].t()
     order = (ends * NUM_NODES + (ends + step) % NUM_NODES).sort().values
     starts, ends = order % NUM_NODES, order // NUM_NODES
-    nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator)
-    edges = torch.randint(src.numel(), (NUM_EDGES,), generator=generator)
+    nodes = torch.randint(int(data.num_nodes), (NUM_NODES,), generator=generator, device="cpu")
+    edges = torch.randint(src.numel(), (NUM_EDGES,), generator=generator, device="cpu")
     per_edge = edge_attrs(data)
     small = copy.copy(data)
     small[key], moved = from_coo(adj, starts, ends, None if value is None else value[edges], NUM_NODES)

@@ -21,15 +21,15 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.batch import pad
-from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import Found, Need
 from torch_gas.wiring.trial.undisturbed import call, undisturbed
 
 _EDGES = 2**18  # in a batch, about
 
 
-class _Done(Exception):
-    """All tables have had their rows of this batch."""
+class _Done(BaseException):
+    """All tables have had their rows of this batch. No ``Exception``, which a model may catch around a layer."""
 
 
 def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
@@ -45,7 +45,7 @@ def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
 def read(need: Need, table: History, n_id: Tensor, batch_size: int) -> Tensor:
     """What a batch needs of ``table``."""
     if need.action == "maximum":
-        return table.pull(torch.zeros(1, dtype=torch.int64))
+        return table.pull(torch.zeros(1, dtype=torch.int64, device="cpu"))
     return table.pull(n_id if need.action == "sum" else n_id[batch_size:])
 
 
@@ -69,14 +69,14 @@ class _Fill(Handler):
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         if place not in self.found.shapes or any(other.scope == place.scope for other in self.left):
             return None
-        like: Tensor = next(module.parameters(), torch.empty(0))
+        like: Tensor = next(module.parameters(), torch.empty(0, device="cpu"))
         return like.new_zeros(self.batch.n_id.numel(), *self.found.shapes[place])
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
         batch_size, num_rows = self.batch.batch_size, self.batch.n_id.numel()
         if need is None or need.action == "history":
-            return pad(value, batch_size, num_rows) if place.kind == "output" else None
+            return pad(value, batch_size, num_rows) if place in self.found.shapes else None
         table = self.tables[need.number]
         out = complete(need, value, read(need, table, self.batch.n_id, batch_size), batch_size)
         if place in self.left:
@@ -141,7 +141,7 @@ def verify(
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
     handler = _Verify(found, tables, batch, all_edges)
     with undisturbed(model), suppress(_Done):
-        call(model, lambda data: arguments, batch, handler, found.bipartite)
+        call(model, lambda data: arguments, batch, handler, found.bipartite, found.of_edges)
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
@@ -151,8 +151,11 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
             before = [table.emb.clone() for table in tables]
             sums: dict[int, Tensor] = {}
             for batch in _batches(data, found.neighbors):
+                handler = _Fill(found, tables, sums, batch)
                 with suppress(_Done):
-                    call(model, inputs, batch, _Fill(found, tables, sums, batch), found.bipartite)
+                    call(model, inputs, batch, handler, found.bipartite, found.of_edges)
+                if handler.left:
+                    raise ValueError(missed(model, handler.left, batch.batch_size))
             for number, total in sums.items():
                 tables[number].push(total)
             if all(map(torch.equal, before, [table.emb for table in tables])):
@@ -163,8 +166,8 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
 
 def _batches(data: Data, neighbors: str) -> SubgraphLoader:
     data = copy.copy(data).cpu()
-    loader = SubgraphLoader(data, torch.tensor([0, data.num_nodes]), bipartite=False, neighbors=neighbors)
-    work = loader.builder.csr.rowptr.long() + torch.arange(loader.num_nodes + 1)
-    cuts = torch.searchsorted(work, torch.arange(0, int(work[-1]), _EDGES))
-    ptr = torch.cat([cuts, torch.tensor([loader.num_nodes])]).unique()
+    loader = SubgraphLoader(data, torch.tensor([0, data.num_nodes], device="cpu"), bipartite=False, neighbors=neighbors)
+    work = loader.builder.csr.rowptr.long() + torch.arange(loader.num_nodes + 1, device="cpu")
+    cuts = torch.searchsorted(work, torch.arange(0, int(work[-1]), _EDGES, device="cpu"))
+    ptr = torch.cat([cuts, torch.tensor([loader.num_nodes], device="cpu")]).unique()
     return SubgraphLoader(data, ptr, bipartite=False, neighbors=neighbors)

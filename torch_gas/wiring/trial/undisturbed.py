@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -36,10 +38,13 @@ def restored(model: Module, buffers: Collection[str]) -> Iterator[None]:
     """Puts back the buffers of these names, modes, other attributes and random numbers."""
     held = {key: value.clone() for key, value in model.named_buffers() if key in buffers and not is_lazy(value)}
     attributes = [(vars(module), _plain(module)) for module in model.modules()]
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices={value.device for value in _tensors(model) if value.is_cuda}):
         try:
             yield
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             for key, value in model.named_buffers():
                 if key in held:
                     value.data.copy_(held[key])  # a backward pass may be waiting for the buffer
@@ -85,14 +90,16 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
             model(*args, **kwargs)
 
 
-def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool) -> Any:
+def call(
+    model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool, of_edges: Collection[str] = ()
+) -> Any:
     """Runs a batch with ``handler`` at its places; the result has B + S rows."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
     with Undo() as undo:
-        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite)
+        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite, of_edges)
         return model(*args, **kwargs)
 
 

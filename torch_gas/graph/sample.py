@@ -1,0 +1,55 @@
+"""Samples: a few rows of features or weights, which tell at next to no cost whether others are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OF_BATCH, OF_GRAPH = 16, 256  # rows in a sample, about
+
+Samples = dict[str, Tensor]  # by the names of arguments and attributes
+
+
+def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
+    """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows.
+
+    Of a sparse matrix these are some of its entries.
+    """
+    if not isinstance(x, Tensor) or x.is_meta:
+        return None
+    if x.layout == torch.sparse_csr:
+        step = max(x.values().size(0) // number, 1)
+        return torch.stack([x.col_indices()[::step].to(x.dtype), x.values().detach()[::step]])
+    return x.detach()[:: max(x.size(0) // number, 1)] if x.layout == torch.strided and x.dim() > 0 else None
+
+
+def constants(given: Mapping[str, Any]) -> Samples:
+    """Copies of samples of what a whole graph gives; without what learns, where all of one shape are the same."""
+    samples = {}
+    for name, value in given.items():
+        rows = None if isinstance(value, Tensor) and value.requires_grad else sample(value, OF_GRAPH)
+        if rows is not None:
+            samples[name] = rows.clone()
+    return samples
+
+
+def agree(known: Tensor, rows: Tensor) -> bool:
+    """Whether two samples are of the same rows, the second one maybe after a cast or on another device."""
+    if known is rows:
+        return True
+    if known.shape != rows.shape:
+        return False
+    known = known.to(rows)
+    return torch.equal(known, rows) or bool(((known == rows) | ((known != known) & (rows != rows))).all())
+
+
+def difference_of(known: Samples, given: Mapping[str, Any]) -> str:
+    """The first name under which ``given`` is not what ``known`` has samples of; empty where nothing tells."""
+    for name, rows in known.items():
+        other = sample(given.get(name), OF_GRAPH)
+        if other is not None and not agree(rows, other):
+            return name
+    return ""
