@@ -184,7 +184,7 @@ def _graphs(data: Data) -> Iterator[tuple[str, Any]]:
         return copy
 
     yield "no edges", changed(edge_index=None)
-    yield "two adjacencies", changed(adj_t=edges)
+    yield "two adjacencies", changed(adj_t=edges[:, 1:])
     yield "no nodes", Data(edge_index=edges[:, :0], num_nodes=0)
     for kind, adj in _adjacencies(edges):
         if kind != "None":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
 
+import torch_gas
 from torch_gas.pygas import compute_micro_f1, dropout, gen_masks, index_to_mask
 
 # torch warns once per process that its sparse matrices are in beta and unchecked.
@@ -250,3 +254,60 @@ def test_dropout_bad_arguments(edge_index: Tensor) -> None:
         dropout(edge_index, 1.5, training=False)
     with pytest.raises(TypeError, match=r"dropout: adj must be edge_index \[2, E\]"):
         dropout(torch.randn(5, 5), P)
+
+
+# --- modules of PyGAS -----------------------------------------------------------------------------
+
+
+def test_modules_of_pygas() -> None:
+    names = {
+        "data": "get_data get_planetoid get_wikics get_coauthor get_amazon get_arxiv get_products get_yelp get_flickr "
+        "get_reddit get_ppi get_sbm",
+        "metis": "metis permute",
+        "pool": "AsyncIOPool",
+        "history": "History",
+        "models": "GCN ScalableGNN",
+        "models.base": "ScalableGNN",
+    }
+    for module, held in names.items():
+        for name in held.split():
+            found: dict[str, Any] = {}
+            exec(f"from torch_gas.{module} import {name}", found)  # as scripts say it
+            assert callable(found[name])
+            assert getattr(torch_gas, name, found[name]) is found[name]
+    with pytest.warns(DeprecationWarning, match="torch_gas.utils is torch_gas.pygas"):
+        from torch_gas.utils import index2mask
+    assert index2mask(torch.tensor([1]), 3).tolist() == [False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:torch_gas.utils is:DeprecationWarning")
+def test_names_of_the_package_stay_what_they_are() -> None:
+    edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    for line in (
+        "import torch_gas.metis",
+        "from torch_gas.metis import permute",
+        "import torch_gas.data as d, torch_gas.pool as p",
+    ):
+        found: dict[str, Any] = {}
+        exec(line, found)
+    assert found["d"].get_data is torch_gas.get_data and found["p"].AsyncIOPool is torch_gas.AsyncIOPool
+    _, ptr = torch_gas.metis(edge_index, 2, num_nodes=4, log=False)
+    assert ptr.tolist() == [0, 2, 4]
+
+
+def test_getters_of_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_gas.data import get_coauthor, get_planetoid, get_ppi, get_reddit, get_wikics
+
+    loaded = []
+
+    def load(root: str, key: str, split: str) -> Data:
+        loaded.append((key, split))
+        return Data(x=torch.rand(3, 2), y=torch.tensor([0, 1, 0]), edge_index=torch.tensor([[0, 1], [1, 2]]))
+
+    monkeypatch.setattr("torch_gas.datasets.loading._load", load)
+    data, num_features, num_classes = get_wikics("root")
+    assert "adj_t" in data and (num_features, num_classes) == (2, 2)
+    get_reddit("root"), get_planetoid("root", "Cora"), get_coauthor("root", "CS")
+    get_ppi("root"), get_ppi("root", "val"), get_ppi("root", split="test")
+    assert [key for key, _ in loaded[:4]] == ["WikiCS", "Reddit", "Cora", "Coauthor-CS"]
+    assert loaded[4:] == [("PPI", "train"), ("PPI", "val"), ("PPI", "test")]

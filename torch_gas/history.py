@@ -13,6 +13,7 @@ from torch_gas import _core
 from torch_gas._core import checks
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
+from torch_gas._util.fitting import fitting
 from torch_gas.graph.origin import Origin, key_of, origin_of
 from torch_gas.table import FileTable, FileTier, HotSet, Table
 from torch_gas.table.codec import FLOATS, STORED, Codec
@@ -104,18 +105,19 @@ class History(torch.nn.Module):
         where = torch.device("cpu" if device is None else device)
         dtype = dtype or self.model_dtype
         pushed_at, clock = None, 0
-        if isinstance(tier, FileTier):
-            file = FileTable(tier, num_embeddings, Codec(dtype).stored_width(embedding_dim), dtype)
-            pushed_at, clock = file.pushed_at, file.header.clock
-            self.table: Table = file
-            self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
-        else:
-            options = {"huge_pages": huge_pages, "pageable": tier == "host"}
-            memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
-            self.register_buffer("emb", memory.storage, persistent=persistent)
-            self.table = memory
-        if pushed_at is None:
-            pushed_at, clock = torch.full((num_embeddings,), -1, dtype=torch.int64, device=where), 0
+        with fitting(f"History: num_embeddings={num_embeddings} by embedding_dim={embedding_dim}"):
+            if isinstance(tier, FileTier):
+                file = FileTable(tier, num_embeddings, Codec(dtype).stored_width(embedding_dim), dtype)
+                pushed_at, clock = file.pushed_at, file.header.clock
+                self.table: Table = file
+                self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
+            else:
+                options = {"huge_pages": huge_pages, "pageable": tier == "host"}
+                memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
+                self.register_buffer("emb", memory.storage, persistent=persistent)
+                self.table = memory
+            if pushed_at is None:
+                pushed_at, clock = torch.full((num_embeddings,), -1, dtype=torch.int64, device=where), 0
         self.register_buffer("pushed_at", pushed_at, persistent=persistent)
         self.register_buffer("clock", torch.tensor(clock, device="cpu"), persistent=persistent)
         self.table.use(self.pool)

@@ -1,18 +1,27 @@
-"""Names that scripts of PyGAS import: scores, random splits, masks, edge dropout."""
+"""Names that scripts of PyGAS import: scores, random splits, masks, edge dropout; and its modules, for ``from ... import``."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_gas._util.arguments import checked
+from torch_gas.datasets import get_data
 from torch_gas.datasets.masks import gen_masks, index_to_mask
 from torch_gas.graph.checks import INTEGERS
 from torch_gas.graph.formats import check_adjacency, format_of
+from torch_gas.partition import metis, permute
+from torch_gas.transfer import AsyncIOPool
 
-__all__ = ["compute_micro_f1", "dropout", "gen_masks", "index_to_mask"]
+__all__ = ["compute_micro_f1", "dropout", "gen_masks", "index2mask", "index_to_mask"]
+
+index2mask = index_to_mask
 
 
 @checked
@@ -97,3 +106,34 @@ def dropout(adj: Any, p: float, training: bool = True) -> Any:
     if values is not None and not bool((values == 1).all()):
         values = values / (1 - p)
     return known.keep_edges(adj, torch.rand(src.numel(), device=src.device) >= p, values)
+
+
+def _family(prefix: str) -> Callable[..., Any]:
+    return lambda root, name: get_data(root, prefix + name)
+
+
+def _set_of_graphs(dataset: str) -> Callable[..., Any]:
+    return lambda root, split="train": get_data(root, dataset, split=split)
+
+
+_ONE_GRAPH = {
+    "wikics": "WikiCS", "arxiv": "ogbn-arxiv", "products": "ogbn-products", "yelp": "Yelp", "flickr": "Flickr",
+    "reddit": "Reddit",
+}  # fmt: skip
+_MODULES: dict[str, dict[str, Any]] = {
+    "data": {
+        "get_data": get_data,
+        "get_planetoid": _family(""),
+        "get_coauthor": _family("Coauthor-"),
+        "get_amazon": _family("Amazon-"),
+        "get_ppi": _set_of_graphs("PPI"),
+        "get_sbm": _set_of_graphs("CLUSTER"),
+        **{f"get_{key}": partial(get_data, name=name) for key, name in _ONE_GRAPH.items()},
+    },
+    "metis": {"metis": metis, "permute": permute},
+    "pool": {"AsyncIOPool": AsyncIOPool},
+}
+for _name, _held in _MODULES.items():  # found by import statements only: `torch_gas.metis` stays the function
+    _module = ModuleType(f"torch_gas.{_name}", f"PyGAS's module of this name: {', '.join(_held)}.")
+    vars(_module).update(_held)
+    sys.modules[_module.__name__] = _module

@@ -73,9 +73,9 @@ def test_the_error_says_what_to_do() -> None:
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, torch.func.functionalize])
 def test_inside_of_transforms(transform: Callable[..., Any]) -> None:
     def call(rows: Tensor) -> Tensor:
-        with pytest.raises((ValueError, RuntimeError), match="torch.func"):
+        with pytest.raises((ValueError, RuntimeError), match=r"torch\.func"):
             _core.scatter_rows(torch.zeros(6, 4), int64(1, 2, 3, 4, 5, 0), rows.view(6, 4))
-        with pytest.raises((ValueError, RuntimeError), match="torch.func"):
+        with pytest.raises((ValueError, RuntimeError), match=r"torch\.func"):
             _core.dropout(rows, 0.5, 0)
         return rows.sum()
 
@@ -106,9 +106,9 @@ def test_tensors_with_memory_are_taken(make: Callable[[Tensor], Tensor]) -> None
 
 
 def test_the_pool_asks_as_well() -> None:
-    with pytest.raises(ValueError, match="AsyncIOPool.async_pull: src must be a dense tensor with memory"):
+    with pytest.raises(ValueError, match=r"AsyncIOPool\.async_pull: src must be a dense tensor with memory"):
         AsyncIOPool().async_pull(freed(TABLE), None, None, int64(1))
-    with pytest.raises(ValueError, match="AsyncIOPool: `table` must be a dense tensor with memory"):
+    with pytest.raises(ValueError, match=r"AsyncIOPool: `table` must be a dense tensor with memory"):
         AsyncIOPool()._table(freed(TABLE))
 
 

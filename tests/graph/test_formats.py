@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,9 @@ def test_find_adjacency() -> None:
     with pytest.raises(ValueError, match=r"data has no adjacency: set data\.edge_index"):
         formats.find_adjacency(Data(x=data.x))
     data.adj_t = to_format(data, "csr").adj_t
-    with pytest.raises(ValueError, match=r"both edge_index and adj_t.*del data\.edge_index"):
+    assert formats.find_adjacency(data) == ("adj_t", data.adj_t)
+    data.edge_index = data.edge_index[:, 1:]
+    with pytest.raises(ValueError, match=r"both edge_index and adj_t, which state different.*del data\.edge_index"):
         formats.find_adjacency(data)
 
 
@@ -174,3 +177,20 @@ def test_resized_edge_indices_are_those_of_pyg(size: tuple[int | None, int], fil
         left, right = getattr(resized, name), getattr(expected, name)
         assert (left is right is None) or torch.equal(left, right), name
     assert adj.sparse_size() == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("convert", "advice"),
+    [
+        (lambda edges: edges.t().contiguous(), r"\.t\(\)\.contiguous\(\)"),
+        (lambda edges: edges.double(), r"\.long\(\)"),
+        (lambda edges: edges.numpy(), r"torch\.from_numpy"),
+        (lambda edges: torch.sparse_coo_tensor(edges, torch.ones(edges.size(1)), (N, N)), r"\.to_sparse_csr\(\)"),
+        (lambda edges: torch.zeros(N, N).index_put((edges[1], edges[0]), torch.ones(())), r"\.to_sparse_csr\(\)"),
+    ],
+)
+def test_what_states_edges_in_another_way(convert: Any, advice: str) -> None:
+    edges = random_graph(N, 90).edge_index
+    assert edges.size(1) != N
+    with pytest.raises(TypeError, match=rf"^adj must be edge_index \[2, E\].*; pass .*{advice}"):
+        formats.format_of(convert(edges), "adj")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from nets import Net
 from plain_models import OUT, C, DeeperGCN, H, Own, Stack, alone, layered
 from torch import Tensor
 from torch.nn import Linear, Module
-from torch_geometric.data import Data
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.datasets import FakeDataset
 
 from torch_gas import EvalSubgraphLoader, ScaledGNN, SubgraphLoader, scale
 
@@ -66,10 +69,6 @@ NAMED: dict[str, tuple[Callable[[], Module], str]] = {
     "PairNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="PairNorm"), "takes its statistics over all nodes"),
     "GraphNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="GraphNorm"), "takes its statistics over all nodes"),
     "LayerNorm": (lambda: nn.GraphSAGE(C, H, 2, OUT, norm="LayerNorm"), "takes its statistics over all nodes"),
-    "BatchNorm1d": (
-        between(lambda self, x, adj: self.convs[2](x), torch.nn.BatchNorm1d(H, track_running_stats=False)),
-        "takes its statistics over all nodes",
-    ),
 }
 
 
@@ -182,15 +181,161 @@ def test_parameters_for_each_node() -> None:
         def forward(self, edge_index: Tensor) -> Tensor:
             return self.conv(self.x, edge_index)
 
-    with pytest.raises(ValueError, match="Embedding"):
+    with pytest.raises(
+        ValueError, match=r"Embedding .*holds a parameter with 60 rows, one for each node \(x\).*node_id"
+    ):
         scale(Embedding(), graph())
+
+
+class ById(Module):
+    """What the error about parameters for each node advises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.gnn = torch.nn.Embedding(N, C), nn.GraphSAGE(C, H, 2, OUT)
+
+    def forward(self, node_id: Tensor, edge_index: Tensor) -> Tensor:
+        return self.gnn(self.embedding(node_id), edge_index)
+
+
+def test_the_advice_about_parameters_for_each_node() -> None:
+    data = graph()
+    data.node_id = torch.arange(N)
+    scaled = scale(ById(), data).eval()
+    full = scaled(data)
+    for batch in SubgraphLoader(data, PTR):
+        torch.testing.assert_close(scaled(batch), full[batch.n_id[: batch.batch_size]])
+
+
+def test_other_failures_are_not_blamed_on_parameters_for_each_node() -> None:
+    class Fails(ById):
+        def forward(self, node_id: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(node_id, edge_index) @ torch.zeros(7)
+
+    data = graph()
+    data.node_id = torch.arange(N)
+    with pytest.raises(ValueError, match=r"Fails fails on the small graph .*\(RuntimeError") as caught:
+        scale(Fails(), data)
+    assert "parameter" not in str(caught.value)
+
+
+class OwnEdges(Module):
+    def __init__(self, edge_index: Tensor) -> None:
+        super().__init__()
+        self.conv, self.edge_index = nn.SAGEConv(C, OUT), edge_index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.edge_index)
+
+
+class NoArguments(OwnEdges):
+    def forward(self) -> Tensor:  # type: ignore[override]
+        return self.conv(torch.rand(N, C), self.edge_index)
+
+
+def test_graphs_from_elsewhere() -> None:
+    large = random_graph(100, 400)
+    with pytest.raises(ValueError, match=r"OwnEdges fails .*forward is given no adjacency.*let it take edge_index"):
+        scale(OwnEdges(large.edge_index), large)
+    for inputs in (None, lambda batch: ()):
+        with pytest.raises(ValueError, match=r"NoArguments\.forward takes no arguments.*let it take x and edge_index"):
+            scale(NoArguments(large.edge_index), large, inputs=inputs)
+
+
+def test_wrappers_of_an_encoder() -> None:
+    data = graph()
+    with pytest.raises(
+        ValueError, match=r"GAE\.forward does not name .*model\.encoder = scale\(model\.encoder, data\)"
+    ):
+        scale(nn.GAE(nn.GraphSAGE(C, H, 2)), data)
+    model = nn.GAE(nn.GraphSAGE(C, H, 2))
+    model.encoder = scale(model.encoder, data)
+    batch, *ids = batch_of(data)
+    assert model.encode(batch.x, batch.edge_index, *ids).shape == (14, H)
+
+    class Compared(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gnn = nn.GraphSAGE(C, H, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            z = self.gnn(x, edge_index)
+            return (z[edge_index[0]] * z[edge_index[1]]).sum(1)
+
+    with pytest.raises(ValueError, match=r"nothing with a row for each node, .*model\.gnn = scale\(model\.gnn, data\)"):
+        scale(Compared(), data)
+
+
+def test_graph_numbers_that_data_lacks() -> None:
+    class Pools(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.SAGEConv(C, OUT)
+
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+            return nn.global_mean_pool(self.conv(x, edge_index), batch)
+
+    with pytest.raises(ValueError, match=r"takes 'batch'.*scale the layers before that step alone"):
+        scale(Pools(), graph())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_script() -> None:
+    data = graph()
+    args = (data.x, data.edge_index)
+    whole, inner = torch.jit.script(nn.GraphSAGE(C, H, 2, OUT)), nn.GraphSAGE(C, H, 2, OUT)
+    inner.convs[1] = torch.jit.script(inner.convs[1])
+    for model in (whole, inner, torch.jit.trace(nn.GraphSAGE(C, H, 2, OUT).eval(), args)):
+        with pytest.raises(
+            ValueError, match=r"SAGEConv cannot be used on a batch: it is TorchScript.*use the plain layer"
+        ):
+            scale(model, data)
+    explicit = Net(N)
+    explicit.convs[0] = torch.jit.script(explicit.convs[0])
+    with pytest.raises(ValueError, match=r"SAGEConv cannot be used on a batch: it is TorchScript"):
+        explicit(batch_of(data))
+    headed = between(lambda self, x, adj: self.convs[2](x), torch.jit.script(Linear(H, H)))()
+    assert scale(headed, data)(batch_of(data)).shape == (14, OUT)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "instance_norm"])
+def test_the_advice_about_norms(norm: str) -> None:
+    data = graph()
+    with pytest.raises(ValueError, match=r"cannot be used on a batch: it takes its statistics") as caught:
+        scale(nn.GraphSAGE(C, H, 2, OUT, norm=norm), data)
+    advised = re.search(r"norm_kwargs=(dict\(.*?\)) beside norm=\"(\w+)\"", str(caught.value))
+    assert advised is not None and advised[2] == norm
+    scaled = scale(nn.GraphSAGE(C, H, 2, OUT, norm=norm, norm_kwargs=eval(advised[1])), data).eval()
+    full = scaled(data)
+    batch = batch_of(data)
+    torch.testing.assert_close(scaled(batch), full[batch.n_id[: batch.batch_size]])
+
+
+class Checkpoints(Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.use_reentrant = nn.SAGEConv(C, H), nn.SAGEConv(H, OUT), use_reentrant
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = self.first(x, edge_index)
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(self.second, x, edge_index, use_reentrant=self.use_reentrant)
+        return self.second(x, edge_index)
 
 
 def test_activation_checkpointing() -> None:
     data = graph()
-    scaled = scale(DeeperGCN("res+", ckpt_grad=True), data)
-    with pytest.raises(RuntimeError, match=r"GENConv is called under activation checkpointing.*ckpt_grad=False"):
-        scaled(batch_of(data))
+    for model, conv in (
+        (DeeperGCN("res+", ckpt_grad=True), "GEN"),
+        (Checkpoints(True), "SAGE"),
+        (Checkpoints(False), "SAGE"),
+    ):
+        state = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=rf"{conv}Conv is called under activation checkpointing.*ckpt_grad=False"):
+            scale(model, data)
+        assert model.training and all(map(torch.equal, state.values(), model.state_dict().values()))
+        assert all(p.grad is None for p in model.parameters())
+    scale(DeeperGCN("res+"), data)(batch_of(data)).sum().backward()
 
 
 @pytest.mark.parametrize("make", [lambda: Net(N), lambda: scale(nn.GCN(C, H, 2), graph()), lambda: Holder()])
@@ -221,6 +366,20 @@ SAGE = nn.GraphSAGE(C, H, 2, OUT)
         (("model", graph()), {}, TypeError, "scale: model must be Module, but is 'model'"),
         ((SAGE, "data"), {}, TypeError, r"scale: data must be Data \| None, but is 'data'"),
         ((SAGE, graph().x), {}, TypeError, r"scale: data must be Data \| None, but is Tensor"),
+        (
+            (SAGE, HeteroData()),
+            {},
+            TypeError,
+            r"data must be Data \| None, but is HeteroData.*pass data\.to_homogeneous\(\)",
+        ),
+        (
+            (SAGE, FakeDataset(1)),
+            {},
+            TypeError,
+            r"data must be Data \| None, but is FakeDataset; pass its graph, dataset\[0\]",
+        ),
+        ((SAGE, graph().update({"x": graph().x.to_sparse()})), {}, ValueError, r"data\.x = data\.x\.to_dense\(\)"),
+        ((SAGE, graph().update({"x": graph().x.numpy()})), {}, TypeError, r"data\.x = torch\.from_numpy\(data\.x\)"),
         ((SAGE,), {}, ValueError, r"scale\(\) needs the graph: pass data.*or num_nodes"),
         ((SAGE, graph()), {"num_nodes": 3}, ValueError, r"data has 60 nodes, but num_nodes is 3; drop one"),
         ((SAGE, Data(x=torch.rand(9, C))), {}, ValueError, "data has no adjacency: set data.edge_index or data.adj_t"),

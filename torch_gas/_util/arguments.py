@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from torch_gas._util.memory import has_memory, is_readable, unreadable, why_not
@@ -22,13 +23,12 @@ R = TypeVar("R")
 T = TypeVar("T", bound=type)
 Admits = Callable[[Any], bool]
 
-_FLAGS = (bool, np.bool_)
 # What is asked of values besides their type, and the words of errors for it.
 _RULES = {"Tensor": "a dense tensor with memory", "float": "a number", "int": "a number of 64 bits"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which then refuses arguments that its annotations do not admit.
+    """``function``, which then refuses arguments that its annotations do not admit, and gets NumPy's numbers as Python's.
 
     NaN is no number, an integer has 64 bits, a string is no sequence, and a tensor is dense and has memory of its own. What an
     annotation names for type checkers only is left to ``function``.
@@ -48,8 +48,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         if not rules:  # at the first call, when everything that annotations name is defined
             rules.update({name: _rule(parameters[name].annotation, function) for name in names})
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in rules and not rules[name](value) and value is not parameters[name].default:
+            if name not in rules or rules[name](value) or value is parameters[name].default:
+                continue
+            number = _plain(value)
+            if not rules[name](number):
                 _refuse(name, value, parameters[name].annotation, function, args)
+            if name in kwargs:
+                kwargs[name] = number
+            else:
+                args = tuple(number if given is value else given for given in args)  # type: ignore[assignment]
         return function(*args, **kwargs)
 
     return wrapper
@@ -77,7 +84,25 @@ def _refuse(name: str, value: Any, annotation: Any, function: Callable[..., Any]
     if error is ValueError and isinstance(value, Tensor):
         came = "is nested" if value.is_nested else why_not(value)
         raise error(f"{call}: {name} must be {rule}, but {came}")
-    raise error(f"{call}: {name} must be {rule}, but is {came}")
+    raise error(f"{call}: {name} must be {rule}, but is {came}{advice_for(value)}")
+
+
+def advice_for(value: Any) -> str:
+    """What to pass instead of something that PyG users hold beside graphs of one type."""
+    if type(value).__name__ == "HeteroData":
+        return "; histories are for nodes of one type: pass data.to_homogeneous(), whose node_type and edge_type tell types apart"
+    return "; pass its graph, dataset[0]" if isinstance(value, Dataset) else ""
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and others, also those that a sequence or mapping holds, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(held) for key, held in value.items()}
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def _rule(annotation: Any, function: Callable[..., Any]) -> Admits:
@@ -95,13 +120,13 @@ def _anything(value: Any) -> bool:
     return True
 
 
-# Numbers are taken as Python takes them, NumPy's among them; a flag is not a number.
+# Python's own numbers, of which `_plain` makes others; a flag is not a number.
 _VALUES: dict[type, Admits] = {
-    bool: lambda value: isinstance(value, _FLAGS),
-    int: lambda value: (
-        isinstance(value, numbers.Integral) and not isinstance(value, _FLAGS) and abs(int(value)) < 2**63
+    bool: lambda value: isinstance(value, bool),
+    int: lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
+    float: lambda value: (
+        isinstance(value, numbers.Real) and not isinstance(value, (bool, np.generic)) and value == value
     ),
-    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, _FLAGS) and value == value,
     Data: lambda value: isinstance(value, Data) and unreadable(value) is None,
     Tensor: lambda value: has_memory(value) and not value.is_nested,
 }

@@ -23,7 +23,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import find_adjacency, format_of, is_matrix, memory_of, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, memory_of, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.graph.sample import Samples, constants, sample
@@ -39,6 +39,7 @@ class Builder:
         self.num_nodes = check_data(data)
         self._start, self._count = ptr[:-1], ptr.diff()  # of each part
         self.key, self.adj = find_adjacency(data)
+        self.other_keys = [key for key in ADJACENCIES if key != self.key and key in data]  # the same edges once more
         stated = format_of(self.adj).num_nodes(self.adj)
         if stated is not None and stated != self.num_nodes:
             raise ValueError(f"data.{self.key} is for {stated} nodes, but data has {self.num_nodes}")
@@ -46,7 +47,8 @@ class Builder:
             check_edges(self.adj, self.num_nodes, f"data.{self.key}")
         self.csr: CSR = to_csr(self.adj, self.num_nodes)
         self.edge_keys = edge_attrs(data)  # permute() reorders the same ones
-        keys = [key for key in data.keys() if key not in (self.key, *self.edge_keys)]  # noqa: SIM118  # Data iterates over pairs
+        held = (self.key, *self.other_keys, *self.edge_keys)
+        keys = [key for key in data.keys() if key not in held]  # noqa: SIM118  # Data iterates over pairs
         self.node_keys = [key for key in keys if is_node_attr(data, key)]
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
@@ -73,6 +75,8 @@ class Builder:
 
         batch = copy.copy(self.data)  # with what it holds per graph
         batch[self.key] = adj
+        for key in self.other_keys:
+            del batch[key]
         for key in self.node_keys:
             value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
             if isinstance(value, StoredFeatures):
@@ -179,6 +183,9 @@ def check_data(data: Data) -> int:
         if isinstance(value, Tensor) and value.device.type != "cpu":
             advice = "make the loader of data.cpu() and move each batch, batch.to(device)"
             raise ValueError(f"data.{key} is on {value.device}, but batches are made on the CPU: {advice}")
+        if isinstance(value, Tensor) and value.layout not in (torch.strided, torch.sparse_csr):
+            advice = f"data.{key}.to_dense(), or .to_sparse_csr() where few numbers are not zero"
+            raise ValueError(f"data.{key} is {value.layout}, of which no rows can be taken: make it {advice}")
         if isinstance(value, StoredFeatures):
             if len(value) != data.num_nodes:
                 raise ValueError(f"data.{key} has {len(value)} rows, but data has {data.num_nodes} nodes")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.fitting import fitting
 from torch_gas.graph.checks import INTEGERS
 
 
@@ -46,7 +47,8 @@ def gen_masks(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     needed = train_per_class + val_per_class
     labels = y.cpu()
-    train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool, device="cpu")
+    with fitting(f"gen_masks: num_splits={num_splits}"):
+        train_mask = torch.zeros(y.numel(), num_splits, dtype=torch.bool, device="cpu")
     val_mask = torch.zeros_like(train_mask)
     for label in range(int(labels.max()) + 1):
         nodes = (labels == label).nonzero().view(-1)
@@ -82,6 +84,7 @@ def index_to_mask(index: Tensor, size: int) -> Tensor:
         raise IndexError(
             f"index_to_mask: index must lie in 0 .. {size - 1}, but spans {int(index.min())} .. {int(index.max())}"
         )
-    mask = torch.zeros(size, dtype=torch.bool, device=index.device)
+    with fitting(f"index_to_mask: size={size}"):
+        mask = torch.zeros(size, dtype=torch.bool, device=index.device)
     mask[index] = True
     return mask

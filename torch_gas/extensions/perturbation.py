@@ -19,7 +19,7 @@ from torch_gas.graph.halo import batch_rows, join
 from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
-from torch_gas.wiring import outermost_convs
+from torch_gas.wiring import find_layers
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 
 
@@ -187,7 +187,7 @@ class LocalPerturbation(Extension):
         root = plain(model)
         if self.layers is not None:
             return [named(root, name, "LocalPerturbation") for name in self.layers]
-        convs = outermost_convs(root, automatic=root is not model)
+        convs = find_layers(root, automatic=root is not model).convs
         return [conv.nn if isinstance(conv, (GINConv, GINEConv)) else conv for conv in convs]
 
     def _before_layer(self, call: Call, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

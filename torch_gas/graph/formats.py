@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -20,9 +21,11 @@ from torch_geometric.data import Data
 from torch_geometric.edge_index import SortOrder
 
 from torch_gas import _core
+from torch_gas._util.arguments import advice_for
 from torch_gas._util.memory import is_readable, why_not
 from torch_gas.graph.format import Format, Matrix, StoredEdges, csr_tensor, resized_pointers
 
+ADJACENCIES = ("edge_index", "adj_t")  # under which PyG's Data holds edges
 _ID_TYPES = (torch.int64, torch.int32)
 
 
@@ -230,8 +233,26 @@ def format_of(adj: Any, name: str = "the adjacency") -> Format:
     if found is None:
         *names, last = [known.name for known in FORMATS]
         came = f"{tuple(adj.shape)} {adj.dtype} {adj.layout}" if isinstance(adj, Tensor) else type(adj)
-        raise TypeError(f"{name} must be {', '.join(names)} or {last}, but is {came}")
+        raise TypeError(
+            f"{name} must be {', '.join(names)} or {last}, but is {came}{advice_for(adj) or _conversion(adj)}"
+        )
     return found
+
+
+def _conversion(adj: Any) -> str:
+    """How something that states edges in another way comes into one of the formats."""
+    if isinstance(adj, np.ndarray):
+        return "; pass torch.from_numpy(...)"
+    if not isinstance(adj, Tensor) or adj.dim() != 2:
+        return ""
+    if adj.layout in (torch.sparse_coo, torch.sparse_csc):
+        return "; pass .to_sparse_csr() of it"
+    if adj.size(0) == 2 and adj.layout == torch.strided:
+        return "; pass .long() of it"
+    if adj.size(1) == 2 and adj.dtype in _ID_TYPES:
+        return "; pass .t().contiguous() of it"
+    dense = adj.size(0) == adj.size(1) and adj.layout == torch.strided
+    return "; pass .to_sparse_csr() of it, if it is a dense matrix whose rows are destinations" if dense else ""
 
 
 def check_adjacency(adj: Any, name: str) -> None:
@@ -244,19 +265,47 @@ def check_adjacency(adj: Any, name: str) -> None:
 
 
 def find_adjacency(data: Data) -> tuple[str, Any]:
-    """The name and value of the one adjacency that ``data`` holds.
+    """The name and value of the adjacency that ``data`` holds: ``adj_t`` where ``edge_index`` states the same edges.
 
     Raises:
-        ValueError: if ``data`` has neither ``edge_index`` nor ``adj_t``, or has both.
+        ValueError: if ``data`` has neither, or has both and these are two graphs, or attributes of edges that go by one of them.
         TypeError: if the adjacency is in no known format.
     """
-    keys = [key for key in ("edge_index", "adj_t") if data.get(key) is not None]
+    keys = [key for key in ADJACENCIES if data.get(key) is not None]
     if not keys:
         raise ValueError("data has no adjacency: set data.edge_index or data.adj_t")
+    for key in keys:
+        check_adjacency(data[key], f"data.{key}")
     if len(keys) == 2:
-        raise ValueError("data has both edge_index and adj_t; keep one: `del data.edge_index` or `del data.adj_t`")
-    check_adjacency(data[keys[0]], f"data.{keys[0]}")
-    return keys[0], data[keys[0]]
+        _check_both(data)
+    return keys[-1], data[keys[-1]]
+
+
+def _check_both(data: Data) -> None:
+    """Raises ValueError unless ``adj_t`` may stand for ``edge_index``."""
+    from torch_gas.graph import checks, edges, key, levels  # which are written in terms of formats
+
+    num_nodes, advice = checks.count_nodes(data, "data"), "keep one: `del data.edge_index` or `del data.adj_t`"
+    if key.graph_key(data.edge_index, num_nodes) != key.graph_key(data.adj_t, num_nodes):
+        raise ValueError(f"data has both edge_index and adj_t, which state different edges; {advice}")
+    pairs = zip(edges.coo(data.edge_index)[:2], edges.coo(data.adj_t)[:2], strict=True)
+    attributes = [name for name in levels.edge_attrs(data) if name != "edge_perm"]
+    if attributes and not all(torch.equal(left.long(), right.long()) for left, right in pairs):
+        raise ValueError(
+            f"data has both edge_index and adj_t, in which edges are in two orders, and {', '.join(attributes)} go by that of "
+            f"edge_index; {advice}"
+        )
+
+
+def one_adjacency(data: Data) -> Data:
+    """``data``, or a shallow copy that holds its edges once, where it has both ``edge_index`` and ``adj_t``."""
+    chosen, _ = find_adjacency(data)
+    others = [key for key in ADJACENCIES if key != chosen and key in data]
+    if others:
+        data = copy.copy(data)
+        for key in others:
+            del data[key]
+    return data
 
 
 def is_adjacency(value: Any) -> bool:

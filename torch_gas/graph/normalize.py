@@ -16,11 +16,12 @@ from torch_geometric.nn.conv import gcn_conv
 from torch_geometric.utils import add_remaining_self_loops
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.fitting import fitting
 from torch_gas.graph import matrix
 from torch_gas.graph.checks import check_ids, count_nodes
 from torch_gas.graph.edges import check_edges, coo, degrees, from_coo, to_csr
 from torch_gas.graph.format import Matrix
-from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations
+from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations, one_adjacency
 from torch_gas.graph.levels import edge_attrs
 
 
@@ -104,13 +105,20 @@ def in_degree(adj: Any, num_nodes: int) -> Tensor:
     _, dst, _ = format_of(adj).stored_edges(adj)
     if dst is not None:
         check_ids(dst, num_nodes, "in_degree(): adj")
-    return degrees(adj, num_nodes)
+    with fitting(f"in_degree(): num_nodes={num_nodes}"):
+        return degrees(adj, num_nodes)
 
 
 def _transform(data: Data, where: str, fill: float | None, normalise: bool) -> tuple[Data, Tensor | None]:
     """A copy of ``data`` with self-loops of weight ``fill`` where nodes have none, and normalised; and the weights."""
-    key, adj, num_nodes = _check(data, where, fill is not None)
-    out, known = copy.copy(data), format_of(adj)
+    with fitting(f"{where}: num_nodes of data"):
+        return _normalised(data, *_check(data, where, fill is not None), fill, normalise)
+
+
+def _normalised(
+    data: Data, key: str, adj: Any, num_nodes: int, fill: float | None, normalise: bool
+) -> tuple[Data, Tensor | None]:
+    out, known = copy.copy(one_adjacency(data)), format_of(adj)
     if isinstance(known, Matrix):
         csr = to_csr(adj, num_nodes)
         if normalise:

@@ -14,15 +14,18 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.fitting import fitting
 from torch_gas._util.replace import existing, replacing
 from torch_gas._util.units import format_bytes
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
-from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of
+from torch_gas.graph.formats import ADJACENCIES, check_adjacency, find_adjacency, format_of
 from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory
 from torch_gas.partition.record import Partition, make_partition
+
+_MOST_PARTS = 2**31 - 1  # which METIS numbers with 32 bits
 
 
 @checked
@@ -83,8 +86,9 @@ def metis(
         >>> ptr
         tensor([0, 2, 4])
     """
-    if num_parts < 1:
-        raise ValueError(f"metis(): num_parts must be at least 1, but is {num_parts}")
+    if not 1 <= num_parts <= _MOST_PARTS:
+        rule = "at least 1" if num_parts < 1 else f"at most {_MOST_PARTS}"
+        raise ValueError(f"metis(): num_parts must be {rule}, but is {num_parts}")
     if backend not in BACKENDS:
         raise ValueError(f"metis(): backend must be one of {tuple(BACKENDS)}, but is {backend!r}")
     if seed is not None and not 0 <= seed < 2**31:
@@ -94,6 +98,10 @@ def metis(
     if backend == "random" and (edge_weight is not None or node_weight is not None):
         raise ValueError("metis(): backend 'random' ignores weights: drop edge_weight and node_weight")
 
+    if edge_weight is not None and isinstance(adj, Data) and None not in map(adj.get, ADJACENCIES):
+        raise ValueError(
+            "metis(): edge_weight goes by one of data.edge_index and data.adj_t: pass that instead of data"
+        )
     adj, num_nodes = _checked(adj, num_nodes, "metis()")
     edge_weight = _check_weight("edge_weight", edge_weight, format_of(adj).num_edges(adj), "edge")
     node_weight = _check_weight("node_weight", node_weight, num_nodes, "node")
@@ -103,17 +111,15 @@ def metis(
         rule = f"num_parts is {num_parts}, but the graph has only {num_nodes} nodes"
         warnings.warn(f"metis(): {rule}: the other {num_parts - num_nodes} parts are empty", stacklevel=2)
     task = Task(adj, num_nodes, num_parts, recursive, edge_weight, node_weight, seed, log)
-    if num_parts == 1 or num_parts >= num_nodes:
-        task.say_partitioning("trivial")
-        part = (
-            torch.zeros(num_nodes, dtype=torch.int64, device="cpu")
-            if num_parts == 1
-            else torch.arange(num_nodes, device="cpu")
-        )
-    else:
-        part = BACKENDS[backend](task)
-    part_of_position, perm = part.sort(stable=True)
-    ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1, device="cpu"))
+    with fitting(f"metis(): num_nodes={num_nodes} in num_parts={num_parts}"):
+        if num_parts == 1 or num_parts >= num_nodes:
+            task.say_partitioning("trivial")
+            one = torch.zeros(num_nodes, dtype=torch.int64, device="cpu")
+            part = one if num_parts == 1 else torch.arange(num_nodes, device="cpu")
+        else:
+            part = BACKENDS[backend](task)
+        part_of_position, perm = part.sort(stable=True)
+        ptr = torch.searchsorted(part_of_position, torch.arange(num_parts + 1, device="cpu"))
     partition = make_partition(perm, ptr, "metis()", edges_of_key(graph_key(adj, num_nodes)))
     if log:
         seconds, cut = time.perf_counter() - start, _cut(adj, part)

@@ -11,6 +11,8 @@ from torch_geometric.data import Data
 from torch_gas.graph.checks import INTEGERS
 from torch_gas.graph.key import digest, edges_of_key, graph_key, order_key
 
+_ADVICE = "pass the perm that metis() returned for this graph"
+
 
 class Partition(NamedTuple):
     """Parts of a graph, as the node order that makes each of them contiguous.
@@ -73,9 +75,8 @@ def check_ptr(ptr: Tensor, num_nodes: int, where: str) -> Tensor:
     return ptr
 
 
-def check_perm(perm: Tensor | Partition, num_nodes: int | None, where: str) -> Tensor:
+def check_perm(perm: Tensor | Partition, num_nodes: int | None, where: str, advice: str = _ADVICE) -> Tensor:
     """``perm``, or that of a partition, as int64, if it holds each of 0 .. N-1 once; without N, its length is taken."""
-    advice = "pass the perm that metis() returned for this graph"
     if isinstance(perm, Partition):
         perm = perm.perm
     if not isinstance(perm, Tensor) or perm.dtype not in INTEGERS:

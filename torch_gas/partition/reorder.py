@@ -21,6 +21,11 @@ from torch_gas.graph.levels import count_edges, edge_attrs, holds_edges, holds_i
 from torch_gas.partition.record import Partition, check_perm, note_step
 from torch_gas.table import StoredFeatures
 
+_OF_OTHERS = (
+    "where data is a subgraph of a permuted graph, it is a graph of its own, and its order begins anew: `del data.perm` (and "
+    "data.edge_perm, if it is there), or keep it under another name, as original ids"
+)
+
 DataOrTensor = TypeVar("DataOrTensor", Data, Tensor)
 
 
@@ -63,7 +68,7 @@ def permute(data: Data, perm: Tensor | Partition, log: bool = True) -> Data:
     if first and "edge_perm" in data:
         raise ValueError("permute(): data.edge_perm is reserved for the order of permuted edges: rename the attribute")
     if not first:
-        check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()")
+        check_perm(data.perm, num_nodes, "permute(): data.perm comes from an earlier permute()", _OF_OTHERS)
     if log:
         print("Permuting data...", end=" ", flush=True)
     out, edge_order = _reorder(data, perm, _inverse(perm), None, "permute()")
@@ -110,12 +115,14 @@ def unpermute(value: DataOrTensor, perm: Tensor | Partition | None = None) -> Da
         raise ValueError("unpermute(): data carries its own perm: drop the argument")
     if "perm" not in value:
         raise ValueError("unpermute(): data has no perm, so it was not reordered: pass what permute() returned")
-    perm = check_perm(value.perm, num_nodes, "unpermute(): data.perm")
+    perm = check_perm(value.perm, num_nodes, "unpermute(): data.perm", _OF_OTHERS)
     data = copy.copy(value)
     del data.perm
     edge_order = None
     if "edge_perm" in data:
-        edge_perm = check_perm(data.edge_perm, count_edges(data), "unpermute(): data.edge_perm, one per edge")
+        edge_perm = check_perm(
+            data.edge_perm, count_edges(data), "unpermute(): data.edge_perm, one per edge", _OF_OTHERS
+        )
         edge_order = _inverse(edge_perm)
         del data.edge_perm
     return _reorder(data, _inverse(perm), perm, edge_order, "unpermute()")[0]

@@ -22,7 +22,7 @@ from torch_gas.session.model import HistoryModel
 from torch_gas.session.rehearsal import skipping
 from torch_gas.table import FileTier, StoredFeatures
 from torch_gas.transfer import IO
-from torch_gas.wiring import Batch, compiled, outermost_convs, wire_whole
+from torch_gas.wiring import Batch, Rows, compiled, find_layers, refuse_evaluation, wire_whole
 from torch_gas.wiring.arguments import data_names, parameters
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -251,11 +251,12 @@ class ScalableGNN(HistoryModel):
         if call.n_id is None or call.batch_size is None:
             wire_whole(call.undo, self)
         else:
-            convs = set(outermost_convs(self))
-            num_rows, replay = call.n_id.numel(), self._session.replay
-            Batch(convs, convs, call.batch_size, num_rows, call.neighbors == "in").wire(call.undo)
+            layers = find_layers(self)
+            refuse_evaluation(self, call.batch_size, self.num_nodes)
+            rows, replay = Rows(call.batch_size, call.n_id, self.num_nodes), self._session.replay
+            Batch(layers, layers.convs, rows, call.neighbors == "in").wire(call.undo)
             if replay is not None and replay.handler is not None:
-                Places(self, replay.handler, num_rows, frozenset({"output"})).wire(call.undo)
+                Places(self, replay.handler, call.n_id.numel(), frozenset({"output"})).wire(call.undo)
 
     @untraced
     def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

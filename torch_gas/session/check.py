@@ -19,7 +19,7 @@ from torch_gas.session.base import ScalableGNN
 from torch_gas.session.inference import Replay
 from torch_gas.session.rehearsal import rehearse, small_batches
 from torch_gas.session.scale import ScaledGNN
-from torch_gas.wiring import outermost_convs
+from torch_gas.wiring import find_layers
 from torch_gas.wiring.arguments import inputs_of
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
@@ -68,7 +68,7 @@ def _check_explicit(model: ScalableGNN, data: Data) -> None:
         raise ValueError(
             f"check(): {name} has layers without a size (in_channels=-1); give it, or call the model on a batch"
         )
-    list(outermost_convs(model))  # raises where one is refused by name
+    find_layers(model)  # raises where one is refused by name
     (everything,), batches = (small_batches(model, data, ptr) for ptr in (torch.tensor([0, NUM_NODES]), PTR))
     with undisturbed(model), varied(model), eager():
         whole = _Run(everything)

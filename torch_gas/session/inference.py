@@ -179,7 +179,7 @@ def layerwise_inference(
         close(model, undo, "inference over a loader calls it for each layer anew, and no row would be exact")
         replay.handler = skipping = model._skipping(loader.data)
         while True:
-            output = _Output(model.num_nodes, device, path, files, perm)
+            output = _Output(model.num_nodes, device, path, perm, files)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -223,8 +223,8 @@ class _Output:
         num_nodes: int,
         device: torch.device | str | None,
         path: str | os.PathLike[str] | None,
-        files: ExitStack,
         perm: Tensor | None,
+        files: ExitStack,
     ) -> None:
         self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
         self.perm = perm  # where the row of each node goes; by default to its own id
@@ -241,13 +241,13 @@ class _Output:
             per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             pairs = zip(leaves, per_node, strict=True)
             self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
-        ids = batch.n_id[: batch.batch_size]
-        ids = ids if self.perm is None else self.perm[ids]
         if spec != self.spec:
             raise ValueError(
                 f"inference over a loader: forward returned another structure on a batch of {batch.batch_size} nodes than on the "
                 "first batch; return the same for each batch"
             )
+        ids = batch.n_id[: batch.batch_size]
+        ids = ids if self.perm is None else self.perm[ids]
         for target, leaf in zip(self.leaves, leaves, strict=True):
             if isinstance(target, Tensor):
                 if not isinstance(leaf, Tensor) or leaf.shape != (batch.batch_size, *target.shape[1:]):

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import Module, ModuleDict, ModuleList
+from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
@@ -356,6 +357,40 @@ class HistoryModel(Module):
         """What ``forward`` returns for a whole graph, on the device of the model."""
         args, kwargs = self._arguments(data)
         return self(*args, **kwargs)
+
+    # -- several processes ---------------------------------------------------------------------------------------------
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Buffers that DistributedDataParallel leaves alone: rows that each process has pushed for itself."""
+        tables = {id(buffer) for table in self._stores for buffer in table.buffers()}
+        return [name for name, buffer in self.named_buffers() if id(buffer) in tables] + [*self._ddp_ignores_too]
+
+    @_ddp_params_and_buffers_to_ignore.setter
+    def _ddp_params_and_buffers_to_ignore(self, names: Sequence[str]) -> None:
+        self._ddp_ignores_too = list(names)
+
+    _ddp_ignores_too: Sequence[str] = []
+
+    def _check_processes(self) -> None:
+        """Raises RuntimeError inside of a DistributedDataParallel that gives tables of one process to all others."""
+        parallel = DistributedDataParallel._active_ddp_module
+        if parallel is None or not parallel.broadcast_buffers:
+            return
+        sent = {id(buffer) for buffer in parallel.modules_buffers}
+        if any(id(history.pushed_at) in sent for history in self._history_tables):
+            raise RuntimeError(
+                f"{self._name} is in a DistributedDataParallel that sends the buffers of one process to all others before each "
+                "step, and would overwrite the histories of these; pass broadcast_buffers=False to it (in Lightning, to the "
+                "strategy), or wrap the model itself, as scale(model, data) returns it"
+            )
+
+    def _replicate_for_data_parallel(self) -> HistoryModel:
+        """Refused: see the error."""
+        raise RuntimeError(
+            f"{self._name}: torch.nn.DataParallel runs copies of a model, and what these push would be lost; use one process for "
+            "each device and torch.nn.parallel.DistributedDataParallel"
+        )
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -20,7 +21,7 @@ from torch_gas._util.tracing import untraced
 from torch_gas.batch.data import SubData, is_of_batch
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.batch.record import record_of
-from torch_gas.graph.formats import format_of, is_csr
+from torch_gas.graph.formats import format_of
 from torch_gas.graph.key import order_key, order_of_key
 from torch_gas.graph.origin import Origin, difference, key_of
 from torch_gas.history import History
@@ -30,7 +31,7 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.table import FileTier
-from torch_gas.wiring import arguments
+from torch_gas.wiring import Rows, arguments, refuse_evaluation
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -101,7 +102,9 @@ def scale(
     if data is None:
         if num_nodes is None:
             raise ValueError("scale() needs the graph: pass data, in the order of the loader's, or num_nodes")
-    elif is_csr(data.x):
+    elif isinstance(data.x, np.ndarray):
+        raise TypeError("scale(): data.x must be a tensor: data.x = torch.from_numpy(data.x)")
+    elif isinstance(data.x, Tensor) and data.x.layout != torch.strided:
         raise ValueError(
             "scale() takes dense features: data.x = data.x.to_dense(); sparse ones are for models that derive from ScalableGNN"
         )
@@ -395,9 +398,13 @@ class ScaledGNN(HistoryModel):
                 f"{self._name} reads edges in both directions, and the batch holds those into its nodes; make the loader with "
                 'SubgraphLoader(..., neighbors="both")'
             )
+        rows = None
+        if call.n_id is not None and call.batch_size is not None:
+            refuse_evaluation(self.model, call.batch_size, self.num_nodes)
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes)
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
-        places.wire(call.undo, call.batch_size, handler.bipartite, found.of_edges)
+        places.wire(call.undo, rows, handler.bipartite, found.of_edges)
         call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
         return handler
 

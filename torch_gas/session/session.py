@@ -83,6 +83,7 @@ class Session:
             for extension in list(self.told()):
                 extension.before(model)
         self.follow_parameters()
+        model._check_processes()
         self.pool  # noqa: B018  # is made where there is none
         if len(model.histories) > 0 and model.device.type == "cuda":
             refuse_capture(model._name)

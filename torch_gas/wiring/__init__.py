@@ -12,7 +12,16 @@ parameter; ``automatic`` fills the places while a model runs; ``arguments`` give
 ``refusals`` names what cannot be made exact.
 """
 
-from torch_gas.wiring.batch import Batch, check_adjacency_of_batch, wire_whole
-from torch_gas.wiring.refusals import outermost_convs, refuse
+from torch_gas.wiring.batch import Batch, Rows, check_adjacency_of_batch, wire_whole
+from torch_gas.wiring.refusals import Layers, find_layers, refuse, refuse_evaluation
 
-__all__ = ["Batch", "check_adjacency_of_batch", "outermost_convs", "refuse", "wire_whole"]
+__all__ = [
+    "Batch",
+    "Layers",
+    "Rows",
+    "check_adjacency_of_batch",
+    "find_layers",
+    "refuse",
+    "refuse_evaluation",
+    "wire_whole",
+]

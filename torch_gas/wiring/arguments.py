@@ -12,12 +12,11 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_gas.graph.formats import find_adjacency, format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_adjacency, is_matrix, resize
+from torch_gas.wiring.refusals import instead_of_wrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
-
-_ADJACENCY = ("edge_index", "adj_t", "adj")
 
 
 def parameters(model: Module) -> list[inspect.Parameter]:
@@ -49,16 +48,19 @@ def inputs_of(model: Module, data: Data) -> Arguments:
         return (data,), {}
     key, adj = find_adjacency(data)
     say = "scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
+    if not inspect.signature(model.forward).parameters:
+        return (), {}
     if not parameters(model):
-        raise ValueError(f"{type(model).__name__}.forward does not name what it takes; say it: {say}")
+        more = instead_of_wrapper(model)
+        raise ValueError(f"{type(model).__name__}.forward does not name what it takes; say it: {say}{more}")
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     first = {parameter.name for parameter in parameters(model)[:2]}  # of other names, they are what these are not
     usual = [] if "x" in first else [data.get("x")]
-    usual += [] if first.intersection(_ADJACENCY) else [adj]
+    usual += [] if first.intersection(ADJACENCIES) else [adj]
     for i, parameter in enumerate(parameters(model)):
         name, value = parameter.name, data.get(parameter.name)
-        if name == key or (name in _ADJACENCY and value is None):
+        if name in ADJACENCIES or (name == "adj" and value is None):
             value = adj
         elif is_adjacency(value):
             raise ValueError(
@@ -73,6 +75,11 @@ def inputs_of(model: Module, data: Data) -> Arguments:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {name!r}, which data does not have; store it as data.{name}, or say what "
                 f"forward takes: {say}"
+                + (
+                    "; where it pools each graph by it, scale the layers before that step alone"
+                    if name == "batch"
+                    else ""
+                )
             )
         if len(args) == i and parameter.kind is not parameter.KEYWORD_ONLY:
             args.append(value)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import product, zip_longest
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric import EdgeIndex
-from torch_geometric.nn import GCN2Conv, GCNConv, LGConv, MessagePassing
+from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, InstanceNorm, LGConv, MessagePassing
+from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
 from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
+from torch_gas.wiring.refusals import Layers
 from torch_gas.wiring.undo import Undo
 
 
@@ -38,32 +40,39 @@ def _parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
     return names, is_pair and "pos" not in names
 
 
+class Rows(NamedTuple):
+    """Which rows of a graph a model is called on.
+
+    Args:
+        batch_size: B.
+        n_id: ids of the batch's and then the halo's nodes, [B + S], by which layers find their parameters for a node.
+        num_nodes: N.
+    """
+
+    batch_size: int
+    n_id: Tensor
+    num_nodes: int
+
+
 class Batch:
     """Convolutions run on a batch and give B rows, and norms count the batch's rows only, once it is wired.
 
     Args:
-        convs: the convolutions, none inside another.
+        layers: the convolutions, none inside another, and norms by the size of the graph.
         norms: modules that may hold batch norms.
-        batch_size: B.
-        num_rows: B + S.
+        rows: of the batch.
         bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
         of_edges: those of the convolutions that return something else than rows of nodes.
     """
 
     def __init__(
-        self,
-        convs: Iterable[MessagePassing],
-        norms: Iterable[Module],
-        batch_size: int,
-        num_rows: int,
-        bipartite: bool,
-        of_edges: Collection[Module] = (),
+        self, layers: Layers, norms: Iterable[Module], rows: Rows, bipartite: bool, of_edges: Collection[Module] = ()
     ) -> None:
+        self.convs, self.sizes, self.norms, self.rows = set(layers.convs), set(layers.sizes), set(_norms(norms)), rows
+        self.batch_size, self.num_rows, self.bipartite = rows.batch_size, rows.n_id.numel(), bipartite
         self.of_edges = of_edges
-        self.convs, self.norms = list(convs), set(_norms(norms))
-        self.batch_size, self.num_rows, self.bipartite = batch_size, num_rows, bipartite
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
-        self.shape = torch.empty(0, batch_size, num_rows, device="cpu")
+        self.shape = torch.empty(0, self.batch_size, self.num_rows, device="cpu")
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
@@ -81,9 +90,13 @@ class Batch:
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
                     undo.set(inner, "cached", False)
+                if isinstance(inner, SparseLinear):  # whose input is the adjacency matrix, with a column for each node
+                    undo.set(inner, "weight", inner.weight[self.rows.n_id.to(inner.weight.device)])
             _attach(undo, conv, _Layer(conv, self) if has_halo and conv not in self.of_edges else None)
         for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
+        for size in self.sizes:
+            _attach(undo, size, _SizeOfGraph(self.rows.num_nodes))
         if self.norms and has_halo:
             layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
             for layer, name in product(layers, ("message", "edge_update")):
@@ -119,7 +132,7 @@ def wire_whole(undo: Undo, model: Module) -> None:
     Code that torch.compile made is not made anew where hooks come or go. So they are the same in all calls, and what they do
     is looked up in the module, which compiled code does check.
     """
-    layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
+    layers = [module for module in model.modules() if isinstance(module, (MessagePassing, GraphSizeNorm))]
     for module in {*layers, *_norms(layers)}:
         _attach(undo, module, None)
 
@@ -128,11 +141,11 @@ WIRING = "_wiring_of_batch"
 _OF_PROPAGATE = (GCNConv.forward, GCN2Conv.forward, LGConv.forward)  # have as many rows as its result
 
 
-def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm]:
-    return (module for root in roots for module in root.modules() if isinstance(module, _BatchNorm))
+def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm | InstanceNorm]:
+    return (module for root in roots for module in root.modules() if isinstance(module, (_BatchNorm, InstanceNorm)))
 
 
-def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | None) -> None:
+def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | _SizeOfGraph | None) -> None:
     undo.set(module, WIRING, wiring)
     undo.hook_before(module, _before)
     undo.hook_after(module, _after)
@@ -174,6 +187,8 @@ class _Layer:
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
         if x.size(0) != num_rows:
+            if "x" not in self.names and is_adjacency(x):  # a layer without features
+                return None
             raise ValueError(
                 f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {batch_size} nodes and "
                 f"{num_rows - batch_size} halo nodes; x must have {num_rows} rows. In a "
@@ -229,18 +244,24 @@ def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
 
 
 class _NormOfBatch:
-    """In training, a batch norm takes its statistics of the batch's rows, and applies them to the halo's as well."""
+    """In training, a norm over nodes takes its statistics of the batch's rows, and applies them to the halo's as well."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.halo: Tensor | None = None
 
     def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else kwargs["input"]
+        x, *more = (*args, *kwargs.values())
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
-        if x.dim() != 2 or x.size(0) != num_rows or not norm.training or self.batch.on_edges > 0:
+        takes_statistics = norm.training or norm.running_mean is None
+        if x.dim() != 2 or x.size(0) != num_rows or not takes_statistics or self.batch.on_edges > 0:
             return None
+        if any([value is not None for value in more]):
+            raise ValueError(
+                f"{type(norm).__name__} cannot be used on a batch with numbers of graphs (batch), because a batch holds a part "
+                "of each graph; leave batch out, to take statistics of all nodes of a batch"
+            )
         self.halo = x[batch_size:]
         return (x[:batch_size],), {}
 
@@ -253,12 +274,33 @@ class _NormOfBatch:
         return torch.cat([out, F.batch_norm(halo, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)])
 
 
+class _SizeOfGraph:
+    """A norm that divides by the root of the number of its rows divides by that of the number of nodes, N."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+
+    def before(self, norm: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(given is not None for given in (*args[1:], kwargs.get("batch"))):
+            raise ValueError(
+                "GraphSizeNorm cannot be used on a batch with numbers of graphs (batch), because a batch holds a part of each "
+                "graph; divide by the root of the sizes before: data.x = data.x / sizes[data.batch].sqrt().view(-1, 1)"
+            )
+
+    def after(self, norm: Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out * (out.size(0) / self.num_nodes) ** 0.5
+
+
+class Checkpointed(RuntimeError):
+    """A layer is called under activation checkpointing."""
+
+
 @untraced
 def _refuse_checkpoint(conv: Module) -> None:
     frame: FrameType | None = sys._getframe(1) if conv.training else None
     while frame is not None:
         if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
-            raise RuntimeError(
+            raise Checkpointed(
                 f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
                 "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
             )

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.wiring import batch
-from torch_gas.wiring.batch import Batch
-from torch_gas.wiring.refusals import outermost_convs
+from torch_gas.wiring.batch import Batch, Rows
+from torch_gas.wiring.refusals import find_layers
 from torch_gas.wiring.undo import Undo
 
 Kind = Literal["output", "hop", "reduction", "maximum"]
@@ -108,7 +108,8 @@ class Places(TorchFunctionMode):
     def __init__(self, model: Module, handler: Handler, num_rows: int, kinds: frozenset[Kind] = ALL) -> None:
         super().__init__()
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
-        self.convs = set(outermost_convs(model, automatic=True))
+        self.layers = find_layers(model, automatic=True)
+        self.convs = set(self.layers.convs)
         self.scope, self._inside = "", 0
         self._is_entered = False
         self._calls: Counter[MessagePassing] = Counter()
@@ -125,20 +126,20 @@ class Places(TorchFunctionMode):
             super().__exit__(None, None, None)
 
     def wire(
-        self, undo: Undo, batch_size: int | None = None, bipartite: bool = False, of_edges: Collection[str] = ()
+        self, undo: Undo, rows: Rows | None = None, bipartite: bool = False, of_edges: Collection[str] = ()
     ) -> None:
         """Stands in for methods of the layers, and sees functions of torch.
 
         Args:
             undo: puts that back.
-            batch_size: B, to have the layers called as a batch needs it; see :class:`~torch_gas.wiring.batch.Batch`.
+            rows: of a batch, to have the layers called as it needs; see :class:`~torch_gas.wiring.batch.Batch`.
             bipartite: as there.
             of_edges: names of layers that return something else than rows of nodes.
         """
         names = {module: name for name, module in self.model.named_modules()}
-        if batch_size is not None:
+        if rows is not None:
             others = [conv for conv in self.convs if names[conv] in of_edges]
-            Batch(self.convs, [self.model], batch_size, self.num_rows, bipartite, others).wire(undo)
+            Batch(self.layers, [self.model], rows, bipartite, others).wire(undo)
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)

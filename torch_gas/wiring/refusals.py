@@ -6,18 +6,17 @@ words to what the trial of :mod:`torch_gas.wiring.trial.probe` would find as wel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from torch.nn import Module
+from torch.jit import ScriptModule
+from torch.nn import Module, ModuleDict, ModuleList
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch_geometric.nn import MessagePassing
+from torch_geometric.nn import GraphSizeNorm, MessagePassing
 
 _SCALE = "; or leave the wiring to torch_gas.scale(model, data), which makes it exact"
-_NORM = (
-    "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use one with running "
-    "statistics (BatchNorm1d) or over the channels of each node (torch.nn.LayerNorm, or mode='node')"
-)
+_STATISTICS = "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use "
 
 
 def _by_name(reasons: dict[str, str]) -> dict[str, str]:
@@ -41,8 +40,12 @@ _NEVER = _by_name({
     "RGCNConv, RGATConv or HEATConv on a graph with edge_type",
     "CuGraphSAGEConv CuGraphGATConv CuGraphRGCNConv FusedGATConv": "takes its graph as CSC or CSR tensors that a batch does "
     "not carry; use the layer of the same name without CuGraph or Fused",
-    "SparseLinear": "has a parameter for each node of the graph; use a layer that works on node features",
-    "GraphNorm GraphSizeNorm MeanSubtractionNorm PairNorm LayerNorm InstanceNorm": _NORM,
+    "GraphNorm MeanSubtractionNorm PairNorm": _STATISTICS + "one with running statistics (BatchNorm1d) or over the channels "
+    "of each node (torch.nn.LayerNorm)",
+    "LayerNorm": _STATISTICS + "mode='node', which takes those of each node: LayerNorm(channels, mode='node'), or "
+    "norm_kwargs=dict(mode=\"node\") beside norm=\"layer_norm\"",
+    "InstanceNorm": _STATISTICS + "running statistics, InstanceNorm(channels, track_running_stats=True), or "
+    "norm_kwargs=dict(track_running_stats=True) beside norm=\"instance_norm\"",
 })  # fmt: skip
 
 # Explicit wiring cannot make these exact; automatic wiring can.
@@ -61,13 +64,29 @@ _EXPLICIT = _by_name({
 })  # fmt: skip
 
 
+_SCRIPT = (
+    "is TorchScript (torch.jit.script or trace), whose code nothing can be wired into; use the plain layer, and script the model "
+    "after training"
+)
+
 # When a class is refused, for those that are not always.
 _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "LayerNorm": lambda norm: norm.mode == "graph",
     "InstanceNorm": lambda norm: not norm.track_running_stats,
     "EGConv": lambda conv: "symnorm" in conv.aggregators,
+    "ScriptModule": lambda module: hasattr(module, "aggr_module"),  # as message passing has
     **dict.fromkeys(_NORMALIZING.split(), lambda conv: getattr(conv, "normalize", False) is True),
 }
+
+
+@functools.cache
+def _reasons(cls: Any, automatic: bool) -> list[tuple[str, str]]:
+    """Names of a class and its bases that are in the tables, with the reason for each."""
+    names = [base.__name__ for base in cls.__mro__ if base.__module__.startswith("torch_geometric.")]
+    explicit = {} if automatic else _EXPLICIT
+    found = [(name, reason) for name in names if (reason := _NEVER.get(name, ""))]
+    found += [(name, explicit[name] + _SCALE) for name in names if name in explicit]
+    return [*found, ("ScriptModule", _SCRIPT)] if issubclass(cls, ScriptModule) else found
 
 
 def refuse(module: Module, automatic: bool = False) -> None:
@@ -77,26 +96,62 @@ def refuse(module: Module, automatic: bool = False) -> None:
             f"{type(module).__name__} cannot be used on a batch: with flow={module.flow!r} it reads outgoing edges, and a batch "
             f"holds the incoming ones; use the default flow on the graph with its edges reversed{_SCALE}"
         )
-    if isinstance(module, _BatchNorm) and not module.track_running_stats:
-        raise ValueError(
-            f"{type(module).__name__} with track_running_stats=False cannot be used on a batch: it {_NORM}"
-        )
-    for cls in type(module).__mro__:
-        if not cls.__module__.startswith("torch_geometric."):
-            continue
-        name = cls.__name__
-        reason = _NEVER.get(name) or (not automatic and name in _EXPLICIT and _EXPLICIT[name] + _SCALE)
-        if reason and (name not in _CONDITIONS or _CONDITIONS[name](module)):
-            raise ValueError(f"{type(module).__name__} cannot be used on a batch: it {reason}")
+    cls: Any = type(module)
+    for name, reason in _reasons(cls, automatic):
+        if name not in _CONDITIONS or _CONDITIONS[name](module):
+            called = getattr(module, "original_name", cls.__name__)
+            raise ValueError(f"{called} cannot be used on a batch: it {reason}")
 
 
-def outermost_convs(module: Module, automatic: bool = False) -> Iterator[MessagePassing]:
-    """The message-passing layers in ``module`` that are not inside another one."""
-    refuse(module, automatic)
-    if isinstance(module, MessagePassing):
-        for inner in module.modules():
-            refuse(inner, automatic)
-        yield module
+def refuse_evaluation(model: Module, batch_size: int, num_nodes: int) -> None:
+    """Raises ValueError if ``model``, in evaluation mode, would take statistics of B of the N nodes for those of all."""
+    if model.training or batch_size == num_nodes:
         return
-    for child in module.children():
-        yield from outermost_convs(child, automatic)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{type(module).__name__} with track_running_stats=False cannot be used on a batch in evaluation mode: it takes "
+                "its statistics over all nodes of the graph, and a batch holds some; evaluate the model on the whole graph, "
+                "model(data.x, data.edge_index), or use running statistics, track_running_stats=True. Training takes those of "
+                "each batch, as with any batch norm"
+            )
+
+
+class Layers(NamedTuple):
+    """What of a model is wired to a batch, in the order of its modules.
+
+    Args:
+        convs: message-passing layers that are not inside another one.
+        sizes: norms that go by the number of nodes.
+    """
+
+    convs: list[MessagePassing]
+    sizes: list[GraphSizeNorm]
+
+
+def find_layers(model: Module, automatic: bool = False) -> Layers:
+    """The layers of ``model``; raises ValueError if one is refused."""
+    found = Layers([], [])
+    _find(model, automatic, found)
+    return found
+
+
+def _find(module: Module, automatic: bool, found: Layers) -> None:
+    is_conv = isinstance(module, MessagePassing)
+    if is_conv:
+        found.convs.append(module)
+    for inner in module.modules() if is_conv else [module]:
+        refuse(inner, automatic)
+        if isinstance(inner, GraphSizeNorm):
+            found.sizes.append(inner)
+    for child in () if is_conv else module.children():
+        _find(child, automatic, found)
+
+
+def instead_of_wrapper(model: Module) -> str:
+    """What to do where ``model`` holds all of its layers in one module (GAE, an encoder), and that could be scaled alone."""
+    convs = set(find_layers(model, automatic=True).convs)
+    for name, child in model.named_children():
+        if convs and convs <= set(child.modules()) and not isinstance(child, (MessagePassing, ModuleDict, ModuleList)):
+            return f"; or scale the encoder alone: model.{name} = scale(model.{name}, data)"
+    return ""

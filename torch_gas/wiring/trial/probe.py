@@ -22,17 +22,19 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
+from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring import arguments
-from torch_gas.wiring.arguments import Inputs
-from torch_gas.wiring.places import Place, Places
+from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
+from torch_gas.wiring.batch import Checkpointed
+from torch_gas.wiring.places import Place
+from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
-from torch_gas.wiring.trial.undisturbed import call, materialize, restored, to_model, undisturbed, varied
-from torch_gas.wiring.undo import Undo
+from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
 
 Action = Literal["history", "rows", "sum", "maximum"]
 
@@ -108,10 +110,11 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
     """
+    find_layers(model, automatic=True)  # which raises for those that are known
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
     with undisturbed(model), varied(model):
-        whole = _record(model, small, inputs)
+        whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
         # From the batches that take the least work to those that take the most.
@@ -151,22 +154,49 @@ def explain(model: Module, failure: Differs, exact: Values) -> str:
         f"{refused}tried on a batch of a small graph, {where} {failure.how}. A layer must read, for each node, its "
         "neighbours and their edges only; it may not pool, attend to or count over all nodes, and must give the same in each "
         "call in evaluation mode. Change the layer, or compute what it needs of the whole graph beforehand and store it in data"
+        + instead_of_wrapper(model)
     )
 
 
-def _record(model: Module, data: Data, inputs: Inputs) -> Record:
-    record = Record()
-    args, kwargs = inputs(to_model(model, data))
-    with Undo() as undo:
-        Places(model, record, NUM_NODES).wire(undo, NUM_NODES)
-        try:
-            record.out = model(*args, **kwargs)
-        except Exception as error:  # of any type, as the model is the user's code
-            raise ValueError(
-                f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
-                f"({type(error).__name__}: {error}). It must run on any graph: check that data holds what forward takes, and "
-                "give it parameters for each node (an embedding) as features, data.x"
-            ) from error
+def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
+    """What of ``model`` is of the user's graph, whatever graph it is given; empty where nothing is."""
+    inputs = [value for value in (*given[0], *given[1].values()) if isinstance(value, Tensor)]
+    takes_ids = any(value.dim() == 1 and not value.is_floating_point() for value in inputs)
+    own = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.shape[:1] == (num_nodes,)
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), SparseLinear)
+    ]
+    if own and not takes_ids:
+        return (
+            f"it holds a parameter with {num_nodes} rows, one for each node ({', '.join(own)}), and a batch needs those of its "
+            "nodes. Take rows by id: store data.node_id = torch.arange(data.num_nodes) after permute(), let forward take "
+            "node_id, and use self.embedding(node_id) instead of self.embedding.weight"
+        )
+    if not adjacencies(*given) and find_layers(model, automatic=True).convs:
+        return (
+            "forward is given no adjacency, so that its layers read one from elsewhere (an attribute, a global name), the same "
+            "for each batch; let it take edge_index, or adj_t"
+        )
+    return ""
+
+
+def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record:
+    record, given = Record(), inputs(to_model(model, data))
+    if not any(given):
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no arguments, so that it reads the same graph whatever batch it is called on; "
+            "let it take x and edge_index"
+        )
+    try:
+        record.out = call_whole(model, given, data, record)
+    except Exception as error:  # of any type, as the model is the user's code
+        raise ValueError(
+            f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
+            f"({type(error).__name__}: {error}). It must run on any graph: "
+            + (_own_graph(model, given, num_nodes) or "check that data holds what forward takes")
+        ) from error
     leaves = pytree.tree_leaves(record.out)
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
         raise ValueError(
@@ -174,9 +204,16 @@ def _record(model: Module, data: Data, inputs: Inputs) -> Record:
             "parameters hold finite values, and that they are in the range that the model is for"
         )
     if not any(map(_per_node, leaves)):
+        own = _own_graph(model, given, num_nodes)
         raise ValueError(
-            f"{type(model).__name__} returns nothing with a row for each node, so it has no rows of a batch. Scale the part of "
-            "it that computes embeddings of nodes, and pool or compare these outside"
+            f"{type(model).__name__} returns nothing with a row for each node"
+            + (
+                f" of the small graph that scale() tries it on: {own}"
+                if own
+                else ", so it has no rows of a batch. Scale the "
+            )
+            + ("" if own else "part of it that computes embeddings of nodes, and pool or compare these outside")
+            + ("" if own else instead_of_wrapper(model))
         )
     return record
 
@@ -196,7 +233,7 @@ def _structural(model: Module, data: Data, inputs: Inputs, exact: Values) -> set
                 changed[name] += 0.5 * torch.randn_like(value)
     try:
         with varied(model):
-            other = _record(model, changed, inputs).values
+            other = _record(model, changed, inputs, NUM_NODES).values
     except ValueError:  # the model takes no such values
         return set()
     return {place for place, value in reductions.items() if place in other and torch.equal(other[place], value)}
@@ -231,7 +268,7 @@ def _ignored(model: Module, small: Data, inputs: Inputs, whole: Record) -> froze
     names, wanted = set(), whole.out
     for name in arguments.names_of(model, *inputs(small)).keys() & arguments.optional(model):
         with suppress(ValueError):  # the model takes no call without it
-            out = _record(model, small, inputs_without(name)).out
+            out = _record(model, small, inputs_without(name), NUM_NODES).out
             if pytree.tree_structure(out) == pytree.tree_structure(wanted) and all(_equal(out, wanted)):
                 names.add(name)
     return frozenset(names)
@@ -376,10 +413,12 @@ class _Runs:
     def _train(self, batch: SubData, spoiled: Place | None) -> tuple[set[Place], list[Tensor]]:
         """The places that are met, and the batch's rows of the output."""
         note = Note(self.exact, batch, spoiled)
-        with undisturbed(self.model):  # the same random numbers and buffers in each run
+        with undisturbed(self.model), torch.enable_grad():  # the same random numbers and buffers in each run
             self.model.train()
             try:
                 out = call(self.model, self.inputs, batch, note, self.bipartite)
+            except Checkpointed as error:
+                raise ValueError(str(error)) from error
             except Exception:  # which training itself will show
                 return note.met, []
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]

@@ -12,18 +12,21 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import coo, from_coo
-from torch_gas.graph.formats import find_adjacency, resize
+from torch_gas.graph.formats import find_adjacency, one_adjacency, resize
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
 # it. Nodes, edges, and rows and edges of each batch differ in number, so that a size tells what it is of.
 NUM_NODES, NUM_EDGES, REACH = 61, 200, 6
+# Under which name it tells which of the user's nodes each of its rows is.
+NODES = "node_of_torch_gas"
 PTR = torch.tensor([0, 19, 40, NUM_NODES], device="cpu")
 
 
 def small_graph(data: Data) -> Data:
     """A random graph of NUM_NODES nodes with rows of ``data``, its edges sorted as matrices hold them."""
     generator = torch.Generator().manual_seed(12)
+    data = one_adjacency(data)
     key, adj = find_adjacency(data)
     src, dst, value = coo(adj)
     if src.numel() == 0:
@@ -45,6 +48,7 @@ def small_graph(data: Data) -> Data:
     for name, held in data.to_dict().items():
         if name != key and (name in per_edge or is_node_attr(data, name)):
             small[name] = take(held, edges if name in per_edge else nodes, data.__cat_dim__(name, held))
+    small[NODES] = nodes
     small.num_nodes = NUM_NODES
     for name in {"perm", "edge_perm"}.intersection(small.keys()):
         del small[name]

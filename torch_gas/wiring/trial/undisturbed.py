@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter, is_lazy
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.history import History
-from torch_gas.wiring.arguments import Inputs, square
+from torch_gas.wiring.arguments import Arguments, Inputs, square
+from torch_gas.wiring.batch import Rows
 from torch_gas.wiring.places import Handler, Places
+from torch_gas.wiring.trial.small import NODES, NUM_NODES
 from torch_gas.wiring.undo import Undo
 
 _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
@@ -26,11 +29,25 @@ _OF_MODULES = vars(torch.nn.Module()).keys() - {"training"}
 
 @contextmanager
 def undisturbed(model: Module) -> Iterator[None]:
-    """Leaves buffers, modes, other attributes and random numbers as they were."""
+    """Leaves buffers, modes, other attributes and random numbers as they were.
+
+    Batch norms without running statistics are given some: in evaluation mode, no batch has those of the whole graph.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is None]
     with restored(model, _buffers(model)), torch.no_grad():
         torch.manual_seed(0)
         model.eval()
-        yield
+        try:
+            for norm in norms:
+                like = next(norm.parameters(), torch.empty(0))
+                norm.running_mean, norm.running_var = (
+                    like.new_zeros(norm.num_features),
+                    like.new_ones(norm.num_features),
+                )
+            yield
+        finally:
+            for norm in norms:
+                norm.running_mean = norm.running_var = None
 
 
 @contextmanager
@@ -85,9 +102,16 @@ def varied(model: Module) -> Iterator[None]:
 def materialize(model: Module, data: Data, inputs: Inputs) -> None:
     """Gives lazy parameters their shapes, with the user's random numbers."""
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
-        args, kwargs = inputs(to_model(model, data))
         with torch.no_grad():
-            model(*args, **kwargs)
+            call_whole(model, inputs(to_model(model, data)), data, Handler())
+
+
+def call_whole(model: Module, given: Arguments, small: Data, handler: Handler) -> Any:
+    """Runs the small graph, of which ``given`` is, with ``handler`` at the places of ``model``."""
+    args, kwargs = given
+    with Undo() as undo:
+        Places(model, handler, NUM_NODES).wire(undo, Rows(NUM_NODES, small[NODES], NUM_NODES))
+        return model(*args, **kwargs)
 
 
 def call(
@@ -99,7 +123,9 @@ def call(
     args = tuple(square(value, num_rows) for value in args)
     kwargs = {key: square(value, num_rows) for key, value in kwargs.items()}
     with Undo() as undo:
-        Places(model, handler, num_rows).wire(undo, batch.batch_size, bipartite, of_edges)
+        num_nodes = num_rows if batch.record is None else batch.record.num_nodes
+        rows = Rows(batch.batch_size, batch.get(NODES, batch.n_id), num_nodes)
+        Places(model, handler, num_rows).wire(undo, rows, bipartite, of_edges)
         return model(*args, **kwargs)
 
 
