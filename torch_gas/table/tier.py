@@ -26,7 +26,8 @@ class FileTier:
         path: a folder with one file for each history, made if it is missing; or, for a single
             :class:`~torch_gas.History` or :class:`FileTable`, the file.
         reuse: whether to go on with the rows that such files hold already, up to the last commit. Without it they are an error,
-            but for files to which nothing was ever written. Rows of a file whose last user ended between a push and the next commit are forgotten, with a warning.
+            but for files to which nothing was ever written. Rows of a file whose last user ended between a push and the next
+            commit are forgotten, with a warning.
         sync: when rows are forced to the disk, so that they also survive a loss of power: at each ``"commit"``, or ``"never"``.
             They survive the end of the process in either case.
         graph: the ``Data``, or the adjacency, whose embeddings a history's file holds. A file remembers the graph of the batches;
