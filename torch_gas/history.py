@@ -93,8 +93,7 @@ class History(torch.nn.Module):
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self._is_persistent = persistent
         self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
         self.model_dtype = torch.get_default_dtype()

@@ -16,13 +16,13 @@ Samples = dict[str, Tensor]  # by the names of arguments and attributes
 def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
     """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows.
 
-    Of a sparse matrix these are some of its entries.
+    Of a sparse matrix these are some of its entries, [1, 2, ...], which are compared with no rows of a dense one.
     """
     if not isinstance(x, Tensor) or x.is_meta:
         return None
     if x.layout == torch.sparse_csr:
         step = max(x.values().size(0) // number, 1)
-        return torch.stack([x.col_indices()[::step].to(x.dtype), x.values().detach()[::step]])
+        return torch.stack([x.col_indices()[::step].to(x.dtype), x.values().detach()[::step]])[None]
     return x.detach()[:: max(x.size(0) // number, 1)] if x.layout == torch.strided and x.dim() > 0 else None
 
 
@@ -37,8 +37,8 @@ def constants(given: Mapping[str, Any]) -> Samples:
 
 
 def agree(known: Tensor, rows: Tensor) -> bool:
-    """Whether two samples are of the same rows, the second one maybe after a cast or on another device."""
-    if known is rows:
+    """Whether two samples may be of the same rows, the second one after a cast, in another layout or on another device."""
+    if known is rows or known.dim() != rows.dim():
         return True
     if known.shape != rows.shape:
         return False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import Arguments
@@ -79,18 +80,17 @@ class Automatic(Handler):
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
         return out.view(num_rows, *need.shape)
 
-    def check_met(self, given: Arguments, batch: SubData) -> None:
+    def check_met(self, given: Arguments) -> None:
         """Raises unless the call, which is over, met all places that it must; training may skip layers at random."""
         model, call, training = self.model, self.call, self.model.training
         missing = self.found.called[training] - self.met
         if training:
             missing -= model._at_random
-        if (
-            call.n_id is None
-        ):  # needs no tables, whose values a layer may have cached; and ages tell what training skipped
+        if call.n_id is None:  # needs no tables, whose values a layer may have cached; ages tell what training skipped
             missing = frozenset() if training else frozenset(each for each in missing if each.kind in ("output", "hop"))
         if not missing:
             return
+        batch = SubData(Data(), *self.ids)  # type: ignore[arg-type]  # of a whole graph there are none
         if not training or never_met(
             model.model, lambda data: given, batch, missing, self.bipartite, self.found.of_edges
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import prod
 from typing import Any, cast
 
@@ -30,9 +30,10 @@ from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
+from torch_gas.session.prefix import PREFIX, with_prefix, without_prefix
 from torch_gas.session.session import refuse_inference_tensors
 from torch_gas.table import FileTier
-from torch_gas.wiring import Rows, arguments, refuse_evaluation
+from torch_gas.wiring import Rows, arguments, find_layers, refuse_evaluation
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
@@ -41,8 +42,6 @@ from torch_gas.wiring.trial import structure
 from torch_gas.wiring.trial.probe import Found, find
 from torch_gas.wiring.trial.selected import check_inputs
 from torch_gas.wiring.undo import Undo
-
-_PREFIX = "model."
 
 
 @checked
@@ -146,14 +145,15 @@ class ScaledGNN(HistoryModel):
         self._found: Found | None = None
         self._at_random: frozenset[Place] = frozenset()  # of layers that training skips at random
         self._given: set[str] = set()  # names of the arguments that it was tried out with
+        self._attributes: Collection[str] = ()  # of the graph that it was tried out with
         self._order = ""  # of the graph's nodes, where it is known
         self._unverified = False  # whether no batch has shown yet that tables are of the loader's graph
         if hasattr(model, "histories") or hasattr(model, "tables"):
             raise ValueError(
                 f"{type(model).__name__} has an attribute `histories` or `tables`, as a scaled model has; rename it"
             )
-        self._register_state_dict_hook(_without_prefix)
-        self._register_load_state_dict_pre_hook(_with_prefix, with_module=True)
+        self._register_state_dict_hook(without_prefix)
+        self._register_load_state_dict_pre_hook(with_prefix, with_module=True)
 
     @property
     def training(self) -> bool:
@@ -209,6 +209,7 @@ class ScaledGNN(HistoryModel):
     def _try_out(self, data: Data, inputs: Inputs, whole: Data | None) -> None:
         """Finds what the model needs, on a small graph like ``data``, and makes histories and tables."""
         self._refuse_compiled()
+        find_layers(self.model, automatic=True)  # which raises for those that are known, before anything is called
         args, kwargs = inputs(data)
         if whole is not None and self._inputs is not None:
             check_inputs(whole, inputs, (args, kwargs))
@@ -224,7 +225,7 @@ class ScaledGNN(HistoryModel):
                 "them all: pass it to scale(model, data) instead of num_nodes"
             )
         given = arguments.names_of(self.model, args, kwargs)
-        self._given = arguments.data_names(given)
+        self._given, self._attributes = arguments.data_names(given), data.keys()
         if whole is not None and tables:
             structure.refuse_learned(self._name, given, arguments.adjacencies(args, kwargs)[0])
             structure.fill(self.model, found, whole, inputs, tables)
@@ -256,7 +257,7 @@ class ScaledGNN(HistoryModel):
             raise RuntimeError(self._no_compiling("it"))
         for name, module in self.named_modules():
             if is_compiled(module) and any(isinstance(inner, MessagePassing) for inner in module.modules()):
-                raise RuntimeError(self._no_compiling(name.removeprefix(_PREFIX) or "it"))
+                raise RuntimeError(self._no_compiling(name.removeprefix(PREFIX) or "it"))
 
     def _no_compiling(self, what: str) -> str:
         return (
@@ -310,7 +311,7 @@ class ScaledGNN(HistoryModel):
             if len(self.tables) > 0:
                 structure.refuse_learned(self._name, given, adj)
         with Undo(sys._getframe()) as undo:
-            call = self._session.begin(undo, rows, arguments.by_attribute(given, adj), adj, ids)
+            call = self._session.begin(undo, rows, arguments.by_attribute(given, adj, self._attributes), adj, ids)
             if call.n_id is not None:
                 args = tuple(arguments.square(value, call.n_id.numel()) for value in args)
                 kwargs = {key: arguments.square(value, call.n_id.numel()) for key, value in kwargs.items()}
@@ -323,7 +324,7 @@ class ScaledGNN(HistoryModel):
             self._session.end(call)
             out = out if call.n_id is None else self._cut(out, call)
         if handler is not None:
-            handler.check_met((args, kwargs), SubData(Data(), *ids))
+            handler.check_met((args, kwargs))
         return out
 
     def _verify(self, call: Call, adj: Any, given: Arguments, batch: SubData) -> None:
@@ -433,21 +434,3 @@ def _are_ids(values: tuple[Any, ...]) -> bool:
     size, *tensors = values
     are_vectors = all(isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point() for t in tensors)
     return are_vectors and isinstance(size, int) and not isinstance(size, bool)
-
-
-def _without_prefix(module: Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for key in list(state):
-        if key.startswith(prefix + _PREFIX):
-            state[prefix + key.removeprefix(prefix + _PREFIX)] = state.pop(key)
-
-
-def _with_prefix(module: ScaledGNN, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    if module._found is None and any(key.startswith(f"{prefix}histories.") for key in state):
-        raise RuntimeError(
-            "load_state_dict: the state holds histories, and this scaled model has none yet; give scale() the data, or call the "
-            "model on a batch first"
-        )
-    for key in list(state):
-        name = key.removeprefix(prefix)
-        if key.startswith(prefix) and not name.startswith(("histories.", "extension_tables.")):
-            state[prefix + _PREFIX + name] = state.pop(key)

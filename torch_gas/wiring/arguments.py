@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -173,10 +173,15 @@ def features_of(given: dict[str, Any], adj: Any) -> Tensor | None:
     return next((x for x in found if x.size(0) != num_edges), next(iter(found), None))
 
 
-def by_attribute(given: dict[str, Any], adj: Any) -> dict[str, Any]:
-    """What is given beside adjacencies, by the names that it has in a graph, with the features as ``"x"``."""
+def by_attribute(given: dict[str, Any], adj: Any, known: Collection[str]) -> dict[str, Any]:
+    """What is given beside adjacencies, by the names that it has in a graph with ``known`` attributes.
+
+    An argument that is not named after one of them takes the features, ``"x"``.
+    """
     held = {name: value for name, value in _held(given).items() if not is_adjacency(value)}
-    return held | {"x": features_of(given, adj)}
+    x = features_of(given, adj)
+    own = next((name for name, value in held.items() if value is x), "x")
+    return held if own in known else held | {"x": x}
 
 
 def _held(given: dict[str, Any]) -> dict[str, Any]:
