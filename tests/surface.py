@@ -330,6 +330,13 @@ def _() -> Call:
     return Call(torch_gas.scale, defaults(torch_gas.scale, model=model, data=graph()), (model,))
 
 
+@call_of("check")
+def _() -> Call:
+    torch.manual_seed(0)
+    model = GraphSAGE(8, C, num_layers=2, out_channels=3)
+    return Call(torch_gas.check, {"model": model, "data": graph()}, (model,))
+
+
 # -- graphs ------------------------------------------------------------------------------------------------------------
 
 
@@ -518,6 +525,7 @@ SCORES = {"left": torch.rand(3, 2), "right": torch.rand(3, 2), "slope": 0.2}
 of_core("adjacent_pairs", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), rowptr=None, num_nodes=3)
 of_core("advise_huge_pages", tensor=torch.empty(4))
 of_core("batch_rows", table=rows(), halo=torch.tensor([9, 9]), **RANGES)
+of_core("fingerprint", tensors=[rows()], lines=0)
 of_core("dropout", x=rows(), p=0.5, seed=0)
 of_core("entry_dots", matrix=SPARSE, left=rows(3), right=rows(3))
 of_core("entry_softmax", matrix=SPARSE, **SCORES)

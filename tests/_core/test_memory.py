@@ -122,7 +122,11 @@ def test_fingerprints_of_samples() -> None:
     [
         ([[1.0]], TypeError, "`tensors` must be a torch.Tensor, but is list"),
         ([TABLE.to("meta")], ValueError, "`tensors` must be on the host, but is on meta"),
-        ([torch.eye(2).to_sparse()], TypeError, "`tensors` must be a dense tensor, but its layout is torch.sparse_coo"),
+        (
+            [torch.eye(2).to_sparse()],
+            TypeError,
+            "`tensors` must be a dense tensor with memory, but its layout is torch.sparse_coo",
+        ),
     ],
 )
 def test_fingerprints_refuse(value: list[Any], error: type, message: str) -> None:

@@ -41,6 +41,8 @@ VALID = {
     ("ScalableGNN.__call__ with ids made by hand", "n_id", "an id twice"): "a halo may hold a node twice",
     ("models.PNA*", "deg", "f*s"): "degrees may be of any type",
     ("models.PNAConv", "deg", "one *"): "only the mean of all degrees counts",
+    ("check", "data", "edge_index: an* id*"): "check() looks at features; loaders check edges",
+    ("check", "data", "edge_index: a negative id"): "check() looks at features; loaders check edges",
     ("scale", "data", "edge_index: an* id*"): "scale() looks at features; loaders check edges",
     ("scale", "data", "edge_index: a negative id"): "scale() looks at features; loaders check edges",
     ("*", "ptr", "one row more"): "the last part may be empty",

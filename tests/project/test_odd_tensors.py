@@ -25,7 +25,8 @@ def test_odd_tensors() -> None:
     assert done.stdout.endswith("100 calls with odd tensors, 0 wrong answers\n")
 
 
-def test_wrong_answers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_answers_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # some calls write files
     attack = Attack("_core.gather_rows", "with gaps", "table")
     call = MAKERS[attack.call]()
     assert complaint(attack) is None  # refused

@@ -27,7 +27,12 @@ MAY_UNPICKLE = {
         "monitor", "origin", "record", "regularization", "scalable", "scaled", "storage",
     )
 }  # fmt: skip
-MAY_EXECUTE = {"test_docs.py", "test_monitor.py"}
+MAY_EXECUTE = {
+    "test_docs.py",
+    "test_monitor.py",
+    "test_pygas.py",
+    "test_scaled_refusals.py",
+}  # code of pages and advice
 UNPINNED = {"torch", "torch-sparse", "torch-scatter"}  # see the Makefile
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     return bool(_C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes))
 
 
-def fingerprint(tensors: Iterable[Tensor], lines: int = 0) -> int:
+def fingerprint(tensors: Sequence[Tensor], lines: int = 0) -> int:
     """A number that tells the contents of tensors apart, also where torch does not count what is written: through NumPy,
     `.data`, or in inference mode.
 

@@ -199,7 +199,7 @@ def _may_be_ids(key: str, value: Any, num_nodes: int) -> bool:
         isinstance(value, (list, tuple)) and not {"idx", "ids"} & set(key.lower().split("_"))
     ):
         return False
-    ids = torch.as_tensor(value)
+    ids = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     if ids.dim() != 1 or ids.numel() < 2 or int(ids.min()) < 0 or int(ids.max()) >= num_nodes:
         return False
     return ids.unique().numel() == ids.numel()

@@ -69,7 +69,7 @@ def _check_explicit(model: ScalableGNN, data: Data) -> None:
             f"check(): {name} has layers without a size (in_channels=-1); give it, or call the model on a batch"
         )
     find_layers(model)  # raises where one is refused by name
-    (everything,), batches = (small_batches(model, data, ptr) for ptr in (torch.tensor([0, NUM_NODES]), PTR))
+    (everything,), batches = (small_batches(model, data, ptr) for ptr in (PTR[[0, -1]], PTR))
     with undisturbed(model), varied(model), eager():
         whole = _Run(everything)
         try:

@@ -35,9 +35,8 @@ def check_inputs(data: Data, inputs: Inputs, given: Arguments) -> None:
         return
     num_nodes = int(data.num_nodes)
     middle, last = num_nodes // 2, num_nodes - _NODES
-    ptr = torch.tensor(
-        [0, _NODES, middle, middle + _NODES, last, num_nodes] if last > 3 * _NODES else [0, middle, num_nodes]
-    )
+    starts = [0, _NODES, middle, middle + _NODES, last, num_nodes] if last > 3 * _NODES else [0, middle, num_nodes]
+    ptr = torch.tensor(starts, device="cpu")
     loader = SubgraphLoader(copy.copy(data).cpu(), ptr, bipartite=False, prefetch=0)
     batch = next(iter(loader.only([range(0, ptr.numel() - 1, 2)])))
     try:
@@ -48,7 +47,8 @@ def check_inputs(data: Data, inputs: Inputs, given: Arguments) -> None:
     for value, other in zip(values, others, strict=False):
         if is_adjacency(value) and is_adjacency(other):
             is_same = torch.equal(
-                _into(value, torch.arange(num_nodes))[ids[:batch_size]], _into(other, ids)[:batch_size]
+                _into(value, torch.arange(num_nodes, device=ids.device))[ids[:batch_size]],
+                _into(other, ids)[:batch_size],
             )
         elif isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape[:1] == (num_nodes,):
             is_same = same(value.detach()[ids.to(value.device)].cpu(), other.detach().cpu())

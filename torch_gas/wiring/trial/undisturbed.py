@@ -39,7 +39,7 @@ def undisturbed(model: Module) -> Iterator[None]:
         model.eval()
         try:
             for norm in norms:
-                like = next(norm.parameters(), torch.empty(0))
+                like = next(norm.parameters(), torch.empty(0, device="cpu"))
                 norm.running_mean, norm.running_var = (
                     like.new_zeros(norm.num_features),
                     like.new_ones(norm.num_features),
