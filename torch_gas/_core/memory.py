@@ -95,6 +95,7 @@ def fingerprint(tensors: Sequence[Tensor], lines: int = 0) -> int:
         False
     """
     call = "fingerprint"
+    checks.kind(call, "tensors", tensors, Sequence, "a sequence of tensors")
     checks.size(call, "lines", lines)
     given: list[int] = []
     copies = []  # which live as long as they are read
