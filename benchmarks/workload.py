@@ -116,6 +116,8 @@ def without_histories(model: ScalableGNN) -> ScalableGNN:
     def zeros_for_halo(
         history: Any, x: Tensor, batch_size: int | None = None, n_id: Tensor | None = None, *_: Any
     ) -> Tensor:
+        assert model._session.call is not None
+        model._session.call.used.add(history)  # as far as the model is told
         if n_id is None or batch_size is None:  # the whole graph has no halo
             return x
         return join(x[:batch_size], appended(x[:batch_size], n_id.numel() - batch_size, Tensor.zero_))

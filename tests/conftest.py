@@ -19,6 +19,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from torch_gas.partition import record
+
 # A time limit per example only measures how busy the machine is.
 settings.register_profile("torch_gas", deadline=None)
 settings.load_profile("torch_gas")
@@ -61,6 +63,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = {item for cases in tests.values() for item in sample(cases)}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+@pytest.fixture(autouse=True)
+def forget_partitions() -> Iterator[None]:
+    """What another test has partitioned says nothing of the order of this one's graphs."""
+    yield
+    record._orders.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -259,7 +260,7 @@ def test_dropout_bad_arguments(edge_index: Tensor) -> None:
 # --- modules of PyGAS -----------------------------------------------------------------------------
 
 
-def test_modules_of_pygas() -> None:
+def test_modules_of_pygas(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "data": "get_data get_planetoid get_wikics get_coauthor get_amazon get_arxiv get_products get_yelp get_flickr "
         "get_reddit get_ppi get_sbm",
@@ -275,6 +276,7 @@ def test_modules_of_pygas() -> None:
             exec(f"from torch_gas.{module} import {name}", found)  # as scripts say it
             assert callable(found[name])
             assert getattr(torch_gas, name, found[name]) is found[name]
+    monkeypatch.delitem(sys.modules, "torch_gas.utils", raising=False)  # which warns where it is imported first
     with pytest.warns(DeprecationWarning, match="torch_gas.utils is torch_gas.pygas"):
         from torch_gas.utils import index2mask
     assert index2mask(torch.tensor([1]), 3).tolist() == [False, True, False]

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-# How torch says it, beside its error for CUDA.
-_ALLOCATES = re.compile("(can't|tried to) allocate|not enough memory|(calculation|multiplication) overflow")
+# How torch says it.
+_ALLOCATES = re.compile(r"allocate (\d+) bytes")
+_OVERFLOWS = re.compile("(calculation|multiplication) overflow")
 
 
 @contextmanager
 def fitting(what: str) -> Iterator[None]:
-    """Has errors say that ``what``, an argument and its value, takes more memory than there is on the host.
+    """Has errors say that ``what``, an argument and its value, takes more memory than the machine has.
+
+    Where there is too little just now, errors stay as they are.
 
     Raises:
         ValueError: in place of the error of an allocation.
     """
     try:
         yield
-    except (RuntimeError, OverflowError, MemoryError, OSError) as error:
-        of_others = isinstance(error, torch.OutOfMemoryError) or not _ALLOCATES.search(str(error))
-        if isinstance(error, RuntimeError) and of_others:
-            raise
-        if isinstance(error, OSError) and error.errno != errno.EFBIG:
+    except (RuntimeError, OverflowError, OSError) as error:
+        if isinstance(error, RuntimeError):
+            found = _ALLOCATES.search(str(error))
+            never = _OVERFLOWS.search(str(error)) or (found is not None and int(found[1]) > _memory())
+        else:
+            never = isinstance(error, OverflowError) or error.errno == errno.EFBIG
+        if not never:
             raise
         raise ValueError(f"{what} takes more memory, or a larger file, than there can be: check it") from error
+
+
+def _memory() -> int:
+    """Bytes of physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -132,7 +132,9 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Any, adj: An
         _compare_given(model, origin, given)
     if rows is not None:
         rows = None if learns else record.rows if same_rows else rows.clone()
-    if call.session.passes.differ(model, (record.digest, record.epoch, record.index), rows, num_edges):
+    if call.session.passes.differ(
+        model, (record.digest, record.batch_size, record.epoch, record.index), rows, num_edges
+    ):
         raise ValueError(
             f"{model._name}: this batch had other features or edges in an earlier call of this step, whose embeddings this one "
             f"would read and overwrite. For a second view or a corrupted pass, {_OWN}"
