@@ -80,7 +80,7 @@ VALID = {
     ("_core.batch_rows", "table", "one column less"): "rows may have any width",
     ("_core.batch_rows", "table", "flat"): "rows may be single numbers",
     ("_core.batch_rows", "table", "integers"): "rows may be of any type",
-    ("_core.batch_rows", "halo", "one row *"): "a halo may have any size",
+    ("_core.batch_rows*", "halo", "one row *"): "a halo may have any size",
     ("FileTier", "path", "an unknown name"): "it becomes the name of a folder",
     ("ScalableGNN.keep_hot", "n_id", "one row less"): "any rows may be hot",
     ("store_features", "path", "an unknown name"): "it becomes the name of a file",

@@ -22,7 +22,15 @@ from torch_gas._core.memory import advise_huge_pages, fingerprint, register
 from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
-from torch_gas._core.rows import batch_rows, gather_rows, is_table, read_chunks, scatter_rows, write_chunks
+from torch_gas._core.rows import (
+    batch_rows,
+    batch_rows_of,
+    gather_rows,
+    is_table,
+    read_chunks,
+    scatter_rows,
+    write_chunks,
+)
 from torch_gas._core.storage import SCALED_TYPES, row_shape, sent_dtype, stored_width
 from torch_gas._core.stream import STREAM_PASSES, stream_parts
 from torch_gas._core.subgraph import Subgraph, subgraph
@@ -30,7 +38,7 @@ from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "adjacent_pairs",
-    "advise_huge_pages", "batch_rows", "clear_rows", "dropout", "entry_dots", "entry_softmax",
+    "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots", "entry_softmax",
     "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table", "noted_failure", "product",
     "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width",
     "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -212,22 +214,28 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
         >>> batch_rows(torch.arange(5.0), torch.tensor([3]), torch.tensor([2]), halo=torch.tensor([0]))
         tensor([3., 4., 0.])
     """
-    call = "batch_rows"
-    _table(call, table)
-    halo = checks.ids(call, "halo", halo)
-    offset, count = checks.ranges(call, "offset", offset, count)
-    batch_size = int(count.clamp(0, table.shape[0]).sum())
-    rows = _output(call, table, batch_size + halo.numel(), dtype, None, torch.device("cpu"))
-    check_placement(call, table, "halo", rows.device)
-    _fill(table, offset, count, halo, rows, batch_size)
-    return rows
+    return batch_rows_of([table], offset, count, halo, dtype)[0]
 
 
 @naming("batch_rows", index="halo")
-def _fill(table: Table, offset: Tensor, count: Tensor, halo: Tensor, rows: Tensor, batch_size: int) -> None:
-    """Both reads of :func:`batch_rows`, whose arguments have been checked: once a batch, not once a read."""
-    move("read_chunks", table, rows[:batch_size], offset.data_ptr(), count.data_ptr(), offset.numel())
-    move("gather_rows", table, rows[batch_size:], ID_BITS[halo.dtype], halo.data_ptr())
+def batch_rows_of(
+    tables: Sequence[Table], offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """:func:`batch_rows` of several tables, for which the ids of a batch are checked once."""
+    call = "batch_rows"
+    checks.kind(call, "tables", tables, Sequence, "a sequence of tables")
+    halo = checks.ids(call, "halo", halo)
+    offset, count = checks.ranges(call, "offset", offset, count)
+    found, device = [], torch.device("cpu")
+    for table in tables:
+        _table(call, table)
+        batch_size = int(count.clamp(0, table.shape[0]).sum())
+        rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
+        check_placement(call, table, "halo", device)
+        move("read_chunks", table, rows[:batch_size], offset.data_ptr(), count.data_ptr(), offset.numel())
+        move("gather_rows", table, rows[batch_size:], ID_BITS[halo.dtype], halo.data_ptr())
+        found.append(rows)
+    return found
 
 
 def is_table(value: object) -> bool:

@@ -18,12 +18,12 @@ from torch_geometric.data import Data
 
 from torch_gas import _core
 from torch_gas._util.version import version
-from torch_gas.batch.cache import SAMPLE_OF_DATA
+from torch_gas.batch.cache import glance
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, in_memory, is_matrix, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.graph.sample import Samples, constants, sample
@@ -77,14 +77,17 @@ class Builder:
         batch[self.key] = adj
         for key in self.other_keys:
             del batch[key]
+        halo, tables = n_id[batch_size:], []
         for key in self.node_keys:
             value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
             if isinstance(value, StoredFeatures):
-                batch[key] = value.batch_rows(offset, count, n_id[batch_size:])
+                batch[key] = value.batch_rows(offset, count, halo)
             elif dim == 0 and _core.is_table(value):
-                batch[key] = _core.batch_rows(value, offset, count, n_id[batch_size:])
+                tables.append(key)
             else:
                 batch[key] = take(value, n_id, dim)
+        found = _core.batch_rows_of([self.data[key] for key in tables], offset, count, halo)
+        batch.update(dict(zip(tables, found, strict=True)))
         e_id = sub.e_id if self.csr.perm is None else self.csr.perm.index_select(0, sub.e_id)
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
@@ -208,8 +211,7 @@ def _signature(data: Data) -> list[tuple[str, Any]]:
     key, adj = find_adjacency(data)
     tensors = tensors_of(adj)
     versions = [(version(tensor), tensor.requires_grad) for tensor in tensors]
-    # A sample for what torch does not count: all of the edges take a share of an epoch.
-    edges = (id(adj), versions, _core.fingerprint(in_memory(tensors), SAMPLE_OF_DATA))
+    edges = (id(adj), versions, glance(tensors))
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
     return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, edges), *sorted(shapes)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import in_memory, tensors_of
 
 SAMPLE = 8  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
-SAMPLE_OF_DATA = 4096  # the same of each tensor of a graph, before each epoch: all of one of 256 KB
+WHOLE, SAMPLE_OF_DATA = (
+    2**19,
+    256,
+)  # bytes of a tensor of a graph that is read before each epoch, and lines of a larger one
 
 
 class BatchCache:
@@ -88,7 +92,7 @@ class Contents:
         self._objects = [*values, *listed]
         tensors = [tensor for value in values for tensor in tensors_of(value)]
         self._facts = [
-            _core.fingerprint(in_memory(tensors), SAMPLE_OF_DATA if sample else 0),
+            glance(tensors) if sample else _core.fingerprint(in_memory(tensors)),
             *((version(tensor), tensor.requires_grad) for tensor in tensors),
             *(value.tobytes() for value in values if isinstance(value, np.ndarray)),
         ]
@@ -97,6 +101,16 @@ class Contents:
         """Whether attributes are other objects, or hold other values."""
         same = len(self._objects) == len(other._objects) and self._facts == other._facts
         return not same or any(a is not b for a, b in zip(self._objects, other._objects, strict=True))
+
+
+def glance(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """Fingerprints of what torch does not count: of tensors that are as short as labels, and of samples of others.
+
+    All of features and edges would take a share of an epoch.
+    """
+    there = in_memory(tensors)
+    whole = [tensor for tensor in there if tensor.nbytes <= WHOLE]
+    return _core.fingerprint(whole), _core.fingerprint([each for each in there if each.nbytes > WHOLE], SAMPLE_OF_DATA)
 
 
 def learned(data: Data) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -99,7 +99,8 @@ class Epochs:
         if not self._is_known:
             yield
             return
-        with torch.device("cpu"):  # where torch's samplers draw, whatever the default device is
+        # Torch's samplers draw on the default device. Its context has all calls of torch go through Python, so only where needed.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
             if epoch.batches is None:
                 epoch.batches = list(self.batch_sampler)
             states = [generator.get_state() for generator in self.generators]

@@ -24,7 +24,7 @@ from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
-from torch_gas.graph.sample import Samples, agree
+from torch_gas.graph.sample import Samples
 from torch_gas.transfer import Event
 
 MakeBatch = Callable[[], SubData]
@@ -109,7 +109,7 @@ class SubgraphLoader(DataLoader[SubData]):
         self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
         self._features: Samples = {}
         self._contents: Contents | None = None  # of which the kept batches are
-        self._learns = False  # whether gradients are wanted of the graph's attributes
+        self._learned: str | None = None  # an attribute of the graph that gradients are wanted of
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("SubgraphLoader: give seed or generator, not both")
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
@@ -169,24 +169,18 @@ class SubgraphLoader(DataLoader[SubData]):
     def _serve(self, tasks: Callable[[], Iterator[MakeBatch]], epoch: Epoch | None = None) -> Iterator[SubData]:
         """The batches that ``tasks`` make, where the model can use them."""
         self.builder.check_unchanged()
-        name = learned(self.data)
-        self._learns = name is not None
-        if self.num_workers > 0:
-            self.builder.check_sendable(name)
         if self._process != os.getpid():
             _of_parents.append(self._iterator)  # of workers that persist
             self._iterator, self._process = None, os.getpid()
         contents = Contents(self.data, sample=self._cache.capacity == 0 and not self.persistent_workers)
         if self._contents is None or contents.differ(self._contents):
-            self._contents = contents
+            self._contents, self._features = contents, self.builder.features()
+            self._learned = learned(self.data)
             self._cache = BatchCache(self._cache.capacity)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
-        features = self.builder.features()
-        if features.keys() != self._features.keys() or not all(
-            agree(features[name], self._features[name]) for name in features
-        ):
-            self._features = features  # one object for all epochs, so that models compare it once
+        if self.num_workers > 0:
+            self.builder.check_sendable(self._learned)
         self.builder.graph_key  # noqa: B018  # before workers start, which would each compute it
         for batch, arrived, ahead in self._batches(tasks()):
             if self._courier is not None and arrived is not None:
@@ -202,7 +196,7 @@ class SubgraphLoader(DataLoader[SubData]):
             self._courier = Courier(self.device)
         ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         # Rows that are learned change in each step: a batch that was made ahead would have older ones.
-        prefetch = 0 if self._learns else self.prefetch
+        prefetch = 0 if self._learned else self.prefetch
         if prefetch == 0 or (self.num_workers > 0 and self._courier is None):
             for task in tasks:
                 yield *self._send(task), ahead
@@ -290,7 +284,7 @@ class SubgraphLoader(DataLoader[SubData]):
         return (self.builder.halo(self._parts[i : i + size]) for i in range(0, len(self._parts), size))
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
-        if self._cache.capacity == 0 or self._learns:  # a gradient reaches the graph through a batch of this step
+        if self._cache.capacity == 0 or self._learned:  # a gradient reaches the graph through a batch of this step
             return self._build(parts)
         kept = self._cache.get(parts)
         if kept is not None:
