@@ -274,7 +274,7 @@ class History(torch.nn.Module):
             self._mark(-1, n_id, offset, count)
             raise
         self._row_dtype = x.dtype
-        self.mark(n_id, offset, count)
+        self._mark(int(self.clock), n_id, offset, count)
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
@@ -310,17 +310,22 @@ class History(torch.nn.Module):
     @naming("History.mark", index="n_id")
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
-        self._mark(int(self.clock), n_id, offset, count)
-
-    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
+        now = int(self.clock)
         if offset is not None and count is not None:
             checks.ranges("mark", "offset", offset, count)
+        elif n_id is not None:  # ids that no push has checked
+            ids = n_id.to(self.pushed_at.device)
+            return _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
+        self._mark(now, n_id, offset, count)
+
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
+        """Of rows that the core has written, and so are there."""
+        if offset is not None and count is not None:
             num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
             times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
             _core.write_chunks(self.pushed_at, offset, count, times)
         elif n_id is not None:
-            ids = n_id.to(self.pushed_at.device)
-            _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
+            self.pushed_at.index_fill_(0, n_id.to(self.pushed_at.device, torch.int64), now)
         else:
             self.pushed_at.fill_(now)
 
@@ -432,18 +437,15 @@ class History(torch.nn.Module):
 
 
 _NOT_SHARED = (
-    "keep_hot: hot rows cannot follow what other processes write to a table in shared memory; call keep_hot(None), or leave out "
-    "share_memory()"
+    "keep_hot: hot rows cannot follow what other processes write; call keep_hot(None) or leave out share_memory()"
 )
 
 
 def _reduce_for_process(history: History) -> Any:
     memory = history.table.base
     if isinstance(memory, MemoryTable) and memory.is_registered and not memory.is_shared:
-        raise RuntimeError(
-            "History: torch.multiprocessing would move a table away from memory that a GPU reads; call model.share_memory() "
-            "before, best before .to('cuda')"
-        )
+        advice = "call model.share_memory() before, best before .to('cuda')"
+        raise RuntimeError(f"History: torch.multiprocessing would move a table from memory that a GPU reads; {advice}")
     return history.__reduce_ex__(2)
 
 
