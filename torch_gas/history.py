@@ -87,9 +87,8 @@ class History(torch.nn.Module):
     ) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError(
-                f"History: num_embeddings and embedding_dim must be at least 1, but are {num_embeddings} and {embedding_dim}"
-            )
+            sizes = f"{num_embeddings} and {embedding_dim}"
+            raise ValueError(f"History: num_embeddings and embedding_dim must be at least 1, but are {sizes}")
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
@@ -436,9 +435,7 @@ class History(torch.nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, dtype={self.table.dtype}, tier={self.tier!r}"
 
 
-_NOT_SHARED = (
-    "keep_hot: hot rows cannot follow what other processes write; call keep_hot(None) or leave out share_memory()"
-)
+_NOT_SHARED = "keep_hot: hot rows cannot follow what other processes write; call keep_hot(None), or share no memory"
 
 
 def _reduce_for_process(history: History) -> Any:
