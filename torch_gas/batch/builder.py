@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 from torch_gas import _core
 from torch_gas._util.version import version
-from torch_gas.batch.cache import glance
+from torch_gas.batch.cache import WHOLE_EDGES, glance
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.attributes import take
@@ -211,7 +211,7 @@ def _signature(data: Data) -> list[tuple[str, Any]]:
     key, adj = find_adjacency(data)
     tensors = tensors_of(adj)
     versions = [(version(tensor), tensor.requires_grad) for tensor in tensors]
-    edges = (id(adj), versions, glance(tensors))
+    edges = (id(adj), versions, glance(tensors, WHOLE_EDGES))
     shapes = [(k, _shape(v)) for k, v in data.to_dict().items() if k != key]
     return [("num_nodes", data.num_nodes), ("num_edges", data.num_edges), (key, edges), *sorted(shapes)]
 

@@ -19,8 +19,10 @@ from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import in_memory, tensors_of
 
 SAMPLE = 8  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
-WHOLE, SAMPLE_OF_DATA = (
+# Before each epoch, a tensor of a graph is read where it has no more bytes than that, and so many lines of a larger one.
+WHOLE, WHOLE_EDGES, SAMPLE_OF_DATA = (
     2**19,
+    2**18,
     256,
 )  # bytes of a tensor of a graph that is read before each epoch, and lines of a larger one
 
@@ -84,10 +86,11 @@ class Contents:
     Args:
         data: the graph.
         sample: whether to look at a part of each large tensor for what torch does not count.
+        beside: an attribute that is looked at elsewhere.
     """
 
-    def __init__(self, data: Data, sample: bool) -> None:
-        values = list(data.to_dict().values())
+    def __init__(self, data: Data, sample: bool, beside: Any = None) -> None:
+        values = [value for value in data.to_dict().values() if value is not beside]
         listed = [item for value in values if isinstance(value, (list, tuple)) for item in value]
         self._objects = [*values, *listed]
         tensors = [tensor for value in values for tensor in tensors_of(value)]
@@ -103,14 +106,14 @@ class Contents:
         return not same or any(a is not b for a, b in zip(self._objects, other._objects, strict=True))
 
 
-def glance(tensors: Iterable[Tensor]) -> tuple[int, int]:
-    """Fingerprints of what torch does not count: of tensors that are as short as labels, and of samples of others.
+def glance(tensors: Iterable[Tensor], most: int = WHOLE) -> tuple[int, int]:
+    """Fingerprints of what torch does not count: of tensors of at most so many bytes (labels, say), and of samples of others.
 
     All of features and edges would take a share of an epoch.
     """
     there = in_memory(tensors)
-    whole = [tensor for tensor in there if tensor.nbytes <= WHOLE]
-    return _core.fingerprint(whole), _core.fingerprint([each for each in there if each.nbytes > WHOLE], SAMPLE_OF_DATA)
+    whole = [tensor for tensor in there if tensor.nbytes <= most]
+    return _core.fingerprint(whole), _core.fingerprint([each for each in there if each.nbytes > most], SAMPLE_OF_DATA)
 
 
 def learned(data: Data) -> str | None:

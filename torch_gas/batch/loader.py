@@ -172,7 +172,8 @@ class SubgraphLoader(DataLoader[SubData]):
         if self._process != os.getpid():
             _of_parents.append(self._iterator)  # of workers that persist
             self._iterator, self._process = None, os.getpid()
-        contents = Contents(self.data, sample=self._cache.capacity == 0 and not self.persistent_workers)
+        is_sampled = self._cache.capacity == 0 and not self.persistent_workers
+        contents = Contents(self.data, is_sampled, beside=self.builder.adj if is_sampled else None)
         if self._contents is None or contents.differ(self._contents):
             self._contents, self._features = contents, self.builder.features()
             self._learned = learned(self.data)
