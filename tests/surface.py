@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from torch_gas import (
 from torch_gas.extensions import refresh, regularization
 
 N, C = 12, 4
+FOLDER = tempfile.TemporaryDirectory()  # of the files that calls make
 PTR = torch.tensor([0, 4, 8, N])
 
 
@@ -203,8 +205,8 @@ def _() -> Call:
 
 
 def fresh() -> str:
-    """The name of a new file."""
-    return f"{len(os.listdir())}.table"
+    """The name of a new file, wherever the process is."""
+    return os.path.join(tempfile.mkdtemp(dir=FOLDER.name), "table")
 
 
 def table() -> FileTable:
