@@ -235,7 +235,7 @@ def complaint(attack: Attack) -> str | None:
         given = answer(attack)
     except DOCUMENTED:
         return None
-    except Exception as error:
+    except Exception as error:  # of any type: those that are not documented are what is looked for
         return f"failed with {type(error).__name__}: {error}"
     if attack.kind in NOT_THE_SAME or (attack.call, attack.kind) == BY_POSITION:
         return None

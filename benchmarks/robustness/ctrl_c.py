@@ -244,7 +244,7 @@ def moment(scenario: Scenario, number: int, folder: Path) -> tuple[bool, int, st
         assert not left, f"{left} left behind"
         gc.collect(0)
         assert open_files() <= files, "a file is still open"
-    except Exception as error:
+    except Exception as error:  # of any type: whatever was left half done may raise it
         return came, count, f"{type(error).__name__}: {error}"
     return came, count, ""
 

@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def damage(content: bytes, chance: random.Random) -> bytes:
     return bytes(raw)
 
 
-class Kind:
+class Kind(ABC):
     """A kind of file, by default one that is damaged byte by byte.
 
     Attributes:
@@ -85,13 +86,13 @@ class Kind:
         self.whole = path.read_bytes()
         self.right = self.read()
 
+    @abstractmethod
     def write(self) -> None:
         """Writes a whole file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Any:
         """What the file holds, in lists and dictionaries of tensors and other values."""
-        raise NotImplementedError
 
     def state(self) -> Any:
         """What must be as it was after an error."""
@@ -105,7 +106,7 @@ class Kind:
         before = copy.deepcopy(self.state())
         try:
             read = self.read()
-        except Exception as error:
+        except Exception as error:  # of any type: those that are not documented are what is looked for
             if not isinstance(error, self.documented):
                 return f"{type(error).__name__}: {error}"
             return "documented" if same(self.state(), before) else f"changed before {error}"

@@ -8,7 +8,7 @@ import os
 import random
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,6 @@ from torch_gas.extensions.refresh import BeforeTraining
 from torch_gas.models import SAGE
 
 N = 60
-
-
-@pytest.fixture(autouse=True)
-def random_states() -> Iterator[None]:
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])
-    torch.set_rng_state(before[2])
 
 
 class Counted(SAGE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,6 @@ from torch_gas.models import GCN
 N = 60
 PTR = torch.tensor([0, 5, 12, 18, 23, 30, 34, 41, 48, 55, N])
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture(autouse=True)
-def random_states() -> Iterator[None]:
-    """Loading a checkpoint sets all random states, which other tests must not see."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])
-    torch.set_rng_state(before[2])
 
 
 def graph() -> Data:

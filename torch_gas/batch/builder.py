@@ -172,7 +172,7 @@ class Builder:
                 del rest[key]
         try:
             ForkingPickler.dumps(rest)
-        except Exception as error:
+        except Exception as error:  # of any type, as the objects are the user's
             advice = "leave out what cannot be pickled, or make the loader with num_workers=0"
             raise TypeError(f"SubgraphLoader: workers cannot send what data holds: {error}; {advice}") from error
 

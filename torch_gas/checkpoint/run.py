@@ -183,7 +183,7 @@ class _Load(NamedTuple):
     def do(self) -> None:
         try:
             self.function(self.state)
-        except Exception as error:
+        except Exception as error:  # of any type, as the objects are the user's
             raise ValueError(
                 f"checkpoint.load: {self.name} refuses its state, and nothing was changed: {error}"
             ) from error

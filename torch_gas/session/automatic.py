@@ -42,10 +42,8 @@ class Automatic(Handler):
             return None
         if self.model.histories[need.number] not in replay.exact:
             return None
-        if place.kind == "output":
-            self.met.update(
-                inner for inner in self.found.needs if inner.scope == place.scope
-            )  # nothing is computed there
+        if place.kind == "output":  # nothing is computed inside of that layer
+            self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
         return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:

@@ -72,9 +72,8 @@ class Call:
         self.places: Places | None = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
-        self._halo = torch.empty(
-            0, dtype=torch.int64, device="cpu"
-        )  # ids of the halo whose rows the pool was asked for
+        # Ids of the halo whose rows the pool was asked for.
+        self._halo = torch.empty(0, dtype=torch.int64, device="cpu")
         self.on_own_graph = num_rows == self.model.num_nodes
         self.origin: Origin | None = None
         self._leaves_alone = False
