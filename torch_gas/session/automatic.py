@@ -38,9 +38,10 @@ class Automatic(Handler):
         """Rows of any value where inference knows the exact ones, which :meth:`at` then gives."""
         replay = self.model._session.replay
         need = self.found.needs.get(place)
-        if replay is None or need is None or need.action != "history" or self.call.batch_size is None:
+        if replay is None or self.call.batch_size is None:
             return None
-        if self.model.histories[need.number] not in replay.exact:
+        if need is None or need.action != "history" or self.model.histories[need.number] not in replay.exact:
+            replay.computes()
             return None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,7 +77,9 @@ class Call:
         self.on_own_graph = num_rows == self.model.num_nodes
         self.origin: Origin | None = None
         self._leaves_alone = False
-        self.is_step = self.n_id is not None and self.model.training and torch.is_grad_enabled()
+        self.is_step = (
+            self.n_id is not None and self.model.training and torch.is_grad_enabled() and session.replay is None
+        )
         self.neighbors = "in" if self.record is None else self.record.neighbors
 
     # -- arguments -----------------------------------------------------------------------------------------------------
@@ -240,18 +242,19 @@ class Call:
         if self.n_id is None or self.batch_size is None:
             return
         if session.replay is not None:  # which reads rows of the batch as well
-            self._ask(session.replay.exact, self.n_id)
+            self._ask(session.replay.asked, self.n_id)
             return
         expected, session.next_batch = session.next_batch, None
         own = None if self.record is None else (self.record.digest, self.record.batch_size)
         self._halo = self.n_id[self.batch_size :] if expected is None or expected[:2] != own else expected.halo
         self._ask(histories, self._halo)
 
-    def _ask(self, histories: Sequence[History], ids: Tensor) -> None:
+    def _ask(self, histories: Iterable[History], ids: Tensor) -> None:
         """Asks for the rows ``ids``, as far as the step before has not, and for no others."""
         pool, lookahead = self.session.pool, None if self.record is None else self.record.lookahead
         if lookahead is not None and self.model.buffer_size is None and pool.overlaps:
             pool.buffer_size = max(pool.buffer_size, lookahead.largest_halo or 0)
+        histories = list(histories)
         pool.forget_pulls(*(history.table.asked_ids(ids) for history in histories))
         for history in histories:
             history.request(ids)

@@ -40,10 +40,15 @@ from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
     from torch_gas.batch.loader import SubgraphLoader
+    from torch_gas.session.call import Call
     from torch_gas.session.model import HistoryModel
     from torch_gas.session.session import Session
 
 
+OTHER_ORDER = (
+    "forward uses its histories in another order on another batch, so that it cannot go layer by layer over a loader; give it "
+    "one order"
+)
 BY_HAND = "inference over a loader calls it for each layer anew, and no row would be exact"
 
 
@@ -69,6 +74,17 @@ class Replay:
         self.target: History | None = None
         self.handler: Handler | None = None
 
+    @property
+    def asked(self) -> Iterable[History]:
+        """Those whose rows a pass reads."""
+        return self.exact
+
+    def begin(self, call: Call) -> None:
+        """Told that layers have been wired to a batch."""
+
+    def computes(self) -> None:
+        """Told that a convolution is about to be computed."""
+
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
         rows = x.new_empty(n_id.numel(), x.size(1))
@@ -81,10 +97,7 @@ class Replay:
         if self.target is None:
             self.target = history
         if self.target is not history:
-            raise RuntimeError(
-                "inference over a loader: forward uses its histories in another order on another batch, so that it cannot go "
-                "layer by layer; give it one order"
-            )
+            raise RuntimeError(OTHER_ORDER)
         history.write(rows, n_id[: rows.size(0)], offset, count)
         raise EndOfBatch
 
@@ -118,6 +131,7 @@ class Skipping(Handler):
         layer, replay, call = self.layers.get(place), self.session.replay, self.session.call
         assert replay is not None and call is not None and call.batch_size is not None
         if layer is None or not layer.before < len(replay.exact) <= self.sweeps:
+            replay.computes()
             return None
         return layer.rows.new_zeros(call.batch_size, *layer.rows.shape[1:])
 
@@ -201,10 +215,10 @@ def layerwise_inference(
 def _sweep(model: HistoryModel, batches: Iterable[SubData], output: _Output) -> bool:
     """One pass over the batches; whether it ran to the end of ``forward`` and the output is complete."""
     for batch in batches:
-        output.count(batch)
+        output.coverage.count(batch)
         with suppress(EndOfBatch):
             output.add(model(batch.to(model.device)), batch)
-    output.check_complete()
+    output.coverage.check()
     return output.spec is not None
 
 
@@ -216,6 +230,28 @@ def _perm_of(data: Data) -> Tensor:
             "none; leave it out where the graph was never permuted, or bring rows back by unpermute(out, perm)"
         )
     return check_perm(data.perm, data.num_nodes, "inference over a loader: data.perm").cpu()
+
+
+class Coverage:
+    """Counts the nodes of batches, which are to hold each of N nodes once."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes, self.rows = num_nodes, 0
+        self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
+
+    def count(self, batch: SubData) -> None:
+        """Counts the nodes of ``batch`` as seen."""
+        self.rows += batch.batch_size
+        self.seen[batch.n_id[: batch.batch_size]] = True
+
+    def check(self) -> None:
+        """Raises ValueError unless each node was seen once."""
+        distinct = int(self.seen.sum())
+        if self.rows != self.num_nodes or distinct != self.num_nodes:
+            raise ValueError(
+                f"the batches of the loader hold {self.rows} nodes, {distinct} of them distinct, but the graph has "
+                f"{self.num_nodes}; each node is needed once: use EvalSubgraphLoader, without drop_last"
+            )
 
 
 class _Output:
@@ -231,9 +267,8 @@ class _Output:
     ) -> None:
         self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
         self.perm = perm  # where the row of each node goes; by default to its own id
-        self.rows = 0
+        self.coverage = Coverage(num_nodes)
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
-        self.seen = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
         self.leaves: list[Any] = []
         self.num_files = 0
 
@@ -284,19 +319,6 @@ class _Output:
         if hasattr(os, "posix_fallocate"):  # or a full disk would be a signal that ends the process, later on
             os.posix_fallocate(file.fileno(), begin, max(size, 1))
         return torch.from_numpy(np.memmap(file, rows.dtype, "r+", begin, shape))
-
-    def count(self, batch: SubData) -> None:
-        """Counts the nodes of ``batch`` as seen."""
-        self.rows += batch.batch_size
-        self.seen[batch.n_id[: batch.batch_size]] = True
-
-    def check_complete(self) -> None:
-        distinct = int(self.seen.sum())
-        if self.rows != self.num_nodes or distinct != self.num_nodes:
-            raise ValueError(
-                f"the batches of the loader hold {self.rows} nodes, {distinct} of them distinct, but the graph has "
-                f"{self.num_nodes}; inference needs each node once: use EvalSubgraphLoader, without drop_last"
-            )
 
     def value(self) -> Any:
         return pytree.tree_unflatten(self.leaves, self.spec)

@@ -129,16 +129,17 @@ class HistoryModel(Module):
         for extension in self.extensions:
             self._add_tables(extension)
 
-    def _new_table(self, width: int, name: str) -> History:
-        options = self._history_options
+    def _new_table(self, width: int, name: str, **changed: Any) -> History:
+        options = self._history_options | changed
         if isinstance(options["tier"], FileTier):
             options = {**options, "tier": options["tier"].part(name)}
         return History(self.num_nodes, width, **options)
 
     def _add_tables(self, extension: Extension) -> None:
+        changed: dict[str, Any] = {"dtype": None, "persistent": False} if extension.sums else {}
         for name in extension.tables:
             tables = [
-                self._new_table(history.embedding_dim, f"{name}_{number}").to(self.device)
+                self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device)
                 for number, history in enumerate(self.histories)
             ]
             self.extension_tables[name] = ModuleList(tables)

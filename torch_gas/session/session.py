@@ -89,7 +89,8 @@ class Session:
         """A call of the model with checked arguments, whose transfers are under way."""
         self.clean_up()
         model = self.model
-        if self.call is None and model.training and torch.is_grad_enabled() and ids[1] is not None:
+        is_step = model.training and torch.is_grad_enabled() and ids[1] is not None and self.replay is None
+        if self.call is None and is_step:
             self._end_left_epoch(record_of(ids[0]))
             for extension in list(self.told()):
                 extension.before(model)
@@ -146,6 +147,8 @@ class Session:
 
     def wired(self, call: Call) -> None:
         """Tells extensions of a call whose layers have been wired."""
+        if self.replay is not None:
+            self.replay.begin(call)
         for extension in self.told():
             extension.begin(call)
 

@@ -1,0 +1,79 @@
+"""A criterion that a loader's batches can be summed up by: a sum over rows of the batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torch_gas.batch.data import SubData
+
+Criterion = Callable[[Any, SubData], Tensor]
+
+_HOW = (
+    "Return a sum over the batch's rows: F.cross_entropy(out[mask], y[mask], reduction=\"sum\"), divided, where a mean is wanted, "
+    "by a number of the whole graph, int(data.train_mask.sum())"
+)
+
+
+def value_of(criterion: Criterion, out: Any, batch: SubData) -> Tensor:
+    """The loss of a batch, a scalar."""
+    loss: Any = criterion(out, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        what = f"a tensor of {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"ExactGradient: the criterion must return a scalar tensor, but returned {what}. {_HOW}")
+    return loss.view(())
+
+
+@torch.no_grad()
+def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -> bool:
+    """Raises ValueError if ``loss`` is not the sum of the losses of two halves; whether both told something."""
+    middle = batch.batch_size // 2
+    if middle == 0:
+        return False
+    values = []
+    for rows in (slice(0, middle), slice(middle, batch.batch_size)):
+        try:
+            values.append(value_of(criterion, _rows_of(out, rows, batch.batch_size), _part(batch, rows)))
+        except Exception as error:  # of any type, as the code is the user's
+            raise ValueError(
+                f"ExactGradient: the criterion fails on half of a batch ({type(error).__name__}: {error}), so that it cannot be "
+                f"told whether it is a sum over rows. It is called once on each half, whose batch has the rows of that half alone "
+                f"and no edges. {_HOW}. If it is such a sum and needs more than these, pass ExactGradient(..., check=False)"
+            ) from error
+    total = values[0] + values[1]
+    scale = max(float(value.abs()) for value in (*values, loss))
+    tolerance = torch.finfo(loss.dtype).eps ** 0.5
+    if not bool((total - loss).abs() <= tolerance * scale):  # not so for NaN
+        raise ValueError(
+            f"ExactGradient: the criterion is no sum over rows: a batch has {float(loss):.6g}, and its halves {float(values[0]):.6g} "
+            f"and {float(values[1]):.6g}, so that batches would not add up to the loss of the whole graph. {_HOW}. Weights of "
+            "classes are a weighted sum by numbers of the whole graph; of a loss that compares rows of different batches, compute "
+            "the gradient by the embeddings on the whole graph first, and return (out * gradient[batch.n_id[:len(out)]]).sum()"
+        )
+    return all(float(value) != 0 for value in values)
+
+
+def _rows_of(out: Any, rows: slice, batch_size: int) -> Any:
+    def cut(leaf: Any) -> Any:
+        return leaf[rows] if isinstance(leaf, Tensor) and leaf.shape[:1] == (batch_size,) else leaf
+
+    return pytree.tree_map(cut, out)
+
+
+def _part(batch: SubData, rows: slice) -> SubData:
+    """Some of the batch's rows as a batch without edges and halo."""
+    data, of_nodes = copy.copy(batch.data), {}
+    for name, value in data.to_dict().items():
+        if isinstance(value, Tensor) and data.is_node_attr(name):
+            dim = data.__cat_dim__(name, value)
+            of_nodes[name] = value.narrow(dim, rows.start, rows.stop - rows.start)
+        elif data.is_edge_attr(name):
+            del data[name]
+    n_id = of_nodes.pop("n_id", batch.n_id[rows])
+    data.update(of_nodes)
+    return SubData(data, rows.stop - rows.start, n_id)

@@ -1,0 +1,233 @@
+"""The sweeps over all batches by which a step gets the gradient of the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torch_gas._util.version import version
+from torch_gas.batch.data import SubData
+from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.history import History
+from torch_gas.session.criterion import check_is_sum, value_of
+from torch_gas.session.inference import Coverage, EndOfBatch
+from torch_gas.session.learned import Learned
+from torch_gas.session.segments import Segments
+from torch_gas.wiring.statistics import Moments
+from torch_gas.wiring.trial.handlers import same
+
+Criterion = Callable[[Any, SubData], Tensor]
+
+
+class Sweeps:
+    """One step: forward sweeps, then backward sweeps.
+
+    Args:
+        replay: what the model runs segments with.
+        loader: batches that together hold each node once.
+        tables: the gradient table of each history.
+        criterion: the loss, a sum over rows.
+        unchecked: whether that is still to be checked.
+
+    Attributes:
+        found_for: what segments depend on beside the model's code: what learns, and modes.
+    """
+
+    def __init__(
+        self, replay: Segments, loader: SubgraphLoader, tables: Iterable[History], criterion: Criterion, unchecked: bool
+    ) -> None:
+        self.replay, self.model, self.loader = replay, replay.model, loader
+        self.criterion, self.unchecked = criterion, unchecked
+        self._tables = dict(zip(self.model.histories, tables, strict=True))
+        self._learned = Learned(loader.data)
+        self._parameters = [p for p in self.model._plain.parameters() if p.requires_grad]
+        self._versions = list(map(version, self._parameters))
+        self._grads: dict[Tensor, Tensor] = {}
+        self._loss: Tensor | None = None
+        modes = [module.training for module in self.model.modules()]
+        self.found_for = ([*map(id, self._parameters)], modes, self._learned.names)
+
+    def run(self) -> Tensor:
+        """The loss; gradients wait for :meth:`commit`."""
+        replay = self.replay
+        for history in self.model._history_tables:
+            history.tick()
+        self._clear()
+        try:
+            replay.enter(0)
+            while self._forward():
+                replay.enter(replay.number + 1)
+            if not any(segment.learns for segment in replay.segments):
+                raise RuntimeError(
+                    f"ExactGradient: no parameter of {self.model._name} requires a gradient, and no attribute of the graph does"
+                )
+            for number in reversed(range(len(replay.segments))):
+                if replay.segments[number].learns:
+                    replay.enter(number)
+                    self._backward()
+        finally:
+            replay.forget()
+            self._clear()
+        assert self._loss is not None
+        return self._loss
+
+    def commit(self) -> None:
+        """Adds what was computed to ``.grad``, and moves running statistics."""
+        grads = self._grads | self._learned.grads
+        torch.autograd.backward(list(grads), list(grads.values()))
+        self.replay.statistics.step(self.replay.moments)
+
+    def _clear(self) -> None:
+        for table in self._tables.values():
+            table.table.clear()
+
+    def _batches(self) -> Iterator[SubData]:
+        """The batches of one sweep, which hold each node once."""
+        if list(map(version, self._parameters)) != self._versions:
+            raise RuntimeError(
+                "ExactGradient: parameters changed while their gradient was computed; call optimizer.step() after backward()"
+            )
+        coverage = Coverage(self.model.num_nodes)
+        for batch in self.loader:
+            coverage.count(batch)
+            yield self._learned.leaves(batch.to(self.model.device))
+        coverage.check()
+
+    def _run(self, batch: SubData) -> Any:
+        """Runs the segment under way on a batch; what ``forward`` returns where it is the last one."""
+        self.replay.forget()
+        try:
+            out = self.model(batch)
+        except EndOfBatch:
+            return None
+        return out if self.replay.rows is None else None
+
+    # -- forward -------------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> bool:
+        """Makes the history and the statistics of a segment exact; whether it was not the last."""
+        replay, segment = self.replay, self.replay.segment
+        if segment.is_known and segment.is_last:
+            return False
+        moments, dtype = Moments(), torch.float32
+        for batch in self._batches():
+            if not segment.is_known:
+                self._explore(batch)
+                if segment.is_last:
+                    return False
+            with torch.no_grad():
+                self._run(batch)
+            replay.check()
+            if replay.counted is not None:
+                moments.add(replay.counted)
+                dtype = replay.counted.dtype
+        if segment.norm is not None:
+            moments.complete(dtype)
+            replay.moments[segment.norm] = moments
+        return True
+
+    def _explore(self, batch: SubData) -> None:
+        """Finds out where the segment under way ends, what it reads, and whether it learns."""
+        replay, segment = self.replay, self.replay.segment
+        replay.explores = True
+        first = self._results(batch)
+        segment.is_known = True
+        leaves = dict(replay.leaves)
+        outputs = [each for each in first if each.requires_grad]
+        learns = [*self._parameters, *self._learned.of(batch)]
+        inputs = [*leaves.values(), *learns, *replay.statistics.leaves]
+        found: list[Tensor | None] = [None] * len(inputs)
+        if outputs:
+            found = list(
+                torch.autograd.grad(outputs, inputs, [torch.ones_like(each) for each in outputs], allow_unused=True)
+            )
+        reached = [grad is not None for grad in found]
+        segment.reads = frozenset(history for history, is_read in zip(leaves, reached, strict=False) if is_read)
+        of_rest = reached[len(leaves) :]
+        segment.learns = (
+            any(of_rest[: len(learns)])
+            or any(each in replay.learning for each in segment.reads)
+            or any(
+                is_read and replay.norm_learns(call)
+                for call, is_read in zip(replay.statistics.known, of_rest[len(learns) :: 2], strict=True)
+            )
+        )
+        replay.explores = False
+        replay.spoils = True  # what does not reach the results by a gradient may do so otherwise
+        try:
+            second = self._results(batch)
+            is_same = len(first) == len(second) and all(map(same, second, first))
+        except Exception:  # of any type: the user's code may not take such rows
+            is_same = False
+        finally:
+            replay.spoils = False
+        if not is_same:
+            segment.reads, segment.runs_on = None, False
+            if segment.history is not None:
+                segment.norm = None
+
+    def _results(self, batch: SubData) -> list[Tensor]:
+        out = self._run(batch)
+        replay = self.replay
+        found = [replay.rows, replay.counted, *pytree.tree_leaves(out)]
+        return [each for each in found if isinstance(each, Tensor) and each.is_floating_point()]
+
+    # -- backward ------------------------------------------------------------------------------------------------------
+
+    def _backward(self) -> None:
+        """Takes the gradient by what the segment under way computes to what it reads."""
+        replay, segment = self.replay, self.replay.segment
+        for batch in self._batches():
+            out = self._run(batch)
+            outputs: list[Tensor] = []
+            seeds: list[Tensor] = []
+            if segment.is_last:
+                loss = self._loss_of(out, batch)
+                outputs, seeds = [loss], [torch.ones_like(loss)]
+            else:
+                replay.check()
+            if replay.rows is not None and segment.history is not None:
+                seed = torch.empty_like(replay.rows, requires_grad=False)
+                self._tables[segment.history].table.read(batch.n_id[: batch.batch_size], seed)
+                outputs, seeds = [replay.rows], [seed]
+            if replay.counted is not None and segment.norm is not None:
+                outputs.append(replay.counted)
+                seeds.append(replay.moments[segment.norm].gradient(replay.counted))
+            self._take(batch, outputs, seeds)
+
+    def _take(self, batch: SubData, outputs: list[Tensor], seeds: list[Tensor]) -> None:
+        """Adds the gradients of ``outputs``, for these of their own, where they belong."""
+        replay = self.replay
+        pairs = [(each, seed) for each, seed in zip(outputs, seeds, strict=True) if each.requires_grad]
+        leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}
+        groups = [list(leaves.values()), replay.statistics.leaves, self._learned.of(batch), self._parameters]
+        inputs = [each for group in groups for each in group]
+        if not pairs or not inputs:
+            return
+        outputs, seeds = map(list, zip(*pairs, strict=True))
+        grads = iter(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
+        of_leaves, of_statistics, of_batch, of_parameters = ([next(grads) for _ in group] for group in groups)
+        batch_size, n_id = batch.batch_size, batch.n_id
+        for history, grad in zip(leaves, of_leaves, strict=True):
+            if grad is not None:
+                table = self._tables[history].table
+                table.add(n_id[:batch_size], grad[:batch_size])
+                table.add(n_id[batch_size:], grad[batch_size:])
+        for moments, pair in zip(replay.statistics.known.values(), zip(of_statistics[::2], of_statistics[1::2], strict=True), strict=True):
+            moments.add_gradient(*pair)
+        self._learned.add(batch, of_batch)
+        for parameter, grad in zip(self._parameters, of_parameters, strict=True):
+            if grad is not None:
+                known = self._grads.get(parameter)
+                self._grads[parameter] = grad if known is None else known.add_(grad)
+
+    def _loss_of(self, out: Any, batch: SubData) -> Tensor:
+        loss = value_of(self.criterion, out, batch)
+        if self.unchecked:
+            self.unchecked = not check_is_sum(self.criterion, out, batch, loss)
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        return loss
