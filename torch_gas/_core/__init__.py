@@ -39,9 +39,9 @@ from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
-    "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows", "adjacent_pairs",
-    "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots", "entry_softmax",
-    "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table", "noted_failure", "product",
-    "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width",
-    "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
+    "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
+    "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots",
+    "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
+    "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype",
+    "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -64,7 +64,9 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
     if table.device != device and not pinned:
         fix = f"move `{arg(name)}` to {table.device}"
         if device.type == "cuda" and table.device.type == "cpu":
-            fix = "pin the table with `pin_memory()`" + (" or pass `staging`" if call not in ("scatter_rows", "add_rows") else "")
+            fix = "pin the table with `pin_memory()`" + (
+                " or pass `staging`" if call not in ("scatter_rows", "add_rows") else ""
+            )
         raise ValueError(
             f"{called(call)}: the table must be on the device of `{arg(name)}` or, if that is a CUDA device, in "
             f"pinned host memory, but `{arg('table')}` is on {table.device} and `{arg(name)}` on {device}; {fix}"

@@ -57,8 +57,8 @@ def gather_rows(
                 [1.]], dtype=torch.float16)
     """
     call = "gather_rows"
-    _table(call, table)
     index = _index(call, index)
+    _table(call, table, index)
     device = device_of_rows(call, table, staging, index.device)
     rows = _output(call, table, index.numel(), dtype, out, device)
     if out is not None and out.dtype == index.dtype:
@@ -97,8 +97,8 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
         [1.0, 0.0, 3.0]
     """
     call = "scatter_rows"
-    _table(call, table)
     index = _index(call, index)
+    _table(call, table, index)
     _check_rows(call, "rows", rows, table, index.numel())
     rows, index = _apart(table, checks.packed(call, "rows", rows)), _apart(table, index)
     _same_device(call, index, "rows", rows)
@@ -134,8 +134,8 @@ def add_rows(table: Tensor, index: Tensor, rows: Tensor, *, ascending: bool = Fa
     call = "add_rows"
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, SUM_TYPES)
-    _table(call, table)
     index = _index(call, index)
+    _table(call, table, index)
     checks.tensor(call, "rows", rows)
     if rows.dtype not in FLOAT_TYPES or rows.dtype.itemsize > table.dtype.itemsize:
         raise TypeError(
@@ -146,12 +146,12 @@ def add_rows(table: Tensor, index: Tensor, rows: Tensor, *, ascending: bool = Fa
     rows, index = _apart(table, checks.packed(call, "rows", rows)), _apart(table, index)
     _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
-    where = (ID_BITS[index.dtype], index.data_ptr())
+    where = [ID_BITS[index.dtype], index.data_ptr()]
     if rows.is_cuda:  # where the host cannot see what ids are, and does not wait to learn it
         order = None
         if not ascending:
             index, order = index.sort(stable=True)
-        where = (ID_BITS[index.dtype], *addresses(index, order))
+        where = [ID_BITS[index.dtype], *addresses(index, order)]
     move(call, table, rows, *where)
 
 
@@ -194,8 +194,8 @@ def read_chunks(
         [3.0, 4.0, 0.0]
     """
     call = "read_chunks"
-    _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
+    _table(call, table, offset, count)
     # Counts that are out of range must reach the check of the core, and no allocation.
     num_moved = int(count.clamp(0, table.shape[0]).sum())
     rows = _output(call, table, num_moved, dtype, out, device_of_rows(call, table, staging, table.device))
@@ -232,8 +232,8 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
         [7.0, 8.0, 0.0, 9.0]
     """
     call = "write_chunks"
-    _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
+    _table(call, table, offset, count)
     _check_rows(call, "rows", rows, table, None)
     rows = _apart(table, checks.packed(call, "rows", rows))
     device_of_rows(call, table, staging, rows.device)
@@ -278,7 +278,8 @@ def batch_rows_of(
     offset, count = checks.ranges(call, "offset", offset, count)
     found, device = [], torch.device("cpu")
     for table in tables:
-        _table(call, table)
+        _table(call, table, offset, count)
+        _table(call, table, halo)
         batch_size = int(count.clamp(0, table.shape[0]).sum())
         rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
         check_placement(call, table, "halo", device)
@@ -300,9 +301,9 @@ def is_table(value: object) -> bool:
     )
 
 
-def _table(call: str, table: Table) -> None:
+def _table(call: str, table: Table, *where: Tensor) -> None:
     if isinstance(table, FileRows):
-        return
+        return table.before_use(*where)
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:

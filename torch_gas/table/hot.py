@@ -215,7 +215,9 @@ class Hot(Table):
         yield
         self._version = self.table.version if is_current else None
 
-    def _write(self, rows: Tensor, split: Split, move: Callable[[Tensor, Tensor, Tensor], None] = _core.scatter_rows) -> None:
+    def _write(
+        self, rows: Tensor, split: Split, move: Callable[[Tensor, Tensor, Tensor], None] = _core.scatter_rows
+    ) -> None:
         if self._rows is not None:
             hot = rows.detach().to(self._rows.device).index_select(0, split.hot)
             move(self._rows, split.slots, hot)

@@ -130,9 +130,11 @@ class Table(ABC):
         """
         self.codec.check_sums()
         self.wait()
+        storage = self.storage
+        assert isinstance(storage, Tensor)  # a file has another way
         rows = rows.to(self.device)
         ascending = rows.is_cuda and not ids.is_cuda and bool((ids.diff() >= 0).all())
-        _core.add_rows(self.storage, ids.to(rows.device), rows, ascending=ascending)
+        _core.add_rows(storage, ids.to(rows.device), rows, ascending=ascending)
 
     def write_ranges(self, offset: Tensor, count: Tensor, rows: Tensor) -> None:
         """Replaces ranges of rows, which start at ``offset`` [P] and have the lengths ``count`` [P], by ``rows`` [B, C]."""
