@@ -22,14 +22,15 @@
 //                      [E] or 0, node_weight [N] or 0
 //   gather_rows        table [N, C], index [M]               rows [M, C]
 //   scatter_rows       index [M], rows [M, C]                table [N, C]
+//   add_rows           index [M], rows [M, C]                table [N, C]
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
 //   write_chunks       offset, count [P], rows [M, C]        table [N, C]
-//                      (in these four, table may be a FileTable)
+//                      (in these, but add_rows, table may be a FileTable)
 //   read_ahead         index [M], of a FileTable             -
 //   clear_rows         offset, count [P]                     table [N, C], a FileTable
-//   cuda_*             the first four of these on a stream: table in device or pinned memory, index and rows
+//   cuda_*             the first five of these on a stream: table in device or pinned memory, index and rows
 //                      in device memory, offset and count in host memory
-//   staged_*           all but scatter_rows on a stream, by way of a pinned buffer: rows in device
+//   staged_*           the first and the chunks on a stream, by way of a pinned buffer: rows in device
 //                      memory, everything else in host memory
 //   dropout            x [size]                              out [size]
 //   product            rowptr [R+1], col [nnz], rows         out [R, H, C]
@@ -222,6 +223,11 @@ template <class T>
 void scatter_rows_py(const T& table, int bits, Address index, const Rows& rows, int threads) {
   Unlocked unlocked;
   dispatch_ids(bits, [&](auto id) { scatter_rows(table, at<decltype(id)>(index), rows, threads); });
+}
+
+void add_rows_py(const Table& table, int bits, Address index, const Rows& rows, int threads) {
+  Unlocked unlocked;
+  dispatch_ids(bits, [&](auto id) { add_rows(table, at<decltype(id)>(index), rows, threads); });
 }
 
 template <class T>
@@ -452,6 +458,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("gather_rows", &gather_rows_py<FileTable>);
   m.def("scatter_rows", &scatter_rows_py<Table>);
   m.def("scatter_rows", &scatter_rows_py<FileTable>);
+  m.def("add_rows", &add_rows_py);
   m.def("read_chunks", &read_chunks_py<Table>);
   m.def("read_chunks", &read_chunks_py<FileTable>);
   m.def("write_chunks", &write_chunks_py<Table>);

@@ -128,6 +128,11 @@ def scatter_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
     table[index.to(table.device).long()] = rows.to(table.device, table.dtype)
 
 
+def add_rows(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    for row, id in enumerate(index.tolist()):
+        table[id] += rows[row].to(table.dtype)
+
+
 def quantize(rows: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
     """Rows [M, C] as rows [M, C + 4] of a scaled type: elements, and the bytes of a float32 scale."""
     rows, limit = rows.float(), LARGEST[dtype]

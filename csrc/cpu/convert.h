@@ -44,6 +44,20 @@ struct Convert {
   }
 };
 
+// Adds n numbers to others of the same type or a wider one.
+template <class From, class To>
+struct Add {
+  TORCH_GAS_LOOP static void run(char* to, const char* from, int64_t n) {
+    const From* x = reinterpret_cast<const From*>(from);
+    To* y = reinterpret_cast<To*>(to);
+    if constexpr (std::is_same_v<From, To>) {
+      for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) y[i] += to_float(x[i]);
+    }
+  }
+};
+
 // The largest magnitude_bits() of n numbers.
 template <class From>
 struct LargestMagnitude {
@@ -179,6 +193,21 @@ void with_copy(DType from_type, DType to_type, int64_t num_cols, bool streamed, 
           convert(to, from, rows * num_cols);
         }
       });
+    });
+  });
+}
+
+// Calls loop(add) with add(to, from, n), which adds n numbers.
+template <class Loop>
+void with_add(DType from_type, DType to_type, const Loop& loop) {
+  dispatch_float(from_type, [&](auto from_value) {
+    dispatch_float(to_type, [&](auto to_value) {
+      using From = std::decay_t<decltype(from_value)>;
+      using To = std::decay_t<decltype(to_value)>;
+      if constexpr (sizeof(To) >= sizeof(float) && sizeof(From) <= sizeof(To)) {
+        return loop(run_loop<Add<From, To>, char*, const char*, int64_t>);
+      }
+      throw std::invalid_argument("sums must be as wide as what is added, and float32 or float64");
     });
   });
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 #include "convert.h"
@@ -67,6 +68,73 @@ bool are_distinct(const I* index, int64_t size, int64_t num_rows, int threads, F
     if (again != 0) repeated = true;
   }
   return !repeated;
+}
+
+// Tells whether ids ascend, each once. Those out of range are reported.
+template <class I>
+bool do_ascend(const I* index, int64_t size, int64_t num_rows, int threads, FirstBad& bad) {
+  std::atomic<bool> descend{false};
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    int64_t before = begin > 0 ? load_id(index + begin - 1) : -1;
+    bool ascend = true;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t id = load_id(index + i);
+      if (!in_range(id, num_rows)) return bad.report(i);
+      ascend &= before < id;
+      before = id;
+    }
+    if (!ascend) descend = true;
+  });
+  return !descend;
+}
+
+// Calls move(in_table, in_row) for each id; rows of the table are asked for ahead of that if
+// `fetched`.
+template <class I, class F>
+void for_each_id(const char* call, const Table& table, const I* index, const Rows& rows,
+                 bool fetched, bool streamed, int threads, const F& move) {
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
+  const int64_t ahead = rows_ahead(table_stride);
+  FirstBad changed;
+  parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (fetched && i + ahead < end) {
+        prefetch(table.data + index[i + ahead] * table_stride, table_stride);
+      }
+      const int64_t id = load_id(index + i);
+      if (!in_range(id, table.num_rows)) {
+        changed.report(i);
+        break;
+      }
+      move(table.data + id * table_stride, rows.data + i * rows_stride);
+    }
+    if (streamed) finish_stream();
+  });
+  check_unchanged(!changed.found(), call);
+}
+
+// The same for ids that occur several times: each is on one thread, which goes through its rows in
+// order.
+template <class I, class F>
+void for_each_sorted_id(const char* call, const Table& table, const I* index, const Rows& rows,
+                        int threads, const F& move) {
+  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
+  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
+  std::vector<std::pair<int64_t, int64_t>> items;  // id and position, so that no two are equal
+  items.reserve(rows.num_rows);
+  for (int64_t i = 0; i < rows.num_rows; ++i) {
+    items.emplace_back(load_id(index + i), i);
+    check_unchanged(in_range(items.back().first, table.num_rows), call);
+  }
+  std::sort(items.begin(), items.end());
+  const auto goes_on = [&](int64_t i) { return i > 0 && items[i].first == items[i - 1].first; };
+  parallel_for(rows.num_rows, rows_grain(table.num_cols), threads, [&](int64_t begin, int64_t end) {
+    while (begin < end && goes_on(begin)) ++begin;  // it belongs to the piece before
+    for (int64_t i = begin; begin < end && i < rows.num_rows && (i < end || goes_on(i)); ++i) {
+      move(table.data + items[i].first * table_stride, rows.data + items[i].second * rows_stride);
+    }
+  });
 }
 
 Ranges checked_ranges(const char* call, int64_t num_rows, const int64_t* offset,
@@ -139,57 +207,41 @@ Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* 
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   if (table.num_cols == 0) return;  // and there may be no memory
-  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
-  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
-  const int64_t ahead = rows_ahead(table_stride);
-  const bool streamed = is_streamed(rows.data, rows_stride, rows.num_rows);
-  FirstBad changed;
+  const bool streamed =
+      is_streamed(rows.data, row_bytes(rows.dtype, table.num_cols), rows.num_rows);
   with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     if (i + ahead < end) {
-                       prefetch(table.data + index[i + ahead] * table_stride, table_stride);
-                     }
-                     const int64_t id = load_id(index + i);
-                     if (!in_range(id, table.num_rows)) {
-                       changed.report(i);
-                       break;
-                     }
-                     copy(rows.data + i * rows_stride, table.data + id * table_stride, 1);
-                   }
-                   if (streamed) finish_stream();
-                 });
+    for_each_id("gather_rows", table, index, rows, true, streamed, threads,
+                [&](char* there, char* here) { copy(here, there, 1); });
   });
-  check_unchanged(!changed.found(), "gather_rows");
 }
 
 template <class I>
 void scatter_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   if (table.num_cols == 0) return;
-  const int64_t table_stride = row_bytes(table.dtype, table.num_cols);
-  const int64_t rows_stride = row_bytes(rows.dtype, table.num_cols);
-  const int64_t ahead = rows_ahead(table_stride);
-  const bool streamed = is_streamed(table.data, table_stride, rows.num_rows);
-  FirstBad changed;
+  const bool streamed =
+      is_streamed(table.data, row_bytes(table.dtype, table.num_cols), rows.num_rows);
   with_copy(rows.dtype, table.dtype, table.num_cols, streamed, [&](auto copy) {
-    parallel_for(rows.num_rows, rows_grain(table.num_cols), threads,
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     if (!streamed && i + ahead < end) {
-                       prefetch(table.data + index[i + ahead] * table_stride, table_stride);
-                     }
-                     const int64_t id = load_id(index + i);
-                     if (!in_range(id, table.num_rows)) {
-                       changed.report(i);
-                       break;
-                     }
-                     copy(table.data + id * table_stride, rows.data + i * rows_stride, 1);
-                   }
-                   if (streamed) finish_stream();
-                 });
+    for_each_id("scatter_rows", table, index, rows, !streamed, streamed, threads,
+                [&](char* there, char* here) { copy(there, here, 1); });
   });
-  check_unchanged(!changed.found(), "scatter_rows");
+}
+
+template <class I>
+void add_rows(const Table& table, const I* index, const Rows& rows, int threads) {
+  FirstBad bad;
+  const bool ascends = do_ascend(index, rows.num_rows, table.num_rows, threads, bad);
+  check_reported(bad, "add_rows", "index", index, table.num_rows);
+  if (table.num_cols == 0) return;
+  const bool distinct =
+      ascends || are_distinct(index, rows.num_rows, table.num_rows, threads, bad);
+  with_add(rows.dtype, table.dtype, [&](auto add) {
+    const auto add_row = [&](char* there, char* here) { add(there, here, table.num_cols); };
+    if (distinct) {
+      for_each_id("add_rows", table, index, rows, true, false, threads, add_row);
+    } else {
+      for_each_sorted_id("add_rows", table, index, rows, threads, add_row);
+    }
+  });
 }
 
 void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
@@ -220,5 +272,7 @@ template void scatter_unchecked(const Table&, const int32_t*, const Rows&, int);
 template void scatter_unchecked(const Table&, const int64_t*, const Rows&, int);
 template void gather_unchecked(const Table&, const int32_t*, const Rows&, int);
 template void gather_unchecked(const Table&, const int64_t*, const Rows&, int);
+template void add_rows(const Table&, const int32_t*, const Rows&, int);
+template void add_rows(const Table&, const int64_t*, const Rows&, int);
 
 }  // namespace torch_gas

@@ -73,6 +73,11 @@ void scatter_rows(const T& table, const I* index, const Rows& rows, int threads)
   scatter_unchecked(table, index, rows, threads);
 }
 
+// table[index[i]] += rows[i], one after the other in the order of the call, in the type of the table:
+// float32 or float64, and no narrower than that of the rows.
+template <class I>
+void add_rows(const Table& table, const I* index, const Rows& rows, int threads);
+
 // rows = the rows of the ranges (offset[p], count[p]) of the table, one after the other.
 template <class T>
 void read_chunks(const T& table, const int64_t* offset, const int64_t* count, int64_t num_chunks,

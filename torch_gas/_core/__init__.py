@@ -5,7 +5,7 @@ ranges, row pointers) before it writes anything, releases the GIL and uses `torc
 threads; results do not depend on their number. Letters as in docs/design.md; `M` is the number of
 rows moved.
 
-The four calls that move rows work in three placements: everything on the host; everything on one
+The calls that move rows work in three placements: everything on the host; everything on one
 CUDA device; or the table in pinned host memory and the rows on a CUDA device. On a device they run
 on its current stream and return at once. There ids are checked by the kernel, where a bad one is a
 device-side assertion, as it is in torch.
@@ -23,6 +23,8 @@ from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
 from torch_gas._core.rows import (
+    SUM_TYPES,
+    add_rows,
     batch_rows,
     batch_rows_of,
     gather_rows,
@@ -37,9 +39,9 @@ from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
-    "SCALED_TYPES", "STREAM_PASSES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "adjacent_pairs",
-    "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots", "entry_softmax",
-    "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table", "noted_failure", "product",
-    "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width",
-    "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
+    "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
+    "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots",
+    "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
+    "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype",
+    "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

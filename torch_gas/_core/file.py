@@ -16,7 +16,7 @@ from torch_gas._core.checks import ID_BITS
 class FileRows:
     """Rows that lie in an open file one after the other; says of itself what a table in host memory would.
 
-    Whoever derives from it may extend `before_write`, `check_usable` and `explain`.
+    Whoever derives from it may extend `before_use`, `before_write`, `check_usable` and `explain`.
 
     Args:
         file: Descriptor of the file, open for reading and writing.
@@ -31,6 +31,12 @@ class FileRows:
     def __init__(self, file: int, offset: int, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.file, self.offset, self.shape, self.dtype = file, offset, torch.Size(shape), dtype
         self._version = 0  # as that of a tensor
+
+    def before_use(self, first: Tensor, count: Tensor | None = None) -> None:
+        """Called before rows are read or written: ids [M], or ranges that start at `first` [P] and have the lengths `count`.
+
+        They need not lie in the table, which is found out later.
+        """
 
     def before_write(self) -> None:
         """Called before rows are written."""

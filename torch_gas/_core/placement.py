@@ -64,7 +64,9 @@ def check_placement(call: str, table: Table, name: str, device: torch.device, st
     if table.device != device and not pinned:
         fix = f"move `{arg(name)}` to {table.device}"
         if device.type == "cuda" and table.device.type == "cpu":
-            fix = "pin the table with `pin_memory()`" + (" or pass `staging`" if call != "scatter_rows" else "")
+            fix = "pin the table with `pin_memory()`" + (
+                " or pass `staging`" if call not in ("scatter_rows", "add_rows") else ""
+            )
         raise ValueError(
             f"{called(call)}: the table must be on the device of `{arg(name)}` or, if that is a CUDA device, in "
             f"pinned host memory, but `{arg('table')}` is on {table.device} and `{arg(name)}` on {device}; {fix}"
@@ -89,14 +91,14 @@ def shares_memory(table: Table, rows: Tensor) -> bool:
 def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | None = None) -> None:
     """Calls the core function on the host or on the current stream of the device of `rows`."""
     width = rows.shape[1:].numel()
-    if table.dtype == rows.dtype:
+    if table.dtype == rows.dtype and call != "add_rows":
         width *= table.dtype.itemsize
         table_type = rows_type = _C.DType.bytes
     else:
         table_type = SCALED_TYPES[table.dtype] if is_scaled(table, rows.dtype) else FLOAT_TYPES[table.dtype]
         rows_type = FLOAT_TYPES[rows.dtype]
     arguments = (_table_at(table, table_type, width), *where, _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]))
-    writes = call in ("scatter_rows", "write_chunks")
+    writes = call in ("scatter_rows", "add_rows", "write_chunks")
     threads = torch.get_num_threads()
     stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream) if rows.is_cuda else None
     with in_use(table, writes) if isinstance(table, FileRows) else _NOTHING:

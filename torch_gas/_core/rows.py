@@ -10,11 +10,12 @@ from torch import Tensor
 from torch_gas._core import checks
 from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.file import FileRows, Table
-from torch_gas._core.memory import empty
+from torch_gas._core.memory import addresses, empty
 from torch_gas._core.naming import arg, at, called, naming
 from torch_gas._core.placement import Staging, check_placement, device_of_rows, move, shares_memory
 from torch_gas._core.storage import SCALED_TYPES, is_scaled, row_shape
 
+SUM_TYPES = (torch.float32, torch.float64)  # in which rows are added
 _TABLE_TYPES = (*FLOAT_TYPES, *SCALED_TYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
@@ -56,8 +57,8 @@ def gather_rows(
                 [1.]], dtype=torch.float16)
     """
     call = "gather_rows"
-    _table(call, table)
     index = _index(call, index)
+    _table(call, table, index)
     device = device_of_rows(call, table, staging, index.device)
     rows = _output(call, table, index.numel(), dtype, out, device)
     if out is not None and out.dtype == index.dtype:
@@ -96,13 +97,62 @@ def scatter_rows(table: Table, index: Tensor, rows: Tensor) -> None:
         [1.0, 0.0, 3.0]
     """
     call = "scatter_rows"
-    _table(call, table)
     index = _index(call, index)
+    _table(call, table, index)
     _check_rows(call, "rows", rows, table, index.numel())
     rows, index = _apart(table, checks.packed(call, "rows", rows)), _apart(table, index)
     _same_device(call, index, "rows", rows)
     check_placement(call, table, "rows", rows.device)
     move(call, table, rows, ID_BITS[index.dtype], index.data_ptr())
+
+
+def add_rows(table: Tensor, index: Tensor, rows: Tensor, *, ascending: bool = False) -> None:
+    """Adds rows to those of a table, in its type.
+
+    Equivalent to `for i, row in zip(index, rows): table[i] += row`: where an id repeats, its rows are added in their order, so
+    that the sums have the same bits for any number of threads and on each device.
+
+    Args:
+        table: Contiguous table [N, C], or [N] or [N, ...], of float32 or float64.
+        index: Ids of the rows [M], int32 or int64.
+        rows: The rows [M, C], on the device of `index`, of a floating-point type that is not wider than that of the table.
+        ascending: Whether ids do not descend, which spares sorting them on a CUDA device; on the host that is found out.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape or a placement is wrong, or the table is not contiguous.
+        IndexError: An id lies outside 0 .. N-1.
+        RuntimeError: Tensors are on a CUDA device, but the core was built without CUDA.
+
+    Example:
+        >>> import torch
+        >>> table = torch.ones(3, 1)
+        >>> add_rows(table, torch.tensor([2, 0, 2]), torch.tensor([[3.0], [1.0], [4.0]]))
+        >>> table.flatten().tolist()
+        [2.0, 1.0, 8.0]
+    """
+    call = "add_rows"
+    checks.tensor(call, "table", table)
+    checks.element_type(call, "table", table, SUM_TYPES)
+    index = _index(call, index)
+    _table(call, table, index)
+    checks.tensor(call, "rows", rows)
+    if rows.dtype not in FLOAT_TYPES or rows.dtype.itemsize > table.dtype.itemsize:
+        raise TypeError(
+            f"{at(call, 'rows')} must be of a floating-point type that is not wider than that of `{arg('table')}` "
+            f"({table.dtype}), but is {rows.dtype}; convert one of them with `.to()`"
+        )
+    _check_rows(call, "rows", rows, table, index.numel())
+    rows, index = _apart(table, checks.packed(call, "rows", rows)), _apart(table, index)
+    _same_device(call, index, "rows", rows)
+    check_placement(call, table, "rows", rows.device)
+    where = [ID_BITS[index.dtype], index.data_ptr()]
+    if rows.is_cuda:  # where the host cannot see what ids are, and does not wait to learn it
+        order = None
+        if not ascending:
+            index, order = index.sort(stable=True)
+        where = [ID_BITS[index.dtype], *addresses(index, order)]
+    move(call, table, rows, *where)
 
 
 def read_chunks(
@@ -144,8 +194,8 @@ def read_chunks(
         [3.0, 4.0, 0.0]
     """
     call = "read_chunks"
-    _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
+    _table(call, table, offset, count)
     # Counts that are out of range must reach the check of the core, and no allocation.
     num_moved = int(count.clamp(0, table.shape[0]).sum())
     rows = _output(call, table, num_moved, dtype, out, device_of_rows(call, table, staging, table.device))
@@ -182,8 +232,8 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
         [7.0, 8.0, 0.0, 9.0]
     """
     call = "write_chunks"
-    _table(call, table)
     offset, count = checks.ranges(call, "offset", offset, count)
+    _table(call, table, offset, count)
     _check_rows(call, "rows", rows, table, None)
     rows = _apart(table, checks.packed(call, "rows", rows))
     device_of_rows(call, table, staging, rows.device)
@@ -228,7 +278,8 @@ def batch_rows_of(
     offset, count = checks.ranges(call, "offset", offset, count)
     found, device = [], torch.device("cpu")
     for table in tables:
-        _table(call, table)
+        _table(call, table, offset, count)
+        _table(call, table, halo)
         batch_size = int(count.clamp(0, table.shape[0]).sum())
         rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
         check_placement(call, table, "halo", device)
@@ -250,9 +301,9 @@ def is_table(value: object) -> bool:
     )
 
 
-def _table(call: str, table: Table) -> None:
+def _table(call: str, table: Table, *where: Tensor) -> None:
     if isinstance(table, FileRows):
-        return
+        return table.before_use(*where)
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:

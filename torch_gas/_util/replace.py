@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -94,6 +95,11 @@ def existing(path: Path, writes: bool = False) -> BufferedIOBase:
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # the system refuses folders
         raise ValueError(f"{os.fspath(path)} is a pipe or a device; give the path of a file")
     return cast(BufferedIOBase, open(path, "r+b" if writes else "rb"))
+
+
+def nameless(beside: Path) -> BinaryIO:
+    """A file on the disk of another one for what ends with the process at the latest: nobody finds it, or has to remove it."""
+    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0, dir=os.path.dirname(os.path.abspath(beside))))
 
 
 def _begin(part: str, before: os.stat_result | None) -> BinaryIO:

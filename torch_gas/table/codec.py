@@ -53,3 +53,11 @@ class Codec:
     def rounds(self, dtype: torch.dtype) -> bool:
         """Whether rows of type ``dtype`` are not always given back as they were."""
         return self.is_scaled or torch.promote_types(dtype, self.dtype) != self.dtype
+
+    def check_sums(self) -> None:
+        """Raises TypeError where rows that are added to others would be rounded each time."""
+        if self.dtype not in _core.SUM_TYPES:
+            raise TypeError(
+                f"Table.add: {str(self.dtype).removeprefix('torch.')} tables only store complete rows, because each sum would be "
+                "rounded again; add to a table of float32 or float64, and store its rows when they are complete"
+            )

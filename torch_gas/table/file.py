@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
 from torch_gas._util.replace import existing, replacing
 from torch_gas._util.thread import Task, Worker
 from torch_gas.table.codec import Codec
 from torch_gas.table.header import SIZE, Header, type_name
+from torch_gas.table.outbox import Outbox
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
 
@@ -131,6 +133,7 @@ class FileTable(_core.FileRows, Table):
         self.torn = self._says_torn = not header.committed
         self._owner = owner  # None if all may read
         self._failure = ""
+        self._outbox: Outbox | None = None
         if owner is not None:
             _owned.add(self)
         self._reading_ahead: Task[None] | None = None
@@ -202,7 +205,7 @@ class FileTable(_core.FileRows, Table):
             ValueError: if ``pushed_at`` is not one time for each row.
             OSError: if the disk is full or fails.
         """
-        self.check_usable()
+        self._sum_up_all()
         header = replace(self.header, generation=self.generation + 1, clock=clock, key=key, committed=True)
         if pushed_at is not None and (pushed_at.dtype != torch.int64 or pushed_at.shape != (self.num_rows,)):
             raise ValueError(f"{self.path}: pushed_at must be [{self.num_rows}] of int64, a time for each row")
@@ -233,6 +236,7 @@ class FileTable(_core.FileRows, Table):
     def clear(self) -> None:
         """Makes all rows zero; their place on the disk is given back."""
         self.before_write()
+        self._outbox = None
         try:
             os.ftruncate(self.file, SIZE)
         finally:
@@ -263,6 +267,70 @@ class FileTable(_core.FileRows, Table):
                 self._failure = str(error)
             raise
 
+    @naming("Table.add", index="ids")
+    def add(self, ids: Tensor, rows: Tensor) -> None:
+        self.codec.check_sums()
+        self.check_usable()
+        ids, rows = ids.cpu(), rows.detach().cpu()
+        if rows.shape != (ids.numel(), self.width):
+            raise ValueError(
+                f"Table.add: `rows` must be [{ids.numel()}, {self.width}], a row of the table's width for each id, but has shape "
+                f"{list(rows.shape)}"
+            )
+        _core.add_rows(
+            torch.empty(self.num_rows, 0, dtype=self.dtype, device="cpu"), ids, rows[:, :0]
+        )  # checks the rest
+        if self._outbox is not None and self._outbox.is_full(ids.numel()):
+            self._sum_up_all()
+        self.before_write()
+        try:
+            if self._outbox is None:
+                self._outbox = Outbox(self._bare, self.path)
+            appended = self._outbox.append(ids, rows)
+        except OSError as error:
+            raise self.explain(error) from error
+        with self._at_once() as outbox:
+            outbox.post(appended)
+
+    def before_use(self, first: Tensor, count: Tensor | None = None) -> None:
+        """Sums up rows that were added, where these blocks of rows have some."""
+        if self._outbox is None:
+            return
+        first = first.cpu()
+        blocks = self._outbox.blocks(first, torch.ones_like(first) if count is None else count)
+        if blocks:
+            self.check_usable()
+            self.wait()
+        for block in blocks:
+            try:
+                place, sums = self._outbox.sums(block)
+                with self._at_once() as outbox:
+                    _core.write_chunks(outbox.table, *place, sums)
+                    outbox.forget(block)
+            except OSError as error:
+                raise self.explain(error) from error
+
+    def _sum_up_all(self) -> None:
+        self.check_usable()
+        self.before_use(*self._whole)
+
+    @contextmanager
+    def _at_once(self) -> Iterator[Outbox]:
+        """For steps of which a part alone would lose rows, or add them twice: the table is not used then, until it is cleared."""
+        assert self._outbox is not None
+        outbox, self._outbox, self._failure = self._outbox, None, "rows were not added"
+        yield outbox
+        self._outbox, self._failure = outbox, ""
+
+    @property
+    def _bare(self) -> _core.FileRows:
+        """The rows for those who need no checks; it does not keep the file open."""
+        return _core.FileRows(self.file, self.offset, self.shape, self.dtype)
+
+    def settle(self) -> None:
+        super().settle()
+        self.before_use(*self._whole)
+
     def request(self, ids: Tensor, dtype: torch.dtype) -> None:
         self.read_ahead(ids)
         super().request(ids, dtype)
@@ -270,8 +338,7 @@ class FileTable(_core.FileRows, Table):
     def read_ahead(self, index: Tensor) -> None:
         """Asks the system for the rows ``index`` [M], which will be read soon; a thread does, and what it cannot do is left."""
         if self._reading_ahead is None or self._reading_ahead.is_done:
-            rows = _core.FileRows(self.file, self.offset, self.shape, self.dtype)  # which does not keep the file open
-            self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, rows, index))
+            self._reading_ahead = _reader(os.getpid()).submit(partial(_core.read_ahead, self._bare, index))
 
     def tensor(self) -> Tensor:
         self.before_write()  # whoever asks may write to it
@@ -279,7 +346,7 @@ class FileTable(_core.FileRows, Table):
 
     def map(self) -> Tensor:
         """The rows as a tensor [N, C'] in the page cache, for those who read; a full disk ends a process that writes to it."""
-        self.check_usable()
+        self._sum_up_all()
         return torch.frombuffer(mmap.mmap(self.file, self.nbytes, offset=SIZE), dtype=self.dtype).view(self.shape)
 
     def close(self) -> None:
@@ -287,6 +354,7 @@ class FileTable(_core.FileRows, Table):
         if not self._open_file.closed:
             _core.forget_failure(self.file)
         self._open_file.close()
+        self._outbox = None
 
     def __del__(self) -> None:
         if hasattr(self, "_open_file"):  # or it could not be opened
@@ -314,6 +382,7 @@ def _let_go() -> None:
     """Closes, in a fork, the files of its parent, which it may not use: else a worker that outlives a killed run locks them."""
     for table in _owned:
         table._open_file.close()
+        table._outbox = None
 
 
 os.register_at_fork(after_in_child=_let_go)

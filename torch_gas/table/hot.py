@@ -6,7 +6,7 @@ The table behind has every row at any time: a push writes hot rows to both. So t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -198,6 +198,11 @@ class Hot(Table):
             self.table.write(ids, rows)
             self._write(rows, self.nodes.split(ids.cpu(), self.pool.device))
 
+    def add(self, ids: Tensor, rows: Tensor) -> None:
+        with self._written():
+            self.table.add(ids, rows)
+            self._write(rows, self.nodes.split(ids.cpu(), self.pool.device), _core.add_rows)
+
     def write_ranges(self, offset: Tensor, count: Tensor, rows: Tensor) -> None:
         with self._written():
             self.table.write_ranges(offset, count, rows)
@@ -210,10 +215,12 @@ class Hot(Table):
         yield
         self._version = self.table.version if is_current else None
 
-    def _write(self, rows: Tensor, split: Split) -> None:
+    def _write(
+        self, rows: Tensor, split: Split, move: Callable[[Tensor, Tensor, Tensor], None] = _core.scatter_rows
+    ) -> None:
         if self._rows is not None:
             hot = rows.detach().to(self._rows.device).index_select(0, split.hot)
-            _core.scatter_rows(self._rows, split.slots, hot)
+            move(self._rows, split.slots, hot)
 
     @property
     def _is_current(self) -> bool:

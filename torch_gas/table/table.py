@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gas import _core
+from torch_gas._core.naming import naming
 from torch_gas._util.version import version
 from torch_gas.table.codec import Codec
 from torch_gas.transfer import AsyncIOPool
@@ -115,6 +116,25 @@ class Table(ABC):
         self.wait()
         rows = rows.to(self.device)
         _core.scatter_rows(self.storage, ids.to(rows.device), rows)
+
+    @naming("Table.add", table="storage", index="ids")
+    def add(self, ids: Tensor, rows: Tensor) -> None:
+        """Adds ``rows`` [M, C] to the rows ``ids`` [M]; where an id repeats, in the order of the call.
+
+        Sums have the same bits wherever rows live. Ids that ascend, as those of a halo do, are the fastest.
+
+        Raises:
+            TypeError: if the table stores a type in which each sum would be rounded, or rows are wider than that.
+            ValueError: if there is not one row of C numbers for each id.
+            IndexError: if an id is negative or not below N.
+        """
+        self.codec.check_sums()
+        self.wait()
+        storage = self.storage
+        assert isinstance(storage, Tensor)  # a file has another way
+        rows = rows.to(self.device)
+        ascending = rows.is_cuda and not ids.is_cuda and bool((ids.diff() >= 0).all())
+        _core.add_rows(storage, ids.to(rows.device), rows, ascending=ascending)
 
     def write_ranges(self, offset: Tensor, count: Tensor, rows: Tensor) -> None:
         """Replaces ranges of rows, which start at ``offset`` [P] and have the lengths ``count`` [P], by ``rows`` [B, C]."""
