@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch_gas._util.tracing import untraced
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.session.call import close
 from torch_gas.session.extension import Extension
-from torch_gas.session.inference import BY_HAND
+from torch_gas.session.inference import BY_HAND, Skipping
 from torch_gas.session.model import HistoryModel
 from torch_gas.session.segments import Segment, Segments
 from torch_gas.session.sweeps import Criterion, Sweeps
 from torch_gas.wiring.compiled import eager
+from torch_gas.wiring.trial.undisturbed import undisturbed
 from torch_gas.wiring.undo import Undo
 
 _TABLES = "exact_gradient"
@@ -81,6 +83,20 @@ class ExactGradient:
         """Gives the memory of the gradient tables back."""
         self.model.remove_extension(self._tables)
 
+    def _fit_tables(self) -> None:
+        """Makes gradient tables anew where histories or their types are no longer what they were."""
+        tables = list(self.model.extension_tables[_TABLES])
+        wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
+        if [table.table.dtype for table in tables] != wide:
+            self.remove()
+            self.model.add_extension(self._tables)
+
+    @cached_property
+    def _skipping(self) -> Skipping | None:
+        """What stands in for layers that need not be computed, of a model that calls ``push_and_pull`` itself."""
+        with undisturbed(self.model):  # in evaluation, where runs can be compared
+            return self.model._skipping(self.loader.data)
+
     @untraced
     def backward(self, criterion: Criterion) -> Tensor:
         """Adds the gradient of the loss of the whole graph to ``.grad`` of all that learns, as ``loss.backward()`` does.
@@ -103,13 +119,14 @@ class ExactGradient:
             raise RuntimeError("ExactGradient.backward computes gradients; call it outside of torch.no_grad()")
         session = model._session
         session.clean_up()
+        self._fit_tables()
         with Undo(sys._getframe()) as undo:
             stance = eager()
             undo.add(stance.__exit__, None, None, None)
             stance.__enter__()
             undo.add(torch.set_grad_enabled, True)
             replay = Segments(undo, model)
-            replay.handler = model._skipping(self.loader.data)
+            replay.handler = self._skipping
             undo.set(session, "replay", replay)
             close(model, undo, BY_HAND)
             sweeps = Sweeps(replay, self.loader, model.extension_tables[_TABLES], criterion, self._unchecked)

@@ -136,12 +136,12 @@ class HistoryModel(Module):
         return History(self.num_nodes, width, **options)
 
     def _add_tables(self, extension: Extension) -> None:
-        changed: dict[str, Any] = {"dtype": None, "persistent": False} if extension.sums else {}
         for name in extension.tables:
-            tables = [
-                self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device)
-                for number, history in enumerate(self.histories)
-            ]
+            tables = []
+            for number, history in enumerate(self.histories):
+                wide = torch.promote_types(history.model_dtype, torch.float32)
+                changed: dict[str, Any] = {"dtype": wide, "persistent": False} if extension.sums else {}
+                tables.append(self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device))
             self.extension_tables[name] = ModuleList(tables)
 
     @property
