@@ -152,11 +152,12 @@ class Segments(Replay):
             segment.history = history
         if segment.history is not history:
             raise RuntimeError(OTHER_ORDER)
-        self.rows = rows
         if not torch.is_grad_enabled():
             history.write(rows, n_id[: rows.size(0)], offset, count)
+        self.rows = rows
         if not segment.runs_on:
             raise EndOfBatch
+        self.rows = rows.clone()  # the layer may go on in place
         padded = pad(rows, rows.size(0), n_id.numel())
         if padded is not None and self.spoils:
             with torch.no_grad():

@@ -166,9 +166,9 @@ class Sweeps:
         finally:
             replay.spoils = False
         if not is_same:
-            segment.reads, segment.runs_on = None, False
-            if segment.history is not None:
-                segment.norm = None
+            segment.reads = None
+            segment.norm = segment.norm if segment.history is None else None
+        segment.runs_on = segment.norm is not None
 
     def _results(self, batch: SubData) -> list[Tensor]:
         out = self._run(batch)
