@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
+from torch_geometric.nn import DirGNNConv, SAGEConv, Sequential
 
-from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, scale
 from torch_gas.graph.edges import coo
 
 N, E = 50, 260
@@ -166,3 +167,15 @@ def test_loader_can_be_pickled() -> None:
 def test_other_neighbors_are_an_error(neighbors: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"neighbors must be .*, but is {neighbors!r}"):
         SubgraphLoader(graph(), PTR, neighbors=neighbors)
+
+
+def test_edges_that_a_model_reads_by_source_are_made_with_the_batch() -> None:
+    """A backward pass reads edges by source, which the loader then prepares; those into the halo are among them."""
+    data = random_graph(N, E, seed=2)
+    width = data.x.size(1)
+    layers = [(DirGNNConv(SAGEConv(width, width)), "x, edge_index -> x") for _ in range(2)]
+    model = scale(Sequential("x, edge_index", layers), data)
+    loader = SubgraphLoader(data, PTR, 2, neighbors="both", shuffle=True, seed=0, prefetch=0)
+    for _ in range(2):
+        for batch in loader:
+            model(batch).sum().backward()

@@ -297,7 +297,10 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self.builder(parts)
         if self._transposes:
             adj = batch[self.builder.key]
-            edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
+            num_rows = batch.n_id.numel()
+            has_edges_into_halo = self.builder.neighbors == "both"
+            num_dst = num_destinations(adj) or (num_rows if has_edges_into_halo else batch.batch_size)
+            edges = edges_of(adj, num_dst, num_rows)
             if edges is not None:
                 edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
