@@ -45,7 +45,8 @@ class Automatic(Handler):
             return None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
-        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
+        like = torch.empty(0, *need.shape, dtype=need.dtype, device=self.model.device)
+        return replay.stand_in(like, self.call.batch_size)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)
@@ -75,9 +76,9 @@ class Automatic(Handler):
             if need.number not in self._read:
                 self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)
-        rows = value[:batch_size].reshape(batch_size, -1)
+        rows = value[:batch_size].flatten(1) if value.dim() > 1 else value[:batch_size].view(-1, 1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
-        return out.view(num_rows, *need.shape)
+        return out.view(-1, *need.shape)
 
     def check_met(self, given: Arguments) -> None:
         """Raises unless the call, which is over, met all places that it must; training may skip layers at random."""

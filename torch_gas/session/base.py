@@ -254,7 +254,9 @@ class ScalableGNN(HistoryModel):
         else:
             layers = find_layers(self)
             refuse_evaluation(self, call.batch_size, self.num_nodes)
-            rows, replay = Rows(call.batch_size, call.n_id, self.num_nodes), self._session.replay
+            replay = self._session.replay
+            any_rows = replay is not None and replay.any_rows
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, any_rows)
             Batch(layers, layers.convs, rows, call.neighbors == "in").wire(call.undo)
             if replay is not None and replay.handler is not None:
                 Places(self, replay.handler, call.n_id.numel(), frozenset({"output"})).wire(call.undo)

@@ -72,7 +72,13 @@ class Replay:
         self.undo = undo
         self.exact: list[History] = []
         self.target: History | None = None
-        self.handler: Handler | None = None
+        self.handler: Skipping | None = None
+
+    any_rows = False  # whether one row may stand in for all
+
+    def stand_in(self, rows: Tensor, number: int) -> Tensor:
+        """Rows of any value like ``rows`` for a number of nodes."""
+        return rows.new_zeros(number, *rows.shape[1:], requires_grad=False)
 
     @property
     def asked(self) -> Iterable[History]:
@@ -133,7 +139,7 @@ class Skipping(Handler):
         if layer is None or not layer.before < len(replay.exact) <= self.sweeps:
             replay.computes()
             return None
-        return layer.rows.new_zeros(call.batch_size, *layer.rows.shape[1:])
+        return replay.stand_in(layer.rows, call.batch_size)
 
 
 @untraced

@@ -39,6 +39,8 @@ class Segment:
         norm: takes statistics of them.
         reads: the earlier histories that it reads; None for all.
         runs_on: whether a history's rows run on to a norm.
+        compact: whether one row of any value can stand in for all rows that it does not read; else there are as many as in a
+            batch, and those of exact histories are written over what is pushed, for whoever kept that.
         learns: whether its gradient is wanted: something that learns, or rows that depend on it, are read.
         is_known: whether a batch has shown where it ends.
     """
@@ -47,6 +49,7 @@ class Segment:
     norm: NormCall | None = None
     reads: frozenset[History] | None = None
     runs_on: bool = True
+    compact: bool = False
     learns: bool = True
     is_known: bool = False
 
@@ -119,25 +122,28 @@ class Segments(Replay):
         if self.rows is not None:
             raise EndOfBatch
 
+    @property
+    def any_rows(self) -> bool:
+        return self.segment.compact
+
+    def stand_in(self, rows: Tensor, number: int) -> Tensor:
+        size = (1 if self.segment.compact else number, *rows.shape[1:])
+        return rows.new_full(size, nan if self.spoils else 0.0, requires_grad=False)
+
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
-        segment, size = self.segment, (n_id.numel(), x.size(1))
+        segment = self.segment
         if segment.reads is None or history in segment.reads:
-            rows = x.new_empty(size, requires_grad=False)
+            rows = x.new_empty(n_id.numel(), x.size(1), requires_grad=False)
             history.table.read(n_id, rows)
             if torch.is_grad_enabled() and (self.explores or history in self.learning):
                 rows.requires_grad_()
             self.leaves[history] = rows
         else:
-            rows = x.new_full(size, nan if self.spoils else 0.0, requires_grad=False)
-        if self.stands_in:  # for whoever kept it, in a list for jumping knowledge, say
+            rows = self.stand_in(x, n_id.numel())
+        if self.handler is not None and not segment.compact and len(self.exact) <= self.handler.sweeps:
             target = x.detach_() if x.requires_grad and not x._is_view() else x
             target[:batch_size].copy_(rows[:batch_size])
         return rows
-
-    @property
-    def stands_in(self) -> bool:
-        """Whether convolutions before an exact history are not computed, so that rows of any value are in its place."""
-        return self.handler is not None and len(self.exact) <= getattr(self.handler, "sweeps", 0)
 
     @property
     def learning(self) -> set[History | None]:

@@ -157,18 +157,25 @@ class Sweeps:
             )
         )
         replay.explores = False
-        replay.spoils = True  # what does not reach the results by a gradient may do so otherwise
-        try:
-            second = self._results(batch)
-            is_same = len(first) == len(second) and all(map(same, second, first))
-        except Exception:  # of any type: the user's code may not take such rows
-            is_same = False
-        finally:
-            replay.spoils = False
-        if not is_same:
-            segment.reads = None
-            segment.norm = segment.norm if segment.history is None else None
-        segment.runs_on = segment.norm is not None
+        self._settle(batch, first)
+
+    def _settle(self, batch: SubData, results: list[Tensor]) -> None:
+        """Finds out what the segment can do without: what gives it no gradient may change its ``results`` all the same."""
+        replay, segment = self.replay, self.replay.segment
+        norm, reads = segment.norm, segment.reads
+        segment.runs_on = norm is not None
+        replay.spoils = True
+        for segment.compact in (True, False):
+            try:
+                again = self._results(batch)
+                if len(again) == len(results) and all(map(same, again, results)):
+                    break
+            except Exception:  # of any type: the user's code may not take such rows
+                continue
+        else:
+            segment.reads, segment.runs_on = None, segment.history is None
+            segment.norm = norm if segment.history is None else None
+        replay.spoils = False
 
     def _results(self, batch: SubData) -> list[Tensor]:
         out = self._run(batch)

@@ -47,11 +47,13 @@ class Rows(NamedTuple):
         batch_size: B.
         n_id: ids of the batch's and then the halo's nodes, [B + S], by which layers find their parameters for a node.
         num_nodes: N.
+        any_rows: whether layers that are not computed may be called with another number of rows.
     """
 
     batch_size: int
     n_id: Tensor
     num_nodes: int
+    any_rows: bool = False
 
 
 class Batch:
@@ -187,7 +189,7 @@ class _Layer:
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
         if x.size(0) != num_rows:
-            if "x" not in self.names and is_adjacency(x):  # a layer without features
+            if self.batch.rows.any_rows or ("x" not in self.names and is_adjacency(x)):  # the latter has no features
                 return None
             raise ValueError(
                 f"{type(conv).__name__} was called with x of {x.size(0)} rows on a batch of {batch_size} nodes and "
