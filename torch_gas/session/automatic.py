@@ -32,6 +32,7 @@ class Automatic(Handler):
         self.bipartite = self.found.bipartite and call.neighbors == "in"
         self.met: set[Place] = set()
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
+        self.device = model.device
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
@@ -45,8 +46,7 @@ class Automatic(Handler):
             return None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
-        like = torch.empty(0, *need.shape, dtype=need.dtype, device=self.model.device)
-        return replay.stand_in(like, self.call.batch_size)
+        return replay.stand_in(torch.empty(0, *need.shape, dtype=need.dtype, device=self.device), self.call.batch_size)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)
