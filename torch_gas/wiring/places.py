@@ -246,7 +246,8 @@ def _line() -> str:
         file = frame.f_code.co_filename
         if file in (__file__, torch.nn.modules.module.__file__):
             break
-        if file != batch.__file__:  # which stands between on a batch only
+        # A batch stands between at times only, and so do modes of others.
+        if file != batch.__file__ and frame.f_code.co_name != "__torch_function__":
             lines.append(f"{os.path.basename(file)}:{number}")
     return " ".join(lines)
 
