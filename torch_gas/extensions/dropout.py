@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -31,10 +30,11 @@ from torch_gas.wiring.undo import Undo
 class DropoutById(Extension):
     r"""Has dropout in training draw its masks by the ids of nodes and edges, and not by their positions in a batch.
 
-    The mask of an entry is a function of ``seed``, ``step``, the place of the dropout call in the forward pass, the id of its row in
-    the whole graph and its channel, and of nothing else. So a row is dropped in the same way on the whole graph, on a batch, as a
-    row of the halo, and when a batch is computed again in the same step. In particular, training on a batch that covers the graph
-    follows full-batch training with dropout. Masks are drawn by Philox4x32-10 (https://doi.org/10.1145/2063384.2063405): with
+    The mask of an entry is a function of ``seed``, ``step``, the place of the dropout call in the forward pass, the id of its
+    row in the whole graph and its channel, and of nothing else. So a row is dropped in the same way on the whole graph, on a
+    batch, as a row of the halo, and when a batch is computed again in the same step. In particular, training on a batch that
+    covers the graph follows full-batch training with dropout. Masks are drawn by Philox4x32-10
+    (https://doi.org/10.1145/2063384.2063405): with
 
     .. math::
         (w_0, w_1, w_2, w_3) = \mathrm{Philox}_{k}(\mathrm{id}, \lfloor c / 4 \rfloor), \qquad
@@ -43,18 +43,18 @@ class DropoutById(Extension):
     entry c of a row is kept if :math:`w_{c \bmod 4} \geq p \cdot 2^{32}`, and then multiplied by :math:`1 / (1 - p)`.
 
     * Rows of nodes have the id of their node.
-    * Rows of edges have that of the pair of its nodes in the adjacency over which a layer passes messages, self-loops that it adds
-      included, and of the number of equal pairs before it.
-    * The place of a call is its number among those in the same call of a convolution, or outside of all. So a convolution that is
-      not computed again changes no other mask.
+    * Rows of edges have that of the pair of its nodes in the adjacency over which a layer passes messages, self-loops that it
+      adds included, and of the number of equal pairs before it.
+    * The place of a call is its number among those in the same call of a convolution, or outside of all. So a convolution that
+      is not computed again changes no other mask.
 
-    It takes the place of :func:`torch.nn.functional.dropout`, and so of :class:`torch.nn.Dropout`, attention dropout of PyG's layers
-    and the dropout of :mod:`torch_gas.models`. Whatever else draws random numbers is left as it is: other kinds of dropout, attention
-    of torch itself, and samples of edges. Compiled models are refused.
+    It takes the place of :func:`torch.nn.functional.dropout`, and so of :class:`torch.nn.Dropout`, attention dropout of PyG's
+    layers and the dropout of :mod:`torch_gas.models`. Whatever else draws random numbers is left as it is: other kinds of
+    dropout, attention of torch itself, and samples of edges. Compiled models are refused.
 
     Args:
-        seed: of the masks, in 0 .. 2**63 - 1. By default it is drawn from torch's generator, so that :func:`torch.manual_seed` makes
-            it reproducible. Models with the same seed and step draw the same masks.
+        seed: of the masks, in 0 .. 2**63 - 1. By default it is drawn from torch's generator, so that :func:`torch.manual_seed`
+            makes it reproducible. Models with the same seed and step draw the same masks.
 
     Attributes:
         seed: the seed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         True
     """
     if has_torch_function_unary(x):  # a mode that draws the mask, or a subclass of tensors
-        return cast(Tensor, handle_torch_function(dropout, (x,), x, p, training))
+        return handle_torch_function(dropout, (x,), x, p, training)
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
     if not training or p == 0:
@@ -94,7 +94,7 @@ def _apply(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
     """``x`` times the mask that ``draw`` draws for its first rows, however many it is given."""
     rows = batch_rows(x)
     if rows is None or not _has_plain_memory(rows):
-        return cast(Tensor, _Dropout.apply(x, draw))
+        return _Dropout.apply(x, draw)
     return join(_Dropout.apply(rows, draw), draw(_packed(x.detach())))
 
 
