@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.frames import callers
 from torch_gas.graph.edges import coo
-from torch_gas.graph.formats import format_of, is_adjacency
+from torch_gas.graph.formats import format_of, is_adjacency, is_matrix
 from torch_gas.models import philox
 from torch_gas.models.dropout import dropout, dropout_rows
 from torch_gas.session.call import Call
@@ -89,8 +91,7 @@ class DropoutById(Extension):
             raise ValueError(f"DropoutById: seed must be in 0 .. 2**63 - 1, but is {seed}")
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
         self.step = 0
-        # By place: what rows were there, and their shape without what differs between batches.
-        self._met: dict[tuple[str, int], tuple[str, tuple[int, ...]]] = {}
+        self._met: dict[tuple[str, int], _Rows] = {}  # by scope and number
 
     def added(self, model: HistoryModel) -> None:
         if any(isinstance(other, DropoutById) for other in model.extensions):
@@ -131,6 +132,20 @@ class DropoutById(Extension):
         self.seed, self.step = state["seed"], state["step"]
 
 
+class _Rows(NamedTuple):
+    """What a call of dropout is given, as far as it must be the same in all calls of the model.
+
+    Args:
+        kind: what rows are of: ``"nodes"``, ``"edges"``, or ``"positions"`` where they are the same in all calls.
+        dim: their dimension.
+        others: the sizes of the other dimensions, and of that of positions.
+    """
+
+    kind: str
+    dim: int
+    others: tuple[int, ...]
+
+
 class _Scope(NamedTuple):
     """A part of the forward pass in which calls of dropout are counted.
 
@@ -138,12 +153,14 @@ class _Scope(NamedTuple):
         name: calls of layers and of their parts that are under way, with their numbers; ``""`` outside of layers.
         layer: the layer, for errors.
         adjs: adjacencies whose edges rows may be of.
+        dim: the dimension of rows, where that is not the first.
         on_edges: whether all rows are of edges.
     """
 
     name: str
     layer: str
     adjs: tuple[Any, ...]
+    dim: int = 0
     on_edges: bool = False
 
 
@@ -179,7 +196,7 @@ class _Masks(TorchFunctionMode):
             batch_size = ids.numel() if call.batch_size is None else call.batch_size
             self.nodes |= {ids.numel(): ids, batch_size: ids[:batch_size]}
         self.ids = torch.arange(num_nodes, device=call.model.device) if ids is None else ids.long()
-        self.scope = _Scope("", f"forward of {call.model._name}", (call.adj,))
+        self.scope = _Scope("", f"forward of {call.model._name}", () if call.adj is None else (call.adj,))
         self._counts: Counter[tuple[str, str]] = Counter()
         self._of_edges: dict[int, tuple[Any, Tensor]] = {}  # with the adjacency, so that its id stays its own
         self._is_entered = False
@@ -199,20 +216,26 @@ class _Masks(TorchFunctionMode):
         for name, module in self.model._plain.named_modules():
             if isinstance(module, MessagePassing):
                 kind = type(module).__name__
-                undo.set(module, "forward", self._scoped(module.forward, name or kind, f"{name} ({kind})".strip()))
-                undo.set(module, "propagate", self._scoped(module.propagate, "propagate"))
-                undo.set(module, "edge_updater", self._scoped(module.edge_updater, "edge_updater", on_edges=True))
-                undo.set(module, "message", self._scoped(module.message, "message", on_edges=True))
+                layer = partial(self._scoped, layer=f"{name} ({kind})".strip(), dim=module.node_dim)
+                undo.set(module, "forward", layer(module.forward, name or kind))
+                undo.set(module, "propagate", layer(module.propagate, "propagate()"))
+                undo.set(module, "edge_updater", layer(module.edge_updater, "edge_updater()", on_edges=True))
+                undo.set(module, "message", layer(module.message, "message()", on_edges=True))
         undo.add(self.__exit__)
         self.__enter__()
 
-    def _scoped(self, function: Callable[..., Any], name: str, layer: str = "", on_edges: bool = False) -> Any:
+    def _scoped(
+        self, function: Callable[..., Any], name: str, layer: str, dim: int, on_edges: bool = False
+    ) -> Callable[..., Any]:
+        """``function`` of a layer, whose calls are scopes."""
+
         def run(*args: Any, **kwargs: Any) -> Any:
-            before = self.scope
-            number = self._count(name)
-            found = before.adjs if name == "message" else tuple(filter(_has_edges, (*args, *kwargs.values())))
-            adjs = found if layer else found[:1]  # the parts of a layer are given one, and rows
-            self.scope = _Scope(f"{before.name}/{name}#{number}", layer or before.layer, adjs or before.adjs, on_edges)
+            before, number = self.scope, self._count(name)
+            adjs = before.adjs
+            if name != "message()":  # which works on the edges of `propagate`
+                found = tuple(filter(_has_edges, (*args, *kwargs.values())))
+                adjs = (found[:1] if name.endswith("()") else found) or adjs
+            self.scope = _Scope(f"{before.name}/{name}#{number}", layer, adjs, dim, on_edges)
             try:
                 return function(*args, **kwargs)
             finally:
@@ -243,54 +266,64 @@ class _Masks(TorchFunctionMode):
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")
-        rows = x.reshape(1) if x.dim() == 0 else x
-        ids = self._ids(rows, number)
-        return dropout_rows(rows, ids, p, self.extension.key(self.scope.name, number)).view(x.shape)
+        key = self.extension.key(self.scope.name, number)
+        rows = x.view(1) if x.dim() == 0 else x
+        dim, ids = self._ids(rows, number)
+        return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim).view(x.shape)
 
     # -- ids -----------------------------------------------------------------------------------------------------------
 
-    def _ids(self, x: Tensor, number: int) -> Tensor:
-        """The ids of rows, by where they are met and then by their number; raises ValueError where that tells too little."""
-        met, scope, size = self.extension._met, self.scope, x.size(0)
-        kinds = []
-        if not scope.on_edges and size in self.nodes:
-            kinds.append("nodes")
-        adjs = [adj for adj in scope.adjs if adj is not None and _num_edges(adj) == size]
-        if adjs:
-            kinds.append("edges")
-        # Elsewhere in a layer, an unknown number may be that of edges which the layer has made itself.
-        if size == 1 or isinstance(x, Parameter) or isinstance(x._base, Parameter) or not (kinds or scope.name):
-            kinds.append("positions")
-        before = met.get((scope.name, number))
-        if before is not None and before[0] in kinds:
-            kinds = [before[0]]
-        if not kinds:
-            raise ValueError(f"{scope.layer}: dropout is given {list(x.shape)}, but {self._sizes(scope)}. {_ADVICE}")
-        kind = kinds[0]
-        now = kind, tuple(x.shape) if kind == "positions" else tuple(x.shape[1:])
-        if met.setdefault((scope.name, number), now) != now:
+    def _ids(self, x: Tensor, number: int) -> tuple[int, Tensor]:
+        """The dimension of rows, and their ids, by where they are met, and then by their number.
+
+        Raises:
+            ValueError: where that tells too little.
+        """
+        scope, met = self.scope, self.extension._met
+        fits = self._fits(x)
+        adjs = scope.adjs
+        if not fits and (held := _held(x.size(0))):
+            fits, adjs = [_rows("edges", 0, x)], held
+        elif not fits and not scope.name:
+            fits = [_rows("positions", 0, x)]
+        if not fits:
+            nodes = "" if scope.on_edges else f" {' or '.join(map(str, self.nodes))} nodes, or"
+            edges = " or ".join(str(_num_edges(adj)) for adj in adjs) or "unknown"
             raise ValueError(
-                f"{scope.layer}: dropout number {number} is given {list(x.shape)}, which are {now[0]}, but in a call before "
-                f"it was given {before}, so that nothing tells which node or edge a row is of. {_ADVICE}"
+                f"{scope.layer}: dropout is given {list(x.shape)}, not rows of{nodes} {edges} edges. {_ADVICE}"
             )
-        if kind == "positions":
-            return torch.arange(size, device=x.device)
-        if kind == "nodes":
+        rows = met.get((scope.name, number), fits[0])
+        if rows not in fits:
+            now = " or ".join(fit.kind for fit in fits)
+            raise ValueError(
+                f"{scope.layer}: dropout is given {list(x.shape)}, of {now}, and was given rows of {rows.kind} "
+                f"{list(rows.others)} here before, so that nothing tells what they are of. {_ADVICE}"
+            )
+        met[scope.name, number] = rows
+        size = x.size(rows.dim)
+        if rows.kind == "positions":
+            return rows.dim, torch.arange(size)
+        if rows.kind == "nodes":
             ids = self.nodes[size]
-            return (torch.arange(size) if ids is None else ids.long()).to(x.device)
-        ids, *others = (self._edge_ids(adj) for adj in adjs)
+            return rows.dim, torch.arange(size) if ids is None else ids.long()
+        ids, *others = [self._edge_ids(adj) for adj in adjs if _num_edges(adj) == size]
         if not all(torch.equal(ids, other) for other in others):
             raise ValueError(
-                f"{scope.layer}: dropout is given {list(x.shape)} outside of message(), and several adjacencies have "
-                f"{size} edges. {_ADVICE}"
+                f"{scope.layer}: dropout is given {list(x.shape)}, and several adjacencies have {size} edges. {_ADVICE}"
             )
-        return ids.to(x.device)
+        return rows.dim, ids
 
-    def _sizes(self, scope: _Scope) -> str:
-        """What numbers of rows would be known."""
-        edges = [f"{_num_edges(adj)} edges" for adj in scope.adjs if adj is not None]
-        nodes = [] if scope.on_edges else [f"{size} nodes" for size in sorted(self.nodes)]
-        return f"there are {', '.join([*nodes, *edges]) or 'no edges that it knows'}"
+    def _fits(self, x: Tensor) -> list[_Rows]:
+        """What ``x`` may be, the most probable first."""
+        scope, fits = self.scope, []
+        dims = dict.fromkeys((0, scope.dim % x.dim() if -x.dim() <= scope.dim < x.dim() else 0))
+        if not scope.on_edges:
+            fits += [_rows("nodes", dim, x) for dim in dims if x.size(dim) in self.nodes]
+        sizes = {_num_edges(adj) for adj in scope.adjs}
+        fits += [_rows("edges", dim, x) for dim in dims if x.size(dim) in sizes]
+        if x.size(0) == 1 or isinstance(x, Parameter) or isinstance(x._base, Parameter):
+            fits.append(_rows("positions", 0, x))
+        return fits
 
     def _edge_ids(self, adj: Any) -> Tensor:
         """The id of each edge, by its nodes and the number of equal pairs before it."""
@@ -299,6 +332,20 @@ class _Masks(TorchFunctionMode):
             ids = self.ids.to(src.device)
             self._of_edges[id(adj)] = (adj, edge_ids(ids[src], ids[dst]))
         return self._of_edges[id(adj)][1]
+
+
+def _rows(kind: str, dim: int, x: Tensor) -> _Rows:
+    return _Rows(kind, dim, tuple(x.shape if kind == "positions" else x.shape[:dim] + x.shape[dim + 1 :]))
+
+
+def _held(size: int) -> tuple[Any, ...]:
+    """Adjacencies with so many edges in the variables of the code that called torch or this package, best a matrix.
+
+    A layer may add self-loops, and drop edge weights before it passes messages.
+    """
+    frame, _ = next(callers())
+    found = tuple(value for value in frame.f_locals.values() if _has_edges(value) and _num_edges(value) == size)
+    return tuple(filter(is_matrix, found)) or found
 
 
 def _has_edges(value: Any) -> bool:
@@ -314,8 +361,8 @@ def _pairs(adj: Any) -> tuple[Tensor, Tensor]:
 
 
 def _num_edges(adj: Any) -> int:
-    coalesced = isinstance(adj, Tensor) and adj.layout == torch.sparse_coo
-    return adj._nnz() if coalesced else format_of(adj).num_edges(adj)
+    is_coo = isinstance(adj, Tensor) and adj.layout == torch.sparse_coo
+    return adj._nnz() if is_coo else format_of(adj).num_edges(adj)
 
 
 def edge_ids(src: Tensor, dst: Tensor) -> Tensor:

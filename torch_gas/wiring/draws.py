@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from traceback import walk_stack
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +12,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
+from torch_gas._util.frames import callers
 from torch_gas.checkpoint.rng import random_states, set_random_states
 
 T = TypeVar("T")
@@ -25,8 +24,6 @@ _OTHERS = {
     "numpy": "numpy.random",
     "python": "random",
 }
-# Of torch and of this package, whose code nobody looks for.
-_FOLDERS = tuple(os.path.join(folder, "") for folder in (*torch.__path__, os.path.dirname(os.path.dirname(__file__))))
 
 
 def refuse_draws(model: Module, run: Callable[[], T]) -> T:
@@ -85,10 +82,9 @@ class _Watch(TorchFunctionMode):
             return
         names = {module: key for key, module in self.model.named_modules()}
         module, caller = "", ""
-        for frame, line in walk_stack(sys._getframe(1)):
+        for frame, line in callers():
             code, owner = frame.f_code, frame.f_locals.get("self")
-            if not caller and not code.co_filename.startswith(_FOLDERS):
-                caller = f", called in {code.co_name} ({os.path.basename(code.co_filename)}:{line})"
+            caller = caller or f", called in {code.co_name} ({os.path.basename(code.co_filename)}:{line})"
             if not module and isinstance(owner, Module) and names.get(owner):
                 module = f" in {names[owner]} ({type(owner).__name__})"
         advice = "have it drop by the ids of nodes and edges: model.add_extension(torch_gas.extensions.DropoutById())"
