@@ -269,7 +269,9 @@ class _Masks(TorchFunctionMode):
         key = self.extension.key(self.scope.name, number)
         rows = x.view(1) if x.dim() == 0 else x
         dim, ids = self._ids(rows, number)
-        return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim).view(x.shape)
+        if dim != 0:
+            return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim)
+        return dropout_rows(rows, ids.to(x.device), p, key).view(x.shape)
 
     # -- ids -----------------------------------------------------------------------------------------------------------
 

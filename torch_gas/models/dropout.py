@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -82,7 +83,9 @@ def dropout_rows(x: Tensor, ids: Tensor, p: float, key: int) -> Tensor:
     if is_csr(x):
         rows = ids.repeat_interleave(x.crow_indices().diff(), output_size=x.values().size(0))
         return with_values(x, _times(x.values(), philox.entry_words(key, rows, x.col_indices().long()), p))
-    return _times(x, philox.row_words(key, ids, x[:1].numel() if x.size(0) else 0), p)
+    if _has_plain_memory(x):
+        return _apply(x, lambda rows: _core.dropout_rows(rows, ids[: rows.size(0)], p, key))
+    return _times(x, philox.row_words(key, ids, math.prod(x.shape[1:])), p)
 
 
 def _times(x: Tensor, drawn: Tensor, p: float) -> Tensor:
