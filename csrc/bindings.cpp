@@ -33,6 +33,7 @@
 //   staged_*           the first and the chunks on a stream, by way of a pinned buffer: rows in device
 //                      memory, everything else in host memory
 //   dropout            x [size]                              out [size]
+//   dropout_rows       x [R, C], ids [R]                     out [R, C]
 //   product            rowptr [R+1], col [nnz], rows         out [R, H, C]
 //   entry_dots         the same, left [R, H, C]              out [nnz, H]
 //   entry_softmax      the same, left [R, H], right [.., H]  out [nnz, H]
@@ -269,6 +270,13 @@ void dropout_py(Address x, Address out, DType dtype, int64_t size, double p, uin
   dropout(at<char>(x), at<char>(out), dtype, size, p, seed, threads);
 }
 
+void dropout_rows_py(Address x, Address ids, Address out, DType dtype, int64_t num_rows,
+                     int64_t width, double p, uint64_t key, int threads) {
+  Unlocked unlocked;
+  dropout_rows(at<char>(x), at<int64_t>(ids), at<char>(out), dtype, num_rows, width, p, key,
+               threads);
+}
+
 // A sparse matrix and the type of what it is multiplied with, as they arrive.
 struct SparseArgument {
   int bits;
@@ -468,6 +476,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("noted_failure", &noted_failure);
   m.def("forget_failure", &forget_failure);
   m.def("dropout", &dropout_py);
+  m.def("dropout_rows", &dropout_rows_py);
   m.def("product", &product_py);
   m.def("entry_dots", &entry_dots_py);
   m.def("entry_softmax", &entry_softmax_py);

@@ -1,7 +1,7 @@
 // Dropout with a counter-based generator.
 //
-// The random number of an element depends on the seed and its position only, so that threads need
-// not take turns, and the mask can be drawn again instead of being kept.
+// The random number of an element depends on the seed and its position, or the id of its row, only:
+// threads need not take turns, and the mask can be drawn again instead of being kept.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,10 @@ namespace torch_gas {
 // overlap with it otherwise.
 void dropout(const char* x, char* out, DType dtype, int64_t size, double p, uint64_t seed,
              int threads);
+
+// The same for rows [num_rows, width], where r is word c % 4 for channel c of a row, the key `key`
+// and the counter whose first two words are the row's id, and the third is c / 4.
+void dropout_rows(const char* x, const int64_t* ids, char* out, DType dtype, int64_t num_rows,
+                  int64_t width, double p, uint64_t key, int threads);
 
 }  // namespace torch_gas

@@ -20,10 +20,14 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_gas import _core
 from torch_gas.models import SAGE
-from torch_gas.models.dropout import dropout
+from torch_gas.models.dropout import dropout, dropout_rows
 
 FLOATS = pytest.mark.parametrize("dtype", twins.FLOATS)
 seeds = st.integers(0, 2**64 - 1)
+
+
+class Subclass(Tensor):
+    """What has no plain memory."""
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -37,6 +41,16 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
+def row_words(key: int, ids: list[int], width: int) -> list[int]:
+    """The random word of each element of rows with these ids."""
+    found = []
+    for number in ids:
+        unsigned = number % 2**64
+        counters = [(unsigned % 2**32, unsigned >> 32, block, 0) for block in range((width + 3) // 4)]
+        found += [word for counter in counters for word in philox(counter, (key % 2**32, key >> 32))][:width]
+    return found
+
+
 def words(seed: int, size: int) -> list[int]:
     """The random word of each element."""
     blocks = [philox((i, 0, 0, 0), (seed % 2**32, seed >> 32)) for i in range((size + 3) // 4)]
@@ -44,10 +58,18 @@ def words(seed: int, size: int) -> list[int]:
 
 
 def slow_dropout(x: Tensor, p: float, seed: int) -> Tensor:
+    return multiplied(x, p, words(seed, x.numel()))
+
+
+def slow_dropout_rows(x: Tensor, ids: Tensor, p: float, key: int) -> Tensor:
+    return multiplied(x, p, row_words(key, ids.tolist(), x[:1].numel()))
+
+
+def multiplied(x: Tensor, p: float, drawn: list[int]) -> Tensor:
     threshold = math.floor(p * 2**32 + 0.5)
     scale = 0.0 if threshold == 2**32 else 1 / (1 - p)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    factors = [scale if word >= threshold else 0.0 for word in words(seed, x.numel())]
+    factors = [scale if word >= threshold else 0.0 for word in drawn]
     return (x.to(wide) * torch.tensor(factors, dtype=torch.float64).to(wide).view(x.shape)).to(x.dtype)
 
 
@@ -109,6 +131,52 @@ def test_results_do_not_depend_on_threads(dtype: torch.dtype, size: int) -> None
 
 
 @FLOATS
+@given(seeds, seeds, st.integers(0, 60), st.integers(0, 30), st.floats(0, 1))
+def test_rows_equal_the_twin(dtype: torch.dtype, key: int, data_seed: int, num_rows: int, width: int, p: float) -> None:
+    generator = torch.Generator().manual_seed(data_seed)
+    x = twins.random_table(generator, num_rows, (width,), dtype)
+    ids = torch.randint(-(2**63), 2**63 - 1, (num_rows,), generator=generator)
+    expected = slow_dropout_rows(x, ids, p, key)
+    twins.same_bits(_core.dropout_rows(x, ids, p, key), expected)
+    twins.same_bits(dropout_rows(x.as_subclass(Subclass), ids, p, key).as_subclass(Tensor), expected)  # in plain torch
+
+
+@FLOATS
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (257, 1), (64, 4), (1000, 6, 3), (33, 1027), (20_000, 5)])
+def test_rows_do_not_depend_on_threads_nor_on_other_rows(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = twins.random_table(torch.Generator().manual_seed(1), shape[0], shape[1:], dtype)
+    ids = torch.randperm(shape[0], generator=torch.Generator().manual_seed(2)) + 2**31
+    torch.set_num_threads(1)
+    expected = _core.dropout_rows(x, ids, 0.3, 7)
+    assert x.numel() < 9 or not torch.equal(expected, x)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        twins.same_bits(_core.dropout_rows(x, ids, 0.3, 7), expected)
+    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(3))[: shape[0] * 2 // 3]
+    twins.same_bits(_core.dropout_rows(x[order], ids[order], 0.3, 7), expected[order])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            (torch.ones(3, 2), torch.arange(3).int(), 0.5, 0),
+            TypeError,
+            "`ids` must be one of int64, but is torch.int32",
+        ),
+        ((torch.ones(3, 2), torch.arange(4), 0.5, 0), ValueError, "`ids` must have 3 elements, but has 4"),
+        ((torch.ones(()), torch.arange(1), 0.5, 0), ValueError, "`x` must have rows, but is a single number"),
+        ((torch.ones(2, 3).t(), torch.arange(3), 0.5, 0), ValueError, "`x` must be contiguous"),
+        ((torch.ones(3, 2), torch.arange(3), 1.5, 0), ValueError, r"`p` must be in \[0, 1\], but is 1.5"),
+        ((torch.ones(3, 2), torch.arange(3), 0.5, 2**64), ValueError, r"`key` must be less than 2\*\*64"),
+    ],
+)
+def test_refusals_of_rows(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"dropout_rows: {message}"):
+        _core.dropout_rows(*arguments)
+
+
+@FLOATS
 def test_all_or_none(dtype: torch.dtype) -> None:
     x = torch.tensor([1.5, -2.0, 0.0, -0.0, float("inf"), float("nan")] * 100, dtype=dtype)
     twins.same_bits(_core.dropout(x, 0, 3), x)
@@ -146,6 +214,27 @@ def test_all_or_none(dtype: torch.dtype) -> None:
 def test_refusals(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         _core.dropout(*arguments)
+
+
+def test_gradients_of_rows() -> None:
+    ids = torch.tensor([5, -3, 5, 2**62])
+    for x in (
+        torch.randn(4, 3, 2, dtype=torch.float64),
+        torch.randn(4, 3, 2, dtype=torch.float64).as_subclass(Subclass),
+    ):
+        x.requires_grad_()
+        out = dropout_rows(x, ids, 0.4, 3)
+        mask = slow_dropout_rows(torch.ones(4, 6, dtype=torch.float64), ids, 0.4, 3).view(4, 3, 2)
+        assert torch.equal(out.detach().as_subclass(Tensor), x.detach().as_subclass(Tensor) * mask)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        assert torch.equal(grad.as_subclass(Tensor), mask)
+
+
+def test_entries_of_a_sparse_matrix_are_those_of_the_dense_one() -> None:
+    x = torch.randn(9, 11, dtype=torch.float64).relu()
+    ids = torch.arange(9) * 7
+    out = dropout_rows(x.to_sparse_csr(), ids, 0.5, 1)
+    assert torch.equal(out.to_dense(), dropout_rows(x, ids, 0.5, 1))
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -310,10 +399,6 @@ def test_lazily_negated_views() -> None:
     x = torch._neg_view(torch.ones(40))  # as the imaginary part of a conjugate is
     assert x.is_neg() and x.is_contiguous()
     assert again(x, 0.5).unique().tolist() == [-2, 0]
-
-
-class Subclass(Tensor):
-    pass
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ has come past them.
 """
 
 from torch_gas._core.build import has_cuda
-from torch_gas._core.dropout import dropout
+from torch_gas._core.dropout import dropout, dropout_rows
 from torch_gas._core.file import FileRows, Table, clear_rows, forget_failure, noted_failure, read_ahead
 from torch_gas._core.memory import advise_huge_pages, fingerprint, register
 from torch_gas._core.order import to_csr, transpose
@@ -40,7 +40,8 @@ from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
-    "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "entry_dots",
+    "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "dropout_rows",
+    "entry_dots",
     "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
     "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype",
     "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",

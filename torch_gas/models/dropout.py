@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from torch_gas import _core
 from torch_gas._util.memory import PLAIN, has_memory
 from torch_gas.graph.attributes import with_values
 from torch_gas.graph.formats import is_csr
 from torch_gas.graph.halo import batch_rows, join
+from torch_gas.models import philox
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -48,6 +53,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         >>> dropout(x, p=0.75, training=False) is x
         True
     """
+    if has_torch_function_unary(x):  # a mode that draws the mask, or a subclass of tensors
+        return handle_torch_function(dropout, (x,), x, p, training)
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie in [0, 1], but is {p}")
     if not training or p == 0:
@@ -57,10 +64,41 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if torch.compiler.is_compiling() or not _has_plain_memory(x):
         return F.dropout(x, p)
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    return _apply(x, partial(_core.dropout, p=p, seed=seed))
+
+
+def dropout_rows(x: Tensor, ids: Tensor, p: float, key: int) -> Tensor:
+    """:func:`dropout` whose mask depends on the id of each row, the channel and a key, and on nothing else.
+
+    Args:
+        x: rows [R, ...], whose further dimensions count as channels one after the other, or a matrix ``torch.sparse_csr``.
+        ids: of the rows, int64 [R], on the device of ``x``.
+        p: probability of dropping an entry.
+        key: number of 64 bits.
+
+    Returns:
+        As :func:`dropout`: entry c of row r is kept if word c % 4 of Philox4x32-10, for this key and the counter
+        (``ids[r]``, c // 4), is at least p * 2**32.
+    """
+    if is_csr(x):
+        rows = ids.repeat_interleave(x.crow_indices().diff(), output_size=x.values().size(0))
+        return with_values(x, _times(x.values(), philox.entry_words(key, rows, x.col_indices().long()), p))
+    if _has_plain_memory(x):
+        return _apply(x, lambda rows: _core.dropout_rows(rows, ids[: rows.size(0)], p, key))
+    return _times(x, philox.row_words(key, ids, math.prod(x.shape[1:])), p)
+
+
+def _times(x: Tensor, drawn: Tensor, p: float) -> Tensor:
+    """``x`` with the entries dropped for which these words were drawn."""
+    return (x * philox.factors(drawn, p, x.dtype).view(x.shape)).to(x.dtype)
+
+
+def _apply(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x`` times the mask that ``draw`` draws for its first rows, however many it is given."""
     rows = batch_rows(x)
     if rows is None or not _has_plain_memory(rows):
-        return _Dropout.apply(x, p, seed)
-    return join(_Dropout.apply(rows, p, seed), _core.dropout(_packed(x.detach()), p, seed))
+        return _Dropout.apply(x, draw)
+    return join(_Dropout.apply(rows, draw), draw(_packed(x.detach())))
 
 
 def _has_plain_memory(x: Tensor) -> bool:
@@ -84,17 +122,16 @@ class _Dropout(torch.autograd.Function):
 
     # Not split into `forward` and `setup_context`: binding arguments to these takes longer than a small mask.
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
-        ctx.p, ctx.seed = p, seed
-        return _core.dropout(_packed(x), p, seed)
+    def forward(ctx: Any, x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.draw = draw
+        return draw(_packed(x))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if _has_plain_memory(grad):
-            return _Dropout.apply(grad, ctx.p, ctx.seed), None, None
-        mask = _core.dropout(torch.ones(grad.shape, dtype=grad.dtype, device="cpu"), ctx.p, ctx.seed)
-        return grad * mask, None, None
+            return _Dropout.apply(grad, ctx.draw), None
+        return grad * ctx.draw(torch.ones(grad.shape, dtype=grad.dtype, device="cpu")), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Dropout.apply(tangent, ctx.p, ctx.seed)
+        return _Dropout.apply(tangent, ctx.draw)

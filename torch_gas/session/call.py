@@ -57,6 +57,7 @@ class Call:
         used: the histories whose exchange has been made.
         pushes: whether exchanges write to histories.
         places: what wires the model, where that is automatic.
+        adj: the adjacency of the batch or the graph.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
     """
 
@@ -70,6 +71,7 @@ class Call:
         self.pushes = True
         self.forbidden: str | None = None
         self.places: Places | None = None
+        self.adj: Any = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
         # Ids of the halo whose rows the pool was asked for.
@@ -92,6 +94,7 @@ class Call:
             given: what the model is given beside the adjacency, by name; features are "x".
             adj: adjacency of the batch or the graph, or None.
         """
+        self.adj = adj
         if adj is not None:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
         if self.n_id is None:

@@ -299,14 +299,21 @@ class Checkpointed(RuntimeError):
 
 @untraced
 def _refuse_checkpoint(conv: Module) -> None:
-    frame: FrameType | None = sys._getframe(1) if conv.training else None
+    if conv.training and under_checkpoint():
+        raise Checkpointed(
+            f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
+            "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
+        )
+
+
+def under_checkpoint() -> bool:
+    """Whether this runs under activation checkpointing."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
-            raise Checkpointed(
-                f"{type(conv).__name__} is called under activation checkpointing, which would run it once more in the backward "
-                "pass, outside of the batch; switch it off (for DeepGCNLayer, ckpt_grad=False) and make batches smaller instead"
-            )
+            return True
         frame = frame.f_back
+    return False
 
 
 def check_adjacency_of_batch(adj: Any, batch_size: int, num_rows: int, num_dst: int | None) -> None:

@@ -239,14 +239,21 @@ class Places(TorchFunctionMode):
         return out
 
 
+# Folders of what stands in for parts of layers.
+_ROOM, _ = os.path.split(batch.__file__)
+_WRAPPERS = (os.path.join(_ROOM, ""), os.path.join(os.path.dirname(_ROOM), "extensions", ""))
+
+
 def _line() -> str:
     """The line of code that called a function of torch, and those that called it, up to the layer or model."""
-    lines = []
+    lines: list[str] = []
     for frame, number in walk_stack(sys._getframe(2)):
         file = frame.f_code.co_filename
         if file in (__file__, torch.nn.modules.module.__file__):
             break
-        if file != batch.__file__:  # which stands between on a batch only
+        if frame.f_code.co_name == "__torch_function__":  # of another mode, which is there at times
+            lines.clear()  # of what it called
+        elif not file.startswith(_WRAPPERS):  # which stand between at times as well
             lines.append(f"{os.path.basename(file)}:{number}")
     return " ".join(lines)
 

@@ -152,9 +152,15 @@ def dropout(source: Source) -> tuple[Any, ...]:
     return source.rows(source.below(20), source.below(5), source.of(FLOATS)), p, source.of([0, 7, -1, 2**64 - 1, 2**64])
 
 
+def dropout_rows(source: Source) -> tuple[Any, ...]:
+    x, p, key = dropout(source)
+    size = x.size(0) if isinstance(x, Tensor) and x.dim() > 0 else source.below(20)
+    return x, source.ints(size, 2**40, torch.int64), p, key
+
+
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
-    product, dropout,
+    product, dropout, dropout_rows,
 ]  # fmt: skip
 WRITTEN = {scatter_rows, write_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {

@@ -288,6 +288,11 @@ Bytes dropouts(Random& random, int64_t size, int threads) {
     append(result, out);
     dropout(x.data(), x.data(), dtype, count, p, random(), threads);  // in place
     append(result, x);
+    const int64_t width = below(random, 12), num_rows = width == 0 ? 0 : count / width;
+    std::vector<int64_t> ids(num_rows);
+    for (int64_t& id : ids) id = static_cast<int64_t>(random());
+    dropout_rows(x.data(), ids.data(), out.data(), dtype, num_rows, width, p, random(), threads);
+    append(result, out);
   }
   return result;
 }
