@@ -1,6 +1,6 @@
 """What watches training or takes part in it, and what a model does not need to know."""
 
-from torch_gas.extensions.dropout import DropoutById
+from torch_gas.exact.dropout import DropoutById
 from torch_gas.session.extension import Extension
 
 __all__ = ["DropoutById", "Extension"]

@@ -72,7 +72,7 @@ class _Watch(TorchFunctionMode):
     def compare(self, name: str) -> None:
         """Notes ``name``, or the generator if that is empty, if a generator has moved."""
         now = random_states()
-        moved = [key for key, state in now.items() if not _equal(state, self.states[key])]
+        moved = [key for key, state in now.items() if not is_same_state(state, self.states[key])]
         self.states = now
         if moved:
             self._note(name or _OTHERS[moved[0]])
@@ -99,6 +99,7 @@ class _Watch(TorchFunctionMode):
         )
 
 
-def _equal(left: Any, right: Any) -> bool:
+def is_same_state(left: Any, right: Any) -> bool:
+    """Whether two states of generators are the same."""
     pairs = zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)

@@ -16,8 +16,9 @@ from torch_gas.session.call import close
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import BY_HAND, Skipping
 from torch_gas.session.model import HistoryModel
-from torch_gas.session.segments import Segment, Segments
-from torch_gas.session.sweeps import Criterion, Sweeps
+from torch_gas.exact.dropout import DropoutById
+from torch_gas.exact.segments import Segment, Segments
+from torch_gas.exact.sweeps import Criterion, Sweeps
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.trial.undisturbed import undisturbed
 from torch_gas.wiring.undo import Undo
@@ -75,9 +76,11 @@ class ExactGradient:
         self._segments: list[Segment] = []
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
-        self._tables = _Tables()
         model._check_ready()
-        model.add_extension(self._tables)
+        known = next((each for each in model.extensions if isinstance(each, _Tables)), None)
+        self._tables = known or _Tables()
+        if known is None:
+            model.add_extension(self._tables)
 
     def remove(self) -> None:
         """Gives the memory of the gradient tables back."""
@@ -117,6 +120,12 @@ class ExactGradient:
         model = self.model
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("ExactGradient.backward computes gradients; call it outside of torch.no_grad()")
+        for extension in model.extensions:
+            if extension.takes_part and not isinstance(extension, DropoutById):
+                raise ValueError(
+                    f"ExactGradient: {type(extension).__name__} changes what training computes from batches, which the whole graph "
+                    "does not; remove it: model.remove_extension(...)"
+                )
         session = model._session
         session.clean_up()
         self._fit_tables()

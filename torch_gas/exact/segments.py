@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,6 +57,18 @@ class Segment:
     def is_last(self) -> bool:
         """Whether it ends with the output."""
         return self.history is None and self.norm is None
+
+
+class _Copy(torch.autograd.Function):
+    """Rows that a model may write to in place, as it may not to a leaf, which has the same memory."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, rows: list[Tensor]) -> Tensor:
+        return rows[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class Segments(Replay):
@@ -135,9 +147,9 @@ class Segments(Replay):
         if segment.reads is None or history in segment.reads:
             rows = x.new_empty(n_id.numel(), x.size(1), requires_grad=False)
             history.table.read(n_id, rows)
+            leaf = self.leaves[history] = rows.detach()
             if torch.is_grad_enabled() and (self.explores or history in self.learning):
-                rows.requires_grad_()
-            self.leaves[history] = rows
+                rows = _Copy.apply(leaf.requires_grad_(), [rows])
         else:
             rows = self.stand_in(x, n_id.numel())
         if self.handler is not None and not segment.compact and len(self.exact) <= self.handler.sweeps:

@@ -13,10 +13,13 @@ from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.history import History
-from torch_gas.session.criterion import check_is_sum, value_of
+from torch_gas.checkpoint.rng import random_states, set_random_states
+from torch_gas.exact.criterion import check_is_sum, value_of
 from torch_gas.session.inference import Coverage, EndOfBatch
-from torch_gas.session.learned import Learned
-from torch_gas.session.segments import Segments
+from torch_gas.exact.dropout import DropoutById
+from torch_gas.exact.learned import Learned
+from torch_gas.exact.segments import Segments
+from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
 
@@ -80,6 +83,8 @@ class Sweeps:
         grads = self._grads | self._learned.grads
         torch.autograd.backward(list(grads), list(grads.values()))
         self.replay.statistics.step(self.replay.moments)
+        if self._masks is not None and self.model.training:
+            self._masks.next_step()
 
     def _clear(self) -> None:
         for table in self._tables.values():
@@ -100,10 +105,16 @@ class Sweeps:
     def _run(self, batch: SubData) -> Any:
         """Runs the segment under way on a batch; what ``forward`` returns where it is the last one."""
         self.replay.forget()
+        state = torch.get_rng_state()
         try:
-            out = self.model(batch)
+            out: Any = self.model(batch)
         except EndOfBatch:
-            return None
+            out = None
+        if self.replay.segment.is_known and not torch.equal(state, torch.get_rng_state()):
+            raise ValueError(
+                f"ExactGradient: {self.model._name} draws random numbers on some batches, and would draw others when these are "
+                "computed again; let it draw none, or drop entries by torch.nn.functional.dropout"
+            )
         return out if self.replay.rows is None else None
 
     # -- forward -------------------------------------------------------------------------------------------------------
@@ -134,7 +145,7 @@ class Sweeps:
         """Finds out where the segment under way ends, what it reads, and whether it learns."""
         replay, segment = self.replay, self.replay.segment
         replay.explores = True
-        first = self._results(batch)
+        first = self._repeatable(batch)
         segment.is_known = True
         leaves = dict(replay.leaves)
         outputs = [each for each in first if each.requires_grad]
@@ -158,6 +169,27 @@ class Sweeps:
         )
         replay.explores = False
         self._settle(batch, first)
+
+    def _repeatable(self, batch: SubData) -> list[Tensor]:
+        """The results of a pass that draws no random numbers, but those of dropout by ids."""
+        model, before = self.model, random_states()
+        results = self._results(batch)
+        if is_same_state(random_states(), before):
+            return results
+        set_random_states(before)
+        if self._masks is None:
+            model.add_extension(DropoutById())
+            before = random_states()
+            results = self._results(batch)
+            if is_same_state(random_states(), before):
+                return results
+            set_random_states(before)
+        return refuse_draws(model._plain, lambda: self._results(batch))
+
+    @property
+    def _masks(self) -> DropoutById | None:
+        """What draws masks of dropout."""
+        return next((each for each in self.model.extensions if isinstance(each, DropoutById)), None)
 
     def _settle(self, batch: SubData, results: list[Tensor]) -> None:
         """Finds out what the segment can do without: what gives it no gradient may change its ``results`` all the same."""

@@ -188,7 +188,7 @@ class _Masks(TorchFunctionMode):
 
     def __init__(self, extension: DropoutById, call: Call) -> None:
         super().__init__()
-        self.extension, self.model = extension, call.model
+        self.extension, self.model, self.session = extension, call.model, call.session
         ids, num_nodes = call.n_id, call.model.num_nodes
         # Numbers of rows that nodes may have. All are an embedding's, if not those of the whole graph.
         self.nodes: dict[int, Tensor | None] = {num_nodes: None}
@@ -261,8 +261,16 @@ class _Masks(TorchFunctionMode):
                 "backward pass, where its rows are not known; switch it off and make batches smaller instead"
             )
         with torch._C.DisableTorchFunction():
-            out = self._dropped(x, float(p))
+            out = x if self.is_stand_in(x) else self._dropped(x, float(p))
             return x.copy_(out) if in_place else out
+
+    def is_stand_in(self, x: Tensor) -> bool:
+        """Whether ``x`` is a row of any value for rows that nobody reads; the call counts all the same."""
+        replay = self.session.replay
+        if replay is None or not replay.any_rows or x.shape[:1] != (1,):
+            return False
+        self._count("dropout")
+        return True
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")
