@@ -46,12 +46,13 @@ def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -
                 f"edges. {_HOW}. If it is such a sum and needs more than these, pass ExactGradient(..., check=False)"
             ) from error
     total = values[0] + values[1]
+    whole, left, right = (f"{float(value):.6g}" for value in (loss, *values))
     scale = max(float(value.abs()) for value in (*values, loss))
     tolerance = torch.finfo(loss.dtype).eps ** 0.5
     if not bool((total - loss).abs() <= tolerance * scale):  # not so for NaN
         raise ValueError(
-            f"ExactGradient: the criterion is no sum over rows: a batch has {float(loss):.6g} and its halves {float(values[0]):.6g}"
-            f" and {float(values[1]):.6g}, so that batches do not add up to the loss of the whole graph. {_HOW}. Weigh classes by "
+            f"ExactGradient: the criterion is no sum over rows: a batch has {whole} and its halves {left} and {right}, so that "
+            f"batches do not add up to the loss of the whole graph. {_HOW}. Weigh classes by "
             "their numbers in the whole graph. Where a loss compares rows of different batches, compute its gradient by the "
             "embeddings of all nodes first, and return (out * gradient[batch.n_id[:len(out)]]).sum()"
         )

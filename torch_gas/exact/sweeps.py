@@ -45,7 +45,7 @@ class Sweeps:
         self.criterion, self.unchecked = criterion, unchecked
         self._tables = dict(zip(self.model.histories, tables, strict=True))
         self._learned = Learned(loader.data)
-        self._parameters = [p for p in self.model._plain.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
         self._loss: Tensor | None = None
