@@ -158,6 +158,11 @@ def test_only_blocks_that_are_asked_for_are_read_and_written(tmp_path: Path) -> 
     assert waiting(table) == [0]
     table.write(torch.tensor([2]), torch.zeros(1, C))
     assert on_disk(table)[:5, 0].tolist() == [2, 1, 0, 2, 2]
+    batch = torch.tensor([8]), torch.tensor([4]), torch.tensor([22])  # a range, and a halo
+    for look in (table.map, table.tensor, lambda: _core.batch_rows(table, *batch)):
+        table.add(torch.tensor([9, 22]), torch.ones(2, C))
+        look()
+        assert waiting(table) == []
 
 
 def test_files_that_rows_wait_in_stay_small(tmp_path: Path) -> None:

@@ -279,7 +279,8 @@ def batch_rows_of(
     found, device = [], torch.device("cpu")
     for table in tables:
         _table(call, table, offset, count)
-        _table(call, table, halo)
+        if isinstance(table, FileRows):
+            table.before_use(halo)
         batch_size = int(count.clamp(0, table.shape[0]).sum())
         rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
         check_placement(call, table, "halo", device)
