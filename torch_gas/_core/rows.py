@@ -132,6 +132,7 @@ def add_rows(table: Tensor, index: Tensor, rows: Tensor, *, ascending: bool = Fa
         [2.0, 1.0, 8.0]
     """
     call = "add_rows"
+    checks.kind(call, "ascending", ascending, bool, "a bool")
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, SUM_TYPES)
     index = _index(call, index)
