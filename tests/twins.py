@@ -166,6 +166,11 @@ def int64(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def distinct(ids: Tensor) -> Tensor:
+    """The ids that occur, each once, in no order."""
+    return ids.unique()[torch.randperm(ids.unique().numel(), generator=torch.Generator().manual_seed(0))]
+
+
 def strided(x: Tensor) -> Tensor:
     """The same values, one element apart in memory."""
     wide = x.new_zeros(*x.shape, 2)

@@ -90,6 +90,12 @@ def scatter_rows(source: Source) -> tuple[Any, ...]:
     return table, index, source.rows(count, width, source.of(FLOATS))
 
 
+def add_rows(source: Source) -> tuple[Any, ...]:
+    num_rows, width, count = source.below(20) + 1, source.below(5), source.below(12)
+    table = source.rows(num_rows, width, source.of([*FLOATS[:2], FLOATS[source.below(4)]]))
+    return table, source.ints(count, num_rows, source.of(IDS)), source.rows(count, width, source.of(FLOATS))
+
+
 def ranges(source: Source, bound: int) -> tuple[Tensor, Tensor]:
     num_ranges = source.below(4)
     return source.ints(num_ranges, bound, torch.int64), source.ints(num_ranges, 6, torch.int64)
@@ -160,9 +166,9 @@ def dropout_rows(source: Source) -> tuple[Any, ...]:
 
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
-    product, dropout, dropout_rows,
+    product, dropout, add_rows, dropout_rows,
 ]  # fmt: skip
-WRITTEN = {scatter_rows, write_chunks}  # the calls that write to their first argument
+WRITTEN = {scatter_rows, add_rows, write_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {
     gather_rows: lambda table, index, dtype: table[index.long()].to(dtype),
     read_chunks: lambda table, offset, count, dtype: table[twins.chunk_index(offset, count)].to(dtype),
@@ -192,7 +198,10 @@ def one_input(data: bytes) -> bool:
         table, *others = arguments
         assert_unchanged(others, before[1:])
         index = twins.chunk_index(*others[:2]) if maker is write_chunks else others[0].long()
-        before[0][index] = others[-1].to(table.dtype)
+        if maker is add_rows:
+            twins.add_rows(before[0], index, others[-1])
+        else:
+            before[0][index] = others[-1].to(table.dtype)
         assert_equal(table, before[0])
     else:
         assert_unchanged(arguments, before)

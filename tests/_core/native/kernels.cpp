@@ -128,6 +128,10 @@ Parts random_parts(Random& random, int64_t num_rows) {
 // A kernel on inputs that a seed decides; returns the bytes of its result.
 using Kernel = std::function<Bytes(Random&, int64_t size, int threads)>;
 
+bool is_sum(DType table, DType rows) {
+  return element_size(table) >= 4 && element_size(rows) <= element_size(table);
+}
+
 template <class I>
 Bytes rows(Random& random, int64_t size, int threads) {
   Bytes result;
@@ -153,6 +157,15 @@ Bytes rows(Random& random, int64_t size, int threads) {
     scatter_rows(table, targets.data(), batch(pushed, targets.size()), threads);
     append(result, memory);
 
+    if (is_sum(table_type, rows_type)) {
+      const Table sums{memory.data(), table_type, num_rows, width};
+      for (const std::vector<I>& each : {index, targets}) {
+        Bytes added = random_rows(random, rows_type, each.size() * width);
+        add_rows(sums, each.data(), Rows{added.data(), rows_type, int64_t(each.size())}, threads);
+      }
+      append(result, memory);
+    }
+
     const Parts parts = random_parts(random, num_rows);
     Bytes chunk = random_rows(random, rows_type, parts.total * width);
     write_chunks(table, parts.offset.data(), parts.count.data(), parts.offset.size(),
@@ -173,6 +186,15 @@ Bytes rows(Random& random, int64_t size, int threads) {
         refused = true;
       }
       require(refused && memory == before, "a push of a wrong id must write nothing");
+      if (!is_sum(table_type, rows_type)) continue;
+      refused = false;
+      try {
+        add_rows(Table{memory.data(), table_type, num_rows, width}, wrong.data(),
+                 Rows{two.data(), rows_type, 2}, threads);
+      } catch (const std::exception&) {
+        refused = true;
+      }
+      require(refused && memory == before, "a sum with a wrong id must write nothing");
     }
   }
   return result;
