@@ -55,7 +55,7 @@ class DropoutById(Extension):
     dropout, attention of torch itself, and samples of edges. Compiled models are refused.
 
     Args:
-        seed: of the masks, in 0 .. 2**63 - 1. By default it is drawn from torch's generator, so that :func:`torch.manual_seed`
+        seed: of the masks, not negative. By default it is drawn from torch's generator, so that :func:`torch.manual_seed`
             makes it reproducible. Models with the same seed and step draw the same masks.
 
     Attributes:
@@ -64,7 +64,7 @@ class DropoutById(Extension):
             checkpoints, with the seed.
 
     Raises:
-        ValueError: if ``seed`` is out of range; in a call, if nothing tells which node or edge a row is of.
+        ValueError: if ``seed`` is negative; in a call, if nothing tells which node or edge a row is of.
 
     Example:
         >>> import torch
@@ -87,8 +87,8 @@ class DropoutById(Extension):
 
     @checked
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ValueError(f"DropoutById: seed must be in 0 .. 2**63 - 1, but is {seed}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"DropoutById: seed must not be negative, but is {seed}")
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
         self.step = 0
         self._met: dict[tuple[str, int], _Rows] = {}  # by scope and number
@@ -266,12 +266,13 @@ class _Masks(TorchFunctionMode):
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")
-        key = self.extension.key(self.scope.name, number)
         rows = x.view(1) if x.dim() == 0 else x
         dim, ids = self._ids(rows, number)
+        key = self.extension.key(self.scope.name, number)
         if dim != 0:
             return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim)
-        return dropout_rows(rows, ids.to(x.device), p, key).view(x.shape)
+        out = dropout_rows(rows, ids.to(x.device), p, key)
+        return out.view(()) if x.dim() == 0 else out
 
     # -- ids -----------------------------------------------------------------------------------------------------------
 
