@@ -18,11 +18,12 @@ from torch.nn import Dropout, Linear, Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as checkpointed
 from torch_geometric.data import Data
-from torch_geometric.nn import GAT, GCN, GATConv, GraphSAGE, MessagePassing, SAGEConv
+from torch_geometric.nn import GAT, GCN, DirGNNConv, GATConv, GCNConv, GraphSAGE, MessagePassing, SAGEConv
 
-from torch_gas import SubgraphLoader, checkpoint, models, scale
+from torch_gas import SubgraphLoader, checkpoint, models, plan, scale
 from torch_gas.extensions import DropoutById
 from torch_gas.extensions.dropout import edge_ids
+from torch_gas.extensions.regularization import LocalPerturbation
 from torch_gas.graph.formats import find_adjacency
 
 P = 0.4
@@ -169,6 +170,19 @@ class Own(Module):
         return self.drop(self.convs[2](rows, edge_index))
 
 
+class Directed(Module):
+    """Layers inside of others, which normalise by degrees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = torch.nn.ModuleList([DirGNNConv(GCNConv(8, 8)), DirGNNConv(GATConv(8, 3, dropout=0.5))])
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(F.dropout(x, 0.2, self.training), edge_index)
+        return x
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -176,12 +190,14 @@ class Own(Module):
         lambda: GraphSAGE(8, 16, 3, 3, dropout=0.5, jk="cat"),
         lambda: GCN(8, 16, 3, 3, dropout=0.5, act="elu"),
         lambda: GAT(8, 16, 3, 3, dropout=0.5, heads=4),
+        Directed,
     ],
-    ids=["own", "SAGE", "GCN", "GAT"],
+    ids=["own", "SAGE", "GCN", "GAT", "directed"],
 )
 def test_scaled_models(make: Callable[[], Module]) -> None:
     torch.manual_seed(0)
-    assert_same_rows(with_masks(scale(make().double(), DATA)), DATA, PARTS)
+    model = with_masks(scale(make().double(), DATA))
+    assert_same_rows(model, DATA, PARTS, neighbors=model.found.neighbors)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -394,6 +410,21 @@ def test_gradients_are_those_of_the_mask() -> None:
     model.extensions[0].step = 0
     moved = model(Data(DATA.x + 1e-6 * direction, DATA.edge_index))
     torch.testing.assert_close((moved - out).sum() / 1e-6, (grad * direction).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_are_called_twice_by_a_penalty_drop_the_same_entries() -> None:
+    net = GAT(8, 16, 3, 3, dropout=0.5).double()
+    model = with_masks(scale(net, DATA, regularization=LocalPerturbation(noise=1e-9)))
+    without = with_masks(scale(net, DATA))
+    out = model(DATA)
+    assert 0 < model.regularization().item() < 1e-6
+    assert torch.equal(out, without(DATA))
+
+
+def test_steps_that_plan_tries_are_not_counted() -> None:
+    model = with_masks(scale(GraphSAGE(8, 16, 2, 3, dropout=0.5).double(), DATA))
+    plan(DATA, model, host_memory="1GB")
+    assert model.extensions[0].step == 0
 
 
 # --- what is refused ------------------------------------------------------------------------------

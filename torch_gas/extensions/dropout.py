@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -107,11 +108,14 @@ class DropoutById(Extension):
                 f"{model._name}: DropoutById sees calls of dropout while the model runs, which torch.compile cannot follow; call "
                 "the model as it is, or remove the extension"
             )
-        _Masks(self, call).wire(call.undo)
+        masks = _Masks(self, call)
+        masks.wire(call.undo)
+        call.undo.set(call, "rehearsals", [*call.rehearsals, masks.rehearsal])
 
     def end(self, call: Call) -> None:
-        """Counts a step; in a replay, whoever replays counts it."""
-        if call.model.training and torch.is_grad_enabled() and call.session.replay is None:
+        """Counts a step of training; in a replay, whoever replays counts it."""
+        session = call.session
+        if call.model.training and torch.is_grad_enabled() and session.watching and session.replay is None:
             self.next_step()
 
     def next_step(self) -> None:
@@ -223,6 +227,15 @@ class _Masks(TorchFunctionMode):
                 undo.set(module, "message", layer(module.message, "message()", on_edges=True))
         undo.add(self.__exit__)
         self.__enter__()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """While entered, layers drop as in their next calls."""
+        counts, scope = self._counts.copy(), self.scope
+        try:
+            yield
+        finally:
+            self._counts, self.scope = counts, scope
 
     def _scoped(
         self, function: Callable[..., Any], name: str, layer: str, dim: int, on_edges: bool = False
