@@ -170,12 +170,21 @@ class Own(Module):
         return self.drop(self.convs[2](rows, edge_index))
 
 
-class Directed(Module):
-    """Layers inside of others, which normalise by degrees."""
+class Outer(MessagePassing):
+    """A layer with another inside, which normalises by degrees."""
 
+    def __init__(self, inner: Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.inner(x, edge_index)
+
+
+class Nested(Module):
     def __init__(self) -> None:
         super().__init__()
-        self.convs = torch.nn.ModuleList([DirGNNConv(GCNConv(8, 8)), DirGNNConv(GATConv(8, 3, dropout=0.5))])
+        self.convs = torch.nn.ModuleList([Outer(GCNConv(8, 8)), DirGNNConv(GATConv(8, 3, dropout=0.5))])
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         for conv in self.convs:
@@ -190,9 +199,9 @@ class Directed(Module):
         lambda: GraphSAGE(8, 16, 3, 3, dropout=0.5, jk="cat"),
         lambda: GCN(8, 16, 3, 3, dropout=0.5, act="elu"),
         lambda: GAT(8, 16, 3, 3, dropout=0.5, heads=4),
-        Directed,
+        Nested,
     ],
-    ids=["own", "SAGE", "GCN", "GAT", "directed"],
+    ids=["own", "SAGE", "GCN", "GAT", "nested"],
 )
 def test_scaled_models(make: Callable[[], Module]) -> None:
     torch.manual_seed(0)
