@@ -346,7 +346,7 @@ class _Masks(TorchFunctionMode):
         if id(adj) not in self._of_edges:
             src, dst = _pairs(adj)
             ids = self.ids.to(src.device)
-            self._of_edges[id(adj)] = (adj, edge_ids(ids[src], ids[dst]))
+            self._of_edges[id(adj)] = (adj, edge_ids(ids[src], ids[dst], self.model.num_nodes))
         return self._of_edges[id(adj)][1]
 
 
@@ -381,14 +381,14 @@ def _num_edges(adj: Any) -> int:
     return adj._nnz() if is_coo else format_of(adj).num_edges(adj)
 
 
-def edge_ids(src: Tensor, dst: Tensor) -> Tensor:
+def edge_ids(src: Tensor, dst: Tensor, num_nodes: int) -> Tensor:
     """Numbers of 64 bits for edges from ``src`` to ``dst``, [E], which depend on both and on how many equal pairs come before."""
-    rank = torch.zeros_like(src)
-    order = torch.argsort(dst, stable=True)
-    order = order[torch.argsort(src[order], stable=True)]
-    equal = (src[order][1:] == src[order][:-1]) & (dst[order][1:] == dst[order][:-1])
-    if bool(equal.any()):
-        number = torch.arange(1, src.numel(), device=src.device)
-        first = torch.where(equal, 0, number).cummax(0).values
-        rank[order[1:]] = number - first
-    return philox.mix(philox.mix(philox.mix(src) + dst) + rank)
+    pairs = dst * num_nodes + src
+    ids = philox.mix(pairs)
+    if not bool((pairs[1:] > pairs[:-1]).all()):  # in the order of loaders, where none is there twice
+        pairs, order = pairs.sort(stable=True)
+        equal = pairs[1:] == pairs[:-1]
+        number = torch.arange(1, pairs.numel(), device=src.device)
+        first = torch.where(equal, 0, number).cummax(0).values  # of equal pairs
+        ids[order[1:]] += number - first
+    return philox.mix(ids)
