@@ -16,9 +16,21 @@ from graphs import FORMATS, random_graph, to_format
 from torch import Tensor
 from torch.nn import Dropout, Linear, Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import _len_torch_function_stack
 from torch.utils.checkpoint import checkpoint as checkpointed
 from torch_geometric.data import Data
-from torch_geometric.nn import GAT, GCN, DirGNNConv, GATConv, GCNConv, GraphSAGE, MessagePassing, SAGEConv
+from torch_geometric.nn import (
+    GAT,
+    GCN,
+    MLP,
+    DirGNNConv,
+    EdgeConv,
+    GATConv,
+    GCNConv,
+    GraphSAGE,
+    MessagePassing,
+    SAGEConv,
+)  # fmt: skip
 
 from torch_gas import SubgraphLoader, checkpoint, models, plan, scale
 from torch_gas.extensions import DropoutById
@@ -137,6 +149,59 @@ def test_layers(name: str, wiring: str, fmt: str) -> None:
     assert_same_rows(model, data, PTR, lambda _: model(*args, **kwargs), neighbors=neighbors)
     met = model.extensions[0]._met
     assert len(met) >= 2 and all(scope for scope, _ in met)  # all calls were inside of layers
+
+
+class Attention(MessagePassing):
+    """Attention of several heads, [E, H, 1], whose second dimension is none of nodes, and dropout behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add")
+        self.score, self.lin = Linear(8, 2), Linear(8, 8)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=x)
+
+    def message(self, x_j: Tensor, x_i: Tensor) -> Tensor:
+        alpha = (self.score(x_i) + self.score(x_j)).sigmoid()[:, :, None]
+        return (F.dropout(alpha, P, self.training) * x_j[:, None]).mean(1)
+
+    def update(self, out: Tensor) -> Tensor:
+        return F.dropout(self.lin(out), P, self.training)
+
+
+class Heads(MessagePassing):
+    """Rows of nodes and edges in the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add", node_dim=-2)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        heads = F.dropout(x.view(-1, 2, 4).transpose(0, 1), P, self.training)
+        return self.propagate(edge_index, x=heads).transpose(0, 1).reshape(-1, 8)
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return F.dropout(x_j, P, self.training)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(
+    "make",
+    [Attention, Heads, lambda: EdgeConv(MLP([16, 8, 8], dropout=P, norm=None))],
+    ids=["attention", "heads", "MLP"],
+)
+def test_layers_of_users(make: Callable[[], Module], fmt: str) -> None:
+    class Net(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = torch.nn.ModuleList([make(), make()])
+
+        def forward(self, x: Tensor, adj: Any) -> Tensor:
+            return self.convs[1](self.convs[0](x, adj).tanh(), adj)
+
+    data = to_format(DATA, fmt)
+    torch.manual_seed(0)
+    model = scale(Net().double(), data, inputs=lambda batch: (batch.x, find_adjacency(batch)[1]))
+    assert_same_rows(with_masks(model), data, PARTS)
 
 
 # --- whole models ---------------------------------------------------------------------------------
@@ -383,6 +448,20 @@ def test_torch_is_left_as_it_was() -> None:
     model.remove_extension(model.extensions[0])
     model(DATA)
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_leaves_nothing() -> None:
+    def fail(x: Tensor, edge_index: Tensor) -> Tensor:
+        raise RuntimeError("on purpose")
+
+    model = with_masks(scale(Between(fail).double(), DATA))
+    for given in (DATA, next(iter(SubgraphLoader(DATA, PARTS)))):
+        before = [dict(vars(module)) for module in model.modules()]
+        with pytest.raises(RuntimeError, match="on purpose"):
+            model(given)
+        assert _len_torch_function_stack() == 0
+        assert [vars(module).keys() for module in model.modules()] == [each.keys() for each in before]
+    assert model.extensions[0].step == 0
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path: Any) -> None:

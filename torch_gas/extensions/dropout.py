@@ -45,7 +45,7 @@ class DropoutById(Extension):
 
     entry c of a row is kept if :math:`w_{c \bmod 4} \geq p \cdot 2^{32}`, and then multiplied by :math:`1 / (1 - p)`.
 
-    * Rows of nodes have the id of their node.
+    * Rows of nodes have the id of their node. Outside of ``message`` and ``edge_update``, as many rows as nodes are theirs.
     * Rows of edges have that of the pair of its nodes in the adjacency over which a layer passes messages, self-loops that it
       adds included, and of the number of equal pairs before it.
     * The place of a call is its number among those in the same call of a convolution, or outside of all. So a convolution that
