@@ -536,20 +536,29 @@ class Between(Module):
         return self.convs[1](x, edge_index)
 
 
-def _transposed(x: Tensor, edge_index: Tensor) -> Tensor:
+def _last(x: Tensor, edge_index: Tensor) -> Tensor:
     return F.dropout(x.t().reshape(4, 2, -1), P).view(8, -1).t()
+
+
+def _flat(x: Tensor, edge_index: Tensor) -> Tensor:
+    return F.dropout(x.flatten(), P).view(x.shape)
 
 
 def _some(x: Tensor, edge_index: Tensor) -> Tensor:
     return torch.cat([F.dropout(x[3:], P), x[:3]])
 
 
-@pytest.mark.parametrize("function", [_transposed, _some])
-def test_rows_that_nothing_tells(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_last, r"\[4, 2, \d+\], which are no rows of"),
+        (_flat, r"\[\d+\], of positions, and was given rows of positions \[\d+\] here before"),
+        (_some, "nothing tells what they are of"),
+    ],
+)
+def test_rows_that_nothing_tells(function: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
     model = with_masks(scale(Between(function).double(), DATA))
-    with pytest.raises(
-        ValueError, match=r"forward of Between: dropout is given .* nothing tells what they are of. Drop rows"
-    ):
+    with pytest.raises(ValueError, match=rf"forward of Between: dropout is given .*{message}.* Drop rows"):
         for batch in SubgraphLoader(DATA, PARTS):
             model(batch)
 
@@ -567,7 +576,7 @@ def test_rows_that_nothing_tells_in_a_layer() -> None:
     model.convs[0] = Odd()
     model = with_masks(scale(model.double(), DATA))
     with pytest.raises(
-        ValueError, match=r"convs.0 \(Odd\): dropout is given \[7, 1\], not rows of \d+ edges. Drop rows"
+        ValueError, match=r"convs.0 \(Odd\): dropout is given \[7, 1\], which are no rows of \d+ edges. Drop"
     ):
         model(DATA)
 

@@ -169,7 +169,7 @@ class _Scope(NamedTuple):
 
 
 _ADVICE = (
-    "Drop rows of nodes, [B + S, ...] or [B, ...], outside of message(), rows of edges inside of message() or edge_update(), "
+    "Drop rows of nodes outside of message(), rows of edges inside of message() or edge_update(), both as the first dimension, "
     "and other tensors as they are in the model, as a parameter"
 )
 
@@ -300,13 +300,15 @@ class _Masks(TorchFunctionMode):
         adjs = scope.adjs
         if not fits and (held := _held(x.size(0))):
             fits, adjs = [_rows("edges", 0, x)], held
-        elif not fits and not scope.name:
+        elif (
+            not fits and not scope.name and self.nodes.keys().isdisjoint(x.shape)
+        ):  # nor are nodes in another dimension
             fits = [_rows("positions", 0, x)]
         if not fits:
             nodes = "" if scope.on_edges else f" {' or '.join(map(str, self.nodes))} nodes, or"
             edges = " or ".join(str(_num_edges(adj)) for adj in adjs) or "unknown"
             raise ValueError(
-                f"{scope.layer}: dropout is given {list(x.shape)}, not rows of{nodes} {edges} edges. {_ADVICE}"
+                f"{scope.layer}: dropout is given {list(x.shape)}, which are no rows of{nodes} {edges} edges. {_ADVICE}"
             )
         rows = met.get((scope.name, number), fits[0])
         if rows not in fits:
