@@ -27,6 +27,7 @@ from torch_gas import (
     SubgraphLoader,
     _core,
     datasets,
+    extensions,
     models,
 )
 from torch_gas.extensions import refresh, regularization
@@ -484,6 +485,11 @@ def _() -> Call:
     )
 
 
+@call_of("extensions.DropoutById")
+def _() -> Call:
+    return new(extensions.DropoutById, seed=0)
+
+
 @call_of("regularization.LocalPerturbation")
 def _() -> Call:
     return new(regularization.LocalPerturbation)
@@ -564,6 +570,7 @@ LEFT_OUT = {
     "refresh.Exact": "takes nothing",
     "refresh.Never": "takes nothing",
     "models.ScalableGNN": "is ScalableGNN",
+    "extensions.Extension": "takes nothing",
     "Partition": "a record, which the functions that take it check",
     "Plan": "a record, which plan() makes",
     "SubData": "a record, which loaders make and models check",
@@ -587,8 +594,8 @@ LEFT_OUT = {
 
 def offered() -> Iterator[str]:
     """Names of all public classes and functions."""
-    for prefix, module in (("", torch_gas), ("models.", models), ("regularization.", regularization),
-                           ("datasets.", datasets), ("_core.", _core)):  # fmt: skip
+    for prefix, module in (("", torch_gas), ("models.", models), ("extensions.", extensions),
+                           ("regularization.", regularization), ("datasets.", datasets), ("_core.", _core)):  # fmt: skip
         yield from (f"{prefix}{name}" for name in module.__all__ if callable(getattr(module, name)))
     for name, value in vars(refresh).items():
         if (

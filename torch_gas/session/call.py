@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,6 @@ from torch_gas.wiring.undo import Undo
 if TYPE_CHECKING:
     from torch_gas.session.model import HistoryModel
     from torch_gas.session.session import Session
-    from torch_gas.wiring.places import Places
 
 
 # batch_size, n_id, offset and count of a batch
@@ -56,7 +56,7 @@ class Call:
         is_step: whether it is a training step on a batch.
         used: the histories whose exchange has been made.
         pushes: whether exchanges write to histories.
-        places: what wires the model, where that is automatic.
+        rehearsals: while what they make is entered, layers may be called beside the forward pass, without being counted.
         adj: the adjacency of the batch or the graph.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
     """
@@ -70,7 +70,7 @@ class Call:
         self.used: set[History] = set()
         self.pushes = True
         self.forbidden: str | None = None
-        self.places: Places | None = None
+        self.rehearsals: list[Callable[[], AbstractContextManager[None]]] = []
         self.adj: Any = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for

@@ -401,7 +401,8 @@ class ScaledGNN(HistoryModel):
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
         places.wire(call.undo, rows, handler.bipartite, found.of_edges)
-        call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
+        # Until it ends: places hold their handler, which holds the call.
+        call.undo.set(call, "rehearsals", [*call.rehearsals, places.rehearsal])
         return handler
 
     def _cut(self, out: Any, call: Call) -> Any:
