@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.memory import has_memory
 from torch_gas.batch.record import BatchRecord, record_of
-from torch_gas.graph.formats import check_adjacency, num_destinations
+from torch_gas.graph.formats import check_adjacency, is_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
 from torch_gas.graph.key import digest
 from torch_gas.graph.origin import Origin
@@ -19,6 +21,7 @@ from torch_gas.history import History
 from torch_gas.session.extension import Extension
 from torch_gas.session.identity import check_batch, compare_graph, meet_graph
 from torch_gas.wiring import check_adjacency_of_batch
+from torch_gas.wiring.arguments import NO_EDGES
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
@@ -92,6 +95,8 @@ class Call:
         """
         if adj is not None:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
+        elif _has_layers(self.model) and not any(map(is_adjacency, given.values())):
+            raise ValueError(f"{self.model._name} {NO_EDGES}")
         if self.n_id is None:
             self._check_graph(num_rows, adj)
             compare_graph(self, given, adj)
@@ -314,6 +319,10 @@ def close(model: HistoryModel, undo: Undo, why: str) -> None:
             f"{model._name}: forward reads or writes a history by hand, by pull, push or emb; {why}. Do it in training on "
             "batches only, `if self.training and n_id is not None: ...`, and leave the rest to push_and_pull",
         )
+
+
+def _has_layers(model: Module) -> bool:
+    return any(isinstance(module, MessagePassing) for module in model.modules())
 
 
 def _is_vector(value: Any) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
@@ -307,7 +308,7 @@ class ScaledGNN(HistoryModel):
         rows = arguments.count_rows(given, adj)
         self._check_same_graph(ids[0])
         if ids[1] is not None or rows == self.num_nodes:
-            self._check_given(given)
+            self._check_given(given, adj)
             if len(self.tables) > 0:
                 structure.refuse_learned(self._name, given, adj)
         with Undo(sys._getframe()) as undo:
@@ -347,9 +348,11 @@ class ScaledGNN(HistoryModel):
         if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
             raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
-    def _check_given(self, given: dict[str, Any]) -> None:
+    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises unless the arguments are those of the function that was tried out."""
         if (self._given ^ arguments.data_names(given)) - self.found.ignored:
+            if adj is None:
+                raise ValueError(f"{self._name} {arguments.NO_EDGES}")
             raise ValueError(
                 f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
                 f"{', '.join(sorted(given))}, which is another function than model(batch) and model(loader=...) compute; pass "
@@ -359,6 +362,15 @@ class ScaledGNN(HistoryModel):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain model."""
         return self.model(*args, **kwargs)
+
+    def _inference(self, loader: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """PyG's ``BasicGNN.inference``, which takes PyG's loader and asserts it without a text."""
+        if isinstance(loader, SubgraphLoader):
+            raise TypeError(
+                f"{self._name}.inference() is PyG's and takes a NeighborLoader; for exact inference over a loader of torch_gas, "
+                "call model.eval()(loader=loader)"
+            )
+        return self.model.inference(loader, *args, **kwargs)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """The arguments of the plain model, and the ids of the batch, or four times None."""
@@ -427,6 +439,8 @@ class ScaledGNN(HistoryModel):
         except AttributeError:
             if name == "model":
                 raise
+            if name == "inference" and isinstance(self.model, BasicGNN):
+                return self._inference
             return getattr(self.model, name)
 
 

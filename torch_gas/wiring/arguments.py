@@ -18,6 +18,9 @@ from torch_gas.wiring.refusals import instead_of_wrapper
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
 
+OTHER_EDGES = "batch.edge_index is None where data holds adj_t, which get_data() gives by default"
+NO_EDGES = f"was called without edges. {OTHER_EDGES}: pass batch.adj_t then, or the whole batch, model(batch)"
+
 
 def parameters(model: Module) -> list[inspect.Parameter]:
     """Those of ``forward``, without ``*args`` and ``**kwargs``."""
@@ -95,7 +98,9 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
     given = names_of(model, args, kwargs)
     adjacent = [value for value in given.values() if is_adjacency(value)]
     found = {id(value): "adj_t" if is_matrix(value) else "edge_index" for value in adjacent}
-    if len(found) != 1:
+    if not found:
+        raise ValueError(f"{type(model).__name__} {NO_EDGES}")
+    if len(found) > 1:
         raise ValueError(
             f"{type(model).__name__} was called with {len(found)} adjacencies, but a batch is made of one: pass that of the batch"
         )

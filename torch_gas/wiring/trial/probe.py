@@ -28,7 +28,7 @@ from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring import arguments
-from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
+from torch_gas.wiring.arguments import OTHER_EDGES, Arguments, Inputs, adjacencies
 from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
@@ -176,8 +176,8 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
         )
     if not adjacencies(*given) and find_layers(model, automatic=True).convs:
         return (
-            "forward is given no adjacency, so that its layers read one from elsewhere (an attribute, a global name), the same "
-            "for each batch; let it take edge_index, or adj_t"
+            f"forward is given no adjacency. Either inputs= takes the wrong one ({OTHER_EDGES}), or layers read one from "
+            "elsewhere (an attribute, a global name), the same for each batch; let it take edge_index, or adj_t"
         )
     return ""
 
