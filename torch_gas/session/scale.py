@@ -370,7 +370,7 @@ class ScaledGNN(HistoryModel):
                 f"{self._name}.inference() is PyG's and takes a NeighborLoader; for exact inference over a loader of torch_gas, "
                 "call model.eval()(loader=loader)"
             )
-        return self.model.inference(loader, *args, **kwargs)
+        return cast(Any, self.model).inference(loader, *args, **kwargs)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """The arguments of the plain model, and the ids of the batch, or four times None."""
