@@ -24,7 +24,7 @@ $(VENV)/.installed $(VENV)/.examples: pyproject.toml setup.py $(SOURCES)
 
 # Training on histories beside full batch, on a small graph.
 demo: $(VENV)/.examples
-	$(BIN)/python examples/demo.py
+	TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python examples/demo.py
 
 # Lint and all tests.
 test: $(VENV)/.installed lint
