@@ -534,6 +534,14 @@ def test_an_error_while_making_a_batch_arrives() -> None:
 # -- evaluation ------------------------------------------------------------------------------------
 
 
+def test_arguments_of_a_loader_that_samples() -> None:
+    for make in (SubgraphLoader, EvalSubgraphLoader):
+        with pytest.raises(
+            TypeError, match=r"num_neighbors, input_nodes of PyG's NeighborLoader .* nothing is sampled"
+        ):
+            make(graph(), PTR, num_neighbors=[10, 10], input_nodes=None)
+
+
 @pytest.mark.filterwarnings("ignore:.*counts parts")
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
 def test_eval_loader_merges_parts(batch_size: int) -> None:

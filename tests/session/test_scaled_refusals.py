@@ -527,6 +527,9 @@ def test_inference_by_the_name_that_pyg_gives_it() -> None:
             TypeError, match=r"GraphSAGE\.inference\(\) .*NeighborLoader; .*model\.eval\(\)\(loader=loader\)"
         ):
             model.inference(loader)
+    for each in (model, Net(N).eval()):
+        with pytest.raises(TypeError, match=r"pass the loader by name, model\(loader=loader\)"):
+            each(EvalSubgraphLoader(data, PTR))
     with pytest.raises(AssertionError):  # PyG's own
         model.inference([])
 

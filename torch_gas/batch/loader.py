@@ -93,6 +93,11 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError(f"SubgraphLoader: prefetch and cache_size must not be negative, but are {came}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
+        if sampling := [name for name in ("num_neighbors", "input_nodes", "replace") if name in kwargs]:
+            raise TypeError(
+                f"SubgraphLoader: {', '.join(sampling)} of PyG's NeighborLoader have no place here, because nothing is sampled: "
+                "an epoch has all nodes, and a batch all edges into its own. Leave them out, and take the loss of labelled nodes"
+            )
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
         _warn_of_whole_graph(batch_size, ptr)
         self._prefetch = prefetch

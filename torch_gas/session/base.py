@@ -185,7 +185,7 @@ class ScalableGNN(HistoryModel):
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
             return layerwise_inference(self, loader, progress, device, path, original_order)
-        self._refuse_target(device, path, original_order)
+        self._refuse_target(x, device, path, original_order)
         if isinstance(x, SubData):
             args, kwargs = self._arguments_of(x, kwargs)
             return self(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
+from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.checkpoint import histories as files
 from torch_gas.history import History
 from torch_gas.session.extension import Extension
@@ -279,7 +280,9 @@ class HistoryModel(Module):
         return self.pool.nbytes
 
     @untraced
-    def _refuse_target(self, device: Any, path: Any, original_order: bool) -> None:
+    def _refuse_target(self, first: Any, device: Any, path: Any, original_order: bool) -> None:
+        if isinstance(first, SubgraphLoader):
+            raise TypeError(f"{self._name}: pass the loader by name, model(loader=loader)")
         if device is not None or path is not None or original_order:
             raise ValueError(
                 f"{self._name}: device and path say where inference over a loader puts its result, and original_order in which "

@@ -297,7 +297,7 @@ class ScaledGNN(HistoryModel):
             if self._found is None:
                 self._try_out(loader.data, self._arguments, loader.data)
             return layerwise_inference(self, loader, progress, device, path, original_order)
-        self._refuse_target(device, path, original_order)
+        self._refuse_target(next(iter(args), None), device, path, original_order)
         args, kwargs, ids = self._split(args, kwargs)
         if ids[1] is not None and self._found is None:
             data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
