@@ -99,14 +99,15 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _methods(kind: type) -> tuple[list[str], str]:
-    """A line for each that this package has for users, and the first base class that has its own entry."""
+    """A line for each that this package documents for users, and the first base class that has its own entry."""
     lines: dict[str, str] = {}
     for owner in kind.__mro__:
         if owner is not kind and owner in _CLASSES:
             return list(lines.values()), _CLASSES[owner]
         for name, value in vars(owner).items() if owner.__module__.startswith("torch_gas") else ():
             is_public = not name.startswith("_") and name not in (*lines, "forward") and not inspect.isclass(value)
-            doc, function = inspect.getdoc(value), getattr(value, "__func__", value)  # of a class method
+            doc = inspect.cleandoc(value.__doc__ or "")
+            function = getattr(value, "__func__", value)  # of a class method
             if is_public and doc and callable(function):
                 given = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
                 names = [str(p.replace(annotation=p.empty, default=p.empty)) for p in given]
