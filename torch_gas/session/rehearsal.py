@@ -39,7 +39,7 @@ def skipping(model: ScalableGNN, data: Data) -> Skipping:
     try:
         batch = small_batches(model, data)[0]
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-            first = _Recorded(batch)
+            first = Recorded(batch)
             out = rehearse(model, batch, first)
             layers = first.layers
             while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
@@ -62,21 +62,25 @@ def small_batches(model: ScalableGNN, data: Data, ptr: Tensor = PTR) -> list[Sub
 
 def rehearse(model: ScalableGNN, batch: SubData, replay: Replay) -> Any:
     """What ``forward`` returns, called beside all checks and transfers."""
+    args, kwargs = model.inputs(batch.data)
+    return call_beside(model, (*args, *batch[1:]), kwargs, batch[1:], replay)
+
+
+def call_beside(model: ScalableGNN, args: tuple[Any, ...], kwargs: dict[str, Any], ids: Ids, replay: Replay) -> Any:
+    """As :func:`rehearse`, with what ``forward`` is given: ``ids``, and what else."""
     with Undo(sys._getframe()) as undo:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
         close(model, undo, BY_HAND)
         undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
-        args, kwargs = model.inputs(batch.data)
-        ids: Ids = batch[1:]
         call = Call(model._session, undo, None, ids)
         model._session.enter(call)
         fuse(undo, model)
         model._wire(call)
-        return Module.__call__(model, *args, *ids, **kwargs)
+        return Module.__call__(model, *args, **kwargs)
 
 
-class _Recorded(Replay, Handler):
+class Recorded(Replay, Handler):
     """A pass that answers all exchanges with rows of its own, and records what was pushed and which convolutions were called."""
 
     def __init__(self, batch: SubData) -> None:
@@ -99,10 +103,10 @@ class _Recorded(Replay, Handler):
         return self.rows[-1].clone()
 
 
-class _Spoiled(_Recorded):
+class _Spoiled(Recorded):
     """The same pass with the first histories exact, and convolutions before them spoiled."""
 
-    def __init__(self, first: _Recorded, number: int) -> None:
+    def __init__(self, first: Recorded, number: int) -> None:
         Replay.__init__(self, Undo())
         self.first, self.batch_size = first, first.batch_size
         self.exact, self.layers = first.order[:number], first.layers
