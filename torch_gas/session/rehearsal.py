@@ -21,7 +21,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import map_tensors
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, close
-from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skipping
+from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skipping, overwrite
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import same
@@ -136,7 +136,7 @@ class _Spoiled(Recorded):
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         rows = self.first.rows[self.exact.index(history)].clone()
-        x[:batch_size].copy_(rows[:batch_size])
+        overwrite(x[:batch_size], rows)
         return rows
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import find_adjacency
 from torch_gas.wiring import arguments
-from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
+from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies, refuse_records
 from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
@@ -198,6 +198,7 @@ def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record
             + (_own_graph(model, given, num_nodes) or "check that data holds what forward takes")
         ) from error
     leaves = pytree.tree_leaves(record.out)
+    refuse_records(f"{type(model).__name__}.forward", leaves)
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
         raise ValueError(
             f"{type(model).__name__} gives NaN or infinity on a small graph with rows of data; check that data and the model's "
