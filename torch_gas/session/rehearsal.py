@@ -25,7 +25,7 @@ from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skip
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import same
-from torch_gas.wiring.trial.small import PTR, batches_of, small_graph
+from torch_gas.wiring.trial.small import NUM_NODES, PTR, batches_of, small_graph, with_more_nodes
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
@@ -50,9 +50,12 @@ def skipping(model: ScalableGNN, data: Data) -> Skipping:
     return Skipping(model._session, layers, sweeps, why)
 
 
-def small_batches(model: ScalableGNN, data: Data, ptr: Tensor = PTR) -> list[SubData]:
-    """Batches of a small graph, where the model is and in its type."""
-    small = small_graph(data)
+def small_batches(
+    model: ScalableGNN, data: Data, ptr: Tensor | None = PTR, num_nodes: int = NUM_NODES
+) -> list[SubData]:
+    """Batches of a small graph, or it as one batch, where the model is and in its type."""
+    small = with_more_nodes(small_graph(data), num_nodes)
+    ptr = torch.tensor([0, small.num_nodes], device="cpu") if ptr is None else ptr
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for key, value in small.to_dict().items():
         if dtype is not None:

@@ -110,7 +110,8 @@ def call_whole(model: Module, given: Arguments, small: Data, handler: Handler) -
     """Runs the small graph, of which ``given`` is, with ``handler`` at the places of ``model``."""
     args, kwargs = given
     with Undo() as undo:
-        Places(model, handler, NUM_NODES).wire(undo, Rows(NUM_NODES, small[NODES], NUM_NODES))
+        num_rows = int(small.num_nodes)
+        Places(model, handler, num_rows).wire(undo, Rows(num_rows, small[NODES], NUM_NODES))
         return model(*args, **kwargs)
 
 
