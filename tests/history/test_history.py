@@ -99,7 +99,6 @@ def test_all_rows_do_not_fit_anything(out: Callable[[], Tensor], message: str) -
         filled().pull(out=out())
 
 
-
 def test_int8_rows_arrive_in_the_type_of_the_model() -> None:
     history = filled(dtype=torch.int8)
     for move, dtype in ((lambda h: h.double(), torch.float64), (lambda h: h.half(), torch.float16)):

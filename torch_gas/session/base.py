@@ -15,7 +15,8 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import is_matrix
 from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel

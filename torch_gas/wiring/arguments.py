@@ -14,7 +14,8 @@ from torch_geometric.data import Data
 from torch_geometric.data.data import BaseData
 from torch_geometric.nn import Sequential
 
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import ADJACENCIES, format_of, is_adjacency, is_matrix, resize
 from torch_gas.wiring.refusals import instead_of_wrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -26,7 +26,7 @@ from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies, refuse_records
 from torch_gas.wiring.batch import Checkpointed

@@ -10,9 +10,10 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.adjacency import find_adjacency, one_adjacency
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import coo, from_coo
-from torch_gas.graph.formats import find_adjacency, one_adjacency, resize
+from torch_gas.graph.formats import resize
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
