@@ -7,7 +7,7 @@ LOCK ?=
 BIN := $(VENV)/bin
 PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
-KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout fuzz)
+KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout memory fuzz)
 
 .PHONY: demo test check hooks conformance api oldest lint sparse sanitize fuzz audit lock clean
 

@@ -216,9 +216,10 @@ class History(torch.nn.Module):
         self._check_open()
         dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
-            self.settle()
-            rows = self.table.numbers(dtype).to(self.compute_device)
-            return rows if out is None else out.copy_(rows)
+            if out is None:
+                self.settle()
+                return self.table.numbers(dtype).to(self.compute_device)
+            n_id = torch.arange(self.num_embeddings, device="cpu")
         if out is None:
             out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self.compute_device)
         self.table.read(n_id, out)
@@ -287,7 +288,7 @@ class History(torch.nn.Module):
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
         if x.dtype not in FLOATS:
-            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}")
+            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}; pass x.float()")
         if x.dim() != 2 or x.size(1) != self.embedding_dim:
             raise ValueError(
                 f"History.push: x must be [B, {self.embedding_dim}], but is {list(x.shape)}; "

@@ -21,7 +21,7 @@ from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, metis, permute, scale
 from torch_gas.batch.record import BatchSize, record_of
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.key import digest, graph_key, order_key
 
 N, C = 60, 8

@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from graphs import random_graph
 from nets import Net, assert_same, batch_rows, full_batch, tables
 from torch import Tensor
+from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GraphSAGE, JumpingKnowledge, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader, permute, scale, unpermute
@@ -450,3 +452,45 @@ def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="hold no bfloat16"):
         data.x = data.x.bfloat16()
         Net(N).bfloat16().eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")
+
+
+@dataclass
+class Rows:
+    rows: Tensor
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.conv, self.kind = SAGEConv(8, 3), kind
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+        rows = self.conv(x, edge_index)
+        return rows, self.kind(rows)
+
+
+@pytest.mark.parametrize("kind", [Rows, Data])
+def test_rows_in_objects_that_nobody_looks_into(data: Any, kind: Any) -> None:
+    class Boxed(Net):
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Any:
+            return kind(super().forward(x, adj, *args))
+
+    message = f"returns {kind.__name__}, whose rows of nodes are not found; return tensors"
+    with pytest.raises(ValueError, match=message):
+        make(Boxed)(loader=loader_of(data))
+    with pytest.raises(ValueError, match=message):
+        scale(Wrapped(kind), data)
+
+
+def test_rows_that_were_expanded(data: Any) -> None:
+    class Expanded(Net):
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+            h = self.convs[0](x, adj).relu()[:, :1].expand(-1, 16)
+            first = h
+            h = self.push_and_pull(self.histories[0], h, *args)
+            return self.convs[1](h, adj) + first[: len(x) if args[0] is None else args[0], :3]
+
+    model = make(Expanded, num_layers=2)
+    want = full_batch(model, data)
+    with pytest.warns(UserWarning, match="a layer's result is used beside push_and_pull"):
+        close(model(loader=loader_of(data)), want)

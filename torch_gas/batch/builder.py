@@ -21,9 +21,10 @@ from torch_gas._util.version import version
 from torch_gas.batch.cache import WHOLE_EDGES, glance
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 from torch_gas.graph.sample import Samples, constants, sample

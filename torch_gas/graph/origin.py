@@ -8,7 +8,8 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from torch_gas.graph.formats import check_adjacency, find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import check_adjacency
 from torch_gas.graph.key import edges_of_key, graph_key, order_of_key
 from torch_gas.graph.sample import Samples
 from torch_gas.table import FileTable

@@ -15,7 +15,8 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import is_matrix
 from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel
@@ -24,6 +25,7 @@ from torch_gas.table import FileTier, StoredFeatures
 from torch_gas.transfer import IO
 from torch_gas.wiring import Batch, Rows, compiled, find_layers, refuse_evaluation, wire_whole
 from torch_gas.wiring.arguments import data_names, parameters
+from torch_gas.wiring.batch import refuse_unregistered
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Places
@@ -199,7 +201,9 @@ class ScalableGNN(HistoryModel):
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
             call.check_used()
             self._session.end(call)
-            return out
+        if call.met is not None:
+            self._session.met.check(self, call, (x, adj_t, batch_size, n_id, offset, count), kwargs)
+        return out
 
     @untraced
     def _rows_of(self, x: Any) -> int | None:
@@ -231,6 +235,10 @@ class ScalableGNN(HistoryModel):
         if not compiles:
             fuse(undo, self)
         self._wire(call)
+        if compiles:
+            call.met = None
+        elif call.met is not None and self.training not in self._session.met.registered:
+            refuse_unregistered(call.undo, self)
         self._session.wired(call)
         return call
 
@@ -255,7 +263,9 @@ class ScalableGNN(HistoryModel):
             layers = find_layers(self)
             refuse_evaluation(self, call.batch_size, self.num_nodes)
             rows, replay = Rows(call.batch_size, call.n_id, self.num_nodes), self._session.replay
-            Batch(layers, layers.convs, rows, call.neighbors == "in").wire(call.undo)
+            batch = Batch(layers, layers.convs, rows, call.neighbors == "in")
+            batch.wire(call.undo)
+            call.met = batch.met
             if replay is not None and replay.handler is not None:
                 Places(self, replay.handler, call.n_id.numel(), frozenset({"output"})).wire(call.undo)
 

@@ -58,6 +58,7 @@ class Call:
         origin: what they then note of it, where they do not hold them yet.
         is_step: whether it is a training step on a batch.
         used: the histories whose exchange has been made.
+        met: convolutions that were called, where the model is wired by hand to a batch.
         pushes: whether exchanges write to histories.
         places: what wires the model, where that is automatic.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
@@ -70,6 +71,7 @@ class Call:
         if self.record is not None:
             self.batch_size = self.record.batch_size  # a plain int
         self.used: set[History] = set()
+        self.met: list[Module] | None = None
         self.pushes = True
         self.forbidden: str | None = None
         self.places: Places | None = None

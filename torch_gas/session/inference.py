@@ -34,6 +34,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.history import History
 from torch_gas.partition.record import check_perm
 from torch_gas.session.call import close
+from torch_gas.wiring.arguments import refuse_records
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
@@ -49,6 +50,15 @@ BY_HAND = "inference over a loader calls it for each layer anew, and no row woul
 
 class EndOfBatch(BaseException):
     """The push that a sweep is about has been made. No ``Exception``, which a model may catch around a layer."""
+
+
+def overwrite(x: Tensor, rows: Tensor) -> None:
+    """Has rows of the batch, ``x`` [B, C], be the exact ones, the first of ``rows``, for whoever else holds them.
+
+    An expanded tensor cannot be written to. Whoever holds it sees what was computed, and the trial whether that is the same.
+    """
+    if all(step != 0 or size <= 1 for size, step in zip(x.shape, x.stride(), strict=True)):
+        x.copy_(rows[: x.size(0)])
 
 
 class Replay:
@@ -73,7 +83,7 @@ class Replay:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
         rows = x.new_empty(n_id.numel(), x.size(1))
         history.table.read(n_id, rows)
-        x[:batch_size].copy_(rows[:batch_size])
+        overwrite(x[:batch_size], rows)
         return rows
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
@@ -240,6 +250,7 @@ class _Output:
     def add(self, out: Any, batch: SubData) -> None:
         leaves, spec = pytree.tree_flatten(out)
         if self.spec is None:
+            refuse_records("inference over a loader: forward", leaves)
             self.spec = spec
             per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             pairs = zip(leaves, per_node, strict=True)

@@ -366,7 +366,9 @@ class HistoryModel(Module):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Buffers that DistributedDataParallel leaves alone: rows that each process has pushed for itself."""
-        tables = {id(buffer) for table in self._stores for buffer in table.buffers()}
+        tables = {id(buffer): buffer for table in self._stores for buffer in table.buffers()}
+        for buffer in tables.values():
+            buffer._ddp_ignored = True  # type: ignore[attr-defined]  # which keeps mixed_precision from casting it
         return [name for name, buffer in self.named_buffers() if id(buffer) in tables] + [*self._ddp_ignores_too]
 
     @_ddp_params_and_buffers_to_ignore.setter
@@ -378,7 +380,14 @@ class HistoryModel(Module):
     def _check_processes(self) -> None:
         """Raises RuntimeError inside of a DistributedDataParallel that gives tables of one process to all others."""
         parallel = DistributedDataParallel._active_ddp_module
-        if parallel is None or not parallel.broadcast_buffers:
+        if parallel is None:
+            return
+        if any(history.pushed_at.is_floating_point() for history in self._stores):
+            raise RuntimeError(
+                f"{self._name} is in a DistributedDataParallel whose mixed_precision has cast the histories and their ages; wrap "
+                "the model itself, as scale(model, data) returns it, or leave buffer_dtype out"
+            )
+        if not parallel.broadcast_buffers:
             return
         sent = {id(buffer) for buffer in parallel.modules_buffers}
         if any(id(history.pushed_at) in sent for history in self._history_tables):

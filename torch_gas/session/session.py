@@ -18,6 +18,7 @@ from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
 from torch_gas.session.identity import Passes
+from torch_gas.session.met import MetLayers
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
 
@@ -60,6 +61,7 @@ class Session:
         next_batch: the batch whose pulls are under way already.
         watching: whether extensions that only watch are told of calls.
         passes: what batches were given in the step under way.
+        met: which layers batches of the epoch under way met, where the model is wired by hand.
         kept: the extensions that copies of the model have as well.
     """
 
@@ -70,6 +72,7 @@ class Session:
         self.next_batch: NextBatch | None = None
         self.watching = True
         self.passes = Passes()
+        self.met = MetLayers()
         self._pool: AsyncIOPool | None = None
         self.kept: list[Extension] = []
         self._extensions: list[weakref.ref[Extension]] = []

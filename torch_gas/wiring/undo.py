@@ -82,6 +82,13 @@ class Undo:
         with_kwargs[handle.id] = True
         module._forward_pre_hooks[handle.id] = hook
 
+    def hook_before_all(self, hook: Callable[[Module, tuple[Any, ...]], None]) -> None:
+        """Registers a forward pre-hook of all modules there are, those in other threads included."""
+        hooks = torch.nn.modules.module._global_forward_pre_hooks
+        handle = RemovableHandle(hooks)
+        self.add(handle.remove)
+        hooks[handle.id] = hook
+
     def hook_after(self, module: Module, hook: Callable[..., Any], prepend: bool = False) -> None:
         """Registers a forward hook."""
         handle = RemovableHandle(module._forward_hooks)
