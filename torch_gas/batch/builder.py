@@ -26,7 +26,7 @@ from torch_gas.graph.edges import CSR, check_edges, to_csr
 from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
-from torch_gas.graph.sample import Samples, constants, sample
+from torch_gas.graph.sample import Samples, constants, of_batch
 from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
@@ -92,7 +92,9 @@ class Builder:
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
-        rows = sample(batch.get("x"))
+        num_edges = sub.col.numel()
+        given = {key: batch[key] for key in ("x", *self.edge_keys) if key in batch}
+        samples = of_batch(given, adj, num_edges, batch_size)
         record = BatchRecord(
             key=self.graph_key,
             num_nodes=self.num_nodes,
@@ -100,10 +102,10 @@ class Builder:
             count=count,
             batch_size=batch_size,
             halo_size=n_id.numel() - batch_size,
-            num_edges=format_of(adj).num_edges(adj),
+            num_edges=num_edges,
             digest=digest(n_id),
             neighbors=self.neighbors,
-            rows=None if rows is None else rows.clone(),
+            samples={name: rows.clone() for name, rows in samples.items()},
         )
         return SubData.of_record(batch, record, n_id)
 

@@ -53,7 +53,7 @@ class BatchRecord:
         epoch: of the loader, counted from 0; None where the batch is of none.
         index: place of the batch in its epoch, counted from 0.
         num_batches: of the epoch; None where a sampler decides on the way.
-        rows: a sample of the features ``x`` that the batch was made with; see :mod:`torch_gas.graph.sample`.
+        samples: of the features, edges and edge attributes that it was made with; see :func:`torch_gas.graph.sample.of_batch`.
         features: samples of the features of the graph and of the weights of its edges, by name.
         lookahead: what comes next, or None.
     """
@@ -70,7 +70,7 @@ class BatchRecord:
     epoch: int | None = None
     index: int | None = None
     num_batches: int | None = None
-    rows: Tensor | None = field(default=None, repr=False)
+    samples: Samples = field(default_factory=dict, repr=False)
     features: Samples = field(default_factory=dict, repr=False)
     lookahead: Lookahead | None = field(default=None, repr=False)
 
