@@ -13,6 +13,7 @@ from torch_gas.graph.sample import Samples
 
 if TYPE_CHECKING:
     from torch_gas._util.thread import Task
+    from torch_gas.batch.builder import Builder
     from torch_gas.batch.data import SubData
     from torch_gas.batch.loader import SubgraphLoader
 
@@ -28,6 +29,12 @@ class Lookahead:
         """The batch that comes next, where it is there already."""
         made = self._ahead[0].value if self._ahead else None
         return None if made is None else cast("SubData", made[0])
+
+    @property
+    def builder(self) -> Builder | None:
+        """What makes the loader's batches."""
+        loader = self._loader()
+        return None if loader is None else loader.builder
 
     @property
     def largest_halo(self) -> int | None:

@@ -31,8 +31,8 @@ def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
 def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int) -> Samples:
     """Samples of the features ``"x"`` of a batch, of its edges, and of what it has for each of them. They share its memory.
 
-    Edges go by their places: to reorder them makes others. Those of a matrix have other names than those of an ``edge_index``, with
-    which they are not compared.
+    Edges go by their places: to reorder them makes others. Those of a matrix have other names than those of an ``edge_index``,
+    with which they are not compared.
     """
     samples: dict[str, Any] = {}
     if adj is not None and not is_matrix(adj):

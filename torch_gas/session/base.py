@@ -27,6 +27,7 @@ from torch_gas.wiring.arguments import data_names, parameters
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Places
+from torch_gas.wiring.trial.selected import check_inputs_of_batch
 from torch_gas.wiring.undo import Undo
 
 _NOT_STORED = ("x", "adj_t", "edge_index", "batch_size", "n_id", "offset", "count")  # which a batch gives by place
@@ -133,6 +134,7 @@ class ScalableGNN(HistoryModel):
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
         self._trained_with: set[str] | None = None  # names of what the last training call was given beside x and adj_t
+        self._inputs_checked = ""  # the key of a graph on whose batches inputs() was looked at
         self._add_histories(widths)
 
     def _skipping(self, data: Data) -> Skipping:
@@ -263,6 +265,12 @@ class ScalableGNN(HistoryModel):
     def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         data, *ids = batch
         args, kwargs = self.inputs(data, **kwargs)
+        record = batch.record
+        if self.check and not self.training and type(self).inputs is not ScalableGNN.inputs and record is not None:
+            builder = None if record.lookahead is None else record.lookahead.builder
+            if record.key != self._inputs_checked and builder is not None:
+                check_inputs_of_batch(self._name, batch, builder, self.device, self.inputs, (args, kwargs))
+                self._inputs_checked = record.key
         return (*args, *ids), kwargs
 
     def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

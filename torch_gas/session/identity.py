@@ -172,9 +172,10 @@ def _compare_given(model: HistoryModel, origin: Origin, as_given: dict[str, bool
     known = origin.as_given or {}
     for name, now in as_given.items():
         if known.get(name) and not now and not model.training:
+            what = _WORDS.get(name, name)
             raise ValueError(
-                f"{model._name}: the {_WORDS.get(name, name)} of this batch are not those that the loader gave, of which the "
-                f"histories hold embeddings; batches in evaluation need the same, in their order. For other {_WORDS.get(name, name)} "
-                f"evaluate the whole graph, which leaves histories alone, or {_OWN}"
+                f"{model._name}: the {what} of this batch are not those that the loader gave, of which the histories hold "
+                f"embeddings; batches in evaluation need the same, in their order. For other {what} evaluate the whole graph, "
+                f"which leaves histories alone, or {_OWN}"
             )
     origin.as_given = known | {name: now and known.get(name, True) for name, now in as_given.items()}
