@@ -351,6 +351,74 @@ def test_evaluation_of_a_batch_with_another_matrix_is_refused(fmt: str) -> None:
     assert_left(model, before)
 
 
+OTHER_NAMES = Data(
+    feat=DATA.x,
+    pos=torch.rand(N, 8),
+    w=WEIGHTED.edge_weight,
+    target=torch.rand(N),
+    edge_index=DATA.edge_index,
+    num_nodes=N,
+)
+
+
+class Named(Weighted):
+    """Takes what has other names in the graph."""
+
+    def forward(
+        self, x: Tensor, adj: Any, *args: Any, pos: Tensor | None = None, edge_weight: Tensor | None = None
+    ) -> Tensor:
+        assert pos is not None
+        return super().forward(x + pos, adj, *args, edge_weight=edge_weight)
+
+    def inputs(self, data: Data, **kwargs: Any) -> Any:
+        return (data.feat, data.edge_index), {"pos": data.pos, "edge_weight": data.w, **kwargs}
+
+
+class PlainNamed(GCN):
+    def forward(self, x: Tensor, edge_index: Tensor, pos: Tensor, edge_weight: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + pos, edge_index, edge_weight)
+
+
+def scaled_named() -> HistoryModel:
+    model = PlainNamed(8, 16, 2, 3, normalize=False)
+    return scale(model, OTHER_NAMES, inputs=lambda data: (data.feat, data.edge_index, data.pos, data.w))
+
+
+@pytest.mark.parametrize("make", [lambda: Named(N), scaled_named])
+@pytest.mark.parametrize("name", ["feat", "pos", "w"])
+def test_inputs_under_other_names(make: Any, name: str) -> None:
+    model = exact(make, OTHER_NAMES)
+    before = rows_of(model)
+    batch = next(iter(loader(OTHER_NAMES)))
+    batch[name] = corrupt(batch[name])
+    with pytest.raises(ValueError, match=r"of this batch are not those that the loader gave"):
+        model(batch)
+    other = copy.copy(OTHER_NAMES)
+    other[name] = corrupt(other[name])
+    with pytest.raises(ValueError, match=rf"embeddings of another data\.{name} than the loader's"):
+        model(loader=EvalSubgraphLoader(other, PTR))
+    if make is scaled_named:
+        model(other)
+    else:
+        model(other.feat, other.edge_index, pos=other.pos, edge_weight=other.w)
+    assert_left(model, before)
+    other = copy.copy(OTHER_NAMES)
+    other.target = 2 * other.target  # which the model does not see
+    model(loader=EvalSubgraphLoader(other, PTR))
+
+
+def test_evaluations_before_training_are_of_one_function() -> None:
+    model = exact(weighted_net, WEIGHTED)
+    before = rows_of(model)
+    batch = next(iter(loader(WEIGHTED)))
+    with pytest.raises(
+        ValueError, match=r"Weighted was first called with edge_weight, but is evaluated with no further"
+    ):
+        model(batch.x, batch.edge_index, *batch[1:])
+    assert_left(model, before)
+    model.train()(batch.x, batch.edge_index, *batch[1:])
+
+
 @WEIGHTED_KINDS
 def test_weights_that_training_changes_are_remembered(make: Any) -> None:
     """As are edges: evaluation may then have others than the loader's as well."""

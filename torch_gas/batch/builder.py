@@ -50,8 +50,13 @@ class Builder:
         held = (self.key, *self.other_keys, *self.edge_keys)
         keys = [key for key in data.keys() if key not in held]  # noqa: SIM118  # Data iterates over pairs
         self.node_keys = [key for key in keys if is_node_attr(data, key)]
+        self.sampled_keys = list(dict.fromkeys(["x", *filter(self._holds_numbers, self.node_keys), *self.edge_keys]))
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
+
+    def _holds_numbers(self, key: str) -> bool:
+        value = self.data[key]
+        return isinstance(value, StoredFeatures) or (isinstance(value, Tensor) and value.is_floating_point())
 
     @functools.cached_property
     def graph_key(self) -> str:
@@ -61,7 +66,7 @@ class Builder:
     def features(self) -> Samples:
         """Samples of what a model may take from the graph beside its edges."""
         values = {self.key: format_of(self.adj).values(self.adj)}
-        return constants({key: self.data.get(key) for key in ("x", *self.edge_keys)} | values)
+        return constants({key: self.data.get(key) for key in self.sampled_keys} | values)
 
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
@@ -93,8 +98,8 @@ class Builder:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
         num_edges = sub.col.numel()
-        given = {key: batch[key] for key in ("x", *self.edge_keys) if key in batch}
-        samples = of_batch(given, adj, num_edges, batch_size)
+        given = {key: batch[key] for key in self.sampled_keys if key in batch}
+        samples = of_batch(given, adj, num_edges, batch_size, n_id.numel())
         record = BatchRecord(
             key=self.graph_key,
             num_nodes=self.num_nodes,

@@ -28,8 +28,8 @@ def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
     return x.detach()[:: max(x.size(0) // number, 1)] if x.layout == torch.strided and x.dim() > 0 else None
 
 
-def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int) -> Samples:
-    """Samples of the features ``"x"`` of a batch, of its edges, and of what it has for each of them. They share its memory.
+def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int, num_rows: int) -> Samples:
+    """Samples of the edges of a batch, of what it has for each, and of numbers and ``"x"`` of nodes. They share its memory.
 
     Edges go by their places: to reorder them makes others. Those of a matrix have other names than those of an ``edge_index``,
     with which they are not compared.
@@ -45,7 +45,10 @@ def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int
         samples["rows of edges"] = sample(rowptr[: batch_size + 1], OF_EDGES)
         samples["values of edges"] = sample(format_of(adj).values(adj))
     for name, value in given.items():
-        if isinstance(value, Tensor) and (name == "x" or (value.dim() > 0 and value.size(0) == num_edges)):
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        size = value.size(0)
+        if name == "x" or size == num_edges or (size == num_rows and value.is_floating_point()):
             samples[name] = sample(value, OF_EDGES if value.dim() == 1 else OF_BATCH)
     return {name: rows for name, rows in samples.items() if rows is not None}
 

@@ -17,7 +17,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.version import version
 from torch_gas.batch.record import BatchRecord
-from torch_gas.graph.formats import format_of
+from torch_gas.graph.formats import ADJACENCIES, format_of
 from torch_gas.graph.key import graph_key
 from torch_gas.graph.origin import Origin, difference
 from torch_gas.graph.sample import Samples, agree, constants, difference_of, of_batch
@@ -78,8 +78,9 @@ def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     if any(isinstance(module, MessagePassing) and module.explain for module in model.modules()):
         call.leave_alone()
         return
-    given = {key: format_of(adj).values(adj) for key in ("edge_index", "adj_t")} | given
     origin, training, key = histories[0].origin, model.training, graph_key(adj, model.num_nodes)
+    given = {origin.names.get(name, name): value for name, value in given.items()}
+    given |= {name: format_of(adj).values(adj) for name in ADJACENCIES}
     known = [history.origin for history in histories if history.origin != Origin()]
     other_edges = any(difference(each.key, key) for each in known)
     of_batches = origin.as_given is not None
@@ -131,15 +132,18 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, given: dict[str
         _compare_features(model, origin, record)
     num_edges = record.num_edges if adj is None else format_of(adj).num_edges(adj)
     as_given, constant = {"edges": num_edges == record.num_edges}, {}  # constant: what a second pass must have as well
-    for name, rows in of_batch(given, adj, num_edges, record.batch_size).items():
-        learns, same = name in given and given[name].requires_grad, None
+    for name, rows in of_batch(given, adj, num_edges, record.batch_size, record.num_rows).items():
+        learns, same, known = name in given and given[name].requires_grad, None, None
         if not rows.is_cuda or (learns and not model.training):  # else the host would wait, and for next to nothing
-            same = _same(record.samples.get(name), rows)
+            known = record.samples.get(name)
+            if known is None:
+                known = _under_another_name(name, rows, record, origin)
+            same = _same(known, rows)
             key = "edges" if name in _EDGES else name
             if same is not None:
                 as_given[key] = as_given.get(key, True) and same
         if not learns and (name == "x" or not rows.is_cuda):
-            constant[name] = record.samples[name] if same else rows.clone()
+            constant[name] = known if same and known is not None else rows.clone()
     if origin.as_given is None or not as_given.items() <= origin.as_given.items():
         _compare_given(model, origin, as_given)
     if call.session.passes.differ(
@@ -151,8 +155,19 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, given: dict[str
         )
 
 
+def _under_another_name(name: str, rows: Tensor, record: BatchRecord, origin: Origin) -> Tensor | None:
+    """The sample of what the argument ``name`` took when it was given, which ``inputs`` may take from any attribute."""
+    if name not in origin.names:
+        found = next((own for own, known in record.samples.items() if _same(known, rows)), None)
+        if found is None:
+            return None
+        origin.names = {**origin.names, name: found}
+    return record.samples.get(origin.names[name])
+
+
 def _compare_features(model: HistoryModel, origin: Origin, record: BatchRecord) -> None:
-    names = ", ".join(f"data.{name}" for name in sorted(_other(origin.features, record.features)))
+    taken = {"x", *ADJACENCIES, *(origin.as_given or ()), *origin.names.values()}  # others are labels, say
+    names = ", ".join(f"data.{name}" for name in sorted(_other(origin.features, record.features)) if name in taken)
     if names and model.training:
         warnings.warn(
             f"{model._name}: the loader's {names} changed since the histories were computed; halo rows are of before until they "
