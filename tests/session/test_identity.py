@@ -351,41 +351,32 @@ def test_evaluation_of_a_batch_with_another_matrix_is_refused(fmt: str) -> None:
     assert_left(model, before)
 
 
-OTHER_NAMES = Data(
-    feat=DATA.x,
-    pos=torch.rand(N, 8),
-    w=WEIGHTED.edge_weight,
-    target=torch.rand(N),
-    edge_index=DATA.edge_index,
-    num_nodes=N,
-)
+OTHER_NAMES = Data(feat=DATA.x, kind=torch.arange(N) % 3, pos=torch.rand(N, 8), target=torch.rand(N), num_nodes=N)
+OTHER_NAMES.update({"edge_index": DATA.edge_index, "w": WEIGHTED.edge_weight})
 
 
 class Named(Weighted):
     """Takes what has other names in the graph."""
 
-    def forward(
-        self, x: Tensor, adj: Any, *args: Any, pos: Tensor | None = None, edge_weight: Tensor | None = None
-    ) -> Tensor:
-        assert pos is not None
-        return super().forward(x + pos, adj, *args, edge_weight=edge_weight)
+    def forward(self, x: Tensor, adj: Any, *args: Any, pos: Any = None, kind: Any = None, **weights: Any) -> Tensor:
+        return super().forward(x + pos + kind[:, None], adj, *args, **weights)
 
     def inputs(self, data: Data, **kwargs: Any) -> Any:
-        return (data.feat, data.edge_index), {"pos": data.pos, "edge_weight": data.w, **kwargs}
+        return (data.feat, data.edge_index), {"pos": data.pos, "kind": data.kind, "edge_weight": data.w, **kwargs}
 
 
 class PlainNamed(GCN):
-    def forward(self, x: Tensor, edge_index: Tensor, pos: Tensor, edge_weight: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x + pos, edge_index, edge_weight)
+    def forward(self, x: Tensor, edge_index: Tensor, pos: Tensor, kind: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + pos + kind[:, None], edge_index, weight)
 
 
 def scaled_named() -> HistoryModel:
     model = PlainNamed(8, 16, 2, 3, normalize=False)
-    return scale(model, OTHER_NAMES, inputs=lambda data: (data.feat, data.edge_index, data.pos, data.w))
+    return scale(model, OTHER_NAMES, inputs=lambda data: (data.feat, data.edge_index, data.pos, data.kind, data.w))
 
 
 @pytest.mark.parametrize("make", [lambda: Named(N), scaled_named])
-@pytest.mark.parametrize("name", ["feat", "pos", "w"])
+@pytest.mark.parametrize("name", ["feat", "pos", "kind", "w"])
 def test_inputs_under_other_names(make: Any, name: str) -> None:
     model = exact(make, OTHER_NAMES)
     before = rows_of(model)
@@ -400,7 +391,7 @@ def test_inputs_under_other_names(make: Any, name: str) -> None:
     if make is scaled_named:
         model(other)
     else:
-        model(other.feat, other.edge_index, pos=other.pos, edge_weight=other.w)
+        model(other.feat, other.edge_index, pos=other.pos, kind=other.kind, edge_weight=other.w)
     assert_left(model, before)
     other = copy.copy(OTHER_NAMES)
     other.target = 2 * other.target  # which the model does not see

@@ -55,8 +55,9 @@ class Builder:
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
 
     def _holds_numbers(self, key: str) -> bool:
+        """Whether a model may take it: it holds no masks, nor labels, which PyG calls so."""
         value = self.data[key]
-        return isinstance(value, StoredFeatures) or (isinstance(value, Tensor) and value.is_floating_point())
+        return isinstance(value, (Tensor, StoredFeatures)) and value.dtype != torch.bool and key != "y"
 
     @functools.cached_property
     def graph_key(self) -> str:

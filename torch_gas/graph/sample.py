@@ -48,7 +48,7 @@ def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
         size = value.size(0)
-        if name == "x" or size == num_edges or (size == num_rows and value.is_floating_point()):
+        if name == "x" or size == num_edges or (size == num_rows and value.dtype != torch.bool):
             samples[name] = sample(value, OF_EDGES if value.dim() == 1 else OF_BATCH)
     return {name: rows for name, rows in samples.items() if rows is not None}
 
