@@ -494,3 +494,78 @@ def test_rows_that_were_expanded(data: Any) -> None:
     want = full_batch(model, data)
     with pytest.warns(UserWarning, match="a layer's result is used beside push_and_pull"):
         close(model(loader=loader_of(data)), want)
+
+
+# -- outputs and inputs ------------------------------------------------------------------------------------------------
+
+
+class WithTable(Net):
+    """Returns a parameter as well, which has as many entries as each batch has nodes."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__(num_nodes)
+        self.table = torch.nn.Parameter(torch.rand(15))
+
+    def forward(self, x: Tensor, adj: Any, *args: Any) -> Any:
+        return super().forward(x, adj, *args), self.table.clone()
+
+
+class PlainWithTable(GraphSAGE):
+    def __init__(self) -> None:
+        super().__init__(8, 16, 2, 3)
+        self.table = torch.nn.Parameter(torch.rand(15))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, edge_index), self.table.clone()
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_what_has_the_size_of_a_batch_is_no_rows_of_nodes(data: Any, is_scaled: bool) -> None:
+    model: Any = scale(PlainWithTable(), data).eval() if is_scaled else make(WithTable)
+    out, table = model(loader=EvalSubgraphLoader(data, torch.arange(0, N + 1, 15)))
+    assert out.shape == (N, 3)
+    assert [each.equal(model.table) for each in table] == 4 * [True]
+
+
+INPUTS: dict[str, Any] = {
+    "edges by position": lambda data: (data.x, data.edge_index[:, :50]),
+    "every other edge": lambda data: (data.x, data.edge_index[:, ::2]),
+    "a product over the batch": lambda data: (data.x - data.x.mean(0), data.edge_index),
+    "numbers that are the batch's": lambda data: (data.x[:4].repeat(len(data.x), 1)[: len(data.x)], data.edge_index),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_inputs_that_pick_by_position(data: Any, name: str, by_batch: bool) -> None:
+    class Picking(Net):
+        def inputs(self, data: Any, **kwargs: Any) -> Any:
+            return INPUTS[name](data), kwargs
+
+    model, loader = make(Picking), EvalSubgraphLoader(data, torch.arange(0, N + 1, 30))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Picking: inputs\(\) takes other (edges|rows of nodes) from a batch"):
+            model(next(iter(loader))) if by_batch else model(loader=loader)
+    model.train()(next(iter(loader)))  # which may augment what it gets
+
+
+def test_inputs_that_go_with_nodes_and_edges(data: Any) -> None:
+    class Going(Net):
+        def inputs(self, data: Any, **kwargs: Any) -> Any:
+            return (2 * data.x, data.edge_index[:, data.kept].flip(1)), kwargs
+
+    data.kept = torch.rand(data.num_edges) < 0.5
+    model = make(Going)
+    out = model(loader=loader_of(data))
+    with torch.no_grad():
+        close(out, model(2 * data.x, data.edge_index[:, data.kept]))
+
+
+def test_types_change_after_scale(data: Any) -> None:
+    """Of rows that stand in for layers as well."""
+    data.x = data.x.double()
+    model = scale(GraphSAGE(8, 16, 3, 3).double(), data).float().eval()
+    data.x = data.x.float()
+    out = model(loader=loader_of(data))
+    with torch.no_grad():
+        close(out, model(data.x, data.edge_index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections import deque
@@ -111,7 +112,8 @@ class SubgraphLoader(DataLoader[SubData]):
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._process = os.getpid()
-        self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
+        capacity = cache_size if batch_size == 1 or not shuffle else 0
+        self._cache = BatchCache(capacity, is_sent=self.device.type == "cuda")
         self._features: Samples = {}
         self._contents: Contents | None = None  # of which the kept batches are
         self._learned: str | None = None  # an attribute of the graph that gradients are wanted of
@@ -182,7 +184,7 @@ class SubgraphLoader(DataLoader[SubData]):
         if self._contents is None or contents.differ(self._contents):
             self._contents, self._features = contents, self.builder.features()
             self._learned = learned(self.data)
-            self._cache = BatchCache(self._cache.capacity)
+            self._cache = copy.copy(self._cache)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
         if self.num_workers > 0:

@@ -25,14 +25,17 @@ class Origin:
         key: of the graph, which batches bring with them; empty where it is not known.
         source: the file that the rows came from; empty where they were pushed in this process.
         features: samples of those of the graph and of the weights of its edges, by name. Files do not keep them.
-        as_given: whether edges and features of batches were those that the loader gave; None where that is not known yet.
+        as_given: whether features, edges and edge attributes of batches were those that the loader gave, by name; None before
+            the first.
+        names: of attributes of the graph, by the names of the arguments that took them.
         is_tentative: whether the rows are those of a graph that the model was evaluated on before it saw a batch.
     """
 
     key: str = ""
     source: str = ""
     features: Samples = field(default_factory=dict, compare=False, repr=False)
-    as_given: tuple[bool | None, bool | None] | None = field(default=None, compare=False)
+    as_given: dict[str, bool] | None = field(default=None, compare=False)
+    names: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     is_tentative: bool = field(default=False, compare=False)
 
     def take(self, key: str, has_rows: Callable[[], bool]) -> None:

@@ -44,7 +44,8 @@ class Automatic(Handler):
             return None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
-        return torch.empty(self.call.batch_size, *need.shape, dtype=need.dtype, device=self.model.device)
+        dtype = self.model.histories[need.number].model_dtype  # that of the trial, or what `float()` has made of it
+        return torch.empty(self.call.batch_size, *need.shape, dtype=dtype, device=self.model.device)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)

@@ -103,7 +103,7 @@ class Call:
             self._check_graph(num_rows, adj)
             compare_graph(self, given, adj)
         else:
-            self._check_batch(num_rows, given.get("x"), adj, self.n_id)
+            self._check_batch(num_rows, given, adj, self.n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = self.model._name
@@ -125,7 +125,7 @@ class Call:
         """Has a call on a whole graph that is not the model's own neither read nor write histories."""
         self.on_own_graph, self._leaves_alone = False, True
 
-    def _check_batch(self, given: int | None, x: Any, adj: Any, n_id: Tensor) -> None:
+    def _check_batch(self, rows_of_x: int | None, given: dict[str, Any], adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
@@ -142,12 +142,12 @@ class Call:
             self._check_ids(n_id)
         else:
             self._check_record(record, n_id)
-        if given not in (None, num_rows):
-            raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
+        if rows_of_x not in (None, num_rows):
+            raise ValueError(f"{name}: x has {rows_of_x} rows, but n_id has {num_rows}")
         if adj is not None and batch_size is not None and self.neighbors == "in":
             check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
         if record is not None and self.model.check and len(self.model.histories) > 0:
-            check_batch(self, record, self.model.histories[0].origin, x, adj)
+            check_batch(self, record, self.model.histories[0].origin, given, adj)
 
     def _check_record(self, record: BatchRecord, n_id: Tensor) -> None:
         """Raises unless the ids are those of the batch that ``record`` is of, and that is one of the model's graph."""

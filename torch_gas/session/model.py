@@ -114,6 +114,11 @@ class HistoryModel(Module):
     def _skipping(self, data: Data) -> Skipping | None:
         """What stands in for layers that inference need not compute over a graph like ``data``; None where places know."""
 
+    @property
+    def _per_node(self) -> Sequence[bool] | None:
+        """For each output, whether it has a row for each node, where that is known of the model."""
+        return None
+
     @abstractmethod
     def _arguments(self, data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``forward`` takes from a graph."""

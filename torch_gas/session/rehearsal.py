@@ -35,19 +35,20 @@ if TYPE_CHECKING:
 def skipping(model: ScalableGNN, data: Data) -> Skipping:
     """What stands in for convolutions of ``model`` in sweeps over batches of a graph like ``data``."""
     layers: dict[Place, Layer] = {}
-    sweeps = 0
+    sweeps, per_node = 0, None
     try:
         batch = small_batches(model, data)[0]
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             first = Recorded(batch)
             out = rehearse(model, batch, first)
-            layers = first.layers
+            layers, leaves = first.layers, pytree.tree_leaves(out)
+            per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
                 sweeps += 1
         why = "a layer's result is used beside push_and_pull"
     except Exception as error:  # of any type: forward is the user's code, and may not run on so small a graph
         why = f"the model cannot be tried out on a small graph ({type(error).__name__}: {error})"
-    return Skipping(model._session, layers, sweeps, why)
+    return Skipping(model._session, layers, sweeps, why, per_node)
 
 
 def small_batches(

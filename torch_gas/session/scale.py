@@ -187,6 +187,10 @@ class ScaledGNN(HistoryModel):
     def _neighbors(self) -> str:  # type: ignore[override]  # other models read edges in one direction
         return self.found.neighbors
 
+    @property
+    def _per_node(self) -> tuple[bool, ...]:
+        return self.found.per_node
+
     def _skipping(self, data: Data) -> None:
         return None  # its places know which rows are exact
 
