@@ -224,11 +224,7 @@ class ScaledGNN(HistoryModel):
             where["tier"] = None  # they are narrow, and filled once
         tables = structure.tables(found, self.num_nodes, **where)
         if tables and whole is None:
-            place = next(place for place, need in found.needs.items() if need.action != "history")
-            raise ValueError(
-                f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
-                "them all: pass it to scale(model, data) instead of num_nodes"
-            )
+            structure.refuse_missing_graph(self._name, found)
         given = arguments.names_of(self.model, args, kwargs)
         self._given, self._attributes = arguments.data_names(given), data.keys()
         if whole is not None and tables:
