@@ -46,8 +46,8 @@ def refuse_missing_graph(name: str, found: Found) -> NoReturn:
     """Raises ValueError for a model that counts over all edges, where these are not at hand."""
     place = next(place for place, need in found.needs.items() if need.action != "history")
     raise ValueError(
-        f"{name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has them all: pass it to "
-        "scale(model, data) instead of num_nodes"
+        f"{name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has them all: pass it "
+        "to scale(model, data) instead of num_nodes"
     )
 
 
