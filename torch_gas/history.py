@@ -347,6 +347,7 @@ class History(torch.nn.Module):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(mode=False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
         gone = self.compute_device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
@@ -391,6 +392,10 @@ class History(torch.nn.Module):
         super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
         self.pool = AsyncIOPool()
         self.table.use(self.pool)
+        with torch.inference_mode(mode=False):  # in which it may have been copied
+            for name, buffer in list(self.named_buffers()):
+                if buffer.is_inference():
+                    setattr(self, name, buffer.clone())
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
@@ -418,7 +423,8 @@ class History(torch.nn.Module):
             )
             return
         if saved is not None:
-            self.origin = Origin(local_metadata.get("graph", ""))
+            # Not in a dictionary that was built anew, which is most often of this very model.
+            self.origin = Origin(local_metadata.get("graph", self.origin.key))
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
             same = saved.dtype == self.table.dtype

@@ -118,3 +118,20 @@ def test_parameters_that_cannot_be_trained() -> None:
         with pytest.raises(RuntimeError, match=f"{name} {message}"):
             model.train()(batch)
         assert_same(tables(model), before)
+
+
+def test_a_history_that_is_cast_shared_or_copied() -> None:
+    """A copy for a second pass shares the parameters, so that all else is as if it had been made outside."""
+    model = Net(N)
+    with torch.inference_mode():
+        history = History(N, 4).double()
+        other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    history.reset_parameters()
+    history.push(torch.ones(N, 4))
+    for batch in SubgraphLoader(data(), PTR):
+        other(batch).sum().backward()
+        model(batch)
+    assert_same(tables(other), tables(model))
+    for each in (history, *other.histories):
+        assert not any(buffer.is_inference() for buffer in each.buffers())
+        assert each.table.storage is each.emb

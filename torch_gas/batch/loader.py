@@ -297,7 +297,8 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self.builder(parts)
         if self._transposes:
             adj = batch[self.builder.key]
-            edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
+            num_dst = batch.batch_size if self.builder.neighbors == "in" else batch.n_id.numel()
+            edges = edges_of(adj, num_destinations(adj) or num_dst, batch.n_id.numel())
             if edges is not None:
                 edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch_gas.graph.formats import format_of
 from torch_gas.graph.key import graph_key
 from torch_gas.graph.origin import Origin, difference
 from torch_gas.graph.sample import Samples, agree, constants, difference_of, sample
+from torch_gas.history import History
 
 if TYPE_CHECKING:
     from torch_gas.session.call import Call
@@ -67,6 +69,25 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
+# By the first history: models that share theirs, as shallow copies do, push to the same rows.
+_passes: WeakKeyDictionary[History, Passes] = WeakKeyDictionary()
+
+
+def passes_of(model: HistoryModel) -> Passes:
+    """What batches the histories of a model were given in the step under way."""
+    first = model.histories[0]
+    found = _passes.get(first)
+    if found is None:
+        found = _passes[first] = Passes()
+    return found
+
+
+def forget_passes(model: HistoryModel) -> None:
+    """Begins another step."""
+    for history in model.histories[:1]:
+        _passes.pop(history, None)
+
+
 def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     """Finds out whether a whole graph is the model's own, and what the histories are to note of it."""
     model, histories = call.model, list(call.model.histories)
@@ -80,12 +101,13 @@ def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     known = [history.origin for history in histories if history.origin != Origin()]
     other_edges = any(difference(each.key, key) for each in known)
     of_batches = origin.as_given is not None
+    is_unknown = model.check and any(not each.origin.key and bool((each.pushed_at >= 0).any()) for each in histories)
     other_features = not _varies(origin) and bool(difference_of(origin.features, given))
-    if (other_edges and not training) or (other_features and (of_batches or not training)):
+    if ((other_edges or is_unknown) and not training) or (other_features and (of_batches or not training)):
         call.leave_alone()
         return
     features = constants(given)
-    if training and call.session.passes.differ(model, None, features.get("x"), key):
+    if training and passes_of(model).differ(model, None, features.get("x"), key):
         call.leave_alone()
         return
     if other_edges or not all(history.origin.key for history in histories):
@@ -132,9 +154,7 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, x: Any, adj: An
         _compare_given(model, origin, given)
     if rows is not None:
         rows = None if learns else record.rows if same_rows else rows.clone()
-    if call.session.passes.differ(
-        model, (record.digest, record.batch_size, record.epoch, record.index), rows, num_edges
-    ):
+    if passes_of(model).differ(model, (record.digest, record.batch_size, record.epoch, record.index), rows, num_edges):
         raise ValueError(
             f"{model._name}: this batch had other features or edges in an earlier call of this step, whose embeddings this one "
             f"would read and overwrite. For a second view or a corrupted pass, {_OWN}"
