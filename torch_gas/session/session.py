@@ -113,14 +113,14 @@ class Session:
         call.undo.set(self, "call", call)
 
     def clean_up(self) -> None:
-        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself; an error while one is under way elsewhere."""
+        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself; an error while another thread calls."""
         for left in (self.call, self.replay):
             if left is None:
                 continue
             if left.undo.is_elsewhere:
                 raise RuntimeError(
-                    f"{self.model._name} is in use by another thread, and its layers and histories serve one call at a time; hold "
-                    "a threading.Lock in each call, or give each thread a copy.deepcopy(model)"
+                    f"{self.model._name} is in use by another thread, and its layers and histories serve one call at a time; "
+                    "hold a threading.Lock in each call, or give each thread a copy.deepcopy(model)"
                 )
             left.undo.finish()
 
