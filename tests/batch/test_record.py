@@ -325,6 +325,8 @@ def test_a_graph_that_was_not_permuted(backend: str, way: Callable[[Tensor], Ten
         with pytest.raises(ValueError, match="not in the order that ptr belongs to"):
             SubgraphLoader(twice, way(ptr))
     SubgraphLoader(graph(seed=4, num_nodes=600), torch.arange(0, 601, 100))  # the same parts by chance
+    metis(right, 1, backend=backend, seed=1, log=False)  # as plan() does
+    SubgraphLoader(right, torch.tensor([0, 600]))  # a single part is in any order
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

@@ -347,7 +347,13 @@ def _next(batches: Iterator[SubData], process: int) -> SubData:
     if os.getpid() != process:
         _of_parents.append(batches)
     check_process(process)
-    return next(batches)
+    try:
+        return next(batches)
+    except StopIteration:
+        raise RuntimeError(
+            "SubgraphLoader: workers that persist serve one epoch at a time, and have begun another since; leave out "
+            "persistent_workers where one loader is iterated over inside of its own loop, or make two loaders"
+        ) from None
 
 
 def _num_cores() -> int:
