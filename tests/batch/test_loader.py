@@ -581,3 +581,11 @@ def test_random_parts_and_sizes() -> None:
             pairs = zip(*batch.data.edge_index.tolist(), strict=True)
             assert [wanted.pop(pair) for pair in pairs] == batch.data.edge_id.tolist()
             assert not wanted
+
+
+def test_workers_that_persist_serve_one_epoch_at_a_time() -> None:
+    loader = SubgraphLoader(random_graph(60, 240), torch.tensor([0, 20, 60]), num_workers=1, persistent_workers=True)
+    with pytest.raises(RuntimeError, match="have begun another since; leave out persistent_workers"):
+        for _ in loader:
+            assert len(list(loader)) == 2
+    assert len(list(loader)) == 2

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.graph.edges import coo
+from torch_gas.models import GCN
 
 N, E = 50, 260
 PTR = torch.tensor([0, 9, 9, 22, 37, N, N])  # parts 1 and 5 are empty
@@ -166,3 +167,14 @@ def test_loader_can_be_pickled() -> None:
 def test_other_neighbors_are_an_error(neighbors: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"neighbors must be .*, but is {neighbors!r}"):
         SubgraphLoader(graph(), PTR, neighbors=neighbors)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_edges_by_source_are_prepared_of_all_rows(prefetch: int) -> None:
+    """A model that uses them in its backward pass has the loader prepare those of the next batch."""
+    data = graph()
+    model, loader = GCN(N, 8, 8, 3, num_layers=3), SubgraphLoader(data, PTR, 2, neighbors="both", prefetch=prefetch)
+    for _ in range(2):
+        for batch in loader:
+            model(batch).sum().backward()
+    assert loader._transposes

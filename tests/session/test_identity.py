@@ -669,3 +669,35 @@ def test_adjacency_formats_do_not_count() -> None:
         parameter.data.mul_(2)
     model(DATA.x, adjacency(to_format(DATA, "csr")))
     assert not torch.equal(model.histories[0].pull(), before[0])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@KINDS
+def test_rows_from_a_dictionary_that_does_not_tell_their_graph(make: Callable[[], HistoryModel], fresh: bool) -> None:
+    """As the best of a run is kept, {name: value.clone()}, or by a format without metadata."""
+    model = exact(make)
+    best = {name: value.clone() for name, value in model.state_dict().items()}
+    before, out = rows_of(model), [model(batch) for batch in loader()]
+    model = make().eval() if fresh else model
+    model.load_state_dict(best)
+    model(
+        DATA.x[OTHER_ROWS], OTHER_ROWS.argsort()[DATA.edge_index]
+    )  # in another order, which the dictionary's may be or not
+    assert_left(model, before)
+    torch.testing.assert_close([model(batch) for batch in loader()], out)
+    if not fresh:
+        with pytest.raises(ValueError, match="they differ in edges"):
+            model(next(iter(loader(with_(edge_index=DATA.edge_index[:, 1:])))))
+
+
+def test_models_that_share_histories_share_a_step() -> None:
+    model = explicit()
+    other, batch = copy.copy(model), next(iter(loader()))
+    model(batch)
+    second = copy.copy(batch)
+    second.x = corrupt(batch.x)
+    before = rows_of(model)
+    with pytest.raises(ValueError, match="this batch had other features or edges in an earlier call of this step"):
+        other(second)
+    assert_left(model, before)
+    copy.deepcopy(model)(second)  # which has histories of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -569,3 +570,33 @@ def test_types_change_after_scale(data: Any) -> None:
     out = model(loader=loader_of(data))
     with torch.no_grad():
         close(out, model(data.x, data.edge_index))
+
+
+@pytest.mark.parametrize(
+    "way", [lambda model, loader: model(loader=loader), lambda model, loader: model(next(iter(loader)))]
+)
+def test_another_thread_is_told_that_the_model_is_in_use(data: Any, way: Any) -> None:
+    """Else it would take part in the sweep, and be ended by what ends a batch of it."""
+    model, loader = make().eval(), loader_of(data)
+    want, errors, calls = model(loader=loader), [], 0
+
+    def call() -> None:
+        try:
+            way(model, loader)
+        except BaseException as error:
+            errors.append(error)
+
+    class Asked(EvalSubgraphLoader):
+        def __iter__(self) -> Any:
+            nonlocal calls
+            for batch in super().__iter__():
+                thread = threading.Thread(target=call)  # between two calls of the model
+                thread.start()
+                thread.join()
+                calls += 1
+                yield batch
+
+    close(model(loader=Asked(data, loader.ptr)), want)
+    assert len(errors) == calls > 0
+    assert all(isinstance(error, RuntimeError) and "is in use by another thread" in str(error) for error in errors)
+    close(model(loader=loader), want)

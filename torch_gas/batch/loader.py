@@ -304,7 +304,8 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self.builder(parts)
         if self._transposes:
             adj = batch[self.builder.key]
-            edges = edges_of(adj, num_destinations(adj) or batch.batch_size, batch.n_id.numel())
+            num_dst = batch.batch_size if self.builder.neighbors == "in" else batch.n_id.numel()
+            edges = edges_of(adj, num_destinations(adj) or num_dst, batch.n_id.numel())
             if edges is not None:
                 edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
@@ -353,7 +354,13 @@ def _next(batches: Iterator[SubData], process: int) -> SubData:
     if os.getpid() != process:
         _of_parents.append(batches)
     check_process(process)
-    return next(batches)
+    try:
+        return next(batches)
+    except StopIteration:
+        raise RuntimeError(
+            "SubgraphLoader: workers that persist serve one epoch at a time, and have begun another since; leave out "
+            "persistent_workers where one loader is iterated over inside of its own loop, or make two loaders"
+        ) from None
 
 
 def _num_cores() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_gas._util.memory import has_memory
 from torch_gas.graph.formats import format_of, is_matrix
 
 OF_BATCH, OF_EDGES, OF_GRAPH = 16, 64, 256  # rows in a sample, about
@@ -16,7 +17,7 @@ Samples = dict[str, Tensor]  # by the names of arguments and attributes
 
 
 def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
-    """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows.
+    """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows that can be read.
 
     Of a sparse matrix these are some of its entries, [1, 2, ...], which are compared with no rows of a dense one.
     """
@@ -25,7 +26,7 @@ def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
     if x.layout == torch.sparse_csr:
         step = max(x.values().size(0) // number, 1)
         return torch.stack([x.col_indices()[::step].to(x.dtype), x.values().detach()[::step]])[None]
-    return x.detach()[:: max(x.size(0) // number, 1)] if x.layout == torch.strided and x.dim() > 0 else None
+    return x.detach()[:: max(x.size(0) // number, 1)] if has_memory(x) and x.dim() > 0 else None
 
 
 def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int, num_rows: int) -> Samples:

@@ -49,10 +49,10 @@ def is_in_order(data: Data, adj: Any, ptr: Tensor) -> bool:
     edge.
     """
     known, num_nodes = _orders.get(digest(ptr)), int(ptr[-1])
-    if int((ptr.diff() > 0).sum()) < 2 or format_of(adj).num_edges(adj) == 0:
+    if known is None or int((ptr.diff() > 0).sum()) < 2 or format_of(adj).num_edges(adj) == 0:
         return True
     order = order_key(data.get("perm", torch.arange(num_nodes, device="cpu")))
-    if known is None or _last_steps.get(order, order) in known:
+    if _last_steps.get(order, order) in known:
         return True
     low, high = ptr.diff().aminmax()
     return int(high - low) < 2 and edges_of_key(graph_key(adj, num_nodes)) not in known.values()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch_gas.graph.formats import ADJACENCIES, format_of
 from torch_gas.graph.key import graph_key
 from torch_gas.graph.origin import Origin, difference
 from torch_gas.graph.sample import Samples, agree, constants, difference_of, of_batch
+from torch_gas.history import History
 
 if TYPE_CHECKING:
     from torch_gas.session.call import Call
@@ -70,6 +72,25 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
+# By the first history: models that share theirs, as shallow copies do, push to the same rows.
+_passes: WeakKeyDictionary[History, Passes] = WeakKeyDictionary()
+
+
+def passes_of(model: HistoryModel) -> Passes:
+    """What batches the histories of a model were given in the step under way."""
+    first = model.histories[0]
+    found = _passes.get(first)
+    if found is None:
+        found = _passes[first] = Passes()
+    return found
+
+
+def forget_passes(model: HistoryModel) -> None:
+    """Begins another step."""
+    for history in model.histories[:1]:
+        _passes.pop(history, None)
+
+
 def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     """Finds out whether a whole graph is the model's own, and what the histories are to note of it."""
     model, histories = call.model, list(call.model.histories)
@@ -84,12 +105,13 @@ def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     known = [history.origin for history in histories if history.origin != Origin()]
     other_edges = any(difference(each.key, key) for each in known)
     of_batches = origin.as_given is not None
+    is_unknown = model.check and any(not each.origin.key and bool((each.pushed_at >= 0).any()) for each in histories)
     other_features = not _varies(origin) and bool(difference_of(origin.features, given))
-    if (other_edges and not training) or (other_features and (of_batches or not training)):
+    if ((other_edges or is_unknown) and not training) or (other_features and (of_batches or not training)):
         call.leave_alone()
         return
     features = constants(given)
-    if training and call.session.passes.differ(model, None, features, key):
+    if training and passes_of(model).differ(model, None, features, key):
         call.leave_alone()
         return
     if other_edges or not all(history.origin.key for history in histories):
@@ -146,7 +168,7 @@ def check_batch(call: Call, record: BatchRecord, origin: Origin, given: dict[str
             constant[name] = known if same and known is not None else rows.clone()
     if origin.as_given is None or not as_given.items() <= origin.as_given.items():
         _compare_given(model, origin, as_given)
-    if call.session.passes.differ(
+    if passes_of(model).differ(
         model, (record.digest, record.batch_size, record.epoch, record.index), constant, num_edges
     ):
         raise ValueError(

@@ -131,23 +131,26 @@ class HistoryModel(Module):
         for number, width in enumerate(widths):
             history = self._new_table(width, f"history_{number}")
             made.append(history if dtypes is None else history.to(self.device, dtypes[number]))
+        tables = [self._tables_for(extension, made) for extension in self.extensions]  # before anything changes
         self.histories = ModuleList(made)  # type: ignore[assignment]
-        for extension in self.extensions:
-            self._add_tables(extension)
+        for each in tables:
+            self.extension_tables.update(each)
 
-    def _new_table(self, width: int, name: str) -> History:
-        options = self._history_options
-        if isinstance(options["tier"], FileTier):
-            options = {**options, "tier": options["tier"].part(name)}
+    def _new_table(self, width: int, name: str, beside: History | None = None) -> History:
+        options, tier = self._history_options, self._history_options["tier"]
+        if isinstance(tier, FileTier):  # in a copy of a model, tables are in memory
+            options = {**options, "tier": tier.part(name) if beside is None or beside.tier == "file" else None}
         return History(self.num_nodes, width, **options)
 
-    def _add_tables(self, extension: Extension) -> None:
-        for name in extension.tables:
-            tables = [
-                self._new_table(history.embedding_dim, f"{name}_{number}").to(self.device)
-                for number, history in enumerate(self.histories)
-            ]
-            self.extension_tables[name] = ModuleList(tables)
+    def _tables_for(self, extension: Extension, histories: Sequence[History]) -> dict[str, ModuleList]:
+        """The tables that an extension names."""
+        return {
+            name: ModuleList(
+                self._new_table(history.embedding_dim, f"{name}_{number}", history).to(self.device)
+                for number, history in enumerate(histories)
+            )
+            for name in extension.tables
+        }
 
     @property
     def _history_tables(self) -> list[History]:
@@ -322,8 +325,9 @@ class HistoryModel(Module):
                 raise ValueError(
                     f"add_extension: another extension has tables named {name!r}; remove that one, or give these another name"
                 )
+        tables = self._tables_for(extension, self.histories)
         extension.added(self)
-        self._add_tables(extension)
+        self.extension_tables.update(tables)
         self._session.add(extension, keep)
 
     def remove_extension(self, extension: Extension) -> None:

@@ -51,9 +51,14 @@ class Undo:
             self._steps.pop()
         self._frame = None  # which holds the log
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the call is under way in another thread."""
+        return bool(self._steps) and self._thread != threading.get_ident()
+
     def finish(self) -> None:
         """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
-        if not self._steps or self._thread != threading.get_ident():  # Ctrl-C ends no call in another thread
+        if not self._steps or self.is_elsewhere:  # Ctrl-C ends no call in another thread
             return
         if all(frame is not self._frame for frame, _ in walk_stack(sys._getframe())):  # else it is still under way
             with torch.set_grad_enabled(torch.is_grad_enabled()):
