@@ -88,8 +88,7 @@ class History(torch.nn.Module):
         super().__init__()
         sizes = num_embeddings, embedding_dim
         if min(sizes) < 1:
-            came = f"{num_embeddings} and {embedding_dim}"
-            raise ValueError(f"History: num_embeddings and embedding_dim must be at least 1, but are {came}")
+            raise ValueError("History: num_embeddings and embedding_dim must be at least 1, but are %d and %d" % sizes)
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
@@ -420,7 +419,7 @@ class History(torch.nn.Module):
             )
             return
         if saved is not None:
-            self.origin = Origin(local_metadata.get("graph", self.origin.key))  # a dict that was built anew has none
+            self.origin = self.origin.loaded(local_metadata)
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
             same = saved.dtype == self.table.dtype

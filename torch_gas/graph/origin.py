@@ -28,6 +28,7 @@ class Origin:
         as_given: whether features, edges and edge attributes of batches were those that the loader gave, by name; None before
             the first.
         names: of attributes of the graph, by the names of the arguments that took them.
+        is_loaded: whether rows came from a ``state_dict``, which may not tell their graph.
         is_tentative: whether the rows are those of a graph that the model was evaluated on before it saw a batch.
     """
 
@@ -36,6 +37,7 @@ class Origin:
     features: Samples = field(default_factory=dict, compare=False, repr=False)
     as_given: dict[str, bool] | None = field(default=None, compare=False)
     names: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    is_loaded: bool = field(default=False, compare=False)
     is_tentative: bool = field(default=False, compare=False)
 
     def take(self, key: str, has_rows: Callable[[], bool]) -> None:
@@ -62,6 +64,10 @@ class Origin:
                 "model.load_histories(path, graph=data), or checkpoint.load(path, model=model, graph=data, ...). Or begin anew: "
                 f"{_FORGET}"
             )
+
+    def loaded(self, metadata: dict[str, Any]) -> Origin:
+        """That of rows from a ``state_dict``, whose ``metadata`` tells their graph unless the dictionary was built anew."""
+        return Origin(metadata.get("graph", self.key), is_loaded=True)
 
 
 def key_of(graph: Any, num_nodes: int) -> str:

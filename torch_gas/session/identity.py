@@ -105,7 +105,7 @@ def compare_graph(call: Call, given: dict[str, Any], adj: Any) -> None:
     known = [history.origin for history in histories if history.origin != Origin()]
     other_edges = any(difference(each.key, key) for each in known)
     of_batches = origin.as_given is not None
-    is_unknown = model.check and any(not each.origin.key and bool((each.pushed_at >= 0).any()) for each in histories)
+    is_unknown = model.check and any(history.origin.is_loaded and not history.origin.key for history in histories)
     other_features = not _varies(origin) and bool(difference_of(origin.features, given))
     if ((other_edges or is_unknown) and not training) or (other_features and (of_batches or not training)):
         call.leave_alone()
