@@ -88,7 +88,9 @@ class History(torch.nn.Module):
         super().__init__()
         sizes = num_embeddings, embedding_dim
         if min(sizes) < 1:
-            raise ValueError("History: num_embeddings and embedding_dim must be at least 1, but are %d and %d" % sizes)
+            raise ValueError(
+                "History: num_embeddings and embedding_dim must be at least 1, but are {} and {}".format(*sizes)
+            )
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
