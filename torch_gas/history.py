@@ -86,11 +86,9 @@ class History(torch.nn.Module):
         huge_pages: bool = True,
     ) -> None:
         super().__init__()
-        sizes = num_embeddings, embedding_dim
+        sizes = [num_embeddings, embedding_dim]
         if min(sizes) < 1:
-            raise ValueError(
-                "History: num_embeddings and embedding_dim must be at least 1, but are {} and {}".format(*sizes)
-            )
+            raise ValueError(f"History: num_embeddings and embedding_dim must be at least 1, but are {sizes}")
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
