@@ -164,9 +164,14 @@ def dropout_rows(source: Source) -> tuple[Any, ...]:
     return x, source.ints(size, 2**40, torch.int64), p, key
 
 
+def fingerprint(source: Source) -> tuple[Any, ...]:
+    tensors = [source.rows(source.below(20), source.below(5), source.of(FLOATS)) for _ in range(source.below(4))]
+    return source.of([tensors, tuple(tensors)]), source.of([0, 1, 2, source.size(), *EXTREME, 2**64])
+
+
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
-    product, dropout, add_rows, dropout_rows,
+    product, dropout, fingerprint, add_rows, dropout_rows,
 ]  # fmt: skip
 WRITTEN = {scatter_rows, add_rows, write_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {
@@ -174,6 +179,7 @@ TWINS: dict[Any, Callable[..., Any]] = {
     read_chunks: lambda table, offset, count, dtype: table[twins.chunk_index(offset, count)].to(dtype),
     transpose: twins.transpose,
     to_csr: twins.to_csr,
+    fingerprint: twins.fingerprint,
     product: lambda matrix, rows: twins.product(matrix, rows, None),
 }
 
@@ -211,12 +217,16 @@ def one_input(data: bytes) -> bool:
 
 
 def copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [copy(each) for each in value]
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def assert_unchanged(arguments: Any, before: Any) -> None:
     for value, old in zip(arguments, before, strict=True):
-        if isinstance(value, Tensor) and not value.is_meta:
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            assert_unchanged(value, old)
+        elif isinstance(value, Tensor) and not value.is_meta:
             assert torch.equal(value, old), "an argument was changed"
 
 

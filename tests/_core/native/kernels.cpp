@@ -2,6 +2,7 @@
 // from several threads at once. Memory ends where arrays end, so that AddressSanitizer sees each
 // access beyond them; results must be those of one thread, and refused calls must write nothing.
 // Usage: kernels [rounds] [largest size]
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -319,6 +320,27 @@ Bytes dropouts(Random& random, int64_t size, int threads) {
   return result;
 }
 
+Bytes fingerprints(Random& random, int64_t size, int threads) {
+  Bytes result;
+  for (const int64_t bytes :
+       {int64_t{0}, int64_t{1}, below(random, 64), below(random, 16 * size)}) {
+    Bytes memory(bytes);
+    for (char& byte : memory) byte = static_cast<char>(random());
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    const int64_t few = below(random, 9);
+    for (const int64_t lines : {int64_t{0}, int64_t{1}, few, bytes / 64, INT64_MAX}) {
+      const uint64_t found = fingerprint(address, bytes, lines, threads);
+      append(result, std::vector<uint64_t>{found});
+      if (bytes > 0) {
+        ++memory.back();  // which every sample holds
+        require(fingerprint(address, bytes, lines, threads) != found,
+                "a byte more is another number");
+      }
+    }
+  }
+  return result;
+}
+
 const struct {
   const char* name;
   Kernel run;
@@ -336,6 +358,7 @@ const struct {
     {"products", products<int32_t, double>},
     {"products", products<int64_t, double>},
     {"dropouts", dropouts},
+    {"fingerprints", fingerprints},
 };
 
 void check(uint64_t seed, int64_t size) {
