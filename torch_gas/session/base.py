@@ -266,9 +266,8 @@ class ScalableGNN(HistoryModel):
         else:
             layers = find_layers(self)
             refuse_evaluation(self, call.batch_size, self.num_nodes)
-            replay = self._session.replay
-            any_rows = replay is not None and replay.any_rows
-            rows = Rows(call.batch_size, call.n_id, self.num_nodes, any_rows)
+            session, replay = self._session, self._session.replay
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, session.any_rows)
             batch = Batch(layers, layers.convs, rows, call.neighbors == "in")
             batch.wire(call.undo)
             call.met = batch.met

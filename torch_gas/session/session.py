@@ -128,6 +128,11 @@ class Session:
                 )
             left.undo.finish()
 
+    @property
+    def any_rows(self) -> bool:
+        """Whether layers that are not computed may be given one row for all."""
+        return self.replay is not None and self.replay.any_rows
+
     # -- extensions ----------------------------------------------------------------------------------------------------
 
     def add(self, extension: Extension, keep: bool) -> None:
