@@ -155,8 +155,8 @@ class Sweeps:
         changed = [name for name, buffer in buffers.items() if version(buffer) != versions[name]]
         if changed:
             raise ValueError(
-                f"ExactGradient: {self.model._name} changes its buffer {changed[0]} in each forward pass, and a batch has several "
-                "of them in a step; call eval() of the module that it is of, if it then stays as it is"
+                f"ExactGradient: {self.model._name} changes its buffer {changed[0]} in each forward pass, of which a step has "
+                "several for a batch; call eval() of the module that it is of, if it then stays as it is"
             )
         leaves = dict(replay.leaves)
         outputs = [each for each in first if each.requires_grad]
