@@ -59,7 +59,11 @@ def check(wiring: str, name: str, fmt: str) -> None:
         pytest.skip(f"PyG: {result.message.splitlines()[0]}")
     is_exact = name in EXACT or (name in SCALED and wiring == "automatic")
     assert result.outcome == ("exact" if is_exact else "refused"), result
-    assert set(result.errors) == ({"forward", "gradient", "inference"} if is_exact else set())
+    measured = {"forward", "gradient", "inference", "exact gradient"} if is_exact else set()
+    if name == "SuperGATConv":  # samples pairs of nodes in training, for a loss of its own
+        measured.discard("exact gradient")
+        assert "draws random numbers in" in result.message
+    assert set(result.errors) == measured
 
 
 @pytest.mark.parametrize("name", [name for name in WITHOUT if name != "MessagePassing" and hasattr(nn, name)])
@@ -117,6 +121,7 @@ def test_wrong_gradient_is_found() -> None:
     assert result.outcome == "WRONG"
     assert result.errors["forward"] < 1e-5 and result.errors["inference"] < 1e-5
     assert result.errors["gradient"] == pytest.approx(0.5)
+    assert result.errors["exact gradient"] > 0.1
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), ValueError("another rule"), NotImplementedError()])
@@ -159,8 +164,8 @@ def test_unknown_choice_is_refused(wiring: str, fmt: str, rule: str) -> None:
 def test_command_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--layers", "LGConv,WLConv", "--formats", "edge_index,csr"]) == 0
     out = capsys.readouterr().out
-    assert "| layer | `edge_index` | `csr` |\n| --- | ---: | ---: |\n" in out
-    assert out.count("| `LGConv` | `refused` | `refused` |") == 1  # in explicit wiring
+    assert "| layer | `edge_index` | `csr` | exact gradient |\n| --- | ---: | ---: | ---: |\n" in out
+    assert out.count("| `LGConv` | `refused` | `refused` | `refused` |") == 1  # in explicit wiring
     assert out.count("| `LGConv` (normalize=False) |") == 2
     assert "| exact with some options | 1 | 0 |" in out
     assert (
@@ -179,7 +184,7 @@ def test_command_fails_where_anything_is_wrong(
     arguments = ["--layers", "Planted", "--formats", "edge_index", "--output", str(tmp_path / "page.md")]
     assert main(arguments) == 1
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "| `Planted` | **WRONG** |" in text and "| WRONG | 1 | 0 |" in text
+    assert "| `Planted` | **WRONG** | **WRONG** |" in text and "| WRONG | 1 | 0 |" in text
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("WRONG: Planted, explicit, edge_index, torch.float32: {'forward': 0.")
     assert out[-1] == "4 measurements: 0 exact, 2 refused, 0 not applicable, 2 WRONG"
@@ -207,7 +212,7 @@ def test_format_that_is_not_installed_is_left_out(
     assert main(["--layers", "WLConv"]) == 0
     out = capsys.readouterr().out
     assert "SparseTensor is left out: torch-sparse was not installed." in out
-    assert "| layer | `edge_index` | `EdgeIndex` | `csr` |\n" in out
+    assert "| layer | `edge_index` | `EdgeIndex` | `csr` | exact gradient |\n" in out
 
 
 def test_page_tells_what_is_not_applicable() -> None:
@@ -216,9 +221,21 @@ def test_page_tells_what_is_not_applicable() -> None:
     results = {key: measure(CASES[key.name], *key[:1], *key[2:]) for key in keys}
     text = page(results, ("edge_index", "csr"))
     assert "`MFConv` with csr\n" in text and "`ClusterGCNConv` with csr in float64" in text
-    assert text.count(" | \N{EN DASH} |\n") == 2 and text.count(" · \N{EN DASH} |\n") == 2
+    assert text.count(" | \N{EN DASH} | ") == 2 and text.count(" · \N{EN DASH} | ") == 2
     assert standing(results, "explicit", "MFConv") == "exact"
     assert counts(results) == "16 measurements: 10 exact, 0 refused, 6 not applicable, 0 WRONG"
+
+
+def test_page_tells_which_exact_gradients_are_refused() -> None:
+    names, types = ("SAGEConv", "SuperGATConv"), (torch.float32, torch.float64)
+    keys = [Key(w, n, "edge_index", t) for w in WIRINGS for n in names for t in types]
+    text = page({key: measure(CASES[key.name], *key[:1], *key[2:]) for key in keys}, ("edge_index",))
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| `SAGE", "| `SuperGAT"))]
+    assert len(rows) == 4
+    for row in rows:
+        assert (row[-1] == "`refused` |") == ("SuperGAT" in row[0]) and "refused" not in row[1], row
+    reasons = text.partition("## Exact gradients that are refused\n\n")[2]
+    assert reasons.startswith("* `SuperGATConv`: `_Net draws random numbers in layers.0 (SuperGATConv) by ")
 
 
 def test_committed_page_is_of_this_table() -> None:
