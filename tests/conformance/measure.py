@@ -36,7 +36,7 @@ class Result(NamedTuple):
         outcome: ``"exact"``, ``"refused"`` by torch_gas, ``"not applicable"`` where plain PyG fails on the whole graph, or
             ``"WRONG"``, which is a bug of torch_gas.
         errors: the largest difference relative to the largest value, for ``"forward"``, ``"gradient"``, ``"inference"`` and
-            ``"exact gradient"``; without the last where only that is refused.
+            ``"exact gradient"``; without the last where only that is refused, or PyG fails in training.
         message: of the error that was raised.
     """
 
@@ -137,7 +137,7 @@ class _Explicit(ScalableGNN):
 
 
 def _errors(net: _Net, data: Data, full: Tensor, wiring: str) -> tuple[dict[str, float], str]:
-    """What is compared, and why exact gradients are not, where they are refused."""
+    """What is compared, and why exact gradients are not, if they are not."""
     model: ScalableGNN
     if wiring == "explicit":
         model, neighbors = _Explicit(net).to(net.between.dtype).eval(), "in"
@@ -157,6 +157,11 @@ def _errors(net: _Net, data: Data, full: Tensor, wiring: str) -> tuple[dict[str,
         history.reset_parameters()
     inference = _difference(model(loader=EvalSubgraphLoader(data, PTR, neighbors=neighbors)), full)
     errors = {"forward": float(forward), "gradient": float(gradient), "inference": float(inference)}
+    model.train()
+    try:
+        net(*net.inputs(data))
+    except Exception as error:  # of any type, as above: what PyG cannot train on this format
+        return errors, _describe(error)
     try:
         exact = _exact_gradient_error(model, net, data, parts, lambda: model(*args, **kwargs))
     except ValueError as error:
@@ -213,7 +218,6 @@ def _exact_gradient_error(
     model: ScalableGNN, net: _Net, data: Data, parts: SubgraphLoader, whole: Callable[[], Tensor]
 ) -> Tensor:
     """Of all parameters in training mode, from batches of one part."""
-    model.train()
     state = torch.get_rng_state()
     full = net(*net.inputs(data))
     if not torch.equal(state, torch.get_rng_state()):  # the plain model cannot draw the masks of batches

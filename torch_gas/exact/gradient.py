@@ -40,7 +40,8 @@ class ExactGradient:
 
     In training mode, batch norms take the statistics of all nodes, and running statistics move once a call. Dropout has the mask
     of the full batch where the model has :class:`~torch_gas.extensions.DropoutById`, which is added where it has none. Other
-    random numbers are refused.
+    random numbers are refused, and buffers that move with the rows of a batch; those that move by themselves, such as the vectors
+    of a spectral norm, move once a call.
 
     Tables take the memory of the histories once more, in float32 or wider, and lie where these do. Afterwards histories hold the
     rows of this forward pass.
@@ -115,7 +116,7 @@ class ExactGradient:
         Raises:
             RuntimeError: under ``torch.no_grad()``, or if parameters change meanwhile.
             ValueError: if the criterion is no sum over rows, the loader's batches do not hold each node once, or the model draws
-                random numbers that are not those of dropout. No ``.grad`` has changed then.
+                random numbers that are not those of dropout, or moves buffers by rows of a batch. No ``.grad`` has changed then.
         """
         model = self.model
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
@@ -134,6 +135,9 @@ class ExactGradient:
             undo.add(stance.__exit__, None, None, None)
             stance.__enter__()
             undo.add(torch.set_grad_enabled, True)
+            for parameter in model._plain.parameters():  # whose hooks are for the whole gradient
+                undo.add(setattr, parameter, "_backward_hooks", parameter._backward_hooks)
+                parameter._backward_hooks = None
             replay = Segments(undo, model)
             replay.handler = self._skipping
             undo.set(session, "replay", replay)

@@ -19,6 +19,7 @@ from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.exact.dropout import DropoutById
 from torch_gas.exact.learned import Learned
 from torch_gas.exact.segments import Segments
+from torch_gas.exact.state import State
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
@@ -47,6 +48,7 @@ class Sweeps:
         self.criterion, self.unchecked = criterion, unchecked
         self._tables = dict(zip(self.model.histories, tables, strict=True))
         self._learned = Learned(loader.data)
+        self._state = State(replay.undo, self.model._plain)
         self._parameters = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
@@ -79,9 +81,10 @@ class Sweeps:
         return self._loss
 
     def commit(self) -> None:
-        """Adds what was computed to ``.grad``, and moves running statistics."""
+        """Adds what was computed to ``.grad``, and moves running statistics and other state."""
         grads = self._grads | self._learned.grads
         torch.autograd.backward(list(grads), list(grads.values()))
+        self._state.step()
         self.replay.statistics.step(self.replay.moments)
         if self._masks is not None and self.model.training:
             self._masks.next_step()
@@ -110,6 +113,7 @@ class Sweeps:
             out: Any = self.model(batch)
         except EndOfBatch:
             out = None
+        self._state.put_back()
         if self.replay.segment.is_known and not torch.equal(state, torch.get_rng_state()):
             raise ValueError(
                 f"ExactGradient: {self.model._name} draws random numbers on some batches, and would draw others when these are "
@@ -147,7 +151,7 @@ class Sweeps:
         replay.explores = True
         first = self._repeatable(batch)
         segment.is_known = True
-        leaves = dict(replay.leaves)
+        leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
         outputs = [each for each in first if each.requires_grad]
         learns = [*self._parameters, *self._learned.of(batch)]
         inputs = [*leaves.values(), *learns, *replay.statistics.leaves]
