@@ -127,6 +127,7 @@ EXACT: dict[str, Case] = {
     "FiLMConv": Case(lambda: nn.FiLMConv(C, 6)),
     "FiLMConv (edge_type)": Case(lambda: nn.FiLMConv(C, 6, 2), _with("edge_type")),
     "SuperGATConv": Case(lambda: nn.SuperGATConv(C, 6)),
+    "SuperGATConv (dropout=0.5)": Case(lambda: nn.SuperGATConv(C, 6, dropout=0.5)),
     "FAConv (normalize=False)": Case(lambda: nn.FAConv(C, normalize=False), ("x", "x_0", "adj", "edge_weight")),
     "FAConv (normalize=False, dropout=0.5)": Case(
         lambda: nn.FAConv(C, normalize=False, dropout=0.5), ("x", "x_0", "adj", "edge_weight")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,19 +12,19 @@ from torch.utils import _pytree as pytree
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.history import History
 from torch_gas.checkpoint.rng import random_states, set_random_states
-from torch_gas.exact.criterion import check_is_sum, value_of
-from torch_gas.session.inference import Coverage, EndOfBatch
+from torch_gas.exact.criterion import Criterion, check_is_sum, value_of
 from torch_gas.exact.dropout import DropoutById
 from torch_gas.exact.learned import Learned
 from torch_gas.exact.segments import Segments
 from torch_gas.exact.state import State
+from torch_gas.history import History
+from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
 
-Criterion = Callable[[Any, SubData], Tensor]
+_DRAWS = 3  # passes with other random numbers, in which results that depend on these differ
 
 
 class Sweeps:
@@ -49,7 +49,7 @@ class Sweeps:
         self._tables = dict(zip(self.model.histories, tables, strict=True))
         self._learned = Learned(loader.data)
         self._state = State(replay.undo, self.model._plain)
-        self._parameters = [p for p in self.model._plain.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
         self._loss: Tensor | None = None
@@ -114,7 +114,8 @@ class Sweeps:
         except EndOfBatch:
             out = None
         self._state.put_back()
-        if self.replay.segment.is_known and not torch.equal(state, torch.get_rng_state()):
+        segment = self.replay.segment
+        if segment.is_known and not segment.draws and not torch.equal(state, torch.get_rng_state()):
             raise ValueError(
                 f"ExactGradient: {self.model._name} draws random numbers on some batches, and would draw others when these are "
                 "computed again; let it draw none, or drop entries by torch.nn.functional.dropout"
@@ -176,19 +177,20 @@ class Sweeps:
 
     def _repeatable(self, batch: SubData) -> list[Tensor]:
         """The results of a pass that draws no random numbers, but those of dropout by ids."""
-        model, before = self.model, random_states()
+        before = random_states()
         results = self._results(batch)
         if is_same_state(random_states(), before):
             return results
         set_random_states(before)
         if self._masks is None:
-            model.add_extension(DropoutById())
-            before = random_states()
-            results = self._results(batch)
-            if is_same_state(random_states(), before):
-                return results
-            set_random_states(before)
-        return refuse_draws(model._plain, lambda: self._results(batch))
+            self.model.add_extension(DropoutById())
+            return self._repeatable(batch)
+        others = [self._results(batch) for _ in range(_DRAWS)]
+        if all(len(other) == len(results) and all(map(torch.equal, other, results)) for other in others):
+            self.replay.segment.draws = True  # for what is read elsewhere, such as a loss of its own
+            return results
+        set_random_states(before)
+        return refuse_draws(self.model._plain, lambda: self._results(batch))
 
     @property
     def _masks(self) -> DropoutById | None:
@@ -198,7 +200,7 @@ class Sweeps:
     def _settle(self, batch: SubData, results: list[Tensor]) -> None:
         """Finds out what the segment can do without: what gives it no gradient may change its ``results`` all the same."""
         replay, segment = self.replay, self.replay.segment
-        norm, reads = segment.norm, segment.reads
+        norm = segment.norm
         segment.runs_on = norm is not None
         replay.spoils = True
         for segment.compact in (True, False):
@@ -245,14 +247,19 @@ class Sweeps:
     def _take(self, batch: SubData, outputs: list[Tensor], seeds: list[Tensor]) -> None:
         """Adds the gradients of ``outputs``, for these of their own, where they belong."""
         replay = self.replay
-        pairs = [(each, seed) for each, seed in zip(outputs, seeds, strict=True) if each.requires_grad]
+        learn = [number for number, each in enumerate(outputs) if each.requires_grad]
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}
-        groups = [list(leaves.values()), replay.statistics.leaves, self._learned.of(batch), self._parameters]
+        groups: list[list[Tensor]] = [
+            list(leaves.values()),
+            replay.statistics.leaves,
+            self._learned.of(batch),
+            self._parameters,
+        ]
         inputs = [each for group in groups for each in group]
-        if not pairs or not inputs:
+        if not learn or not inputs:
             return
-        outputs, seeds = map(list, zip(*pairs, strict=True))
-        grads = iter(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
+        found = torch.autograd.grad([outputs[i] for i in learn], inputs, [seeds[i] for i in learn], allow_unused=True)
+        grads = iter(found)
         of_leaves, of_statistics, of_batch, of_parameters = ([next(grads) for _ in group] for group in groups)
         batch_size, n_id = batch.batch_size, batch.n_id
         for history, grad in zip(leaves, of_leaves, strict=True):
@@ -260,13 +267,12 @@ class Sweeps:
                 table = self._tables[history].table
                 table.add(n_id[:batch_size], grad[:batch_size])
                 table.add(n_id[batch_size:], grad[batch_size:])
-        for moments, pair in zip(replay.statistics.known.values(), zip(of_statistics[::2], of_statistics[1::2], strict=True), strict=True):
-            moments.add_gradient(*pair)
+        replay.statistics.add_gradients(of_statistics)
         self._learned.add(batch, of_batch)
         for parameter, grad in zip(self._parameters, of_parameters, strict=True):
             if grad is not None:
                 known = self._grads.get(parameter)
-                self._grads[parameter] = grad if known is None else known.add_(grad)
+                self._grads[parameter] = grad if known is None else known + grad
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         loss = value_of(self.criterion, out, batch)

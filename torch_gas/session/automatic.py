@@ -46,7 +46,8 @@ class Automatic(Handler):
             return None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
-        return replay.stand_in(torch.empty(0, *need.shape, dtype=need.dtype, device=self.device), self.call.batch_size)
+        dtype = self.model.histories[need.number].model_dtype  # that of the trial, or what `float()` has made of it
+        return replay.stand_in(torch.empty(0, *need.shape, dtype=dtype, device=self.device), self.call.batch_size)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)
