@@ -33,12 +33,13 @@ def value_of(criterion: Criterion, out: Any, batch: SubData) -> Tensor:
 def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -> bool:
     """Raises ValueError if ``loss`` is not the sum of the losses of two halves; whether both told something."""
     middle = batch.batch_size // 2
-    if middle == 0:
+    rows = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+    if middle == 0 or not all(bool(each.isfinite().all()) for each in rows):
         return False
     values = []
-    for rows in (slice(0, middle), slice(middle, batch.batch_size)):
+    for half in (slice(0, middle), slice(middle, batch.batch_size)):
         try:
-            values.append(value_of(criterion, _rows_of(out, rows, batch.batch_size), _part(batch, rows)))
+            values.append(value_of(criterion, _rows_of(out, half, batch.batch_size), _part(batch, half)))
         except Exception as error:  # of any type, as the code is the user's
             raise ValueError(
                 f"ExactGradient: the criterion fails on half of a batch ({type(error).__name__}: {error}), so that nothing "

@@ -81,14 +81,13 @@ class ExactGradient:
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
         model._check_ready()
-        known = next((each for each in model.extensions if isinstance(each, _Tables)), None)
-        self._tables = known or _Tables()
-        if known is None:
-            model.add_extension(self._tables)
+        self._fit_tables()
 
     def remove(self) -> None:
-        """Gives the memory of the gradient tables back."""
-        self.model.remove_extension(self._tables)
+        """Gives the memory of the gradient tables back. The next step makes them anew."""
+        for extension in self.model.extensions:
+            if isinstance(extension, _Tables):
+                self.model.remove_extension(extension)
 
     @property
     def _gradients(self) -> Sequence[History]:
@@ -96,11 +95,11 @@ class ExactGradient:
         return cast("Sequence[History]", self.model.extension_tables[_TABLES])
 
     def _fit_tables(self) -> None:
-        """Makes gradient tables anew where histories or their types are no longer what they were."""
+        """Makes gradient tables where there are none, or histories or their types are no longer what they were."""
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
-        if [table.table.dtype for table in self._gradients] != wide:
+        if _TABLES not in self.model.extension_tables or [each.table.dtype for each in self._gradients] != wide:
             self.remove()
-            self.model.add_extension(self._tables)
+            self.model.add_extension(_Tables())
 
     @cached_property
     def _skipping(self) -> Skipping | None:

@@ -53,6 +53,7 @@ class Sweeps:
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
         self._loss: Tensor | None = None
+        self._has_gradient = False  # whether the loss of any batch has one
         modes = [module.training for module in self.model.modules()]
         self.found_for = ([*map(id, self._parameters)], modes, self._learned.names)
 
@@ -95,15 +96,18 @@ class Sweeps:
 
     def _batches(self) -> Iterator[SubData]:
         """The batches of one sweep, which hold each node once."""
-        if list(map(version, self._parameters)) != self._versions:
-            raise RuntimeError(
-                "ExactGradient: parameters changed while their gradient was computed; call optimizer.step() after backward()"
-            )
+        self._check_parameters()
         coverage = Coverage(self.model.num_nodes)
         for batch in self.loader:
             coverage.count(batch)
             yield self._learned.leaves(batch.to(self.model.device))
         coverage.check()
+
+    def _check_parameters(self) -> None:
+        if list(map(version, self._parameters)) != self._versions:
+            raise RuntimeError(
+                "ExactGradient: parameters changed while their gradient was computed; call optimizer.step() after backward()"
+            )
 
     def _run(self, batch: SubData) -> Any:
         """Runs the segment under way on a batch; what ``forward`` returns where it is the last one."""
@@ -243,6 +247,11 @@ class Sweeps:
                 outputs.append(replay.counted)
                 seeds.append(replay.moments[segment.norm].gradient(replay.counted))
             self._take(batch, outputs, seeds)
+        if segment.is_last and not self._has_gradient:
+            raise RuntimeError(
+                "ExactGradient: the loss has no gradient on any batch; compute it from what the model returns, without "
+                "detach() or torch.no_grad()"
+            )
 
     def _take(self, batch: SubData, outputs: list[Tensor], seeds: list[Tensor]) -> None:
         """Adds the gradients of ``outputs``, for these of their own, where they belong."""
@@ -276,6 +285,8 @@ class Sweeps:
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         loss = value_of(self.criterion, out, batch)
+        self._check_parameters()  # which the criterion may have changed
+        self._has_gradient |= loss.requires_grad
         if self.unchecked:
             self.unchecked = not check_is_sum(self.criterion, out, batch, loss)
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
