@@ -15,7 +15,7 @@ from torch_gas.batch.data import SubData
 Criterion = Callable[[Any, SubData], Tensor]
 
 _HOW = (
-    "Return a sum over the batch's rows: F.cross_entropy(out[mask], y[mask], reduction=\"sum\"), divided, where a mean is wanted, "
+    'Return a sum over the batch\'s rows: F.cross_entropy(out[mask], y[mask], reduction="sum"), divided, where a mean is wanted, '
     "by a number of the whole graph, int(data.train_mask.sum())"
 )
 

@@ -117,6 +117,19 @@ class ExactGradient:
             ValueError: if the criterion is no sum over rows, the loader's batches do not hold each node once, or the model draws
                 random numbers that are not those of dropout. No ``.grad`` has changed then.
         """
+        loss, sweeps = self._sweep(criterion)
+        sweeps.commit()
+        return loss
+
+    def compute(self, criterion: Criterion) -> dict[Tensor, Tensor]:
+        """The gradient that :meth:`backward` adds, by parameter and attribute of the graph; those that it misses have none.
+
+        Neither ``.grad`` nor running statistics change; masks of dropout are those of the next step.
+        """
+        return self._sweep(criterion)[1].grads
+
+    def _sweep(self, criterion: Criterion) -> tuple[Tensor, Sweeps]:
+        """The loss, and the sweeps, whose gradients are not committed."""
         model = self.model
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("ExactGradient.backward computes gradients; call it outside of torch.no_grad()")
@@ -143,8 +156,7 @@ class ExactGradient:
                 replay.segments = self._segments
             loss = sweeps.run()
             self._segments, self._found_for, self._unchecked = replay.segments, sweeps.found_for, sweeps.unchecked
-        sweeps.commit()
-        return loss
+        return loss, sweeps
 
 
 class _Tables(Extension):

@@ -80,11 +80,15 @@ class Sweeps:
 
     def commit(self) -> None:
         """Adds what was computed to ``.grad``, and moves running statistics."""
-        grads = self._grads | self._learned.grads
-        torch.autograd.backward(list(grads), list(grads.values()))
+        torch.autograd.backward(list(self.grads), list(self.grads.values()))
         self.replay.statistics.step(self.replay.moments)
         if self._masks is not None and self.model.training:
             self._masks.next_step()
+
+    @property
+    def grads(self) -> dict[Tensor, Tensor]:
+        """What was computed, by parameter and attribute of the graph."""
+        return self._grads | self._learned.grads
 
     def _clear(self) -> None:
         for table in self._tables.values():
@@ -256,7 +260,9 @@ class Sweeps:
                 table = self._tables[history].table
                 table.add(n_id[:batch_size], grad[:batch_size])
                 table.add(n_id[batch_size:], grad[batch_size:])
-        for moments, pair in zip(replay.statistics.known.values(), zip(of_statistics[::2], of_statistics[1::2], strict=True), strict=True):
+        for moments, pair in zip(
+            replay.statistics.known.values(), zip(of_statistics[::2], of_statistics[1::2], strict=True), strict=True
+        ):
             moments.add_gradient(*pair)
         self._learned.add(batch, of_batch)
         for parameter, grad in zip(self._parameters, of_parameters, strict=True):
