@@ -25,6 +25,7 @@ SUITES = {
         "hot",
         "accuracy",
         "inference",
+        "exact",
         "plan",
     ),
     "gpu": ("rows", "step", "memory", "small"),

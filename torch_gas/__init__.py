@@ -7,6 +7,7 @@ from torch_gas.batch.hot_nodes import hot_nodes
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.datasets import get_data
 from torch_gas.datasets.masks import gen_masks
+from torch_gas.exact import DropoutById, ExactGradient
 from torch_gas.extensions import refresh, regularization
 from torch_gas.extensions.monitor import Monitor
 from torch_gas.graph.normalize import add_self_loops, gcn_norm, in_degree
@@ -26,7 +27,9 @@ keep_old_paths()
 
 __all__ = [
     "AsyncIOPool",
+    "DropoutById",
     "EvalSubgraphLoader",
+    "ExactGradient",
     "FileTable",
     "FileTier",
     "History",

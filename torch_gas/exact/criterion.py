@@ -15,8 +15,8 @@ from torch_gas.batch.data import SubData
 Criterion = Callable[[Any, SubData], Tensor]
 
 _HOW = (
-    'Return a sum over the batch\'s rows: F.cross_entropy(out[mask], y[mask], reduction="sum"), divided, where a mean is wanted, '
-    "by a number of the whole graph, int(data.train_mask.sum())"
+    "Return a sum over the batch's rows, F.cross_entropy(out[mask], y[mask], reduction='sum'); for a mean, divide it by a number "
+    "of the whole graph, int(data.train_mask.sum())"
 )
 
 
@@ -41,19 +41,20 @@ def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -
             values.append(value_of(criterion, _rows_of(out, rows, batch.batch_size), _part(batch, rows)))
         except Exception as error:  # of any type, as the code is the user's
             raise ValueError(
-                f"ExactGradient: the criterion fails on half of a batch ({type(error).__name__}: {error}), so that it cannot be "
-                f"told whether it is a sum over rows. It is called once on each half, whose batch has the rows of that half alone "
-                f"and no edges. {_HOW}. If it is such a sum and needs more than these, pass ExactGradient(..., check=False)"
+                f"ExactGradient: the criterion fails on half of a batch ({type(error).__name__}: {error}), so that nothing "
+                "tells whether it is a sum over rows. It is called once on each half, with a batch of its rows alone and without "
+                f"edges. {_HOW}. If it is such a sum and needs more than these, pass ExactGradient(..., check=False)"
             ) from error
     total = values[0] + values[1]
+    whole, left, right = (f"{float(value):.6g}" for value in (loss, *values))
     scale = max(float(value.abs()) for value in (*values, loss))
     tolerance = torch.finfo(loss.dtype).eps ** 0.5
     if not bool((total - loss).abs() <= tolerance * scale):  # not so for NaN
         raise ValueError(
-            f"ExactGradient: the criterion is no sum over rows: a batch has {float(loss):.6g}, and its halves {float(values[0]):.6g} "
-            f"and {float(values[1]):.6g}, so that batches would not add up to the loss of the whole graph. {_HOW}. Weights of "
-            "classes are a weighted sum by numbers of the whole graph; of a loss that compares rows of different batches, compute "
-            "the gradient by the embeddings on the whole graph first, and return (out * gradient[batch.n_id[:len(out)]]).sum()"
+            f"ExactGradient: the criterion is no sum over rows: a batch has {whole} and its halves {left} and {right}, so that "
+            f"batches do not add up to the loss of the whole graph. {_HOW}. Weigh classes by "
+            "their numbers in the whole graph. Where a loss compares rows of different batches, compute its gradient by the "
+            "embeddings of all nodes first, and return (out * gradient[batch.n_id[:len(out)]]).sum()"
         )
     return all(float(value) != 0 for value in values)
 

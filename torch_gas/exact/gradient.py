@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +13,15 @@ from torch import Tensor
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
+from torch_gas.exact.criterion import Criterion
+from torch_gas.exact.dropout import DropoutById
+from torch_gas.exact.segments import Segment, Segments
+from torch_gas.exact.sweeps import Sweeps
+from torch_gas.history import History
 from torch_gas.session.call import close
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import BY_HAND, Skipping
 from torch_gas.session.model import HistoryModel
-from torch_gas.exact.dropout import DropoutById
-from torch_gas.exact.segments import Segment, Segments
-from torch_gas.exact.sweeps import Criterion, Sweeps
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.trial.undisturbed import undisturbed
 from torch_gas.wiring.undo import Undo
@@ -86,11 +89,15 @@ class ExactGradient:
         """Gives the memory of the gradient tables back."""
         self.model.remove_extension(self._tables)
 
+    @property
+    def _gradients(self) -> Sequence[History]:
+        """The gradient table of each history."""
+        return cast("Sequence[History]", self.model.extension_tables[_TABLES])
+
     def _fit_tables(self) -> None:
         """Makes gradient tables anew where histories or their types are no longer what they were."""
-        tables = list(self.model.extension_tables[_TABLES])
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
-        if [table.table.dtype for table in tables] != wide:
+        if [table.table.dtype for table in self._gradients] != wide:
             self.remove()
             self.model.add_extension(self._tables)
 
@@ -136,8 +143,8 @@ class ExactGradient:
         for extension in model.extensions:
             if extension.takes_part and not isinstance(extension, DropoutById):
                 raise ValueError(
-                    f"ExactGradient: {type(extension).__name__} changes what training computes from batches, which the whole graph "
-                    "does not; remove it: model.remove_extension(...)"
+                    f"ExactGradient: {type(extension).__name__} changes what batches compute in training, which the "
+                    "whole graph does not; remove it by model.remove_extension()"
                 )
         session = model._session
         session.clean_up()
@@ -151,7 +158,7 @@ class ExactGradient:
             replay.handler = self._skipping
             undo.set(session, "replay", replay)
             close(model, undo, BY_HAND)
-            sweeps = Sweeps(replay, self.loader, model.extension_tables[_TABLES], criterion, self._unchecked)
+            sweeps = Sweeps(replay, self.loader, self._gradients, criterion, self._unchecked)
             if sweeps.found_for == self._found_for:
                 replay.segments = self._segments
             loss = sweeps.run()

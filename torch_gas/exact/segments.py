@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from torch_gas.history import History
 from torch_gas.session.inference import OTHER_ORDER, EndOfBatch, Replay

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,18 +12,16 @@ from torch.utils import _pytree as pytree
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.history import History
 from torch_gas.checkpoint.rng import random_states, set_random_states
-from torch_gas.exact.criterion import check_is_sum, value_of
-from torch_gas.session.inference import Coverage, EndOfBatch
+from torch_gas.exact.criterion import Criterion, check_is_sum, value_of
 from torch_gas.exact.dropout import DropoutById
 from torch_gas.exact.learned import Learned
 from torch_gas.exact.segments import Segments
+from torch_gas.history import History
+from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
-
-Criterion = Callable[[Any, SubData], Tensor]
 
 
 class Sweeps:
@@ -47,7 +45,7 @@ class Sweeps:
         self.criterion, self.unchecked = criterion, unchecked
         self._tables = dict(zip(self.model.histories, tables, strict=True))
         self._learned = Learned(loader.data)
-        self._parameters = [p for p in self.model._plain.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
         self._loss: Tensor | None = None
@@ -198,7 +196,7 @@ class Sweeps:
     def _settle(self, batch: SubData, results: list[Tensor]) -> None:
         """Finds out what the segment can do without: what gives it no gradient may change its ``results`` all the same."""
         replay, segment = self.replay, self.replay.segment
-        norm, reads = segment.norm, segment.reads
+        norm = segment.norm
         segment.runs_on = norm is not None
         replay.spoils = True
         for segment.compact in (True, False):
@@ -245,14 +243,19 @@ class Sweeps:
     def _take(self, batch: SubData, outputs: list[Tensor], seeds: list[Tensor]) -> None:
         """Adds the gradients of ``outputs``, for these of their own, where they belong."""
         replay = self.replay
-        pairs = [(each, seed) for each, seed in zip(outputs, seeds, strict=True) if each.requires_grad]
+        learn = [number for number, each in enumerate(outputs) if each.requires_grad]
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}
-        groups = [list(leaves.values()), replay.statistics.leaves, self._learned.of(batch), self._parameters]
+        groups: list[list[Tensor]] = [
+            list(leaves.values()),
+            replay.statistics.leaves,
+            self._learned.of(batch),
+            self._parameters,
+        ]
         inputs = [each for group in groups for each in group]
-        if not pairs or not inputs:
+        if not learn or not inputs:
             return
-        outputs, seeds = map(list, zip(*pairs, strict=True))
-        grads = iter(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
+        found = torch.autograd.grad([outputs[i] for i in learn], inputs, [seeds[i] for i in learn], allow_unused=True)
+        grads = iter(found)
         of_leaves, of_statistics, of_batch, of_parameters = ([next(grads) for _ in group] for group in groups)
         batch_size, n_id = batch.batch_size, batch.n_id
         for history, grad in zip(leaves, of_leaves, strict=True):
@@ -260,15 +263,12 @@ class Sweeps:
                 table = self._tables[history].table
                 table.add(n_id[:batch_size], grad[:batch_size])
                 table.add(n_id[batch_size:], grad[batch_size:])
-        for moments, pair in zip(
-            replay.statistics.known.values(), zip(of_statistics[::2], of_statistics[1::2], strict=True), strict=True
-        ):
-            moments.add_gradient(*pair)
+        replay.statistics.add_gradients(of_statistics)
         self._learned.add(batch, of_batch)
         for parameter, grad in zip(self._parameters, of_parameters, strict=True):
             if grad is not None:
                 known = self._grads.get(parameter)
-                self._grads[parameter] = grad if known is None else known.add_(grad)
+                self._grads[parameter] = grad if known is None else known + grad
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         loss = value_of(self.criterion, out, batch)

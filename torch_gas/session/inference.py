@@ -74,7 +74,10 @@ class Replay:
         self.target: History | None = None
         self.handler: Skipping | None = None
 
-    any_rows = False  # whether one row may stand in for all
+    @property
+    def any_rows(self) -> bool:
+        """Whether one row may stand in for all."""
+        return False
 
     def stand_in(self, rows: Tensor, number: int) -> Tensor:
         """Rows of any value like ``rows`` for a number of nodes."""

@@ -1,4 +1,4 @@
-"""Batch norms that take the statistics of all rows of the graph while a batch is computed: a place whose value is a sum over batches.
+"""Batch norms that take the statistics of all rows of the graph while a batch is computed: a value that is a sum over batches.
 
 A pass over all batches adds up counts, means and squared deviations of what such a norm is given. From then on the norm
 applies them, and the gradient by them is collected from all batches before it goes back to the rows.
@@ -7,7 +7,7 @@ applies them, and the gradient by them is collected from all batches before it g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,13 +72,6 @@ class Moments:
         self.leaves = self.mean.to(dtype).requires_grad_(), self.var.to(dtype).requires_grad_()
         self.grad_mean, self.grad_var = (torch.zeros_like(leaf, requires_grad=False) for leaf in self.leaves)
 
-    def add_gradient(self, grad_mean: Tensor | None, grad_var: Tensor | None) -> None:
-        """Takes in the gradient by mean and variance that a batch gave; None where it read none."""
-        if grad_mean is not None:
-            self.grad_mean = self.grad_mean + grad_mean
-        if grad_var is not None:
-            self.grad_var = self.grad_var + grad_var
-
     @property
     def var(self) -> Tensor:
         return self._squares / max(self.count, 1)
@@ -124,6 +117,14 @@ class Statistics:
     def leaves(self) -> list[Tensor]:
         """Means and variances that norms have read."""
         return [leaf for moments in self.known.values() for leaf in moments.leaves or ()]
+
+    def add_gradients(self, grads: Sequence[Tensor | None]) -> None:
+        """Takes in the gradients by :attr:`leaves` that a batch gave; None where it read none."""
+        for moments, grad_mean, grad_var in zip(self.known.values(), grads[::2], grads[1::2], strict=True):
+            if grad_mean is not None:
+                moments.grad_mean = moments.grad_mean + grad_mean
+            if grad_var is not None:
+                moments.grad_var = moments.grad_var + grad_var
 
     def wire(self, undo: Undo, batch_size: int, num_rows: int, bipartite: bool) -> None:
         """Prepares the norms for a batch of B of B + S rows, each of whose edges is in no other batch if it is bipartite."""

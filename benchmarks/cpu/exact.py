@@ -1,0 +1,132 @@
+"""What does a step with the exact gradient of the whole graph cost in batches, in time and memory, beside full batch?
+
+Sides take turns in one process for their time. Memory is that of a step, each in a process of its own, over graphs of growing
+size in batches of one size.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench import Peak, apart, arguments, machine, parse, save
+from shared import table
+from sides import FULL, Graphs, Setting, Sides, in_format, make_graphs
+from torch import Tensor
+from torch.nn import Identity
+
+from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader
+
+FULL_SIZE = Setting(50_000, 21.5, 128, num_parts=40, parts_a_batch=10)
+TINY = Setting(600, 8.0, 16, num_parts=8, parts_a_batch=4)
+PLAIN_GIN, GIN, DEEP = "GIN, no norm inside", "GIN, norms inside", "GCNII, 64 layers"
+MODELS = ("GCN", "SAGE", "GAT", PLAIN_GIN, GIN, DEEP)
+ONE, EPOCH, EXACT = "one batch", "epoch of batches", "exact"
+SIDES = (FULL, ONE, EPOCH, EXACT)
+GROWTH = (1, 4, 16)
+
+
+class Bench:
+    """Steps of all sides of one model, which have the same parameters at first."""
+
+    def __init__(self, setting: Setting, graphs: Graphs, name: str) -> None:
+        self.setting, self.ptr, self.name = setting._replace(num_layers=64 if name == DEEP else 3), graphs.ptr, name
+        self.sides = Sides(self.setting, graphs, name.partition(",")[0], 0.0, None)
+        self.data = in_format(self.sides.data, "csr")
+
+    def make(self, side: str) -> Any:
+        """A function that makes one step, or one epoch of them."""
+        if side != EXACT:
+            made = self.sides.make(FULL if side == FULL else "csr")
+            self._without_norms(made.model)
+            if side in (ONE, EPOCH):
+                made.batches = SubgraphLoader(
+                    self.data, self.ptr, self.setting.num_parts if side == ONE else self.setting.parts_a_batch
+                )
+            return made.epoch
+        torch.manual_seed(0)
+        model = self._without_norms(self.sides.make("csr").model).train()
+        optimizer = torch.optim.Adam(model.parameters())
+        exact = ExactGradient(model, EvalSubgraphLoader(self.data, self.ptr, self.setting.parts_a_batch))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            exact.backward(self.criterion)
+            optimizer.step()
+
+        return step
+
+    def criterion(self, out: Tensor, batch: Any) -> Tensor:
+        """The mean over all nodes."""
+        return F.cross_entropy(out, batch.y[: len(out)], reduction="sum") / self.setting.num_nodes
+
+    def _without_norms(self, model: Any) -> Any:
+        for conv in model.convs if self.name == PLAIN_GIN else ():
+            for number, layer in enumerate(conv.nn):
+                if isinstance(layer, torch.nn.BatchNorm1d):
+                    conv.nn[number] = Identity()
+        return model
+
+    def measure(self, rounds: int) -> dict[str, Any]:
+        """Seconds of each side, medians of steps after two that do not count, and ratios of these."""
+        running = {side: self.make(side) for side in SIDES}
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for lap in range(rounds + 2):
+            for side, run in running.items():
+                gc.collect()
+                start = time.perf_counter()
+                run()
+                if lap > 1:
+                    seconds[side].append(time.perf_counter() - start)
+        medians = {side: statistics.median(each) for side, each in seconds.items()}
+        row: dict[str, Any] = {"model": self.name, **{f"{side}, s": spent for side, spent in medians.items()}}
+        row |= {f"exact / {side}": medians[EXACT] / medians[side] for side in (FULL, ONE, EPOCH)}
+        print(row, flush=True)
+        return row
+
+
+def memory(setting: Setting) -> tuple[int, int]:
+    """The most bytes of a step beyond graph, model and tables, and the bytes of these tables."""
+    bench = Bench(setting, make_graphs(setting), "SAGE")
+    model = bench.sides.make("csr").model.train()
+    loader = EvalSubgraphLoader(bench.data, bench.ptr, setting.parts_a_batch, cache_size=0)
+    exact = ExactGradient(model, loader)
+    exact.backward(bench.criterion)
+    with Peak() as peak:
+        exact.backward(bench.criterion)
+    return peak.bytes, sum(each.table.nbytes for each in model._history_tables)
+
+
+def main() -> None:
+    args = parse(arguments(__doc__))
+    record = machine()
+    setting, rounds = (TINY, 1) if args.quick else (FULL_SIZE, 5)
+    graphs = make_graphs(setting)
+    rows = [Bench(setting, graphs, name).measure(1 if name == DEEP else rounds) for name in MODELS]
+    growing = []
+    for factor in GROWTH:
+        size = setting.num_nodes // 4, setting.num_parts // 4
+        grown = setting._replace(num_nodes=size[0] * factor, num_parts=size[1] * factor, parts_a_batch=size[1])
+        peak, tables = memory(grown) if args.quick else apart(memory, grown)
+        growing.append({"nodes": grown.num_nodes, "MB of a step": peak / 1e6, "MB of tables": tables / 1e6})
+        print(growing[-1], flush=True)
+    note = (
+        f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges, {setting.channels} features and channels, 3 "
+        f"layers; {setting.parts_a_batch} of {setting.num_parts} parts in a batch. Medians of {rounds} steps ({DEEP}: of one), "
+        f"without dropout, Adam. {FULL}: one step by the same layers on the whole graph. {ONE}: one step on a batch of all parts. "
+        f"{EPOCH}: a step for each batch, with gradients that end at histories. {EXACT}: one step, batches included."
+    )
+    more = (
+        "SAGE, 3 layers, batches of one size whatever the graph, none of them kept. Bytes of a step: physical memory at its "
+        "highest, beyond graph, model and tables. Tables: two histories and their gradient tables, in host memory or in files."
+    )
+    tables = [table("A step with the exact gradient", rows, note), table("Memory of it", growing, more)]
+    save(args, "exact", __doc__, record, tables)
+
+
+if __name__ == "__main__":
+    main()
