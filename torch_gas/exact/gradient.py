@@ -85,6 +85,11 @@ class ExactGradient:
         if known is None:
             model.add_extension(self._tables)
 
+    def __getstate__(self) -> dict[str, Any]:
+        found = ("_skipping", "_segments", "_found_for")  # which a copy finds for its own model
+        state = {name: value for name, value in vars(self).items() if name not in found}
+        return {**state, "_segments": [], "_found_for": None}
+
     def remove(self) -> None:
         """Gives the memory of the gradient tables back."""
         self.model.remove_extension(self._tables)

@@ -20,7 +20,7 @@ from torch_gas.history import History
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import Skipping
 from torch_gas.session.session import Session, owner_of
-from torch_gas.table import FileTier, HotSet
+from torch_gas.table import FileTable, FileTier, HotSet
 from torch_gas.transfer import IO, AsyncIOPool
 from torch_gas.wiring import compiled
 
@@ -141,7 +141,11 @@ class HistoryModel(Module):
             for number, history in enumerate(self.histories):
                 wide = torch.promote_types(history.model_dtype, torch.float32)
                 changed: dict[str, Any] = {"dtype": wide, "persistent": False} if extension.sums else {}
-                tables.append(self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device))
+                table = self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device)
+                table.is_scratch = extension.sums
+                if table.is_scratch and isinstance(table.table, FileTable):
+                    table.table.unlink()  # no process goes on with it
+                tables.append(table)
             self.extension_tables[name] = ModuleList(tables)
 
     @property

@@ -56,8 +56,8 @@ class GradientError(NamedTuple):
         return "\n".join([head, text_table(("layer", "relative error", "cosine"), lines), _NORMAL])
 
 
-_NORMAL = """Normal with exact histories: 0 % at the last layer and 6 to 29 % at others (GCN and GAT, 3 layers, on Cora, batches of
-10 of 40 METIS parts), because gradients end at rows of histories. torch_gas.ExactGradient has no such error."""
+_NORMAL = """Normal with exact histories: 0 % at the last layer and 6 to 29 % at others, because gradients end at rows of
+histories (GCN and GAT, 3 layers, on Cora, batches of 10 of 40 METIS parts). ExactGradient has no such error."""
 
 
 def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerError]:
