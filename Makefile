@@ -7,9 +7,9 @@ LOCK ?=
 BIN := $(VENV)/bin
 PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
-KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout fuzz)
+KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout memory fuzz)
 
-.PHONY: demo test check hooks conformance oldest lint sparse sanitize fuzz audit lock clean
+.PHONY: demo test check hooks conformance api oldest lint sparse sanitize fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -24,7 +24,7 @@ $(VENV)/.installed $(VENV)/.examples: pyproject.toml setup.py $(SOURCES)
 
 # Training on histories beside full batch, on a small graph.
 demo: $(VENV)/.examples
-	$(BIN)/python examples/demo.py
+	TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python examples/demo.py
 
 # Lint and all tests.
 test: $(VENV)/.installed lint
@@ -59,6 +59,10 @@ sparse: $(VENV)/.installed
 # Contract 1 for every convolution of PyG, measured again; docs/conformance.md is what it writes.
 conformance: $(VENV)/.installed
 	cd tests && PYTHONPATH=. ../$(BIN)/python -m conformance --output ../docs/conformance.md
+
+# docs/api.md from the docstrings.
+api: $(VENV)/.installed
+	$(BIN)/python docs/api.py
 
 # The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the extension. A preloaded libstdc++ lets errors be raised.
 sanitize: $(VENV)/.installed

@@ -380,6 +380,12 @@ void cuda_scatter_rows_py(const Table& table, int bits, Address index, const Row
   cuda::scatter_rows(table, {at<void>(index), bits}, rows, stream, host_table);
 }
 
+void cuda_add_rows_py(const Table& table, int bits, Address index, Address order, const Rows& rows,
+                      const cuda::Stream& stream, bool host_table) {
+  Unlocked unlocked;
+  cuda::add_rows(table, {at<void>(index), bits}, at<int64_t>(order), rows, stream, host_table);
+}
+
 void cuda_read_chunks_py(const Table& table, Address offset, Address count, int64_t num_parts,
                          const Rows& rows, const cuda::Stream& stream, bool host_table) {
   Unlocked unlocked;
@@ -489,6 +495,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<cuda::Staging>(m, "Staging").def(py::init(&staging_at));
   m.def("cuda_gather_rows", &cuda_gather_rows_py);
   m.def("cuda_scatter_rows", &cuda_scatter_rows_py);
+  m.def("cuda_add_rows", &cuda_add_rows_py);
   m.def("cuda_read_chunks", &cuda_read_chunks_py);
   m.def("cuda_write_chunks", &cuda_write_chunks_py);
   m.def("staged_gather_rows", &staged_gather_rows_py<Table>);

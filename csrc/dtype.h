@@ -111,6 +111,9 @@ void dispatch_float(DType dtype, const F& f) {
   throw std::invalid_argument("rows that are no floating-point numbers cannot change their type");
 }
 
+inline constexpr char kNarrowSums[] =
+    "sums must be float32 or float64, and no narrower than what is added";
+
 TORCH_GAS_HOST_DEVICE inline uint32_t float_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -12,7 +12,7 @@ import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 
 # A machine that must test SparseTensor declares it, so that absence fails instead of skipping.
 requires_sparse = pytest.mark.skipif(

@@ -256,7 +256,6 @@ def same(given: Any, wanted: Any) -> bool:
 
 def main(chosen: list[Attack]) -> int:
     warnings.simplefilter("ignore")
-    os.chdir(tempfile.mkdtemp())
     wrong = 0
     for attack in chosen:
         print(*attack, flush=True)
@@ -275,5 +274,6 @@ def sample(seed: int, number: int) -> list[Attack]:
 
 
 if __name__ == "__main__":
+    os.chdir(tempfile.mkdtemp())  # some calls write files
     number, seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 0, map(int, sys.argv[2:])
     sys.exit(main([each for seed in seeds for each in sample(seed, number)] if number else list(attacks(MAKERS))))

@@ -27,6 +27,7 @@ from torch_gas import (
     SubgraphLoader,
     _core,
     datasets,
+    extensions,
     models,
 )
 from torch_gas.extensions import refresh, regularization
@@ -484,6 +485,11 @@ def _() -> Call:
     )
 
 
+@call_of("extensions.DropoutById")
+def _() -> Call:
+    return new(extensions.DropoutById, seed=0)
+
+
 @call_of("regularization.LocalPerturbation")
 def _() -> Call:
     return new(regularization.LocalPerturbation)
@@ -524,6 +530,7 @@ def of_core(name: str, **given: Any) -> None:
 RANGES = {"offset": torch.tensor([5, 0]), "count": torch.tensor([2, 1])}
 SPARSE = _core.Sparse(**matrix(), num_cols=3)
 SCORES = {"left": torch.rand(3, 2), "right": torch.rand(3, 2), "slope": 0.2}
+of_core("add_rows", table=rows(), index=torch.tensor([4, 0, 4]), rows=rows(3), ascending=False)
 of_core("adjacent_pairs", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), rowptr=None, num_nodes=3)
 of_core("advise_huge_pages", tensor=torch.empty(4))
 of_core("batch_rows_of", tables=[rows()], halo=torch.tensor([9, 9]), **RANGES)
@@ -563,6 +570,7 @@ LEFT_OUT = {
     "refresh.Exact": "takes nothing",
     "refresh.Never": "takes nothing",
     "models.ScalableGNN": "is ScalableGNN",
+    "extensions.Extension": "takes nothing",
     "Partition": "a record, which the functions that take it check",
     "Plan": "a record, which plan() makes",
     "SubData": "a record, which loaders make and models check",
@@ -586,8 +594,8 @@ LEFT_OUT = {
 
 def offered() -> Iterator[str]:
     """Names of all public classes and functions."""
-    for prefix, module in (("", torch_gas), ("models.", models), ("regularization.", regularization),
-                           ("datasets.", datasets), ("_core.", _core)):  # fmt: skip
+    for prefix, module in (("", torch_gas), ("models.", models), ("extensions.", extensions),
+                           ("regularization.", regularization), ("datasets.", datasets), ("_core.", _core)):  # fmt: skip
         yield from (f"{prefix}{name}" for name in module.__all__ if callable(getattr(module, name)))
     for name, value in vars(refresh).items():
         if (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -166,6 +168,11 @@ def int64(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def distinct(ids: Tensor) -> Tensor:
+    """The ids that occur, each once, in no order."""
+    return ids.unique()[torch.randperm(ids.unique().numel(), generator=torch.Generator().manual_seed(0))]
+
+
 def strided(x: Tensor) -> Tensor:
     """The same values, one element apart in memory."""
     wide = x.new_zeros(*x.shape, 2)
@@ -202,6 +209,45 @@ def part_ranges(draw: st.DrawFn, num_nodes: int) -> tuple[Tensor, Tensor]:
     chosen = draw(st.permutations(ranges))[: draw(st.integers(0, len(ranges)))]
     start = torch.tensor([a for a, _ in chosen], dtype=torch.int64)
     return start, torch.tensor([b - a for a, b in chosen], dtype=torch.int64)
+
+
+def fingerprint(tensors: Sequence[Tensor], lines: int = 0) -> int:
+    """Rounds of XXH64 in four lanes, over pieces of 64 KB or over ``lines`` of 64 bytes."""
+    words = []
+    for tensor in tensors:
+        data = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
+        words += [_of_memory(data, lines), len(data)]
+    return _of_memory(_as_bytes(words), 0)
+
+
+def _of_memory(data: bytes, lines: int) -> int:
+    is_sample = 0 < lines * 64 < len(data)
+    size = 64 if is_sample else 2**16
+    count = lines if is_sample else -(-len(data) // size)
+    last = len(data) - 64 if is_sample else (count - 1) * size
+    begins = [*(last // max(count - 1, 1) * i for i in range(count - 1)), last][:count]
+    return _hash(_as_bytes([_hash(data[begin : begin + size], i) for i, begin in enumerate(begins)]), len(data))
+
+
+def _as_bytes(words: Sequence[int]) -> bytes:
+    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+
+
+def _hash(data: bytes, seed: int) -> int:
+    most = 2**64 - 1
+    lanes = [seed, seed ^ most, seed << 32 & most, seed ^ 0x9E3779B185EBCA87]
+    for at in range(0, len(data), 32):
+        step = data[at : at + 32].ljust(32, b"\0")
+        lanes = [_mixed(lane, int.from_bytes(step[8 * i : 8 * i + 8], sys.byteorder)) for i, lane in enumerate(lanes)]
+    total = seed
+    for lane in lanes:
+        total = _mixed(total, lane)
+    return total ^ total >> 29
+
+
+def _mixed(total: int, word: int) -> int:
+    total = (total + word * 0xC2B2AE3D27D4EB4F) % 2**64
+    return (total << 31 | total >> 33) * 0x9E3779B185EBCA87 % 2**64
 
 
 def same_bits(actual: Tensor, expected: Tensor) -> None:

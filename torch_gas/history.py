@@ -87,8 +87,8 @@ class History(torch.nn.Module):
         huge_pages: bool = True,
     ) -> None:
         super().__init__()
-        if num_embeddings < 1 or embedding_dim < 1:
-            sizes = f"{num_embeddings} and {embedding_dim}"
+        sizes = num_embeddings, embedding_dim
+        if min(sizes) < 1:
             raise ValueError(f"History: num_embeddings and embedding_dim must be at least 1, but are {sizes}")
         if dtype is not None and dtype not in STORED:
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
@@ -99,8 +99,7 @@ class History(torch.nn.Module):
         self.model_dtype = torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self.pool, self.origin = AsyncIOPool(), Origin()
-        where = torch.device("cpu" if device is None else device)
-        dtype = dtype or self.model_dtype
+        where, dtype = torch.device("cpu" if device is None else device), dtype or self.model_dtype
         pushed_at, clock = None, 0
         with fitting(f"History: num_embeddings={num_embeddings} by embedding_dim={embedding_dim}"):
             if isinstance(tier, FileTier):
@@ -109,8 +108,7 @@ class History(torch.nn.Module):
                 self.table: Table = file
                 self.origin = origin_of(file, key_of(tier.graph, num_embeddings))
             else:
-                options = {"huge_pages": huge_pages, "pageable": tier == "host"}
-                memory = MemoryTable.zeros(num_embeddings, embedding_dim, dtype, where, **options)
+                memory = MemoryTable.zeros(*sizes, dtype, where, huge_pages=huge_pages, pageable=tier == "host")
                 self.register_buffer("emb", memory.storage, persistent=persistent)
                 self.table = memory
             if pushed_at is None:
@@ -185,8 +183,7 @@ class History(torch.nn.Module):
 
     def num_hot(self, n_id: Tensor) -> int:
         """How many of the rows ``n_id`` [S] are hot."""
-        table = self.table
-        return int(table.nodes.holds(n_id.cpu()).sum()) if isinstance(table, Hot) else 0
+        return int(self.table.nodes.holds(n_id.cpu()).sum()) if isinstance(self.table, Hot) else 0
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -222,9 +219,10 @@ class History(torch.nn.Module):
         self._check_open()
         dtype = dtype or (self.pull_dtype if out is None else out.dtype)
         if n_id is None:
-            self.settle()
-            rows = self.table.numbers(dtype).to(self.compute_device)
-            return rows if out is None else out.copy_(rows)
+            if out is None:
+                self.settle()
+                return self.table.numbers(dtype).to(self.compute_device)
+            n_id = torch.arange(self.num_embeddings, device="cpu")
         if out is None:
             out = torch.empty(n_id.numel(), self.embedding_dim, dtype=dtype, device=self.compute_device)
         self.table.read(n_id, out)
@@ -293,7 +291,7 @@ class History(torch.nn.Module):
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
         if x.dtype not in FLOATS:
-            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}")
+            raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}; pass x.float()")
         if x.dim() != 2 or x.size(1) != self.embedding_dim:
             raise ValueError(
                 f"History.push: x must be [B, {self.embedding_dim}], but is {list(x.shape)}; "
@@ -355,6 +353,7 @@ class History(torch.nn.Module):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(mode=False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
         # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
         gone = self.compute_device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
@@ -387,18 +386,20 @@ class History(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        state = {**self.__dict__, "pool": None}
-        table, base = self.table, self.table.base
+        state, table, base = {**self.__dict__, "pool": None}, self.table, self.table.base
         if isinstance(base, FileTable):  # a copy lies in memory
             memory = MemoryTable(base.map().clone(), self.embedding_dim)
             state["_buffers"] = {"emb": memory.storage, **self._buffers}
             state["table"] = Hot(memory, table.nodes) if isinstance(table, Hot) else memory
         return state
 
+    @torch.inference_mode(mode=False)  # in which it may have been copied
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"origin": Origin(), **state})  # which release 0.1 lacked
         self.pool = AsyncIOPool()
         self.table.use(self.pool)
+        for name in [name for name, buffer in self.named_buffers() if buffer.is_inference()]:
+            setattr(self, name, getattr(self, name).clone())
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
@@ -426,7 +427,7 @@ class History(torch.nn.Module):
             )
             return
         if saved is not None:
-            self.origin = Origin(local_metadata.get("graph", ""))
+            self.origin = self.origin.loaded(local_metadata)
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale
             same = saved.dtype == self.table.dtype

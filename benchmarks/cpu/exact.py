@@ -115,9 +115,9 @@ def main() -> None:
         growing.append({"nodes": grown.num_nodes, "MB of a step": peak / 1e6, "MB of tables": tables / 1e6})
         print(growing[-1], flush=True)
     note = (
-        f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges, {setting.channels} features and channels, 3 "
-        f"layers; {setting.parts_a_batch} of {setting.num_parts} parts in a batch. Medians of {rounds} steps ({DEEP}: of one), "
-        f"without dropout, Adam. {FULL}: one step by the same layers on the whole graph. {ONE}: one step on a batch of all parts. "
+        f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges, {setting.channels} features and channels, "
+        f"3 layers; {setting.parts_a_batch} of {setting.num_parts} parts in a batch. Medians of {rounds} steps ({DEEP}: of one), "
+        f"without dropout, Adam. {FULL}: one step by the same layers on the whole graph. {ONE}: on a batch of all parts. "
         f"{EPOCH}: a step for each batch, with gradients that end at histories. {EXACT}: one step, batches included."
     )
     more = (

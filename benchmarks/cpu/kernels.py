@@ -1,8 +1,8 @@
 """How near are the kernels of the core to what memory allows?
 
-Rows between a table and a batch, and dropout, beside torch's copy of as many bytes; rows of tables of each storage type beside
-those of float32; the subgraph of a batch and its transpose in nanoseconds an edge, beside relabelling by a hash map (where there
-is a C++ compiler).
+Rows between a table and a batch, rows that are added to those of a table, and dropout, beside torch's copy of as many bytes;
+rows of tables of each storage type beside those of float32; the subgraph of a batch and its transpose in nanoseconds an edge,
+beside relabelling by a hash map (where there is a C++ compiler).
 """
 
 from __future__ import annotations
@@ -153,6 +153,25 @@ def compare_pages(sizes: Sizes, row_bytes: int) -> dict[str, Any]:
     return row | {"huge / small": seconds["small"] / seconds["huge"]}
 
 
+def add(sizes: Sizes, row_bytes: int) -> dict[str, Any]:
+    """Sums of float32 rows. A row is read, and one of the table read and written: a copy of half as many bytes moves as many."""
+    held, num_rows = make_table(sizes.table_bytes, row_bytes, torch.float32), sizes.moved_bytes // row_bytes
+    rows = torch.rand(num_rows, held.size(1))
+    any_order = torch.randperm(held.size(0))[:num_rows]
+    ids = {
+        "ascending": any_order.sort().values,
+        "any order": any_order,
+        "repeated": torch.randint(num_rows // 2, (num_rows,)),
+    }
+    source, target = torch.zeros(2, 3 * rows.nbytes // 2, dtype=torch.uint8)
+    calls: dict[str, Callable[[], Any]] = {COPY: lambda: target.copy_(source)}
+    calls |= {name: partial(_core.add_rows, held, index, rows) for name, index in ids.items()}
+    seconds = in_turn(calls, sizes.repeats)
+    row: dict[str, Any] = {"bytes a row": row_bytes}
+    row |= {f"{name}, GB/s": source.nbytes / each / 1e9 for name, each in seconds.items()}
+    return row | {f"{name} / copy": seconds[COPY] / seconds[name] for name in ids}
+
+
 def drop(sizes: Sizes, dtype: torch.dtype) -> dict[str, Any]:
     """Dropout of a matrix."""
     x = torch.rand(sizes.moved_bytes // dtype.itemsize).to(dtype)
@@ -299,6 +318,7 @@ def main() -> None:
     moved = [move_rows(sizes, dtype, row_bytes) for dtype in types for row_bytes in sizes.row_bytes]
     stored = [row for num_cols in WIDTHS for mixed in (False, True) for row in compare_types(sizes, num_cols, mixed)]
     pages = [compare_pages(sizes, row_bytes) for row_bytes in sizes.row_bytes]
+    added = [add(sizes, row_bytes) for row_bytes in sizes.row_bytes]
     dropped = [drop(sizes, dtype) for dtype in types]
     num_nodes, num_edges = sizes.random_graph
     graphs = extract("communities", community_graph(sizes.graph), sizes.graph, sizes.repeats)
@@ -325,6 +345,12 @@ def main() -> None:
         table("Storage types", stored, of_types),
         table(
             "Pulls of rows in any order, by pages", pages, "Where the system has no huge pages to give, both are small."
+        ),
+        table(
+            "Sums",
+            added,
+            "add_rows: float32 rows, to those of a float32 table. Ids that ascend, as a halo's do; the same in any order; and "
+            "ids that repeat, which are sorted. The copy is torch's, of half as many bytes as sums read and write.",
         ),
         table("Dropout", dropped, "Beside torch's copy of as many bytes; p = 0.5."),
         table("Subgraph of a batch and its transpose", graphs, of_graphs),

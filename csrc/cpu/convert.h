@@ -207,7 +207,7 @@ void with_add(DType from_type, DType to_type, const Loop& loop) {
       if constexpr (sizeof(To) >= sizeof(float) && sizeof(From) <= sizeof(To)) {
         return loop(run_loop<Add<From, To>, char*, const char*, int64_t>);
       }
-      throw std::invalid_argument("sums must be as wide as what is added, and float32 or float64");
+      throw std::invalid_argument(kNarrowSums);
     });
   });
 }

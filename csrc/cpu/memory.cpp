@@ -44,7 +44,7 @@ uint64_t hash(const char* data, int64_t bytes, uint64_t seed) {
 
 uint64_t fingerprint(uintptr_t address, int64_t bytes, int64_t lines, int threads) {
   const auto* const data = reinterpret_cast<const char*>(address);
-  const bool is_sample = lines > 0 && bytes > lines * kLine;
+  const bool is_sample = lines > 0 && (bytes - 1) / kLine >= lines;  // without overflow
   const int64_t size = is_sample ? kLine : kPiece;
   const int64_t count = is_sample ? lines : (bytes + kPiece - 1) / kPiece;
   const int64_t last = is_sample ? bytes - kLine : (count - 1) * kPiece;  // where it begins

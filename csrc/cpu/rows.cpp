@@ -232,8 +232,7 @@ void add_rows(const Table& table, const I* index, const Rows& rows, int threads)
   const bool ascends = do_ascend(index, rows.num_rows, table.num_rows, threads, bad);
   check_reported(bad, "add_rows", "index", index, table.num_rows);
   if (table.num_cols == 0) return;
-  const bool distinct =
-      ascends || are_distinct(index, rows.num_rows, table.num_rows, threads, bad);
+  const bool distinct = ascends || are_distinct(index, rows.num_rows, table.num_rows, threads, bad);
   with_add(rows.dtype, table.dtype, [&](auto add) {
     const auto add_row = [&](char* there, char* here) { add(there, here, table.num_cols); };
     if (distinct) {

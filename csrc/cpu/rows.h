@@ -73,8 +73,8 @@ void scatter_rows(const T& table, const I* index, const Rows& rows, int threads)
   scatter_unchecked(table, index, rows, threads);
 }
 
-// table[index[i]] += rows[i], one after the other in the order of the call, in the type of the table:
-// float32 or float64, and no narrower than that of the rows.
+// table[index[i]] += rows[i], one after the other in the order of the call, in the type of the
+// table: float32 or float64, and no narrower than that of the rows.
 template <class I>
 void add_rows(const Table& table, const I* index, const Rows& rows, int threads);
 

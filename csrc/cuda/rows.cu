@@ -246,24 +246,26 @@ struct Move {
   bool host_table;
 };
 
+// Blocks of kThreads threads that are enough for a table, where each thread loads so many bytes at
+// a time.
+int64_t most_blocks(const Stream& stream, bool host_table, int64_t load) {
+  if (host_table) return kHostBytesInFlight / (kThreads * load);
+  int processors = 0;
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device),
+             "cudaDeviceGetAttribute");
+  return int64_t{4} * processors;  // of 512 threads: no multiprocessor holds more
+}
+
 template <class From, class To, int V>
 void launch(const Move& move, int64_t packs) {
   constexpr bool kScales = is_scaled<To> && !is_scaled<From>;
   unsigned width = kScales ? kWarp : 1;
   while (!kScales && width < packs && width < kThreads) width *= 2;
   const dim3 block(width, kThreads / width);
-  int64_t most_blocks = 0;
-  if (move.host_table) {
-    constexpr int64_t kLoad = std::min(sizeof(Pack<From, V>), sizeof(Pack<To, V>));
-    most_blocks = kHostBytesInFlight / (kThreads * kRowsInFlight * kLoad);
-  } else {
-    int processors = 0;
-    check_cuda(
-        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, move.stream.device),
-        "cudaDeviceGetAttribute");
-    most_blocks = int64_t{4} * processors;  // of 512 threads: no multiprocessor holds more
-  }
-  const int64_t blocks = std::min<int64_t>((move.num_rows + block.y - 1) / block.y, most_blocks);
+  constexpr int64_t kLoad = std::min(sizeof(Pack<From, V>), sizeof(Pack<To, V>));
+  const int64_t blocks =
+      std::min<int64_t>((move.num_rows + block.y - 1) / block.y,
+                        most_blocks(move.stream, move.host_table, kRowsInFlight * kLoad));
   const Matrices<From, To, V> matrices{move.from.data,
                                        move.to.data,
                                        row_bytes(move.from.dtype, move.num_cols),
@@ -354,6 +356,72 @@ void move_rows(const Move& move) {
   });
 }
 
+// Rows that are added to those of a table, in packs of V elements. Ids do not descend: item i is
+// row map(i) of the table, and row order[i] of the others, or row i without an order.
+template <class From, class To, int V>
+struct Sums {
+  const char* from;
+  char* to;
+  int64_t from_stride;
+  int64_t to_stride;
+  RowMap map;
+  const int64_t* order;
+  int64_t num_rows;
+  int64_t packs;
+
+  __device__ const Pack<From, V>* source(int64_t item) const {
+    const int64_t row = order == nullptr ? item : order[item];
+    return reinterpret_cast<const Pack<From, V>*>(from + row * from_stride);
+  }
+};
+
+// Layout as that of move_rows_kernel. The threads of the first item of an id add the rows of all
+// of them, one after the other, so that sums have the bits of the host.
+template <class From, class To, int V>
+__global__ void __launch_bounds__(kThreads) add_rows_kernel(const Sums<From, To, V> m) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.y;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; i < m.num_rows; i += stride) {
+    const int64_t row = m.map.load(i), before = i > 0 ? m.map.load(i - 1) : -1;
+    m.map.check(row);
+    assert(before <= row && "torch_gas: ids in `index` descend, though they were said to ascend");
+    if (before == row) continue;
+    int64_t end = i + 1;
+    while (end < m.num_rows && m.map.load(end) == row) ++end;
+    auto* const target = reinterpret_cast<Pack<To, V>*>(m.to + row * m.to_stride);
+    for (int64_t p = threadIdx.x; p < m.packs; p += blockDim.x) {
+      Pack<To, V> sum = target[p];
+      for (int64_t item = i; item < end; ++item) {
+        const Pack<From, V> in = m.source(item)[p];
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum.values[v] += convert<From, To>(in.values[v]);
+      }
+      target[p] = sum;
+    }
+  }
+}
+
+template <class From, class To, int V>
+void launch_sums(const Table& table, const RowMap& map, const int64_t* order, const Rows& rows,
+                 const Stream& stream, bool host_table) {
+  const int64_t packs = table.num_cols / V;
+  unsigned width = 1;
+  while (width < packs && width < kThreads) width *= 2;
+  const dim3 block(width, kThreads / width);
+  const int64_t blocks = std::min<int64_t>((rows.num_rows + block.y - 1) / block.y,
+                                           most_blocks(stream, host_table, sizeof(Pack<To, V>)));
+  const Sums<From, To, V> sums{rows.data,
+                               table.data,
+                               row_bytes(rows.dtype, table.num_cols),
+                               row_bytes(table.dtype, table.num_cols),
+                               map,
+                               order,
+                               rows.num_rows,
+                               packs};
+  add_rows_kernel<From, To, V>
+      <<<static_cast<unsigned>(blocks), block, 0, static_cast<cudaStream_t>(stream.handle)>>>(sums);
+  check_cuda(cudaGetLastError(), "add_rows_kernel");
+}
+
 // Runs of rows as copies of one type. Copy engines make them and leave the multiprocessors to the
 // model.
 struct Copies {
@@ -436,6 +504,29 @@ void scatter_rows(const Table& table, const Index& index, const Rows& rows, cons
              table.num_cols,
              stream,
              host_table});
+}
+
+void add_rows(const Table& table, const Index& index, const int64_t* order, const Rows& rows,
+              const Stream& stream, bool host_table) {
+  if (rows.num_rows == 0 || table.num_cols == 0) return;
+  const DeviceGuard guard(stream.device);
+  const RowMap map{index.ids, index.bits, table.num_rows};
+  dispatch_float(rows.dtype, [&](auto from_value) {
+    dispatch_float(table.dtype, [&](auto to_value) {
+      using From = decltype(device_type(from_value));
+      using To = decltype(device_type(to_value));
+      if constexpr (sizeof(To) >= sizeof(float) && sizeof(From) <= sizeof(To)) {
+        constexpr int V = 16 / sizeof(To);
+        const bool wide = table.num_cols % V == 0 &&
+                          aligned({rows.data, rows.dtype}, sizeof(Pack<From, V>)) &&
+                          aligned({table.data, table.dtype}, sizeof(Pack<To, V>));
+        const auto launch = wide ? launch_sums<From, To, V> : launch_sums<From, To, 1>;
+        launch(table, map, order, rows, stream, host_table);
+      } else {
+        throw std::invalid_argument(kNarrowSums);
+      }
+    });
+  });
 }
 
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,

@@ -28,6 +28,10 @@ void gather_rows(const Table& table, const Index& index, const Rows& rows, const
                  bool host_table);
 void scatter_rows(const Table& table, const Index& index, const Rows& rows, const Stream& stream,
                   bool host_table);
+// Ids must not descend, which the kernel asserts; `order` says which row of `rows` each id is of,
+// or is null where they are in order.
+void add_rows(const Table& table, const Index& index, const int64_t* order, const Rows& rows,
+              const Stream& stream, bool host_table);
 void read_chunks(const Table& table, const int64_t* offset, const int64_t* count,
                  int64_t num_chunks, const Rows& rows, const Stream& stream, bool host_table);
 void write_chunks(const Table& table, const int64_t* offset, const int64_t* count,

@@ -69,6 +69,26 @@ def test_scatter_rows(generator: torch.Generator, tier: str, types: tuple[torch.
         twins.same_bits(table.cpu(), expected)
 
 
+@pytest.mark.parametrize("types", [(a, b) for a in _core.SUM_TYPES for b in twins.FLOATS if b.itemsize <= a.itemsize])
+def test_add_rows(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+    """Sums have the bits of the host, in whatever order ids come and however often."""
+    any_order = torch.randint(0, NUM_ROWS, (1500,), generator=generator)
+    few = torch.randint(0, 3, (200,), generator=generator)
+    for width, ids in itertools.product(WIDTHS, twins.IDS):
+        for index in (any_order, any_order.sort().values, any_order.unique(), few, any_order[:0]):
+            expected = twins.random_table(generator, NUM_ROWS, width, types[0])
+            tables = on_tier(expected, tier), on_tier(expected.clone(), tier)
+            rows = twins.random_table(generator, index.numel(), width, types[1])
+            _core.add_rows(expected, index, rows)
+            _core.add_rows(tables[0], index.to("cuda", ids), rows.cuda())
+            if bool((index.diff() >= 0).all()):
+                _core.add_rows(tables[1], index.to("cuda", ids), rows.cuda(), ascending=True)
+            torch.cuda.synchronize()
+            twins.same_bits(tables[0].cpu(), expected)
+            if bool((index.diff() >= 0).all()):
+                twins.same_bits(tables[1].cpu(), expected)
+
+
 @pytest.mark.parametrize("types", twins.TYPE_PAIRS)
 def test_chunks(generator: torch.Generator, tier: str, types: tuple[torch.dtype, torch.dtype]) -> None:
     offset = torch.tensor([NUM_ROWS // 2, 0, NUM_ROWS // 3, NUM_ROWS - 1])

@@ -59,6 +59,8 @@ def test_tensors_without_memory_are_refused(kind: str) -> None:
         _core.to_csr(int64(1, 2), ids, 6)
     with pytest.raises(error, match="scatter_rows: `index` must be"):
         _core.scatter_rows(TABLE.clone(), ids, TABLE[:2])
+    with pytest.raises(error, match="add_rows: `index` must be"):
+        _core.add_rows(TABLE.clone(), ids, TABLE[:2])
 
 
 def test_the_error_says_what_to_do() -> None:
@@ -137,6 +139,7 @@ def negative(rows: Tensor) -> Tensor:
 def test_negative_bits_are_signs() -> None:
     rows, matrix = TABLE[1:4].clone(), _core.Sparse(int64(0, 2, 3), int64(0, 2, 1), 3)
     for write in (lambda t: _core.scatter_rows(t, int64(5, 0, 2), negative(rows)),
+                  lambda t: _core.add_rows(t, int64(5, 0, 2), negative(rows)),
                   lambda t: _core.write_chunks(t, int64(3), int64(3), negative(rows))):  # fmt: skip
         table = torch.zeros(6, 4)
         write(table)
@@ -153,6 +156,7 @@ def test_memory_with_negative_bits_is_refused() -> None:
     for call in (
         lambda: _core.gather_rows(negative(TABLE), int64(0)),
         lambda: _core.scatter_rows(negative(TABLE), int64(0), TABLE[:1]),
+        lambda: _core.add_rows(negative(TABLE), int64(0), TABLE[:1]),
         lambda: _core.gather_rows(TABLE, int64(0), out=negative(TABLE[:1])),
         lambda: _core.dropout(negative(TABLE), 0.5, 0),
     ):
@@ -177,6 +181,11 @@ def test_rows_may_lie_in_the_table(threads: int) -> None:
         assert torch.equal(by_ids, wanted) and torch.equal(by_ranges, wanted)
         _core.scatter_rows(flipped, ids.flip(0), flipped[first:last].flip(0))
         assert torch.equal(flipped, wanted)
+        for order in (ids, ids.flip(0)):
+            wanted, sums = table.clone(), table.clone()
+            wanted[order] += table[first:last]
+            _core.add_rows(sums, order, sums[first:last])
+            assert torch.equal(sums, wanted)
 
 
 def test_rows_of_another_type_may_lie_in_the_table() -> None:
@@ -230,7 +239,11 @@ def test_ids_that_another_thread_changes(threads: int) -> None:
     other.start()
     refused = 0
     for _ in range(300):
-        for call in (lambda: _core.scatter_rows(table, ids, rows), lambda: _core.gather_rows(table, ids)):
+        for call in (
+            lambda: _core.scatter_rows(table, ids, rows),
+            lambda: _core.gather_rows(table, ids),
+            lambda: _core.add_rows(table, ids, rows),
+        ):
             try:
                 call()
             except (IndexError, ValueError):

@@ -164,7 +164,11 @@ def test_rows_do_not_depend_on_threads_nor_on_other_rows(dtype: torch.dtype, sha
             TypeError,
             "`ids` must be one of int64, but is torch.int32",
         ),
-        ((torch.ones(3, 2), torch.arange(4), 0.5, 0), ValueError, "`ids` must have 3 elements, but has 4"),
+        (
+            (torch.ones(3, 2), torch.arange(4), 0.5, 0),
+            ValueError,
+            r"`ids` must have one for each row of `x` \[3, 2\], but has 4",
+        ),
         ((torch.ones(()), torch.arange(1), 0.5, 0), ValueError, "`x` must have rows, but is a single number"),
         ((torch.ones(2, 3).t(), torch.arange(3), 0.5, 0), ValueError, "`x` must be contiguous"),
         ((torch.ones(3, 2), torch.arange(3), 1.5, 0), ValueError, r"`p` must be in \[0, 1\], but is 1.5"),

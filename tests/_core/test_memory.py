@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import twins
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torch_gas import _core
 from torch_gas._core import build
@@ -68,6 +71,26 @@ def test_register_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "has_cuda", lambda: False)
     with pytest.raises(RuntimeError, match=r"^register: .*built without CUDA; .*TORCH_GAS_CUDA=1 pip install"):
         _core.register(TABLE, "cuda")
+
+
+@given(twins.seeds, st.lists(st.integers(0, 400), max_size=3), st.sampled_from([0, 1, 2, 5, 2**58, 2**63, 2**64 - 1]))
+def test_fingerprint(seed: int, sizes: list[int], lines: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = [*twins.FLOATS, *twins.COPIED, torch.complex64]
+    tensors = []
+    for number, size in enumerate(sizes):
+        value = torch.randint(0, 256, (size, 16), generator=generator, dtype=torch.uint8)
+        dtype = dtypes[(seed + number) % len(dtypes)]
+        value = value > 99 if dtype == torch.bool else value.view(dtype)
+        tensors.append(value.T if (seed >> number) % 2 else value)
+    assert _core.fingerprint(tensors, lines) == twins.fingerprint(tensors, lines)
+
+
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1, 2**18 + 3])
+def test_fingerprint_of_several_pieces(size: int) -> None:
+    value = torch.arange(size).to(torch.uint8)
+    for lines in (0, 3):
+        assert _core.fingerprint([value, value[1:]], lines) == twins.fingerprint([value, value[1:]], lines)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16])
@@ -134,3 +157,5 @@ def test_fingerprints_refuse(value: list[Any], error: type, message: str) -> Non
         _core.fingerprint(value)
     with pytest.raises(ValueError, match=r"^fingerprint: `lines` must not be negative"):
         _core.fingerprint([TABLE], lines=-1)
+    with pytest.raises(ValueError, match=r"^fingerprint: `lines` must be less than 2\*\*64"):
+        _core.fingerprint([TABLE], lines=2**64)

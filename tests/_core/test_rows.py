@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import twins
@@ -54,6 +55,50 @@ def test_scatter_rows(
     twins.scatter_rows(expected, index, rows)
     _core.scatter_rows(table, index.to(ids), twins.strided(rows))
     twins.same_bits(table, expected)
+
+
+# The types of a table and of rows that are added to it.
+SUMS = [(table, rows) for table in _core.SUM_TYPES for rows in twins.FLOATS if rows.itemsize <= table.itemsize]
+
+
+@given(twins.seeds, st.sampled_from(SUMS), widths, st.integers(0, 60), twins.id_types, st.data())
+def test_add_rows(
+    seed: int,
+    types: tuple[torch.dtype, torch.dtype],
+    width: tuple[int, ...],
+    num_rows: int,
+    ids: torch.dtype,
+    data: st.DataObject,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    table = twins.random_table(generator, num_rows, width, types[0])
+    index = torch.randint(0, max(num_rows, 1), (data.draw(st.integers(0, 80)) if num_rows else 0,), generator=generator)
+    index = data.draw(st.sampled_from([lambda x: x, torch.sort, torch.unique, twins.distinct]))(index)
+    index = index if isinstance(index, torch.Tensor) else index[0]
+    rows = twins.random_table(generator, index.numel(), width, types[1])
+    expected = table.clone()
+    twins.add_rows(expected, index, rows)
+    _core.add_rows(table, twins.strided(index.to(ids)), twins.strided(rows))
+    twins.same_bits(table, expected)
+
+
+@pytest.mark.parametrize("types", SUMS)
+@pytest.mark.parametrize("width", [1, 3, 7, 64, 129])
+def test_sums_have_the_same_bits_for_any_number_of_threads(types: tuple[torch.dtype, torch.dtype], width: int) -> None:
+    """More rows than a thread takes at a time, of ids in each order; some ids come many times, across pieces of the loop."""
+    generator = torch.Generator().manual_seed(width)
+    num_rows = 5 * 16384 // (width + 1)
+    table = torch.randn(num_rows, width, generator=generator).to(types[0])
+    rows = torch.randn(num_rows, width, generator=generator).to(types[1])
+    few = torch.randint(0, 5, (num_rows,), generator=generator)
+    for index in (torch.arange(num_rows), torch.randperm(num_rows, generator=generator), few, few.sort().values):
+        expected = table.clone()
+        np.add.at(expected.numpy(), index.numpy(), rows.to(types[0]).numpy())  # one after the other
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            sums = table.clone()
+            _core.add_rows(sums, index, rows)
+            twins.same_bits(sums, expected)
 
 
 @given(twins.seeds, st.sampled_from(twins.TYPE_PAIRS), widths, st.integers(0, 60), st.data())
@@ -235,6 +280,21 @@ def test_writes_under_inference_mode() -> None:
         ("scatter_rows", {"rows": ROWS[0]}, ValueError, r"but has shape \[2\]"),
         ("scatter_rows", {"rows": ROWS.long()}, TypeError, "`rows` must have the type of the"),
         ("scatter_rows", {"rows": ROWS.to("meta")}, ValueError, "but are on cpu and meta"),
+        ("add_rows", {"table": TABLE.half()}, TypeError, "`table` must be one of float32, float64"),
+        ("add_rows", {"table": TABLE.T}, ValueError, "`table` must be contiguous"),
+        ("add_rows", {"index": int64(0, 4)}, IndexError, r"index\[1\] is 4"),
+        ("add_rows", {"index": int64(3, -1)}, IndexError, r"index\[1\] is -1"),
+        ("add_rows", {"index": int64(4, 4)}, IndexError, r"index\[0\] is 4"),
+        ("add_rows", {"rows": ROWS[:1]}, ValueError, r"\[2, 2\], but has shape \[1, 2\]"),
+        ("add_rows", {"rows": ROWS[:, :1]}, ValueError, "never broadcast"),
+        (
+            "add_rows",
+            {"rows": ROWS.double()},
+            TypeError,
+            r"not wider than that of `table` \(.*\), but is torch.float64",
+        ),
+        ("add_rows", {"rows": ROWS.long()}, TypeError, "`rows` must be of a floating-point type"),
+        ("add_rows", {"rows": ROWS.to("meta")}, ValueError, "but are on cpu and meta"),
         (
             "read_chunks",
             {"offset": int64(3, 0)},
@@ -259,6 +319,7 @@ def test_rows_refuses(call: str, changes: dict[str, object], error: type, messag
     arguments: dict[str, object] = {
         "gather_rows": {"index": IDS},
         "scatter_rows": {"index": IDS, "rows": ROWS},
+        "add_rows": {"index": IDS, "rows": ROWS},
         "read_chunks": chunks,
         "write_chunks": {**chunks, "rows": torch.full((3, 2), -1.0)},
     }[call]

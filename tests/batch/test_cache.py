@@ -122,6 +122,20 @@ def test_a_batch_is_written_to_through_numpy(name: str, prefetch: int) -> None:
         assert torch.equal(batch[name], fresh[name])
 
 
+@pytest.mark.parametrize("name", ["y", "train_mask", "soft", "edge_weight"])
+def test_one_entry_of_a_batch_is_written_through_numpy(name: str) -> None:
+    """Of small attributes, wherever it is."""
+    data = graph(
+        y=torch.zeros(N, dtype=torch.int64), train_mask=torch.zeros(N, dtype=torch.bool), soft=torch.zeros(N, 9)
+    )
+    loader = kept(data)
+    for index in (1, 40, 77):
+        for batch in loader:
+            batch[name].numpy()[index] = 3
+    for batch, fresh in zip(loader, SubgraphLoader(data, PTR, cache_size=0), strict=True):
+        assert torch.equal(batch[name], fresh[name])
+
+
 def test_values_of_a_batch_that_gather_gradients() -> None:
     data = graph()
     weight, ends = torch.rand(E), data.edge_index.flip(0)

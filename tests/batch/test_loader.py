@@ -410,10 +410,10 @@ def test_batches_that_come_again_are_kept() -> None:
     first, second = list(loader), list(loader)
     for left, right in zip(first, second, strict=True):
         assert left.data is not right.data  # what a user adds to one is not on the other
-        assert left.x is not right.x and left.x.data_ptr() == right.x.data_ptr()
+        assert left.x is not right.x and left.edge_index.data_ptr() == right.edge_index.data_ptr()
     nothing = SubgraphLoader(graph(), PTR, 1, cache_size=0)
     first, second = list(nothing), list(nothing)
-    assert first[0].x.data_ptr() != second[0].x.data_ptr()
+    assert first[0].edge_index.data_ptr() != second[0].edge_index.data_ptr()
     shuffled = SubgraphLoader(graph(), PTR, 2, shuffle=True)  # other batches each time
     assert shuffled._cache.capacity == 0
 
@@ -426,7 +426,8 @@ def test_cache_stays_within_its_budget() -> None:
     for _ in range(2):
         first, second = list(loader), list(loader)
     assert 0 < loader._cache.size <= budget
-    kept = sum(left.x.data_ptr() == right.x.data_ptr() for left, right in zip(first, second, strict=True))
+    held = [[batch.edge_index.data_ptr() for batch in each] for each in (first, second)]
+    kept = sum(left == right for left, right in zip(*held, strict=True))
     assert 0 < kept < len(first)
 
 
@@ -534,6 +535,14 @@ def test_an_error_while_making_a_batch_arrives() -> None:
 # -- evaluation ------------------------------------------------------------------------------------
 
 
+def test_arguments_of_a_loader_that_samples() -> None:
+    for make in (SubgraphLoader, EvalSubgraphLoader):
+        with pytest.raises(
+            TypeError, match=r"num_neighbors, input_nodes of PyG's NeighborLoader .* nothing is sampled"
+        ):
+            make(graph(), PTR, num_neighbors=[10, 10], input_nodes=None)
+
+
 @pytest.mark.filterwarnings("ignore:.*counts parts")
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
 def test_eval_loader_merges_parts(batch_size: int) -> None:
@@ -572,3 +581,11 @@ def test_random_parts_and_sizes() -> None:
             pairs = zip(*batch.data.edge_index.tolist(), strict=True)
             assert [wanted.pop(pair) for pair in pairs] == batch.data.edge_id.tolist()
             assert not wanted
+
+
+def test_workers_that_persist_serve_one_epoch_at_a_time() -> None:
+    loader = SubgraphLoader(random_graph(60, 240), torch.tensor([0, 20, 60]), num_workers=1, persistent_workers=True)
+    with pytest.raises(RuntimeError, match="have begun another since; leave out persistent_workers"):
+        for _ in loader:
+            assert len(list(loader)) == 2
+    assert len(list(loader)) == 2

@@ -14,7 +14,8 @@ from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas._util.thread import Task
 from torch_gas.batch import courier as batches
 from torch_gas.batch import loader
-from torch_gas.graph.formats import all_tensors, find_adjacency, map_tensors
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import all_tensors, map_tensors
 from torch_gas.graph.product import kept_edges
 from torch_gas.models import SAGE
 

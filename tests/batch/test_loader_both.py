@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
-from torch_geometric.nn import DirGNNConv, SAGEConv, Sequential
 
-from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, scale
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader
 from torch_gas.graph.edges import coo
+from torch_gas.models import GCN
 
 N, E = 50, 260
 PTR = torch.tensor([0, 9, 9, 22, 37, N, N])  # parts 1 and 5 are empty
@@ -169,13 +169,12 @@ def test_other_neighbors_are_an_error(neighbors: Any) -> None:
         SubgraphLoader(graph(), PTR, neighbors=neighbors)
 
 
-def test_edges_that_a_model_reads_by_source_are_made_with_the_batch() -> None:
-    """A backward pass reads edges by source, which the loader then prepares; those into the halo are among them."""
-    data = random_graph(N, E, seed=2)
-    width = data.x.size(1)
-    layers = [(DirGNNConv(SAGEConv(width, width)), "x, edge_index -> x") for _ in range(2)]
-    model = scale(Sequential("x, edge_index", layers), data)
-    loader = SubgraphLoader(data, PTR, 2, neighbors="both", shuffle=True, seed=0, prefetch=0)
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_edges_by_source_are_prepared_of_all_rows(prefetch: int) -> None:
+    """A model that uses them in its backward pass has the loader prepare those of the next batch."""
+    data = graph()
+    model, loader = GCN(N, 8, 8, 3, num_layers=3), SubgraphLoader(data, PTR, 2, neighbors="both", prefetch=prefetch)
     for _ in range(2):
         for batch in loader:
             model(batch).sum().backward()
+    assert loader._transposes

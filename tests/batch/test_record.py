@@ -17,11 +17,11 @@ import torch_geometric.transforms as T
 from graphs import FORMATS, random_graph, to_format
 from nets import Net
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, metis, permute, scale
 from torch_gas.batch.record import BatchSize, record_of
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.key import digest, graph_key, order_key
 
 N, C = 60, 8
@@ -325,6 +325,8 @@ def test_a_graph_that_was_not_permuted(backend: str, way: Callable[[Tensor], Ten
         with pytest.raises(ValueError, match="not in the order that ptr belongs to"):
             SubgraphLoader(twice, way(ptr))
     SubgraphLoader(graph(seed=4, num_nodes=600), torch.arange(0, 601, 100))  # the same parts by chance
+    metis(right, 1, backend=backend, seed=1, log=False)  # as plan() does
+    SubgraphLoader(right, torch.tensor([0, 600]))  # a single part is in any order
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
@@ -443,3 +445,8 @@ def test_what_comes_next_keeps_no_loader_alive() -> None:
     gc.collect()
     assert gone() is None and lookahead.largest_halo is None
     assert pickled(batch).record.lookahead is None
+
+
+def test_batches_are_not_put_together() -> None:
+    with pytest.raises(TypeError, match="batches cannot be put together, as by Batch: have the loader do it"):
+        Batch.from_data_list(list(SubgraphLoader(random_graph(40, 200), torch.tensor([0, 20, 40]))))

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from conformance.graph import PTR, C, N, graph
 from conformance.layers import Case
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.scale import scale
 

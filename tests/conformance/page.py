@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch_geometric
+from torch.nn import Module
 
 from conformance.layers import CASES, WITHOUT, class_of
 from conformance.measure import TOLERANCE, WIRINGS, Result
+from torch_gas.wiring import refuse
 
 DTYPES = tuple(TOLERANCE)
 
@@ -31,17 +33,26 @@ _Reason = TypeVar("_Reason", str, tuple[str, str])
 _NONE = "\u2013"
 _STANDINGS = ("exact", "exact with some options", "refused", "not applicable", "WRONG")
 
-_INTRODUCTION = """\
-# Conformance
+_HEAD = """\
+# Supported layers
 
-Which layers of PyG give with histories what they give on the whole graph? This page lists every class of
-`torch_geometric.nn.conv`. It was written with {versions} by
+What follows is for the layers of `torch_geometric.nn.conv`, as measured with {versions} ([how](#how-it-is-measured)).
+"""
+
+_OWN = """\
+**A layer of your own**, or of another package, needs no entry here. `scale()` tries it out and raises an error where a batch
+would give other rows than the whole graph. `check(model, data)` does so for a model that derives from `ScalableGNN`, whose
+layers must read, for each node, no more than its incoming edges and their sources ([wiring.md](wiring.md))."""
+
+_INTRODUCTION = """\
+## How it is measured
 
 ```bash
 make conformance
 ```
 
-Options `--layers GCNConv,GATConv` and `--formats edge_index,csr` select some. The command fails if a result is WRONG.
+measures all layers again and writes this page. Options
+`--layers GCNConv,GATConv` and `--formats edge_index,csr` select some. The command fails if a result is WRONG.
 
 Each measurement takes a model of two layers, with a linear map before and another with tanh between, on a directed graph
 of 48 nodes with self-loops and isolated nodes. It compares the model with itself without histories:
@@ -74,16 +85,19 @@ def page(results: Results, formats: Sequence[str], missing: Sequence[str] = ()) 
     names = sorted({key.name for key in results}, key=str.lower)
     versions = f"torch {torch.__version__.partition('+')[0]} and torch_geometric {torch_geometric.__version__}"
     limits = {"float32": TOLERANCE[torch.float32], "float64": TOLERANCE[torch.float64]}
-    sections = [_INTRODUCTION.format(versions=versions, none=_NONE, **limits).rstrip()]
+    sections = [_HEAD.format(versions=versions).rstrip(), *_answer(results, names), _OWN]
+    sections += ["## What to change in explicit wiring", _explicit_refusals(results, names)]
+    sections.append(_INTRODUCTION.format(none=_NONE, **limits).rstrip())
     if missing:
         sections.append(f"{', '.join(missing)} is left out: torch-sparse was not installed.")
     sections += [_WIRINGS, "## Counts", _summary(results)]
     for wiring in WIRINGS:
-        sections += [f"## {wiring.capitalize()} wiring", _table(results, wiring, names, formats)]
-    sections += ["## What is refused", *_refusals(results, names)]
+        table = _table(results, wiring, names, formats)
+        sections += [
+            f"## {wiring.capitalize()} wiring",
+            f"<details><summary>Figures</summary>\n\n{table}\n\n</details>",
+        ]
     sections += ["## What is not applicable", _not_applicable(results, names, formats)]
-    if set(names) == set(CASES):
-        sections += ["## What is not measured", _without()]
     return "\n\n".join(sections) + "\n"
 
 
@@ -147,24 +161,67 @@ def _title(name: str) -> str:
     return f"`{layer}` {options}".strip()
 
 
-def _refusals(results: Results, names: Sequence[str]) -> Iterable[str]:
-    messages: dict[str, dict[str, str]] = {wiring: {} for wiring in WIRINGS}
-    for key, result in results.items():
-        if result.outcome == "refused":
-            messages[key.wiring][key.name] = result.message
-    explicit, automatic = (messages[wiring] for wiring in WIRINGS)
-    both = {name: message for name, message in automatic.items() if explicit.get(name) == message}
-    for title, found in (
-        ("In both wirings:", both),
-        ("In explicit wiring:", {name: explicit[name] for name in explicit if name not in both}),
-        ("In automatic wiring:", {name: automatic[name] for name in automatic if name not in both}),
-    ):
-        if found:
-            groups = _group((_split(found[name]), _title(name)) for name in names if name in found)
-            lines = [f"* {', '.join(of)}: {why}. *Instead*: {instead}." for (why, instead), of in groups.items()]
-            yield f"{title}\n\n" + "\n".join(lines)
-    if not any(messages.values()):
-        yield "Nothing."
+def _answer(results: Results, names: Sequence[str]) -> Iterable[str]:
+    """Whether each class is supported, in a few lines."""
+    layers = list(dict.fromkeys(map(class_of, names)))
+    every = sorted([*layers, *(WITHOUT if set(names) == set(CASES) else ())], key=str.lower)
+    explicit, automatic = ({layer: standing(results, wiring, layer) for layer in layers} for wiring in WIRINGS)
+    exact = [layer for layer in layers if automatic[layer] == "exact"]
+    yield (
+        f"**`scale(model, data)` takes {len(exact)} of {len(every)}**, in every adjacency format in which PyG runs them: "
+        f"{_listed(exact)}."
+    )
+    as_they_are = [layer for layer in exact if explicit[layer] == "exact"]
+    refused = {
+        outcome: [x for x in exact if explicit[x] == outcome] for outcome in ("exact with some options", "refused")
+    }
+    yield (
+        f"**A `ScalableGNN` takes {len(as_they_are)} of these as they are.** The others raise an error there, which says "
+        "[what to change](#what-to-change-in-explicit-wiring):"
+    )
+    yield "\n".join(
+        f"* {when}: {_listed(found)}"
+        for when, found in zip(("with some options", "always"), refused.values(), strict=True)
+        if found
+    )
+    never = [(why, layer) for layer in every if layer not in exact and (why := _refusal(layer))]
+    yield f"**{len(never)} are refused** in both, by an error that says why and what to use instead:"
+    yield _instead((_split(why), f"`{layer}`") for why, layer in never)
+    absent = [x for x in layers if automatic[x] == "not applicable" and not _refusal(x)]
+    left = [f"`{layer}` (its package was not installed)" for layer in absent]
+    left += [f"`{layer}` ({WITHOUT[layer]})" for layer in every if layer in WITHOUT and not _refusal(layer)]
+    if left:
+        yield f"**Not tried**: {', '.join(left)}."
+
+
+def _listed(layers: Iterable[str]) -> str:
+    return ", ".join(f"`{layer}`" for layer in layers)
+
+
+def _refusal(layer: str) -> str:
+    """The error by which a class is refused in both wirings, by its name; empty where it is not."""
+    cls: Any = type(layer, (Module,), {"__module__": "torch_geometric.nn"})  # the class itself may need a package
+    try:
+        refuse(cls(), automatic=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _explicit_refusals(results: Results, names: Sequence[str]) -> str:
+    """What is refused there and exact in automatic wiring."""
+    found = {
+        key.name: result.message
+        for key, result in results.items()
+        if (key.wiring, result.outcome) == (WIRINGS[0], "refused")
+    }
+    return _instead((_split(found[n]), _title(n)) for n in names if n in found and not _refusal(class_of(n)))
+
+
+def _instead(pairs: Iterable[tuple[tuple[str, str], str]]) -> str:
+    """A line for each reason of a refusal, with the alternative, from pairs of these and what is refused."""
+    groups = _group(pairs).items()
+    return "\n".join(f"* {', '.join(of)}: {why}. *Instead*: {instead}." for (why, instead), of in groups) or "Nothing."
 
 
 def _split(message: str) -> tuple[str, str]:
@@ -199,12 +256,6 @@ def _where(keys: Sequence[Key], formats: Sequence[str]) -> str:
 
 def _first_sentence(message: str) -> str:
     return message.splitlines()[0].replace("`", "'").partition(". ")[0].rstrip(".")
-
-
-def _without() -> str:
-    groups = _group((reason, f"`{name}`") for name, reason in WITHOUT.items())
-    lines = "\n".join(f"* {', '.join(titles)}: {reason}" for reason, titles in groups.items())
-    return f"All but the base class are refused by name in both wirings.\n\n{lines}"
 
 
 def _group(pairs: Iterable[tuple[_Reason, str]]) -> dict[_Reason, list[str]]:

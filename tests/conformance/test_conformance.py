@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,9 +168,25 @@ def test_command_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
         "* `WLConv`: numbers colours in the order in which it meets them over the whole graph. *Instead*: use " in out
     )
     assert "; or leave the wiring to torch_gas.scale(model, data)" in out
-    assert "What is not measured" not in out and "| `GATConv`" not in out
+    assert "| `GATConv`" not in out and "MessagePassing" not in out
     # Two cases of LGConv and one of WLConv, in two formats and two types.
     assert out.splitlines()[-1] == "24 measurements: 12 exact, 12 refused, 0 not applicable, 0 WRONG"
+
+
+def test_page_begins_with_an_answer() -> None:
+    """Which layers are supported, and what takes the place of others, before any figure."""
+    head, *_ = PAGE.read_text(encoding="utf-8").partition("## ")
+    exact = re.search(r"\*\*`scale\(model, data\)` takes (\d+) of (\d+)\*\*.*?: (.*)\.$", head, flags=re.MULTILINE)
+    assert exact is not None
+    named = re.findall(r"`(\w+)`", exact[3])
+    assert len(named) == int(exact[1]) and {"GCNConv", "GATv2Conv", "APPNP"} <= set(named)
+    refused = {
+        name: line for line in head.splitlines() if "*Instead*: use" in line for name in re.findall(r"`(\w+)`", line)
+    }
+    assert {"GPSConv", "HGTConv", "XConv", "FusedGATConv"} <= set(refused) and not set(refused) & set(named)
+    assert f"**{len(refused)} are refused**" in head
+    left = re.findall(r"`(\w+)`", head.partition("**Not tried**")[2].partition("\n")[0])
+    assert int(exact[2]) == len(named) + len(refused) + len(left)
 
 
 def test_command_fails_where_anything_is_wrong(

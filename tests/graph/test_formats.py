@@ -14,6 +14,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from torch_gas.graph import edges, formats
+from torch_gas.graph.adjacency import find_adjacency
 
 N = 30
 
@@ -104,16 +105,16 @@ def test_resize_adds_or_cuts_empty_rows_and_leaves_the_batch_alone(fmt: str) -> 
 
 def test_find_adjacency() -> None:
     data = random_graph(N, 90)
-    key, adj = formats.find_adjacency(data)
+    key, adj = find_adjacency(data)
     assert key == "edge_index" and adj is data.edge_index
-    assert formats.find_adjacency(to_format(data, "csr"))[0] == "adj_t"
+    assert find_adjacency(to_format(data, "csr"))[0] == "adj_t"
     with pytest.raises(ValueError, match=r"data has no adjacency: set data\.edge_index"):
-        formats.find_adjacency(Data(x=data.x))
+        find_adjacency(Data(x=data.x))
     data.adj_t = to_format(data, "csr").adj_t
-    assert formats.find_adjacency(data) == ("adj_t", data.adj_t)
+    assert find_adjacency(data) == ("adj_t", data.adj_t)
     data.edge_index = data.edge_index[:, 1:]
     with pytest.raises(ValueError, match=r"both edge_index and adj_t, which state different.*del data\.edge_index"):
-        formats.find_adjacency(data)
+        find_adjacency(data)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,19 @@ def test_int8_rows(rows: torch.dtype) -> None:
     assert torch.equal(out[0], wanted[1])
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (lambda: torch.zeros(10, 1).expand(10, 4), "`out` must be contiguous"),
+        (lambda: torch.zeros(3, 10, 4), "`out` must "),
+        (lambda: torch.zeros(11, 4), "`out` must "),
+    ],
+)
+def test_all_rows_do_not_fit_anything(out: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=f"History.pull: {message}"):
+        filled().pull(out=out())
+
+
 def test_int8_rows_arrive_in_the_type_of_the_model() -> None:
     history = filled(dtype=torch.int8)
     for move, dtype in ((lambda h: h.double(), torch.float64), (lambda h: h.half(), torch.float16)):
@@ -170,9 +183,9 @@ def test_copies_are_independent(duplicate: Callable[[History], History]) -> None
 
 
 def test_constructor_checks() -> None:
-    with pytest.raises(ValueError, match="must be at least 1, but are 0 and 4"):
+    with pytest.raises(ValueError, match=r"must be at least 1, but are \[0, 4\]"):
         History(0, 4)
-    with pytest.raises(ValueError, match="must be at least 1, but are 4 and 0"):
+    with pytest.raises(ValueError, match=r"must be at least 1, but are \[4, 0\]"):
         History(4, 0)
     with pytest.raises(TypeError, match=r"dtype must be one of .* but is torch\.int64"):
         History(4, 4, dtype=torch.int64)

@@ -18,6 +18,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 from torch_gas.datasets import synthetic
+from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition import (
     Partition,
     backends,
@@ -30,6 +31,7 @@ from torch_gas.partition import (
     save_partition,
 )
 from torch_gas.partition.backends import MAX_TOTAL_WEIGHT, Task, integer_weights, simple_graph
+from torch_gas.partition.record import is_in_order, make_partition
 
 BACKENDS = ["metis", "kaminpar", "stream", "random"]
 
@@ -610,3 +612,13 @@ def test_edge_weights_with_an_infinite_sum(backend):
     weights = torch.full((1500,), 1e308, dtype=torch.float64)
     with pytest.raises(ValueError, match="edge_weight must be finite and not negative, and so must their sum"):
         metis(edges, 4, log=False, num_nodes=200, backend=backend, edge_weight=weights)
+
+
+def test_graphs_without_edges_or_with_one_part_are_in_any_order():
+    data = Data(x=torch.rand(30, 2), edge_index=torch.empty(2, 0, dtype=torch.int64))
+    for _ in range(2):
+        _, ptr = metis(data, 3, backend="random", log=False)
+        assert is_in_order(data, data.edge_index, ptr)
+    data.edge_index = torch.randint(30, (2, 90))
+    make_partition(torch.randperm(30), torch.tensor([0, 30]), "", edges_of_key(graph_key(data.edge_index, 30)))
+    assert is_in_order(data, data.edge_index, torch.tensor([0, 30]))

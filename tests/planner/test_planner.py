@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -154,7 +155,9 @@ def test_gradient_tables_are_counted(graph: Data) -> None:
     wide = gcn(data).double()
     ExactGradient(wide, SubgraphLoader(data, ptr))
     row_bytes = (64 * 8, 64 * 2, 64 + 4)  # of a history
-    assert [storage.nbytes for storage in storages(wide, {})] == [2 * NUM_NODES * (size + 64 * 8 + 16) for size in row_bytes]
+    assert [storage.nbytes for storage in storages(wide, {})] == [
+        2 * NUM_NODES * (size + 64 * 8 + 16) for size in row_bytes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,8 @@ def test_hot_rows_are_on_the_device(graph: Data) -> None:
     without = plan(gcn_norm(graph), model, device_memory="1 GiB").step_memory.constant
     model.keep_hot(torch.arange(500))
     hot = plan(gcn_norm(graph), model, device_memory="1 GiB").step_memory.constant
-    assert hot - without == pytest.approx(2 * 500 * 64 * 4, rel=0.1)
+    rows = 2 * 500 * 64 * 4
+    assert 0.9 * rows < hot - without < 2 * rows  # with what puts them and the others together
 
 
 def test_full_batch_where_it_fits(graph: Data) -> None:
@@ -438,21 +442,24 @@ def test_meter() -> None:
 
 
 def test_meter_does_not_count_what_is_left_of_earlier_calls() -> None:
-    """Garbage that was allocated under the profiler is not collected while another call is counted."""
+    """Neither garbage, nor what is freed: torch's profiler tells the frees of what it saw in an earlier profile."""
 
-    def leave() -> None:
+    def leave() -> weakref.ref[Tensor]:
         cycle: list[Any] = [torch.empty(1000)]
         cycle.append(cycle)
+        return weakref.ref(cycle[0])
 
     def make_objects() -> Tensor:
         kept = [[] for _ in range(100_000)]  # enough of them for a collection
         return torch.empty(len(kept) // 1000)
 
     gc.collect()
-    metered(leave, CPU)
+    garbage = metered(leave, CPU).result
     used = metered(make_objects, CPU)
     assert (used.peak, used.held) == (400, 400) and gc.isenabled()
-    assert metered(gc.collect, CPU).held == -4000  # which shows that there was some
+    assert garbage() is not None
+    assert metered(gc.collect, CPU)[1:] == (0, 0)
+    assert garbage() is None
 
 
 def test_fit() -> None:

@@ -204,12 +204,15 @@ def test_kernels(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler:
         monkeypatch.setattr("shutil.which", lambda name: None)
     elif not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("needs a C++ compiler")
-    moved, stored, pages, dropped, graphs = run("kernels", CPU, ())
+    moved, stored, pages, added, dropped, graphs = run("kernels", CPU, ())
     types = ("float32", "bfloat16")
     assert [(row["table"], row["bytes a row"]) for row in moved] == [(t, size) for t in types for size in (64, 256)]
     for row in moved:
         for call in ("gather_rows", "read_chunks", "scatter_rows", "write_chunks"):
             assert row[f"{call} / copy"] == pytest.approx(row[f"{call}, GB/s"] / row["copy, GB/s"])
+    for row in added:
+        for ids in ("ascending", "any order", "repeated"):
+            assert row[f"{ids} / copy"] == pytest.approx(row[f"{ids}, GB/s"] / row["copy, GB/s"])
     storage = ["float32", "float16", "bfloat16", "int8"]
     assert [row["table"] for row in stored] == storage * 4
     assert [row["rows"] for row in stored] == (["float32"] * 4 + [*storage[:3], "bfloat16"]) * 2

@@ -1,29 +1,42 @@
 """The code in README and docs runs, and so do the examples in docstrings."""
 
+import copy
 import doctest
+import functools
+import gc
 import importlib
 import importlib.util
 import operator
 import os
 import pkgutil
 import re
+import runpy
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_datasets import write_planetoid
 from test_map import ROOMS
 
 import torch_gas
 from torch_gas.datasets import synthetic
+from torch_gas.wiring.compiled import OLDEST
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "csrc/README.md", "examples/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+]
+# Pages whose code has a test of its own.
+OWN = [
+    *("README.md", "CONTRIBUTING.md", "docs/accuracy.md", "docs/checkpoints.md", "docs/choosing.md", "docs/recipes.md"),
+    "docs/staleness.md",
 ]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(torch_gas.__path__, "torch_gas.") if module.name != "torch_gas._C"
@@ -32,6 +45,17 @@ MODULES = sorted(
 
 def python_blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of the headings as GitHub makes them: the second of two equal ones ends with -1."""
+    found: Counter[str] = Counter()
+    for title in re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE):
+        found[re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")] += 1
+    return {f"{name}-{i}" if i else name for name, count in found.items() for i in range(count)}
+
+
+OTHERS = [page for page in PAGES if str(page.relative_to(ROOT)) not in OWN and python_blocks(page)]
 
 
 @pytest.fixture
@@ -157,9 +181,50 @@ def test_code_about_contributing_runs() -> None:
     assert len(namespace["model"].extensions) == 2
 
 
-def test_the_index_has_all_names_and_pages() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.name)
+def test_code_of_other_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, after the loop that a page takes as known."""
+    if page.name == "compile.md" and torch.__version__ < OLDEST:
+        pytest.skip("compiling takes torch 2.11")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # compiling takes long
+    data, ptr = synthetic(500), torch.arange(0, 501, 50)
+    data.num_nodes = 500
+    np.save("node_feat.npy", data.x.numpy())
+    model = torch_gas.models.SAGE(500, data.num_features, 16, 10, num_layers=3)
+    namespace: dict[str, Any] = {
+        "torch": torch,
+        "copy": copy,
+        "SubgraphLoader": torch_gas.SubgraphLoader,
+        "data": data,
+        "ptr": ptr,
+        "loader": torch_gas.SubgraphLoader(data, ptr, batch_size=2, shuffle=True, seed=0),
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters()),
+        "criterion": F.cross_entropy,
+        "loss": lambda out, batch: F.cross_entropy(out, batch.y[: len(out)], reduction="sum"),
+        "num_nodes": 500,
+        "num_features": data.num_features,
+        "num_classes": 10,
+    }
+    with torch.random.fork_rng(devices=[]):
+        for block in python_blocks(page):
+            if "reuse=True" in block:  # in another process, so that the files are closed
+                del namespace["model"]
+                gc.collect()
+            exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_the_page_of_the_api_is_that_of_the_docstrings() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "api.py"))
+    assert (ROOT / "docs" / "api.md").read_text() == script["page"](), "docstrings changed: run `make api`"
+    names = " ".join(script["GROUPS"].values()).split()
+    assert set(torch_gas.__all__) <= set(names) and len(names) == len(set(names))
+
+
+def test_the_index_has_all_pages() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    assert set(re.findall(r"`(\w+)`", index.partition("## Names")[2])) - {"torch_gas"} == set(torch_gas.__all__)
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
 
@@ -237,5 +302,4 @@ def test_links_in_docs_lead_somewhere(page: Path) -> None:
             other = page.parent / target if target else page
             assert other.exists(), f"{page.name}: {link}"
             if heading:
-                titles = re.findall(r"^#+ (.+)$", other.read_text(), flags=re.MULTILINE)
-                assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
+                assert heading in anchors(other), link

@@ -115,7 +115,7 @@ def test_resume(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scale(run) -> None:
     lines = run("scale", "--epochs", 2, "--num_nodes", 500)
-    assert re.fullmatch(r"Test accuracy of the plain model after 2 epochs: \d+\.\d\d %", lines[-2])
+    assert re.fullmatch(r"Plain model on the whole graph, last epoch: \d+\.\d\d %", lines[-2])
     assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [12]\)", lines[-1])
 
 

@@ -91,6 +91,7 @@ VALID = {
     ("_core.read_ahead", "index", "one row *"): "any rows may be read ahead",
     ("_core.entry_softmax*", "slope", "negative"): "a slope may be negative",
     ("_core.product", "rows", "one column less"): "rows may have any width",
+    ("_core.dropout_rows", "x", "one column less"): "rows may have any width",
     ("_core.subgraph", "col", "one row more"): "edges behind the last row belong to nobody",
 }  # fmt: skip
 

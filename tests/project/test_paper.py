@@ -381,9 +381,6 @@ def test_every_recipe_for_large_graphs_is_complete() -> None:
 # -- memory and neighbourhoods -----------------------------------------------------------------------------------------
 
 
-ABOUT = 0.2  # a whole graph is compared with the one before: what that takes and lets go of varies by some 10 KB
-
-
 @needs_sampler
 def test_memory_counts_the_same_again(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     recipes = (PAPER / "recipes" / "memory.toml").read_text() + MADE
@@ -394,7 +391,7 @@ def test_memory_counts_the_same_again(run: Callable[..., dict[str, Any]], tmp_pa
     assert len(paper) == 3 * 3 and paper[-1]["histories"] == "0.82 GB, 100 %"
     for method in ("full batch", "Cluster-GCN", "histories"):
         memory = [rows[layers, method]["memory, GB"] for layers in (2, 3, 4)]
-        assert all(more > less * (1 - ABOUT) for less, more in itertools.pairwise(memory)) and memory[-1] > memory[0]
+        assert all(more > less for less, more in itertools.pairwise(memory))
     for layers in (2, 3, 4):
         memory = [rows[layers, method]["memory, GB"] for method in ("Cluster-GCN", "histories", "full batch")]
         assert memory == sorted(memory)
@@ -406,8 +403,6 @@ def test_memory_counts_the_same_again(run: Callable[..., dict[str, Any]], tmp_pa
     for before, after in zip(first, again, strict=True):
         if before["method"] == "GraphSAGE sampling":
             continue
-        assert after.pop("memory, GB") == pytest.approx(before.pop("memory, GB"), rel=ABOUT, abs=2e-5)
-        del before["of full batch's, %"], after["of full batch's, %"]
         assert after == before
 
 

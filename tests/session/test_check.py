@@ -9,7 +9,8 @@ import torch
 from graphs import FORMATS, random_graph, to_format
 from nets import Net, assert_same, tables
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, GraphSAGE, MessagePassing, SAGEConv
+from torch.nn import Module
+from torch_geometric.nn import GCNConv, GraphConv, GraphSAGE, MessagePassing, SAGEConv
 
 from torch_gas import check, gcn_norm, models, scale
 
@@ -168,3 +169,51 @@ def test_what_was_found_is_a_table(data: Any) -> None:
         ["history", "0", "16", "convs.0"],
         ["history", "1", "16", "convs.1"],
     ]
+
+
+class Sized(Module):
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.conv, self.most = SAGEConv(8, 3), most
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.conv(x, edge_index) * (2 if x.size(0) > self.most else 1)
+
+
+class SizedNet(Net):
+    most = 0
+
+    def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+        return super().forward(x, adj, *args) * (2 if x.size(0) > self.most else 1)
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(90, 70), (90, 89), (3000, 1000), (3000, 2047)])
+def test_a_model_that_goes_by_the_number_of_nodes(nodes: int, most: int) -> None:
+    data, net = random_graph(nodes, 4 * nodes, num_features=8), SizedNet(nodes)
+    net.most = most
+    message = (
+        r"gives a node other rows where the graph has more nodes, .* on 61 and on \d+ nodes.*goes by the number of rows"
+    )
+    for run in (lambda: check(net, data), lambda: scale(Sized(most), data), lambda: check(Sized(most), data)):
+        with pytest.raises(ValueError, match=message):
+            run()
+    net.most = nodes
+    check(net, data)
+    scale(Sized(nodes), data)
+
+
+def test_states_of_edges_are_not_compared_as_rows_of_nodes() -> None:
+    class States(MessagePassing):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return (x[edge_index[0]] - x[edge_index[1]]).sum(dim=1)
+
+    class Stateful(Net):
+        def __init__(self, num_nodes: int) -> None:
+            super().__init__(num_nodes, num_layers=2, conv=GraphConv)
+            self.states = States()
+
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+            h = self.convs[0](x, adj, self.states(x, adj))
+            return self.convs[1](self.push_and_pull(self.histories[0], h, *args), adj)
+
+    check(Stateful(90), random_graph(90, 360, num_features=8))

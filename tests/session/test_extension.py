@@ -523,3 +523,28 @@ def test_losses_of_several_are_added_up() -> None:
     for value in (1.0, 2.5):
         model.add_extension(Constant(value))
     assert float(model.regularization()) == 3.5
+
+
+class WithTables(Extension):
+    tables = ("average", "momentum")
+
+
+def test_an_extension_whose_tables_cannot_be_made_is_not_added(tmp_path: Path) -> None:
+    model, extension = model_of("explicit", tier=FileTier(tmp_path)), WithTables()
+    taken = History(N, H, tier=FileTier(tmp_path / "momentum_1.table"))
+    with pytest.raises(RuntimeError, match="in use by another table of this process"):
+        model.add_extension(extension)
+    assert model.extensions == [] and len(model.extension_tables) == 0
+    del taken
+    gc.collect()
+    model.add_extension(extension)
+    assert set(model.extension_tables) == {"average", "momentum"}
+    assert {history.tier for history in model._history_tables} == {"file"}
+
+
+def test_tables_of_a_copy_are_in_memory_as_its_histories(tmp_path: Path) -> None:
+    model = model_of("explicit", tier=FileTier(tmp_path))
+    other = copy.deepcopy(model)
+    other.add_extension(WithTables())
+    assert {history.tier for history in other._history_tables} == {"host"}
+    model.add_extension(WithTables())  # whose files nobody has taken

@@ -14,11 +14,12 @@ from nets import Net
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.explain import Explainer, GNNExplainer
-from torch_geometric.nn import GCN, DeepGraphInfomax, GraphSAGE, SAGEConv
+from torch_geometric.nn import GCN, DeepGraphInfomax, GraphConv, GraphSAGE, SAGEConv
 from torch_geometric.transforms import AddSelfLoops, ToUndirected
 from torch_geometric.utils import dropout_edge
 
-from torch_gas import EvalSubgraphLoader, History, Monitor, SubData, SubgraphLoader, gcn_norm, scale
+from torch_gas import EvalSubgraphLoader, History, Monitor, ScalableGNN, SubData, SubgraphLoader, gcn_norm, scale
+from torch_gas.graph.formats import format_of
 from torch_gas.session.model import HistoryModel
 
 N = 60
@@ -231,6 +232,22 @@ def fewer_edges(model: HistoryModel, batch: SubData) -> None:
     model(batch.x, batch.edge_index[:, 1:], *batch[1:])
 
 
+def shuffled_edges(model: HistoryModel, batch: SubData) -> None:
+    batch.edge_index = torch.stack([corrupt(batch.edge_index[0]), batch.edge_index[1]])
+    model(batch)
+
+
+def one_rewired_in_ten(model: HistoryModel, batch: SubData) -> None:
+    edges = batch.edge_index.clone()
+    edges[0, ::10] = (edges[0, ::10] + 1) % batch.batch_size
+    model(batch.x, edges, *batch[1:])
+
+
+def edges_through_numpy(model: HistoryModel, batch: SubData) -> None:
+    batch.edge_index.numpy()[0] = 0
+    model(batch)
+
+
 def masked_messages(model: HistoryModel, batch: SubData) -> None:
     modules = [module for module in model.modules() if isinstance(module, SAGEConv)]
     for module in modules:
@@ -242,7 +259,9 @@ def masked_messages(model: HistoryModel, batch: SubData) -> None:
             module.explain = False
 
 
-OTHER_BATCHES = [other_features, in_place, a_mask, fewer_edges, masked_messages]
+OTHER_BATCHES = [
+    other_features, in_place, a_mask, fewer_edges, shuffled_edges, one_rewired_in_ten, edges_through_numpy, masked_messages,
+]  # fmt: skip
 
 
 @KINDS
@@ -253,6 +272,164 @@ def test_evaluation_of_another_batch_is_refused(act: Any, make: Any) -> None:
     with pytest.raises(ValueError, match=r"explain the model on the whole graph|not those that the loader gave"):
         act(model, next(iter(loader())))
     assert_left(model, before)
+
+
+def weighted_net() -> HistoryModel:
+    return Weighted(N)
+
+
+def weighted_scaled() -> HistoryModel:
+    return scale(GCN(8, 16, 2, 3, normalize=False), WEIGHTED)
+
+
+class Weighted(ScalableGNN):
+    """Two layers that take edge weights."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__(num_nodes, 16, 2)
+        self.convs = torch.nn.ModuleList([GraphConv(8, 16), GraphConv(16, 3)])
+
+    def forward(self, x: Tensor, adj: Any, *args: Any, edge_weight: Tensor | None = None) -> Tensor:
+        x = self.push_and_pull(self.histories[0], self.convs[0](x, adj, edge_weight).relu(), *args)
+        return self.convs[1](x, adj, edge_weight)
+
+
+WEIGHTED = with_(edge_weight=torch.rand(DATA.num_edges, generator=torch.Generator().manual_seed(3)))
+WEIGHTED_KINDS = pytest.mark.parametrize("make", [weighted_net, weighted_scaled])
+
+
+def mask_in_the_batch(model: HistoryModel, batch: SubData) -> None:
+    batch.edge_weight = batch.edge_weight * torch.rand(batch.num_edges)
+    model(batch)
+
+
+def mask_that_learns(model: HistoryModel, batch: SubData) -> None:
+    mask = torch.rand(batch.num_edges, requires_grad=True)
+    model(batch.x, batch.edge_index, *batch[1:], edge_weight=batch.edge_weight * mask.sigmoid())
+
+
+def some_weights_through_numpy(model: HistoryModel, batch: SubData) -> None:
+    batch.edge_weight.numpy()[::4] = 0
+    model(batch)
+
+
+@WEIGHTED_KINDS
+@pytest.mark.parametrize("act", [mask_in_the_batch, mask_that_learns, some_weights_through_numpy])
+def test_evaluation_of_a_batch_with_other_edge_weights_is_refused(act: Any, make: Any) -> None:
+    if act is mask_that_learns and make is weighted_scaled:
+        act = mask_by_name
+    model = exact(make, WEIGHTED)
+    before = rows_of(model)
+    with pytest.raises(ValueError, match="the edge_weight of this batch are not those that the loader gave"):
+        act(model, next(iter(loader(WEIGHTED))))
+    assert_left(model, before)
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    for batch in loader(WEIGHTED):
+        model.double()(batch.update({"x": batch.x.double(), "edge_weight": batch.edge_weight.double()}))
+
+
+def mask_by_name(model: HistoryModel, batch: SubData) -> None:
+    names = dict(zip(["batch_size", "n_id", "offset", "count"], batch[1:], strict=True))
+    mask = torch.rand(batch.num_edges, requires_grad=True)
+    model(batch.x, batch.edge_index, edge_weight=batch.edge_weight * mask, **names)
+
+
+@pytest.mark.parametrize("fmt", FORMATS[2:])
+def test_evaluation_of_a_batch_with_another_matrix_is_refused(fmt: str) -> None:
+    data = to_format(WEIGHTED, fmt)
+    model = exact(lambda: Net(N, conv=GraphConv), data)
+    before = rows_of(model)
+    for name in ("edges", "values of edges"):
+        batch = next(iter(loader(data)))
+        adj = adjacency(batch)
+        _, _, ids = format_of(adj).stored_edges(adj)
+        part = ids if name == "edges" else format_of(adj).values(adj)
+        part.copy_(part.flip(0))
+        with pytest.raises(ValueError, match=f"the {name} of this batch are not those that the loader gave"):
+            model(batch)
+    assert_left(model, before)
+
+
+OTHER_NAMES = Data(feat=DATA.x, kind=torch.arange(N) % 3, pos=torch.rand(N, 8), target=torch.rand(N), num_nodes=N)
+OTHER_NAMES.update({"edge_index": DATA.edge_index, "w": WEIGHTED.edge_weight})
+
+
+class Named(Weighted):
+    """Takes what has other names in the graph."""
+
+    def forward(self, x: Tensor, adj: Any, *args: Any, pos: Any = None, kind: Any = None, **weights: Any) -> Tensor:
+        return super().forward(x + pos + kind[:, None], adj, *args, **weights)
+
+    def inputs(self, data: Data, **kwargs: Any) -> Any:
+        return (data.feat, data.edge_index), {"pos": data.pos, "kind": data.kind, "edge_weight": data.w, **kwargs}
+
+
+class PlainNamed(GCN):
+    def forward(self, x: Tensor, edge_index: Tensor, pos: Tensor, kind: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + pos + kind[:, None], edge_index, weight)
+
+
+def scaled_named() -> HistoryModel:
+    model = PlainNamed(8, 16, 2, 3, normalize=False)
+    return scale(model, OTHER_NAMES, inputs=lambda data: (data.feat, data.edge_index, data.pos, data.kind, data.w))
+
+
+@pytest.mark.parametrize("make", [lambda: Named(N), scaled_named])
+@pytest.mark.parametrize("name", ["feat", "pos", "kind", "w"])
+def test_inputs_under_other_names(make: Any, name: str) -> None:
+    model = exact(make, OTHER_NAMES)
+    before = rows_of(model)
+    batch = next(iter(loader(OTHER_NAMES)))
+    batch[name] = corrupt(batch[name])
+    with pytest.raises(ValueError, match=r"of this batch are not those that the loader gave"):
+        model(batch)
+    other = copy.copy(OTHER_NAMES)
+    other[name] = corrupt(other[name])
+    with pytest.raises(ValueError, match=rf"embeddings of another data\.{name} than the loader's"):
+        model(loader=EvalSubgraphLoader(other, PTR))
+    if make is scaled_named:
+        model(other)
+    else:
+        model(other.feat, other.edge_index, pos=other.pos, kind=other.kind, edge_weight=other.w)
+    assert_left(model, before)
+    other = copy.copy(OTHER_NAMES)
+    other.target = 2 * other.target  # which the model does not see
+    model(loader=EvalSubgraphLoader(other, PTR))
+
+
+def test_evaluations_before_training_are_of_one_function() -> None:
+    model = exact(weighted_net, WEIGHTED)
+    before = rows_of(model)
+    batch = next(iter(loader(WEIGHTED)))
+    with pytest.raises(
+        ValueError, match=r"Weighted was first called with edge_weight, but is evaluated with no further"
+    ):
+        model(batch.x, batch.edge_index, *batch[1:])
+    assert_left(model, before)
+    model.train()(batch.x, batch.edge_index, *batch[1:])
+
+
+@WEIGHTED_KINDS
+def test_weights_that_training_changes_are_remembered(make: Any) -> None:
+    """As are edges: evaluation may then have others than the loader's as well."""
+    model = make().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in loader(WEIGHTED):
+        batch.edge_weight = F.dropout(batch.edge_weight, 0.2)
+        model(batch).sum().backward()
+        optimizer.step()
+    model.eval()
+    for batch in loader(WEIGHTED):
+        model(batch.update({"edge_weight": batch.edge_weight * 0.8}))
+
+
+@WEIGHTED_KINDS
+def test_two_weights_in_one_step_are_refused(make: Any) -> None:
+    model, batch = make().train(), next(iter(loader(WEIGHTED)))
+    model(batch)
+    with pytest.raises(ValueError, match=r"other features or edges in an earlier call of this step"):
+        model(batch.update({"edge_weight": 1 - batch.edge_weight}))
 
 
 @KINDS
@@ -301,7 +478,7 @@ def infomax(model: HistoryModel, batch: SubData) -> None:
 
 def two_views(model: HistoryModel, batch: SubData) -> None:
     for seed in range(2):
-        keep = torch.rand(batch.num_edges, generator=torch.Generator().manual_seed(seed)) < 0.7 - 0.2 * seed
+        keep = torch.randperm(batch.num_edges, generator=torch.Generator().manual_seed(seed))[:-9]  # as many in each
         model(batch.x, batch.edge_index[:, keep], *batch[1:])
 
 
@@ -492,3 +669,35 @@ def test_adjacency_formats_do_not_count() -> None:
         parameter.data.mul_(2)
     model(DATA.x, adjacency(to_format(DATA, "csr")))
     assert not torch.equal(model.histories[0].pull(), before[0])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@KINDS
+def test_rows_from_a_dictionary_that_does_not_tell_their_graph(make: Callable[[], HistoryModel], fresh: bool) -> None:
+    """As the best of a run is kept, {name: value.clone()}, or by a format without metadata."""
+    model = exact(make)
+    best = {name: value.clone() for name, value in model.state_dict().items()}
+    before, out = rows_of(model), [model(batch) for batch in loader()]
+    model = make().eval() if fresh else model
+    model.load_state_dict(best)
+    model(
+        DATA.x[OTHER_ROWS], OTHER_ROWS.argsort()[DATA.edge_index]
+    )  # in another order, which the dictionary's may be or not
+    assert_left(model, before)
+    torch.testing.assert_close([model(batch) for batch in loader()], out)
+    if not fresh:
+        with pytest.raises(ValueError, match="they differ in edges"):
+            model(next(iter(loader(with_(edge_index=DATA.edge_index[:, 1:])))))
+
+
+def test_models_that_share_histories_share_a_step() -> None:
+    model = explicit()
+    other, batch = copy.copy(model), next(iter(loader()))
+    model(batch)
+    second = copy.copy(batch)
+    second.x = corrupt(batch.x)
+    before = rows_of(model)
+    with pytest.raises(ValueError, match="this batch had other features or edges in an earlier call of this step"):
+        other(second)
+    assert_left(model, before)
+    copy.deepcopy(model)(second)  # which has histories of its own

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from graphs import random_graph
 from nets import Net, assert_same, batch_rows, full_batch, tables
 from torch import Tensor
+from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GraphSAGE, JumpingKnowledge, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader, permute, scale, unpermute
@@ -450,3 +453,150 @@ def test_places_for_the_result_that_do_not_do(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="hold no bfloat16"):
         data.x = data.x.bfloat16()
         Net(N).bfloat16().eval()(loader=EvalSubgraphLoader(data, PTR), path=tmp_path / "out.npy")
+
+
+@dataclass
+class Rows:
+    rows: Tensor
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.conv, self.kind = SAGEConv(8, 3), kind
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+        rows = self.conv(x, edge_index)
+        return rows, self.kind(rows)
+
+
+@pytest.mark.parametrize("kind", [Rows, Data])
+def test_rows_in_objects_that_nobody_looks_into(data: Any, kind: Any) -> None:
+    class Boxed(Net):
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Any:
+            return kind(super().forward(x, adj, *args))
+
+    message = f"returns {kind.__name__}, whose rows of nodes are not found; return tensors"
+    with pytest.raises(ValueError, match=message):
+        make(Boxed)(loader=loader_of(data))
+    with pytest.raises(ValueError, match=message):
+        scale(Wrapped(kind), data)
+
+
+def test_rows_that_were_expanded(data: Any) -> None:
+    class Expanded(Net):
+        def forward(self, x: Tensor, adj: Any, *args: Any) -> Tensor:
+            h = self.convs[0](x, adj).relu()[:, :1].expand(-1, 16)
+            first = h
+            h = self.push_and_pull(self.histories[0], h, *args)
+            return self.convs[1](h, adj) + first[: len(x) if args[0] is None else args[0], :3]
+
+    model = make(Expanded, num_layers=2)
+    want = full_batch(model, data)
+    with pytest.warns(UserWarning, match="a layer's result is used beside push_and_pull"):
+        close(model(loader=loader_of(data)), want)
+
+
+# -- outputs and inputs ------------------------------------------------------------------------------------------------
+
+
+class WithTable(Net):
+    """Returns a parameter as well, which has as many entries as each batch has nodes."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__(num_nodes)
+        self.table = torch.nn.Parameter(torch.rand(15))
+
+    def forward(self, x: Tensor, adj: Any, *args: Any) -> Any:
+        return super().forward(x, adj, *args), self.table.clone()
+
+
+class PlainWithTable(GraphSAGE):
+    def __init__(self) -> None:
+        super().__init__(8, 16, 2, 3)
+        self.table = torch.nn.Parameter(torch.rand(15))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, edge_index), self.table.clone()
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_what_has_the_size_of_a_batch_is_no_rows_of_nodes(data: Any, is_scaled: bool) -> None:
+    model: Any = scale(PlainWithTable(), data).eval() if is_scaled else make(WithTable)
+    out, table = model(loader=EvalSubgraphLoader(data, torch.arange(0, N + 1, 15)))
+    assert out.shape == (N, 3)
+    assert [each.equal(model.table) for each in table] == 4 * [True]
+
+
+INPUTS: dict[str, Any] = {
+    "edges by position": lambda data: (data.x, data.edge_index[:, :50]),
+    "every other edge": lambda data: (data.x, data.edge_index[:, ::2]),
+    "a product over the batch": lambda data: (data.x - data.x.mean(0), data.edge_index),
+    "numbers that are the batch's": lambda data: (data.x[:4].repeat(len(data.x), 1)[: len(data.x)], data.edge_index),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_inputs_that_pick_by_position(data: Any, name: str, by_batch: bool) -> None:
+    class Picking(Net):
+        def inputs(self, data: Any, **kwargs: Any) -> Any:
+            return INPUTS[name](data), kwargs
+
+    model, loader = make(Picking), EvalSubgraphLoader(data, torch.arange(0, N + 1, 30))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Picking: inputs\(\) takes other (edges|rows of nodes) from a batch"):
+            model(next(iter(loader))) if by_batch else model(loader=loader)
+    model.train()(next(iter(loader)))  # which may augment what it gets
+
+
+def test_inputs_that_go_with_nodes_and_edges(data: Any) -> None:
+    class Going(Net):
+        def inputs(self, data: Any, **kwargs: Any) -> Any:
+            return (2 * data.x, data.edge_index[:, data.kept].flip(1)), kwargs
+
+    data.kept = torch.rand(data.num_edges) < 0.5
+    model = make(Going)
+    out = model(loader=loader_of(data))
+    with torch.no_grad():
+        close(out, model(2 * data.x, data.edge_index[:, data.kept]))
+
+
+def test_types_change_after_scale(data: Any) -> None:
+    """Of rows that stand in for layers as well."""
+    data.x = data.x.double()
+    model = scale(GraphSAGE(8, 16, 3, 3).double(), data).float().eval()
+    data.x = data.x.float()
+    out = model(loader=loader_of(data))
+    with torch.no_grad():
+        close(out, model(data.x, data.edge_index))
+
+
+@pytest.mark.parametrize(
+    "way", [lambda model, loader: model(loader=loader), lambda model, loader: model(next(iter(loader)))]
+)
+def test_another_thread_is_told_that_the_model_is_in_use(data: Any, way: Any) -> None:
+    """Else it would take part in the sweep, and be ended by what ends a batch of it."""
+    model, loader = make().eval(), loader_of(data)
+    want, errors, calls = model(loader=loader), [], 0
+
+    def call() -> None:
+        try:
+            way(model, loader)
+        except BaseException as error:
+            errors.append(error)
+
+    class Asked(EvalSubgraphLoader):
+        def __iter__(self) -> Any:
+            nonlocal calls
+            for batch in super().__iter__():
+                thread = threading.Thread(target=call)  # between two calls of the model
+                thread.start()
+                thread.join()
+                calls += 1
+                yield batch
+
+    close(model(loader=Asked(data, loader.ptr)), want)
+    assert len(errors) == calls > 0
+    assert all(isinstance(error, RuntimeError) and "is in use by another thread" in str(error) for error in errors)
+    close(model(loader=loader), want)

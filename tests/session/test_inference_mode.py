@@ -14,7 +14,8 @@ from graphs import random_graph
 from nets import Net, assert_same, tables
 from torch_geometric.nn import GCN, GraphSAGE
 
-from torch_gas import EvalSubgraphLoader, FileTier, History, SubgraphLoader, checkpoint, scale
+from torch_gas import EvalSubgraphLoader, FileTier, History, Monitor, SubgraphLoader, checkpoint, plan, scale
+from torch_gas.models import GCN as Model
 
 N = 60
 PTR = torch.tensor([0, 14, 37, N])
@@ -118,3 +119,36 @@ def test_parameters_that_cannot_be_trained() -> None:
         with pytest.raises(RuntimeError, match=f"{name} {message}"):
             model.train()(batch)
         assert_same(tables(model), before)
+
+
+def test_a_history_that_is_cast_shared_or_copied() -> None:
+    """A copy for a second pass shares the parameters, so that all else is as if it had been made outside."""
+    model = Net(N)
+    with torch.inference_mode():
+        history = History(N, 4).double()
+        other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    history.reset_parameters()
+    history.push(torch.ones(N, 4))
+    for batch in SubgraphLoader(data(), PTR):
+        other(batch).sum().backward()
+        model(batch)
+    assert_same(tables(other), tables(model))
+    for each in (history, *other.histories):
+        assert not any(buffer.is_inference() for buffer in each.buffers())
+        assert each.table.storage is each.emb
+
+
+def test_what_trains_beside() -> None:
+    """Plans, bounds and gradients are those from outside."""
+    model, loader = Model(N, 8, 6, 3, 3), SubgraphLoader(data(), PTR)
+    for batch in loader:
+        model(batch)
+    monitor = Monitor(model)
+
+    def found() -> tuple[Any, ...]:
+        error = monitor.gradient_error(loader, lambda out, batch: out.square().sum())
+        return plan(data(), model, device_memory="1 GiB").step_memory, monitor.bound(loader), error
+
+    wanted = found()
+    with torch.inference_mode():
+        assert found() == wanted

@@ -14,9 +14,9 @@ from nets import Net, assert_same, tables
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
-from torch_geometric.nn import MessagePassing, SAGEConv
+from torch_geometric.nn import GCNConv, GraphSizeNorm, MessagePassing, PairNorm, SAGEConv, SimpleConv
 
-from torch_gas import EvalSubgraphLoader, SubgraphLoader, scale
+from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader, scale
 from torch_gas.extensions.refresh import BeforeTraining, Sweep
 
 N, C = 60, 8
@@ -200,6 +200,117 @@ def test_histories_that_are_left_out() -> None:
     model.convs = model.convs[:2]
     with pytest.raises(RuntimeError, match=r"histories 2 of 3, .* num_layers counts one more"):
         model(data.x, data.edge_index)
+
+
+Way = Callable[..., Tensor]
+
+
+class Steps(ScalableGNN):
+    """Two layers, with a history between them; ``way`` goes from the second one's input to the output."""
+
+    def __init__(self, way: Way, **options: Any) -> None:
+        super().__init__(N, C, 2)
+        self.a, self.b, self.way, self.options = SAGEConv(C, C), SAGEConv(C, C), way, options
+
+    def forward(self, x: Tensor, adj: Tensor, *ids: Any, **options: Any) -> Tensor:
+        h = self.push_and_pull(self.histories[0], self.a(x, adj).relu(), *ids)
+        out: Tensor = self.way(self, h, adj, **self.options, **options)
+        return out[: ids[0]] if ids and ids[0] is not None else out
+
+
+def unless_empty(model: Any, h: Tensor, adj: Tensor) -> Tensor:
+    return model.b(h, adj) if adj.numel() > 0 else h
+
+
+def when_large(model: Any, h: Tensor, adj: Tensor) -> Tensor:
+    h = model.b(h, adj)
+    return model.b(torch.cat([h, h.new_zeros(adj.max() + 1 - len(h), C)]), adj) if len(h) > 20 else h
+
+
+def when_rows_are_large(model: Any, h: Tensor, adj: Tensor) -> Tensor:
+    return model.b(h, adj) if len(h) == N or int(adj[1].numel()) > 100 else h
+
+
+@pytest.mark.parametrize("way", [unless_empty, when_large, when_rows_are_large])
+@pytest.mark.parametrize("number", [0, 1, 2])  # whether the batch that leaves the layer out comes first
+def test_layers_behind_the_last_history(way: Way, number: int) -> None:
+    data = graph()
+    batches = list(SubgraphLoader(data, PTR))
+    batches = batches[number:] + batches[:number]
+    message = r"Steps: on a batch of \d+ nodes, forward called b more or less often than on others of the epoch"
+    for training in (True, False):
+        with pytest.raises(RuntimeError, match=message):
+            list(map(Steps(way).train(training), batches))
+    with pytest.raises(RuntimeError, match=message):
+        Steps(way).eval()(loader=EvalSubgraphLoader(data, PTR))
+
+
+def test_a_model_without_histories() -> None:
+    class Single(ScalableGNN):
+        def __init__(self) -> None:
+            super().__init__(N, C, 1)
+            self.conv = SAGEConv(C, C)
+
+        def forward(self, x: Tensor, adj: Tensor, batch_size: Any, *ids: Any) -> Tensor:
+            return self.conv(x, adj) if adj.numel() > 0 else x[:batch_size]
+
+    with pytest.raises(RuntimeError, match=r"Single: on a batch of \d+ nodes, forward called conv more or less often"):
+        Single().eval()(loader=EvalSubgraphLoader(graph(), PTR))
+
+
+def test_layers_that_an_explicit_model_skips_at_random() -> None:
+    def way(model: Any, h: Tensor, adj: Tensor) -> Tensor:
+        return model.b(h, adj) if not model.training or float(torch.rand(())) < 0.3 else h
+
+    data, runs = graph(), []
+    for known in (set[str](), {"b"}):
+        torch.manual_seed(0)
+        model = Steps(way)
+        model._session.met._at_random = known
+        for _ in range(5):
+            for batch in SubgraphLoader(data, PTR):
+                model(batch).sum()
+        assert model._session.met._at_random == {"b"}
+        runs.append({**tables(model), "drawn": torch.rand(3)})
+        model.eval()(loader=EvalSubgraphLoader(data, PTR))
+    assert_same(*runs)  # looking for the reason has left random numbers and histories alone
+
+
+def test_options_that_choose_layers() -> None:
+    def way(model: Any, h: Tensor, adj: Tensor, inner: bool = False) -> Tensor:
+        return h if inner else model.b(h, adj)
+
+    model = Steps(way).eval()
+    list(map(model, SubgraphLoader(graph(), PTR)))
+    for batch in SubgraphLoader(graph(), PTR):
+        assert not torch.equal(model(batch), model(batch, inner=True))
+    for inner in (True, False):  # from one epoch to the next
+        model.options = {"inner": inner}
+        list(map(model, SubgraphLoader(graph(), PTR, shuffle=True)))
+
+
+@pytest.mark.parametrize("lost", [lambda model: SimpleConv(), lambda model: model.options["layers"][0]])
+def test_layers_that_are_no_modules_of_the_model(lost: Callable[[Any], Module]) -> None:
+    def way(model: Any, h: Tensor, adj: Tensor, layers: Any = None) -> Tensor:
+        return lost(model)(model.b(h, adj), adj)
+
+    data, batch = graph(), next(iter(SubgraphLoader(graph(), PTR)))
+    model = Steps(way, layers=[GCNConv(C, C)])
+    model.eval()(data.x, data.edge_index)
+    for training in (True, False):
+        with pytest.raises(
+            ValueError, match=r"Steps: forward calls a (SimpleConv|GCNConv) that is none of .*make it in __init__"
+        ):
+            model.train(training)(batch)
+    assert torch.nn.modules.module._global_forward_pre_hooks == {}
+
+
+def test_norms_that_are_no_modules_of_the_model() -> None:
+    batch = next(iter(SubgraphLoader(graph(), PTR)))
+    with pytest.raises(ValueError, match="PairNorm cannot be used on a batch"):
+        Steps(lambda model, h, adj: PairNorm()(model.b(h, adj)))(batch)
+    with pytest.raises(ValueError, match="Steps: forward calls a GraphSizeNorm that is none of the model's modules"):
+        Steps(lambda model, h, adj: GraphSizeNorm()(model.b(h, adj)))(batch)
 
 
 def test_ids_that_forward_does_not_pass_on() -> None:

@@ -14,10 +14,15 @@ from graphs import random_graph
 from nets import Net
 from torch.nn import Module, Sequential
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
 
 from torch_gas import FileTier, SubgraphLoader, scale
 
+# By torch 2.13, without a successor.
+pytestmark = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+
 N, C = 60, 8
+HALF = _MixedPrecision(torch.float32, torch.float32, torch.float16)  # of parameters, reductions and buffers
 PTR = torch.tensor([0, 14, 37, N])
 DATA = random_graph(N, 240, num_features=C)
 
@@ -77,7 +82,6 @@ class Wrapper(Module):
         return self.inner[0](*args)
 
 
-@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")  # by torch 2.13, without a successor
 def test_models_inside_of_others(process: None) -> None:
     for model in (Net(N), scale(nn.GraphSAGE(C, 16, 2, 3), DATA), Net(N, save_histories=False)):
         with pytest.raises(RuntimeError, match=r"overwrite the histories.*pass broadcast_buffers=False"):
@@ -85,6 +89,30 @@ def test_models_inside_of_others(process: None) -> None:
         assert not any((history.pushed_at >= 0).any() for history in model.histories)
         step(DistributedDataParallel(Wrapper(model), broadcast_buffers=False))
         step(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tables_are_not_cast_with_the_model(name: str, tmp_path: Path, process: None) -> None:
+    model: Any = MODELS[name](tmp_path)
+    DistributedDataParallel(model, mixed_precision=HALF)  # which runs on GPUs only
+    history = model.histories[0]
+    assert history.pushed_at.dtype == torch.int64 and history.emb.dtype == torch.float32
+    assert not any(history.pushed_at.is_floating_point() for history in model._stores)
+
+
+def test_tables_that_were_cast(process: None) -> None:
+    parallel = DistributedDataParallel(Wrapper(Net(N)), broadcast_buffers=False, mixed_precision=HALF)
+    message = r"Net is in a .* mixed_precision has cast .*wrap the model itself"
+    with pytest.raises(RuntimeError, match=message), parallel._inside_ddp_forward():
+        step(parallel.module.inner[0])
+
+
+@pytest.mark.parametrize("to", ["half", "double", "bfloat16"])
+def test_ages_stay_integers(to: str) -> None:
+    model: Any = Net(N)
+    model.histories[0].pushed_at.fill_(2**24 + 1)
+    getattr(model, to)()
+    assert model.histories[0].pushed_at.tolist() == [2**24 + 1] * N and model.histories[0].clock.dtype == torch.int64
 
 
 def test_histories_that_come_later(process: None) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_geometric.nn as nn
-from graphs import random_graph
+from graphs import random_graph, to_format
 from nets import Net
 from plain_models import OUT, C, DeeperGCN, H, Own, Stack, alone, layered
 from torch import Tensor
@@ -490,6 +490,55 @@ def test_degrees_without_a_graph() -> None:
         ValueError, match=r"GCN normalises by what it counts .*convs\.0.*pass it to scale\(model, data\)"
     ):
         scaled(batch_of(graph()))
+
+
+def test_edges_under_the_name_that_data_does_not_have() -> None:
+    """PyG gives None for ``edge_index`` where there is ``adj_t``, and what layers say of that is no help."""
+    data, net = to_format(random_graph(N, 240, seed=1), "csr"), nn.GraphSAGE(C, C, 2)
+    batch, *ids = batch_of(data)
+    for model in (scale(net, data), scale(net, num_nodes=N), Net(N)):
+        why = rf"{type(getattr(model, 'model', model)).__name__} was called without edges\. batch\.edge_index is None where"
+        with pytest.raises(ValueError, match=why):
+            model(batch.x, batch.edge_index, *ids)
+        model(batch_of(data))  # sees the edges by itself, and is as it was
+        for mode in (True, False):
+            with pytest.raises(ValueError, match=why):
+                model.train(mode)(data.x, data.edge_index)
+    with pytest.raises(ValueError, match=r"inputs= takes the wrong one \(batch\.edge_index is None where"):
+        scale(net, data, inputs=lambda batch: (batch.x, batch.edge_index))
+
+
+def test_layers_that_are_given_their_edges_under_another_name() -> None:
+    class Other(Net):
+        def forward(self, x: Tensor, adj: Any, *ids: Any, edges: Any = None) -> Tensor:
+            return super().forward(x, edges, *ids)
+
+    data, model = random_graph(N, 240, seed=1), Other(N)
+    batch, *ids = batch_of(data)
+    assert model(batch.x, None, *ids, edges=batch.edge_index).shape == (ids[0], 3)
+
+
+def test_inference_by_the_name_that_pyg_gives_it() -> None:
+    """Its own loader is still taken; a model that is not PyG's keeps a method of this name."""
+    data = graph()
+    model = scale(nn.GraphSAGE(C, C, 2), data).eval()
+    for loader in (SubgraphLoader(data, PTR), EvalSubgraphLoader(data, PTR)):
+        with pytest.raises(
+            TypeError, match=r"GraphSAGE\.inference\(\) .*NeighborLoader; .*model\.eval\(\)\(loader=loader\)"
+        ):
+            model.inference(loader)
+    for each in (model, Net(N).eval()):
+        with pytest.raises(TypeError, match=r"pass the loader by name, model\(loader=loader\)"):
+            each(EvalSubgraphLoader(data, PTR))
+    with pytest.raises(AssertionError):  # PyG's own
+        model.inference([])
+
+    class Own(nn.Sequential):
+        def inference(self, loader: Any) -> str:
+            return type(loader).__name__
+
+    own = Own("x, edge_index", [(nn.SAGEConv(C, C), "x, edge_index -> x")])
+    assert scale(own, data).inference(SubgraphLoader(data, PTR)) == "SubgraphLoader"
 
 
 def test_inference() -> None:

@@ -274,3 +274,33 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     for use in (StoredFeatures, lambda path: FileTable(FileTier(path, reuse=True), 10, 4, torch.float32)):
         with pytest.raises(ValueError, match="is a pipe or a device"):
             use(tmp_path / "pipe")
+
+
+def test_what_is_closed_writes_to_no_other_file(tmp_path: Path) -> None:
+    """The number of its descriptor is soon that of another file."""
+    history = committed(tmp_path / "table")
+    table = history.table
+    assert isinstance(table, FileTable)
+    calls = [history.reset_parameters, lambda: history.emb, lambda: table.name_graph("x"), table.clear, history.commit]
+
+    def check(message: str) -> None:
+        with open(tmp_path / f"{os.getpid()}", "w+b") as other:
+            assert other.fileno() == table.file
+            other.write(b"untouched")
+            other.flush()
+            for call in calls:
+                with pytest.raises((RuntimeError, ValueError), match=message):
+                    call()
+            assert (tmp_path / f"{os.getpid()}").read_bytes() == b"untouched"
+
+    child = os.fork()
+    if child == 0:
+        try:
+            check("one process only can use a table in a file")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert history.pull().sum() == 40
+    table.close()
+    check("the table was closed; open it again")

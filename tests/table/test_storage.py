@@ -423,6 +423,16 @@ def test_a_model_can_be_scaled_on_features_in_a_file(tmp_path: Path) -> None:
     assert torch.equal(*outputs)
 
 
+def test_features_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = torch.rand(N, 2)
+    saved = pickle.dumps(store_features(x, "x.table"))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    store_features(x + 1, "x.table")
+    assert pickle.loads(saved)[torch.arange(N)].equal(x)
+
+
 def test_features_of_another_order_are_refused(tmp_path: Path) -> None:
     data = stored(tmp_path)
     with pytest.raises(ValueError, match=r"data.x lies in a file.*store_features\(..., perm=perm\)"):

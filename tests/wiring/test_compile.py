@@ -323,6 +323,19 @@ def test_errors_are_those_of_the_model() -> None:
         torch.compile(fast.push_and_pull, backend="eager")(fast.histories[0], data.x)
 
 
+class Forgets(Net):
+    def forward(self, x: Tensor, adj: Any, *ids: Any) -> Tensor:
+        rows = self.push_and_pull(self.histories[0], self.convs[0](x, adj))
+        return self.convs[1](torch.cat([rows, rows.new_zeros(x.size(0) - rows.size(0), 16)]), adj)
+
+
+def test_ids_that_forward_does_not_pass_on() -> None:
+    model = Forgets(N, num_layers=2)
+    with pytest.raises(ValueError, match="did not pass its ids on"):
+        call(compiled(model, backend="eager"), next(iter(SubgraphLoader(graph(), PTR))))
+    assert bool((model.histories[0].pushed_at == -1).all())
+
+
 def test_state_dict_has_the_usual_prefix() -> None:
     model = Net(N)
     keys = torch.compile(model, backend="eager").state_dict().keys()

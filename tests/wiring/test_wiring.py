@@ -19,7 +19,7 @@ from torch.nn import Linear, Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from torch_gas import ScalableGNN, SubgraphLoader
+from torch_gas import EvalSubgraphLoader, ScalableGNN, SubgraphLoader, check
 from torch_gas.wiring import refuse
 
 
@@ -273,3 +273,58 @@ def test_several_hops_in_one_model_are_an_error() -> None:
     batch = next(iter(SubgraphLoader(data, PTR, 1)))
     with pytest.raises(ValueError, match=r"SAGEConv was called with x of 12 rows .* x must have .*push_and_pull"):
         model(batch)
+
+
+class Edges(MessagePassing):
+    """A state for each edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = torch.nn.Linear(2 * C, 6)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.lin(torch.cat([x[edge_index[0]], x[edge_index[1]]], dim=-1))
+
+
+class Weighted(MessagePassing):
+    def forward(self, x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=x, weight=weight)
+
+    def message(self, x_j: Tensor, weight: Tensor) -> Tensor:
+        return x_j[:, :6] * weight
+
+
+class Stateful(ScalableGNN):
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__(num_nodes, 6, num_layers=2)
+        self.edges, self.first, self.last = Edges(), Weighted(), nn.SAGEConv(6, 6)
+
+    def forward(self, x: Tensor, edge_index: Tensor, *args: Any) -> Tensor:
+        x = self.first(x, edge_index, self.edges(x, edge_index))
+        return self.last(self.push_and_pull(self.histories[0], x, *args), edge_index)
+
+
+def test_states_of_as_many_edges_as_rows() -> None:
+    nodes = torch.arange(20)
+    ring = torch.stack([nodes, (nodes + 1) % 20])
+    data = Data(x=torch.randn(20, C), edge_index=torch.cat([ring, ring.flip(0)], dim=1))
+    ptr = torch.arange(0, 21, 2)  # two nodes, two of a halo, four edges
+    model, twin = Stateful(20), Stateful(20)
+    twin.load_state_dict(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"Edges returned 4 rows on a batch of 4 nodes and as many edges.*check\(model, data\)"
+    ):
+        model(next(iter(SubgraphLoader(data, ptr))))
+    check(model, data)
+    wanted = twin(data.x, data.edge_index)
+    assert_same_rows(model, data, ptr, wanted)
+    other = Stateful(20)  # which has seen batches of other sizes
+    other.load_state_dict(twin.state_dict())
+    assert_same_rows(other, data, torch.tensor([0, 7, 20]), wanted)
+    assert_same_rows(other, data, ptr, wanted)
+
+
+def assert_same_rows(model: ScalableGNN, data: Data, ptr: Tensor, wanted: Tensor) -> None:
+    model(data.x, data.edge_index)
+    for batch in EvalSubgraphLoader(data, ptr):
+        torch.testing.assert_close(model(batch), wanted[batch.n_id[: batch.batch_size]])

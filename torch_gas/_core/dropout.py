@@ -9,7 +9,7 @@ from torch_gas._core import checks
 from torch_gas._core.build import _C
 from torch_gas._core.checks import FLOAT_TYPES
 from torch_gas._core.memory import empty
-from torch_gas._core.naming import at
+from torch_gas._core.naming import arg, at
 
 
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
@@ -79,7 +79,11 @@ def dropout_rows(x: Tensor, ids: Tensor, p: float, key: int) -> Tensor:
     checks.contiguous(call, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{at(call, 'x')} must have rows, but is a single number")
-    ids = checks.numbers(call, "ids", ids, torch.int64, size=x.size(0))
+    ids = checks.numbers(call, "ids", ids, torch.int64)
+    if ids.numel() != x.size(0):
+        raise ValueError(
+            f"{at(call, 'ids')} must have one for each row of `{arg('x')}` {list(x.shape)}, but has {ids.numel()} elements"
+        )
     checks.number(call, "p", p)
     checks.size(call, "key", key)
     out = empty(x.shape, x.dtype)

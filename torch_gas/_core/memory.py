@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -106,7 +107,7 @@ def fingerprint(tensors: Sequence[Tensor], lines: int = 0) -> int:
             tensor = tensor.contiguous()
             copies.append(tensor)
         given += (tensor.data_ptr(), tensor.nbytes)
-    return int(_C.fingerprint(*given, lines=lines, threads=torch.get_num_threads()))
+    return int(_C.fingerprint(*given, lines=min(lines, sys.maxsize), threads=torch.get_num_threads()))
 
 
 def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

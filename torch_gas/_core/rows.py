@@ -132,6 +132,7 @@ def add_rows(table: Tensor, index: Tensor, rows: Tensor, *, ascending: bool = Fa
         [2.0, 1.0, 8.0]
     """
     call = "add_rows"
+    checks.kind(call, "ascending", ascending, bool, "a bool")
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, SUM_TYPES)
     index = _index(call, index)
@@ -279,7 +280,8 @@ def batch_rows_of(
     found, device = [], torch.device("cpu")
     for table in tables:
         _table(call, table, offset, count)
-        _table(call, table, halo)
+        if isinstance(table, FileRows):
+            table.before_use(halo)
         batch_size = int(count.clamp(0, table.shape[0]).sum())
         rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
         check_placement(call, table, "halo", device)

@@ -21,12 +21,13 @@ from torch_gas._util.version import version
 from torch_gas.batch.cache import WHOLE_EDGES, glance
 from torch_gas.batch.data import SubData
 from torch_gas.batch.record import BatchRecord
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_matrix, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
-from torch_gas.graph.sample import Samples, constants, sample
+from torch_gas.graph.sample import Samples, constants, of_batch
 from torch_gas.partition.record import check_ptr, is_in_order
 from torch_gas.table import StoredFeatures
 
@@ -50,8 +51,14 @@ class Builder:
         held = (self.key, *self.other_keys, *self.edge_keys)
         keys = [key for key in data.keys() if key not in held]  # noqa: SIM118  # Data iterates over pairs
         self.node_keys = [key for key in keys if is_node_attr(data, key)]
+        self.sampled_keys = list(dict.fromkeys(["x", *filter(self._holds_numbers, self.node_keys), *self.edge_keys]))
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
+
+    def _holds_numbers(self, key: str) -> bool:
+        """Whether a model may take it: it holds no masks, nor labels, which PyG calls so."""
+        value = self.data[key]
+        return isinstance(value, (Tensor, StoredFeatures)) and value.dtype != torch.bool and key != "y"
 
     @functools.cached_property
     def graph_key(self) -> str:
@@ -61,7 +68,7 @@ class Builder:
     def features(self) -> Samples:
         """Samples of what a model may take from the graph beside its edges."""
         values = {self.key: format_of(self.adj).values(self.adj)}
-        return constants({key: self.data.get(key) for key in ("x", *self.edge_keys)} | values)
+        return constants({key: self.data.get(key) for key in self.sampled_keys} | values)
 
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
@@ -92,7 +99,9 @@ class Builder:
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()
-        rows = sample(batch.get("x"))
+        num_edges = sub.col.numel()
+        given = {key: batch[key] for key in self.sampled_keys if key in batch}
+        samples = of_batch(given, adj, num_edges, batch_size, n_id.numel())
         record = BatchRecord(
             key=self.graph_key,
             num_nodes=self.num_nodes,
@@ -100,10 +109,10 @@ class Builder:
             count=count,
             batch_size=batch_size,
             halo_size=n_id.numel() - batch_size,
-            num_edges=format_of(adj).num_edges(adj),
+            num_edges=num_edges,
             digest=digest(n_id),
             neighbors=self.neighbors,
-            rows=None if rows is None else rows.clone(),
+            samples={name: rows.clone() for name, rows in samples.items()},
         )
         return SubData.of_record(batch, record, n_id)
 

@@ -16,9 +16,10 @@ from torch_geometric.data import Data
 from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
-from torch_gas.graph.formats import in_memory, tensors_of
+from torch_gas.graph.formats import ADJACENCIES, in_memory, tensors_of
 
-SAMPLE = 8  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
+SAMPLE = 32  # lines of each tensor of a batch that are looked at before it comes again, which take some microseconds
+COPIED = 2**16  # bytes of an attribute of a batch that whoever gets it has a copy of
 # Before each epoch, a tensor of a graph is read where it has no more bytes than that, and so many lines of a larger one.
 WHOLE, WHOLE_EDGES, SAMPLE_OF_DATA = (
     2**19,
@@ -27,25 +28,28 @@ WHOLE, WHOLE_EDGES, SAMPLE_OF_DATA = (
 )  # bytes of a tensor of a graph that is read before each epoch, and lines of a larger one
 
 
+_SHARED = {*ADJACENCIES, "n_id"}
+
+
 class BatchCache:
     """Batches that come again, up to a number of bytes; a batch that was changed in place is made anew.
 
-    Changes that torch counts are all found. Those that it does not count, as of what NumPy or ``.data`` write, are found by a
-    sample of the batch.
+    Changes that torch counts are all found. What NumPy or ``.data`` write does not reach attributes of at most COPIED bytes
+    (labels, masks), and is found by a sample of larger ones and of edges.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, is_sent: bool) -> None:
+        self.capacity, self._is_sent = capacity, is_sent
         self.size = 0
         self._entries: dict[tuple[int, ...], tuple[SubData, list[Any]]] = {}
         self._lock, self._process = threading.Lock(), os.getpid()
 
-    def __reduce__(self) -> tuple[type[BatchCache], tuple[int]]:
-        return BatchCache, (self.capacity,)  # a copy starts empty
+    def __reduce__(self) -> tuple[type[BatchCache], tuple[int, bool]]:
+        return BatchCache, (self.capacity, self._is_sent)  # a copy starts empty
 
     def get(self, parts: tuple[int, ...]) -> SubData | None:
         batch, state = self._entries.get(parts, (None, None))
-        return None if batch is None or _state(batch) != state else _shallow_copy(batch)
+        return None if batch is None or _state(batch) != state else _shallow_copy(batch, self._is_sent)
 
     def put(self, parts: tuple[int, ...], batch: SubData) -> SubData:
         """Keeps ``batch`` where there is room, and returns it for use."""
@@ -61,15 +65,18 @@ class BatchCache:
                     return batch
                 self.size += size
             self._entries[parts] = (batch, _state(batch))
-        return _shallow_copy(batch)
+        return _shallow_copy(batch, self._is_sent)
 
 
-def _shallow_copy(batch: SubData) -> SubData:
-    """A copy whose attributes may be set, and whose features may gather gradients of their own. It shares their memory."""
+def _shallow_copy(batch: SubData, is_sent: bool) -> SubData:
+    """A copy whose attributes may be set, and whose features may gather gradients of their own.
+
+    It shares the memory of edges, of ids, which calls compare by content, and of what is large.
+    """
     out = copy.copy(batch)
     for key, value in batch.to_dict().items():
-        if isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point():
-            out[key] = value.detach()
+        if isinstance(value, Tensor) and value.layout == torch.strided and key not in _SHARED:
+            out[key] = value.clone() if value.nbytes <= COPIED and not is_sent else value.detach()
     return out
 
 

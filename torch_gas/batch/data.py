@@ -54,6 +54,11 @@ class SubData(Data):  # type: ignore[misc]  # PyG's classes are not typed
     def __init__(
         self, data: Data, batch_size: int, n_id: Tensor, offset: Tensor | None = None, count: Tensor | None = None
     ) -> None:
+        if not isinstance(data, Data):  # PyG's Batch and its DataLoader make one of nothing
+            raise TypeError(
+                f"SubData: data must be a Data, but is {type(data).__name__}; batches cannot be put together, as by Batch: have "
+                "the loader do it, SubgraphLoader(data, ptr, batch_size), or call the model on one after the other"
+            )
         self._take(copy.copy(data), batch_size, n_id, offset, count)
 
     def _take(self, data: Data, batch_size: int, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections import deque
@@ -93,6 +94,11 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError(f"SubgraphLoader: prefetch and cache_size must not be negative, but are {came}")
         if neighbors not in ("in", "both"):
             raise ValueError(f'SubgraphLoader: neighbors must be "in" or "both", but is {neighbors!r}')
+        if sampling := [name for name in ("num_neighbors", "input_nodes", "replace") if name in kwargs]:
+            raise TypeError(
+                f"SubgraphLoader: {', '.join(sampling)} of PyG's NeighborLoader have no place here, because nothing is sampled: "
+                "an epoch has all nodes, and a batch all edges into its own. Leave them out, and take the loss of labelled nodes"
+            )
         self.builder = Builder(data, check_partition(ptr, data), bipartite, neighbors)
         _warn_of_whole_graph(batch_size, ptr)
         self._prefetch = prefetch
@@ -106,7 +112,8 @@ class SubgraphLoader(DataLoader[SubData]):
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._process = os.getpid()
-        self._cache = BatchCache(cache_size if batch_size == 1 or not shuffle else 0)
+        capacity = cache_size if batch_size == 1 or not shuffle else 0
+        self._cache = BatchCache(capacity, is_sent=self.device.type == "cuda")
         self._features: Samples = {}
         self._contents: Contents | None = None  # of which the kept batches are
         self._learned: str | None = None  # an attribute of the graph that gradients are wanted of
@@ -177,7 +184,7 @@ class SubgraphLoader(DataLoader[SubData]):
         if self._contents is None or contents.differ(self._contents):
             self._contents, self._features = contents, self.builder.features()
             self._learned = learned(self.data)
-            self._cache = BatchCache(self._cache.capacity)
+            self._cache = copy.copy(self._cache)
             vars(self.builder).pop("graph_key", None)  # data.perm may be another one
             self._iterator = None  # workers that persist hold the data as it was
         if self.num_workers > 0:
@@ -297,10 +304,8 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self.builder(parts)
         if self._transposes:
             adj = batch[self.builder.key]
-            num_rows = batch.n_id.numel()
-            has_edges_into_halo = self.builder.neighbors == "both"
-            num_dst = num_destinations(adj) or (num_rows if has_edges_into_halo else batch.batch_size)
-            edges = edges_of(adj, num_dst, num_rows)
+            num_dst = batch.batch_size if self.builder.neighbors == "in" else batch.n_id.numel()
+            edges = edges_of(adj, num_destinations(adj) or num_dst, batch.n_id.numel())
             if edges is not None:
                 edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
@@ -349,7 +354,13 @@ def _next(batches: Iterator[SubData], process: int) -> SubData:
     if os.getpid() != process:
         _of_parents.append(batches)
     check_process(process)
-    return next(batches)
+    try:
+        return next(batches)
+    except StopIteration:
+        raise RuntimeError(
+            "SubgraphLoader: workers that persist serve one epoch at a time, and have begun another since; leave out "
+            "persistent_workers where one loader is iterated over inside of its own loop, or make two loaders"
+        ) from None
 
 
 def _num_cores() -> int:

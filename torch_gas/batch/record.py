@@ -13,6 +13,7 @@ from torch_gas.graph.sample import Samples
 
 if TYPE_CHECKING:
     from torch_gas._util.thread import Task
+    from torch_gas.batch.builder import Builder
     from torch_gas.batch.data import SubData
     from torch_gas.batch.loader import SubgraphLoader
 
@@ -28,6 +29,12 @@ class Lookahead:
         """The batch that comes next, where it is there already."""
         made = self._ahead[0].value if self._ahead else None
         return None if made is None else cast("SubData", made[0])
+
+    @property
+    def builder(self) -> Builder | None:
+        """What makes the loader's batches."""
+        loader = self._loader()
+        return None if loader is None else loader.builder
 
     @property
     def largest_halo(self) -> int | None:
@@ -53,7 +60,7 @@ class BatchRecord:
         epoch: of the loader, counted from 0; None where the batch is of none.
         index: place of the batch in its epoch, counted from 0.
         num_batches: of the epoch; None where a sampler decides on the way.
-        rows: a sample of the features ``x`` that the batch was made with; see :mod:`torch_gas.graph.sample`.
+        samples: of the features, edges and edge attributes that it was made with; see :func:`torch_gas.graph.sample.of_batch`.
         features: samples of the features of the graph and of the weights of its edges, by name.
         lookahead: what comes next, or None.
     """
@@ -70,7 +77,7 @@ class BatchRecord:
     epoch: int | None = None
     index: int | None = None
     num_batches: int | None = None
-    rows: Tensor | None = field(default=None, repr=False)
+    samples: Samples = field(default_factory=dict, repr=False)
     features: Samples = field(default_factory=dict, repr=False)
     lookahead: Lookahead | None = field(default=None, repr=False)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class DropoutById(Extension):
 
     entry c of a row is kept if :math:`w_{c \bmod 4} \geq p \cdot 2^{32}`, and then multiplied by :math:`1 / (1 - p)`.
 
-    * Rows of nodes have the id of their node.
+    * Rows of nodes have the id of their node. Outside of ``message`` and ``edge_update``, as many rows as nodes are theirs.
     * Rows of edges have that of the pair of its nodes in the adjacency over which a layer passes messages, self-loops that it
       adds included, and of the number of equal pairs before it.
     * The place of a call is its number among those in the same call of a convolution, or outside of all. So a convolution that
@@ -55,7 +56,7 @@ class DropoutById(Extension):
     dropout, attention of torch itself, and samples of edges. Compiled models are refused.
 
     Args:
-        seed: of the masks, in 0 .. 2**63 - 1. By default it is drawn from torch's generator, so that :func:`torch.manual_seed`
+        seed: of the masks, not negative. By default it is drawn from torch's generator, so that :func:`torch.manual_seed`
             makes it reproducible. Models with the same seed and step draw the same masks.
 
     Attributes:
@@ -64,7 +65,7 @@ class DropoutById(Extension):
             checkpoints, with the seed.
 
     Raises:
-        ValueError: if ``seed`` is out of range; in a call, if nothing tells which node or edge a row is of.
+        ValueError: if ``seed`` is negative; in a call, if nothing tells which node or edge a row is of.
 
     Example:
         >>> import torch
@@ -87,8 +88,8 @@ class DropoutById(Extension):
 
     @checked
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ValueError(f"DropoutById: seed must be in 0 .. 2**63 - 1, but is {seed}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"DropoutById: seed must not be negative, but is {seed}")
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
         self.step = 0
         self._met: dict[tuple[str, int], _Rows] = {}  # by scope and number
@@ -107,11 +108,14 @@ class DropoutById(Extension):
                 f"{model._name}: DropoutById sees calls of dropout while the model runs, which torch.compile cannot follow; call "
                 "the model as it is, or remove the extension"
             )
-        _Masks(self, call).wire(call.undo)
+        masks = _Masks(self, call)
+        masks.wire(call.undo)
+        call.undo.set(call, "rehearsals", [*call.rehearsals, masks.rehearsal])
 
     def end(self, call: Call) -> None:
-        """Counts a step; in a replay, whoever replays counts it."""
-        if call.model.training and torch.is_grad_enabled() and call.session.replay is None:
+        """Counts a step of training; in a replay, whoever replays counts it."""
+        session = call.session
+        if call.model.training and torch.is_grad_enabled() and session.watching and session.replay is None:
             self.next_step()
 
     def next_step(self) -> None:
@@ -165,7 +169,7 @@ class _Scope(NamedTuple):
 
 
 _ADVICE = (
-    "Drop rows of nodes, [B + S, ...] or [B, ...], outside of message(), rows of edges inside of message() or edge_update(), "
+    "Drop rows of nodes outside of message(), rows of edges inside of message() or edge_update(), both as the first dimension, "
     "and other tensors as they are in the model, as a parameter"
 )
 
@@ -224,6 +228,15 @@ class _Masks(TorchFunctionMode):
         undo.add(self.__exit__)
         self.__enter__()
 
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """While entered, layers drop as in their next calls."""
+        counts, scope = self._counts.copy(), self.scope
+        try:
+            yield
+        finally:
+            self._counts, self.scope = counts, scope
+
     def _scoped(
         self, function: Callable[..., Any], name: str, layer: str, dim: int, on_edges: bool = False
     ) -> Callable[..., Any]:
@@ -274,12 +287,13 @@ class _Masks(TorchFunctionMode):
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")
-        key = self.extension.key(self.scope.name, number)
         rows = x.view(1) if x.dim() == 0 else x
         dim, ids = self._ids(rows, number)
+        key = self.extension.key(self.scope.name, number)
         if dim != 0:
             return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim)
-        return dropout_rows(rows, ids.to(x.device), p, key).view(x.shape)
+        out = dropout_rows(rows, ids.to(x.device), p, key)
+        return out.view(()) if x.dim() == 0 else out
 
     # -- ids -----------------------------------------------------------------------------------------------------------
 
@@ -294,13 +308,15 @@ class _Masks(TorchFunctionMode):
         adjs = scope.adjs
         if not fits and (held := _held(x.size(0))):
             fits, adjs = [_rows("edges", 0, x)], held
-        elif not fits and not scope.name:
+        elif (
+            not fits and not scope.name and self.nodes.keys().isdisjoint(x.shape)
+        ):  # nor are nodes in another dimension
             fits = [_rows("positions", 0, x)]
         if not fits:
             nodes = "" if scope.on_edges else f" {' or '.join(map(str, self.nodes))} nodes, or"
             edges = " or ".join(str(_num_edges(adj)) for adj in adjs) or "unknown"
             raise ValueError(
-                f"{scope.layer}: dropout is given {list(x.shape)}, not rows of{nodes} {edges} edges. {_ADVICE}"
+                f"{scope.layer}: dropout is given {list(x.shape)}, which are no rows of{nodes} {edges} edges. {_ADVICE}"
             )
         rows = met.get((scope.name, number), fits[0])
         if rows not in fits:
@@ -340,7 +356,7 @@ class _Masks(TorchFunctionMode):
         if id(adj) not in self._of_edges:
             src, dst = _pairs(adj)
             ids = self.ids.to(src.device)
-            self._of_edges[id(adj)] = (adj, edge_ids(ids[src], ids[dst]))
+            self._of_edges[id(adj)] = (adj, edge_ids(ids[src], ids[dst], self.model.num_nodes))
         return self._of_edges[id(adj)][1]
 
 
@@ -375,14 +391,14 @@ def _num_edges(adj: Any) -> int:
     return adj._nnz() if is_coo else format_of(adj).num_edges(adj)
 
 
-def edge_ids(src: Tensor, dst: Tensor) -> Tensor:
+def edge_ids(src: Tensor, dst: Tensor, num_nodes: int) -> Tensor:
     """Numbers of 64 bits for edges from ``src`` to ``dst``, [E], which depend on both and on how many equal pairs come before."""
-    rank = torch.zeros_like(src)
-    order = torch.argsort(dst, stable=True)
-    order = order[torch.argsort(src[order], stable=True)]
-    equal = (src[order][1:] == src[order][:-1]) & (dst[order][1:] == dst[order][:-1])
-    if bool(equal.any()):
-        number = torch.arange(1, src.numel(), device=src.device)
-        first = torch.where(equal, 0, number).cummax(0).values
-        rank[order[1:]] = number - first
-    return philox.mix(philox.mix(philox.mix(src) + dst) + rank)
+    pairs = dst * num_nodes + src
+    ids = philox.mix(pairs)
+    if not bool((pairs[1:] > pairs[:-1]).all()):  # in the order of loaders, where none is there twice
+        pairs, order = pairs.sort(stable=True)
+        equal = pairs[1:] == pairs[:-1]
+        number = torch.arange(1, pairs.numel(), device=src.device)
+        first = torch.where(equal, 0, number).cummax(0).values  # of equal pairs
+        ids[order[1:]] += number - first
+    return philox.mix(ids)

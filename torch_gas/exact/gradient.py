@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
@@ -73,13 +74,19 @@ class ExactGradient:
     """
 
     @checked
-    def __init__(self, model: HistoryModel, loader: SubgraphLoader, *, check: bool = True) -> None:
+    def __init__(self, model: Module, loader: SubgraphLoader, *, check: bool = True) -> None:
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        if not isinstance(model, HistoryModel):
+            raise TypeError(
+                f"ExactGradient: model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), and "
+                "pass the module of a DistributedDataParallel, as each process computes the gradient of a whole graph"
+            )
         model._check_size(loader.num_nodes, "ExactGradient: the loader's graph")
         self.model, self.loader = model, _fixed(loader)
         self._segments: list[Segment] = []
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
-        model._check_ready()
+        model._make_ready(self.loader.data)
         known = next((each for each in model.extensions if isinstance(each, _Tables)), None)
         self._tables = known or _Tables()
         if known is None:
@@ -160,8 +167,10 @@ class ExactGradient:
             stance.__enter__()
             undo.add(torch.set_grad_enabled, True)
             replay = Segments(undo, model)
-            replay.handler = self._skipping
             undo.set(session, "replay", replay)
+            for module in model.modules():  # though Ctrl-C may end what the next line does before it puts them back
+                undo.add(setattr, module, "training", module.training)
+            replay.handler = self._skipping
             close(model, undo, BY_HAND)
             sweeps = Sweeps(replay, self.loader, self._gradients, criterion, self._unchecked)
             if sweeps.found_for == self._found_for:

@@ -41,6 +41,7 @@ class Segment:
         compact: whether one row of any value can stand in for all rows that it does not read; else there are as many as in a
             batch, and those of exact histories are written over what is pushed, for whoever kept that.
         learns: whether its gradient is wanted: something that learns, or rows that depend on it, are read.
+        draws: whether random numbers are drawn that change nothing it computes.
         is_known: whether a batch has shown where it ends.
     """
 
@@ -50,6 +51,7 @@ class Segment:
     runs_on: bool = True
     compact: bool = False
     learns: bool = True
+    draws: bool = False
     is_known: bool = False
 
     @property

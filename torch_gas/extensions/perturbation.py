@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -203,13 +203,14 @@ class LocalPerturbation(Extension):
             noisy = _with_noise(kwargs[name], self.noise)
             kwargs = kwargs | {name: noisy}
         device = _first(noisy).device
-        rehearsal: AbstractContextManager[Any] = nullcontext() if call.places is None else call.places.rehearsal()
         call.forbidden = (
             f"{call.model._name}: LocalPerturbation calls {type(layer).__name__} a second time, but there are histories inside "
             "of it, which would be written to; name the layers to perturb: LocalPerturbation(layers=[...])"
         )
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), rehearsal:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), ExitStack() as beside:
+                for rehearsal in call.rehearsals:
+                    beside.enter_context(rehearsal())
                 self._perturbed[layer] = layer.forward(*args, **kwargs)  # which runs no hooks
         finally:
             call.forbidden = None

@@ -41,8 +41,8 @@ from torch_geometric.data import Data
 from torch_gas._util.arguments import checked, checked_fields
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.edges import check_edges
-from torch_gas.graph.formats import find_adjacency
 from torch_gas.graph.origin import difference, key_of
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel

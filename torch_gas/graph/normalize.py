@@ -18,10 +18,11 @@ from torch_geometric.utils import add_remaining_self_loops
 from torch_gas._util.arguments import checked
 from torch_gas._util.fitting import fitting
 from torch_gas.graph import matrix
+from torch_gas.graph.adjacency import find_adjacency, one_adjacency
 from torch_gas.graph.checks import check_ids, count_nodes
 from torch_gas.graph.edges import check_edges, coo, degrees, from_coo, to_csr
 from torch_gas.graph.format import Matrix
-from torch_gas.graph.formats import check_adjacency, find_adjacency, format_of, num_destinations, one_adjacency
+from torch_gas.graph.formats import check_adjacency, format_of, num_destinations
 from torch_gas.graph.levels import edge_attrs
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from torch_gas.graph.formats import check_adjacency, find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import check_adjacency
 from torch_gas.graph.key import edges_of_key, graph_key, order_of_key
 from torch_gas.graph.sample import Samples
 from torch_gas.table import FileTable
@@ -24,14 +25,19 @@ class Origin:
         key: of the graph, which batches bring with them; empty where it is not known.
         source: the file that the rows came from; empty where they were pushed in this process.
         features: samples of those of the graph and of the weights of its edges, by name. Files do not keep them.
-        as_given: whether edges and features of batches were those that the loader gave; None where that is not known yet.
+        as_given: whether features, edges and edge attributes of batches were those that the loader gave, by name; None before
+            the first.
+        names: of attributes of the graph, by the names of the arguments that took them.
+        is_loaded: whether rows came from a ``state_dict``, which may not tell their graph.
         is_tentative: whether the rows are those of a graph that the model was evaluated on before it saw a batch.
     """
 
     key: str = ""
     source: str = ""
     features: Samples = field(default_factory=dict, compare=False, repr=False)
-    as_given: tuple[bool | None, bool | None] | None = field(default=None, compare=False)
+    as_given: dict[str, bool] | None = field(default=None, compare=False)
+    names: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    is_loaded: bool = field(default=False, compare=False)
     is_tentative: bool = field(default=False, compare=False)
 
     def take(self, key: str, has_rows: Callable[[], bool]) -> None:
@@ -58,6 +64,10 @@ class Origin:
                 "model.load_histories(path, graph=data), or checkpoint.load(path, model=model, graph=data, ...). Or begin anew: "
                 f"{_FORGET}"
             )
+
+    def loaded(self, metadata: dict[str, Any]) -> Origin:
+        """That of rows from a ``state_dict``, whose ``metadata`` tells their graph unless the dictionary was built anew."""
+        return Origin(metadata.get("graph", self.key), is_loaded=True)
 
 
 def key_of(graph: Any, num_nodes: int) -> str:

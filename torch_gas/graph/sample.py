@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OF_BATCH, OF_GRAPH = 16, 256  # rows in a sample, about
+from torch_gas._util.memory import has_memory
+from torch_gas.graph.formats import format_of, is_matrix
+
+OF_BATCH, OF_EDGES, OF_GRAPH = 16, 64, 256  # rows in a sample, about
 
 Samples = dict[str, Tensor]  # by the names of arguments and attributes
 
 
 def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
-    """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows.
+    """Some rows of features, evenly spread, which share their memory; None where they are no tensor of rows that can be read.
 
     Of a sparse matrix these are some of its entries, [1, 2, ...], which are compared with no rows of a dense one.
     """
@@ -23,7 +26,32 @@ def sample(x: Any, number: int = OF_BATCH) -> Tensor | None:
     if x.layout == torch.sparse_csr:
         step = max(x.values().size(0) // number, 1)
         return torch.stack([x.col_indices()[::step].to(x.dtype), x.values().detach()[::step]])[None]
-    return x.detach()[:: max(x.size(0) // number, 1)] if x.layout == torch.strided and x.dim() > 0 else None
+    return x.detach()[:: max(x.size(0) // number, 1)] if has_memory(x) and x.dim() > 0 else None
+
+
+def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int, num_rows: int) -> Samples:
+    """Samples of the edges of a batch, of what it has for each, and of numbers and ``"x"`` of nodes. They share its memory.
+
+    Edges go by their places: to reorder them makes others. Those of a matrix have other names than those of an ``edge_index``,
+    with which they are not compared.
+    """
+    samples: dict[str, Any] = {}
+    if adj is not None and not is_matrix(adj):
+        samples["edge_index"] = (adj.as_tensor() if type(adj) is not Tensor else adj)[
+            :, :: max(num_edges // OF_EDGES, 1)
+        ]
+    elif adj is not None:
+        rowptr, _, col = format_of(adj).stored_edges(adj)
+        samples["columns of edges"] = sample(col, OF_EDGES)
+        samples["rows of edges"] = sample(rowptr[: batch_size + 1], OF_EDGES)
+        samples["values of edges"] = sample(format_of(adj).values(adj))
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        size = value.size(0)
+        if name == "x" or size == num_edges or (size == num_rows and value.dtype != torch.bool):
+            samples[name] = sample(value, OF_EDGES if value.dim() == 1 else OF_BATCH)
+    return {name: rows for name, rows in samples.items() if rows is not None}
 
 
 def constants(given: Mapping[str, Any]) -> Samples:

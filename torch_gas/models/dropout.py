@@ -89,8 +89,10 @@ def dropout_rows(x: Tensor, ids: Tensor, p: float, key: int) -> Tensor:
 
 
 def _times(x: Tensor, drawn: Tensor, p: float) -> Tensor:
-    """``x`` with the entries dropped for which these words were drawn."""
-    return (x * philox.factors(drawn, p, x.dtype).view(x.shape)).to(x.dtype)
+    """``x`` with the entries dropped for which these words were drawn; the backward pass keeps a mask."""
+    threshold = math.floor(p * 2**32 + 0.5)
+    scale = 0.0 if threshold >> 32 else 1 / (1 - p)
+    return torch.where((drawn >= threshold).view(x.shape), x * scale, x * 0.0)
 
 
 def _apply(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:

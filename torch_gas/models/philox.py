@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -41,13 +39,6 @@ def row_words(key: int, ids: Tensor, width: int) -> Tensor:
 def entry_words(key: int, ids: Tensor, channels: Tensor) -> Tensor:
     """The word of single entries, each by the id of its row and its channel, [n]."""
     return words(key, ids, channels // 4).gather(1, (channels % 4)[:, None])[:, 0]
-
-
-def factors(drawn: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    """What entries with these words are multiplied by: 0 or 1 / (1 - p), in float32 for types of 16 bits."""
-    threshold = math.floor(p * 2**32 + 0.5)
-    scale = 0.0 if threshold >> 32 else 1 / (1 - p)
-    return (drawn >= threshold).to(torch.promote_types(dtype, torch.float32)) * scale
 
 
 def mix(ids: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.fitting import fitting
 from torch_gas._util.replace import existing, replacing
 from torch_gas._util.units import format_bytes
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.checks import count_nodes
 from torch_gas.graph.edges import check_edges, edge_pieces
-from torch_gas.graph.formats import ADJACENCIES, check_adjacency, find_adjacency, format_of
+from torch_gas.graph.formats import ADJACENCIES, check_adjacency, format_of
 from torch_gas.graph.key import edges_of_key, graph_key
 from torch_gas.partition.backends import BACKENDS, Task
 from torch_gas.partition.memory import held_memory, peak_memory

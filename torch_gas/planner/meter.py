@@ -31,8 +31,9 @@ class Metered(NamedTuple):
 def metered(function: Callable[[], Any], device: torch.device) -> Metered:
     """Calls ``function`` and counts what it allocates on ``device``.
 
-    CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations and frees that torch's profiler saw are
-    summed up. Python collects no garbage meanwhile, because what is left of earlier calls would be subtracted.
+    CUDA's allocator keeps count, and its peak is set back. On the CPU, the allocations that torch's profiler saw are summed up,
+    less those of them that were freed. Python collects no garbage meanwhile, because what CUDA has left of earlier calls would be
+    subtracted.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -54,10 +55,22 @@ def _metered(function: Callable[[], Any], device: torch.device) -> Metered:
         return Metered(result, peak - before, held - before)
     with _quiet(), torch.profiler.profile(activities=[_CPU], profile_memory=True) as profiler:
         result = function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    total = torch.tensor([0, *changes], device="cpu").cumsum(0)
-    return Metered(result, int(total.max()), int(total[-1]))
+    nodes, changes = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        if node.name == "[memory]":
+            changes.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+    # By address: of memory from before the call, frees tell sizes that lay there in earlier profiles, if any.
+    sizes, held, peak = dict[int, int](), 0, 0
+    for _, address, size in sorted(changes, key=lambda change: change[0]):
+        if size > 0:
+            sizes[address] = size
+            held += size
+            peak = max(peak, held)
+        else:
+            held -= sizes.pop(address, 0)
+    return Metered(result, peak, held)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def default_loss(out: Any, batch: SubData) -> Tensor:
     return torch.stack(squares).sum()
 
 
+@torch.inference_mode(mode=False)
 def measure(model: HistoryModel, loader: SubgraphLoader, loss: Loss | None = None) -> StepMemory:
     """The memory of training steps beyond what the model holds between them, with their batch and those made ahead.
 

@@ -41,15 +41,13 @@ class Automatic(Handler):
         need = self.found.needs.get(place)
         if replay is None or self.call.batch_size is None:
             return None
-        history = None if need is None or need.action != "history" else self.model.histories[need.number]
-        if need is None or history not in replay.exact:
+        if need is None or need.action != "history" or self.model.histories[need.number] not in replay.exact:
             replay.computes()
             return None
-        assert history is not None
         if place.kind == "output":  # nothing is computed inside of that layer
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
-        rows = torch.empty(0, *need.shape, dtype=history.row_dtype, device=self.device)
-        return replay.stand_in(rows, self.call.batch_size)
+        dtype = self.model.histories[need.number].model_dtype  # that of the trial, or what `float()` has made of it
+        return replay.stand_in(torch.empty(0, *need.shape, dtype=dtype, device=self.device), self.call.batch_size)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)

@@ -15,7 +15,8 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced, untraced_frame
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
-from torch_gas.graph.formats import find_adjacency, is_matrix
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import is_matrix
 from torch_gas.session.call import Call, Ids
 from torch_gas.session.inference import Skipping, layerwise_inference
 from torch_gas.session.model import HistoryModel
@@ -24,9 +25,11 @@ from torch_gas.table import FileTier, StoredFeatures
 from torch_gas.transfer import IO
 from torch_gas.wiring import Batch, Rows, compiled, find_layers, refuse_evaluation, wire_whole
 from torch_gas.wiring.arguments import data_names, parameters
+from torch_gas.wiring.batch import refuse_unregistered
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Places
+from torch_gas.wiring.trial.selected import check_inputs_of_batch
 from torch_gas.wiring.undo import Undo
 
 _NOT_STORED = ("x", "adj_t", "edge_index", "batch_size", "n_id", "offset", "count")  # which a batch gives by place
@@ -132,7 +135,9 @@ class ScalableGNN(HistoryModel):
             raise ValueError(f"{type(self).__name__}: hidden_channels must be at least 1, but is {hidden_channels}")
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
-        self._trained_with: set[str] | None = None  # names of what the last training call was given beside x and adj_t
+        # Names of what the last training call was given beside x and adj_t, or before there was one, the first evaluation.
+        self._given: tuple[str, set[str]] | None = None
+        self._inputs_checked = ""  # the key of a graph on whose batches inputs() was looked at
         self._add_histories(widths)
 
     def _skipping(self, data: Data) -> Skipping:
@@ -185,7 +190,7 @@ class ScalableGNN(HistoryModel):
                     "batches; store it in data under the name of forward's argument, or override inputs()"
                 )
             return layerwise_inference(self, loader, progress, device, path, original_order)
-        self._refuse_target(device, path, original_order)
+        self._refuse_target(x, device, path, original_order)
         if isinstance(x, SubData):
             args, kwargs = self._arguments_of(x, kwargs)
             return self(*args, **kwargs)
@@ -199,7 +204,9 @@ class ScalableGNN(HistoryModel):
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
             call.check_used()
             self._session.end(call)
-            return out
+        if call.met is not None:
+            self._session.met.check(self, call, (x, adj_t, batch_size, n_id, offset, count), kwargs)
+        return out
 
     @untraced
     def _rows_of(self, x: Any) -> int | None:
@@ -231,18 +238,23 @@ class ScalableGNN(HistoryModel):
         if not compiles:
             fuse(undo, self)
         self._wire(call)
+        if compiles:
+            call.met = None
+        elif call.met is not None and self.training not in self._session.met.registered:
+            refuse_unregistered(call.undo, self)
         self._session.wired(call)
         return call
 
     def _check_further(self, given: dict[str, Any]) -> None:
         """Raises in evaluation unless ``forward`` is given what it was given in training, as far as that is of a graph."""
-        names, trained = data_names(given) - {"x"}, self._trained_with
-        if self.training:
-            self._trained_with = names
-        elif trained is not None and (trained ^ names) - {name for name, value in given.items() if value is None}:
-            had, has = (", ".join(sorted(each)) or "no further arguments" for each in (trained, names))
+        names = data_names(given) - {"x"}
+        if self.training or self._given is None:
+            self._given = ("trained" if self.training else "first called", names)
+        when, before = self._given
+        if (before ^ names) - {name for name, value in given.items() if value is None}:
+            had, has = (", ".join(sorted(each)) or "no further arguments" for each in (before, names))
             raise ValueError(
-                f"{self._name} was trained with {had}, but is evaluated with {has}, which is another function. Pass the same to "
+                f"{self._name} was {when} with {had}, but is evaluated with {has}, which is another function. Pass the same to "
                 "both: model(batch) and model(loader=...) take what data holds under the names of forward's arguments. Override "
                 "inputs() to have them take others; to leave one out on purpose, pass None for it"
             )
@@ -254,10 +266,11 @@ class ScalableGNN(HistoryModel):
         else:
             layers = find_layers(self)
             refuse_evaluation(self, call.batch_size, self.num_nodes)
-            replay = self._session.replay
-            any_rows = replay is not None and replay.any_rows
-            rows = Rows(call.batch_size, call.n_id, self.num_nodes, any_rows)
-            Batch(layers, layers.convs, rows, call.neighbors == "in").wire(call.undo)
+            session, replay = self._session, self._session.replay
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, session.any_rows)
+            batch = Batch(layers, layers.convs, rows, call.neighbors == "in")
+            batch.wire(call.undo)
+            call.met = batch.met
             if replay is not None and replay.handler is not None:
                 Places(self, replay.handler, call.n_id.numel(), frozenset({"output"})).wire(call.undo)
 
@@ -265,6 +278,12 @@ class ScalableGNN(HistoryModel):
     def _arguments_of(self, batch: SubData, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         data, *ids = batch
         args, kwargs = self.inputs(data, **kwargs)
+        record = batch.record
+        if self.check and not self.training and type(self).inputs is not ScalableGNN.inputs and record is not None:
+            builder = None if record.lookahead is None else record.lookahead.builder
+            if record.key != self._inputs_checked and builder is not None:
+                check_inputs_of_batch(self._name, batch, builder, self.device, self.inputs, (args, kwargs))
+                self._inputs_checked = record.key
         return (*args, *ids), kwargs
 
     def inputs(self, data: Data, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.memory import has_memory
 from torch_gas.batch.record import BatchRecord, record_of
-from torch_gas.graph.formats import check_adjacency, num_destinations
+from torch_gas.graph.formats import check_adjacency, is_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
 from torch_gas.graph.key import digest
 from torch_gas.graph.origin import Origin
@@ -19,12 +22,12 @@ from torch_gas.history import History
 from torch_gas.session.extension import Extension
 from torch_gas.session.identity import check_batch, compare_graph, meet_graph
 from torch_gas.wiring import check_adjacency_of_batch
+from torch_gas.wiring.arguments import NO_EDGES
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
     from torch_gas.session.model import HistoryModel
     from torch_gas.session.session import Session
-    from torch_gas.wiring.places import Places
 
 
 # batch_size, n_id, offset and count of a batch
@@ -55,8 +58,9 @@ class Call:
         origin: what they then note of it, where they do not hold them yet.
         is_step: whether it is a training step on a batch.
         used: the histories whose exchange has been made.
+        met: convolutions that were called, where the model is wired by hand to a batch.
         pushes: whether exchanges write to histories.
-        places: what wires the model, where that is automatic.
+        rehearsals: while what they make is entered, layers may be called beside the forward pass, without being counted.
         adj: the adjacency of the batch or the graph.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
     """
@@ -68,9 +72,10 @@ class Call:
         if self.record is not None:
             self.batch_size = self.record.batch_size  # a plain int
         self.used: set[History] = set()
+        self.met: list[Module] | None = None
         self.pushes = True
         self.forbidden: str | None = None
-        self.places: Places | None = None
+        self.rehearsals: list[Callable[[], AbstractContextManager[None]]] = []
         self.adj: Any = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
         self._pushed: list[History] = []  # whose pulls for the next batch have not been asked for
@@ -97,11 +102,13 @@ class Call:
         self.adj = adj
         if adj is not None:
             check_adjacency(adj, f"{self.model._name}: the adjacency")
+        elif _has_layers(self.model) and not any(map(is_adjacency, given.values())):
+            raise ValueError(f"{self.model._name} {NO_EDGES}")
         if self.n_id is None:
             self._check_graph(num_rows, adj)
             compare_graph(self, given, adj)
         else:
-            self._check_batch(num_rows, given.get("x"), adj, self.n_id)
+            self._check_batch(num_rows, given, adj, self.n_id)
 
     def _check_graph(self, num_rows: int | None, adj: Any) -> None:
         name = self.model._name
@@ -123,7 +130,7 @@ class Call:
         """Has a call on a whole graph that is not the model's own neither read nor write histories."""
         self.on_own_graph, self._leaves_alone = False, True
 
-    def _check_batch(self, given: int | None, x: Any, adj: Any, n_id: Tensor) -> None:
+    def _check_batch(self, rows_of_x: int | None, given: dict[str, Any], adj: Any, n_id: Tensor) -> None:
         name, batch_size, record = self.model._name, self.batch_size, self.record
         if not _is_vector(n_id) or n_id.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: n_id must be a one-dimensional integer tensor")
@@ -140,12 +147,12 @@ class Call:
             self._check_ids(n_id)
         else:
             self._check_record(record, n_id)
-        if given not in (None, num_rows):
-            raise ValueError(f"{name}: x has {given} rows, but n_id has {num_rows}")
+        if rows_of_x not in (None, num_rows):
+            raise ValueError(f"{name}: x has {rows_of_x} rows, but n_id has {num_rows}")
         if adj is not None and batch_size is not None and self.neighbors == "in":
             check_adjacency_of_batch(adj, batch_size, num_rows, num_destinations(adj))
         if record is not None and self.model.check and len(self.model.histories) > 0:
-            check_batch(self, record, self.model.histories[0].origin, x, adj)
+            check_batch(self, record, self.model.histories[0].origin, given, adj)
 
     def _check_record(self, record: BatchRecord, n_id: Tensor) -> None:
         """Raises unless the ids are those of the batch that ``record`` is of, and that is one of the model's graph."""
@@ -320,6 +327,10 @@ def close(model: HistoryModel, undo: Undo, why: str) -> None:
             f"{model._name}: forward reads or writes a history by hand, by pull, push or emb; {why}. Do it in training on "
             "batches only, `if self.training and n_id is not None: ...`, and leave the rest to push_and_pull",
         )
+
+
+def _has_layers(model: Module) -> bool:
+    return any(isinstance(module, MessagePassing) for module in model.modules())
 
 
 def _is_vector(value: Any) -> bool:

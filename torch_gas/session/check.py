@@ -24,7 +24,7 @@ from torch_gas.wiring.arguments import inputs_of
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import Differs, Values, same
-from torch_gas.wiring.trial.probe import explain, find
+from torch_gas.wiring.trial.probe import explain, find, refuse_numbers
 from torch_gas.wiring.trial.small import NUM_NODES, PTR
 from torch_gas.wiring.trial.undisturbed import undisturbed, varied
 from torch_gas.wiring.undo import Undo
@@ -37,7 +37,7 @@ def check(model: Module, data: Data) -> None:
     Histories are exact in this trial, so that what differs is the model: a layer that reads more than the edges into a node,
     or a ``push_and_pull`` that is missing. :func:`scale` does this by itself; a model that derives from :class:`ScalableGNN` is
     taken as it is, unless it is checked. It is called in evaluation mode, and left as it was, histories and random numbers
-    included. What depends on the number of nodes (``if x.size(0) > 1000``), the trial cannot see.
+    included. What depends on the number of nodes (``if x.size(0) > 1000``), the trial sees up to 2048.
 
     Args:
         model: a :class:`ScalableGNN`, what :func:`scale` returned, or a model that is to be scaled.
@@ -69,7 +69,7 @@ def _check_explicit(model: ScalableGNN, data: Data) -> None:
             f"check(): {name} has layers without a size (in_channels=-1); give it, or call the model on a batch"
         )
     find_layers(model)  # raises where one is refused by name
-    (everything,), batches = (small_batches(model, data, ptr) for ptr in (PTR[[0, -1]], PTR))
+    (everything,), batches = (small_batches(model, data, ptr) for ptr in (None, PTR))
     with undisturbed(model), varied(model), eager():
         whole = _Run(everything)
         try:
@@ -84,6 +84,12 @@ def _check_explicit(model: ScalableGNN, data: Data) -> None:
                 _compare(batch, _run(model, batch, _Run(batch, whole)), out)
         except Differs as failure:
             raise ValueError(explain(model, failure, whole.values)) from failure
+        wide = small_batches(model, data, None, model.num_nodes)[0]
+        try:
+            more = rehearse(model, wide, _Run(wide))
+        except Exception:  # of any type, as above
+            return
+        refuse_numbers(model, more, out)
 
 
 def _run(model: ScalableGNN, batch: SubData, run: _Run) -> Any:
@@ -132,7 +138,9 @@ class _Run(Replay, Handler):
             self.values[place] = value.clone()
         elif place not in self.whole.values:
             raise Differs(place, "is called on a batch and not on the whole graph")
-        elif not _agree(self.batch, value, self.whole.values[place]):
+        elif len(exact := self.whole.values[place]) == NUM_NODES and not _agree(
+            self.batch, value, exact
+        ):  # not of edges
             raise Differs(place)
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.history import History
 from torch_gas.partition.record import check_perm
 from torch_gas.session.call import close
+from torch_gas.wiring.arguments import refuse_records
 from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.undo import Undo
@@ -54,6 +55,15 @@ BY_HAND = "inference over a loader calls it for each layer anew, and no row woul
 
 class EndOfBatch(BaseException):
     """The push that a sweep is about has been made. No ``Exception``, which a model may catch around a layer."""
+
+
+def overwrite(x: Tensor, rows: Tensor) -> None:
+    """Has rows of the batch, ``x`` [B, C], be the exact ones, the first of ``rows``, for whoever else holds them.
+
+    An expanded tensor cannot be written to. Whoever holds it sees what was computed, and the trial whether that is the same.
+    """
+    if all(step != 0 or size <= 1 for size, step in zip(x.shape, x.stride(), strict=True)):
+        x.copy_(rows[: x.size(0)])
 
 
 class Replay:
@@ -98,7 +108,7 @@ class Replay:
         """The rows of batch and halo, [B + S, C], of which the batch's also replace those of ``x``."""
         rows = x.new_empty(n_id.numel(), x.size(1))
         history.table.read(n_id, rows)
-        x[:batch_size].copy_(rows[:batch_size])
+        overwrite(x[:batch_size], rows)
         return rows
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:
@@ -131,10 +141,13 @@ class Skipping(Handler):
         layers: the calls of convolutions that were met in the trial.
         sweeps: the most exact histories for which the trial has shown it.
         why: why not for all.
+        per_node: for each output of the model, whether it had a row for each node in the trial; None without one.
     """
 
-    def __init__(self, session: Session, layers: dict[Place, Layer], sweeps: int, why: str) -> None:
-        self.session, self.layers, self.sweeps, self.why = session, layers, sweeps, why
+    def __init__(
+        self, session: Session, layers: dict[Place, Layer], sweeps: int, why: str, per_node: Sequence[bool] | None
+    ) -> None:
+        self.session, self.layers, self.sweeps, self.why, self.per_node = session, layers, sweeps, why, per_node
 
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         layer, replay, call = self.layers.get(place), self.session.replay, self.session.call
@@ -142,7 +155,7 @@ class Skipping(Handler):
         if layer is None or not layer.before < len(replay.exact) <= self.sweeps:
             replay.computes()
             return None
-        return replay.stand_in(layer.rows, call.batch_size)
+        return replay.stand_in(layer.rows.to(replay.exact[layer.before].row_dtype), call.batch_size)
 
 
 @untraced
@@ -204,8 +217,9 @@ def layerwise_inference(
         replay.handler = skipping = model._skipping(loader.data)
         undo.set(session, "replay", replay)  # by which the next call finds the log
         close(model, undo, BY_HAND)
+        per_node = model._per_node if skipping is None else skipping.per_node
         while True:
-            output = _Output(model.num_nodes, device, path, perm, files)
+            output = _Output(model.num_nodes, per_node, device, path, perm, files)
             batches = tqdm(loader, desc=f"sweep {len(replay.exact) + 1}", leave=False, disable=not progress)
             if _sweep(model, batches, output):
                 break
@@ -269,12 +283,14 @@ class _Output:
     def __init__(
         self,
         num_nodes: int,
+        known: Sequence[bool]
+        | None,  # which outputs have a row for each node; their sizes tell where that is not known
         device: torch.device | str | None,
         path: str | os.PathLike[str] | None,
         perm: Tensor | None,
         files: ExitStack,
     ) -> None:
-        self.num_nodes, self.device, self.path, self.files = num_nodes, device, path, files
+        self.num_nodes, self.known, self.device, self.path, self.files = num_nodes, known, device, path, files
         self.perm = perm  # where the row of each node goes; by default to its own id
         self.coverage = Coverage(num_nodes)
         self.spec: Any = None  # how a batch's output is built of its leaves, from the first on that ran to its end
@@ -284,8 +300,11 @@ class _Output:
     def add(self, out: Any, batch: SubData) -> None:
         leaves, spec = pytree.tree_flatten(out)
         if self.spec is None:
+            refuse_records("inference over a loader: forward", leaves)
             self.spec = spec
             per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
+            if self.known is not None and len(self.known) == len(leaves):
+                per_node = [a and b for a, b in zip(per_node, self.known, strict=True)]
             pairs = zip(leaves, per_node, strict=True)
             self.leaves = [self._tensor(leaf, sum(per_node)) if is_rows else [] for leaf, is_rows in pairs]
         if spec != self.spec:

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
+from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.checkpoint import histories as files
 from torch_gas.history import History
 from torch_gas.session.extension import Extension
@@ -109,9 +110,17 @@ class HistoryModel(Module):
     def _check_ready(self) -> None:
         """Raises RuntimeError as long as it is not known which histories the model needs."""
 
+    def _make_ready(self, data: Data) -> None:
+        """Finds out on a graph like ``data`` which histories the model needs, where that is not known."""
+
     @abstractmethod
     def _skipping(self, data: Data) -> Skipping | None:
         """What stands in for layers that inference need not compute over a graph like ``data``; None where places know."""
+
+    @property
+    def _per_node(self) -> Sequence[bool] | None:
+        """For each output, whether it has a row for each node, where that is known of the model."""
+        return None
 
     @abstractmethod
     def _arguments(self, data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -125,28 +134,32 @@ class HistoryModel(Module):
         for number, width in enumerate(widths):
             history = self._new_table(width, f"history_{number}")
             made.append(history if dtypes is None else history.to(self.device, dtypes[number]))
+        tables = [self._tables_for(extension, made) for extension in self.extensions]  # before anything changes
         self.histories = ModuleList(made)  # type: ignore[assignment]
-        for extension in self.extensions:
-            self._add_tables(extension)
+        for each in tables:
+            self.extension_tables.update(each)
 
-    def _new_table(self, width: int, name: str, **changed: Any) -> History:
-        options = self._history_options | changed
-        if isinstance(options["tier"], FileTier):
-            options = {**options, "tier": options["tier"].part(name)}
-        return History(self.num_nodes, width, **options)
+    def _new_table(self, width: int, name: str, beside: History | None = None, sums: bool = False) -> History:
+        options, tier = dict(self._history_options), self._history_options["tier"]
+        if isinstance(tier, FileTier):  # in a copy of a model, tables are in memory
+            options["tier"] = tier.part(name) if beside is None or beside.tier == "file" else None
+        if beside is not None and sums:
+            options |= {"dtype": torch.promote_types(beside.model_dtype, torch.float32), "persistent": False}
+        table = History(self.num_nodes, width, **options)
+        table.is_scratch = sums
+        if sums and isinstance(table.table, FileTable):
+            table.table.unlink()  # no process goes on with it
+        return table
 
-    def _add_tables(self, extension: Extension) -> None:
-        for name in extension.tables:
-            tables = []
-            for number, history in enumerate(self.histories):
-                wide = torch.promote_types(history.model_dtype, torch.float32)
-                changed: dict[str, Any] = {"dtype": wide, "persistent": False} if extension.sums else {}
-                table = self._new_table(history.embedding_dim, f"{name}_{number}", **changed).to(self.device)
-                table.is_scratch = extension.sums
-                if table.is_scratch and isinstance(table.table, FileTable):
-                    table.table.unlink()  # no process goes on with it
-                tables.append(table)
-            self.extension_tables[name] = ModuleList(tables)
+    def _tables_for(self, extension: Extension, histories: Sequence[History]) -> dict[str, ModuleList]:
+        """The tables that an extension names."""
+        return {
+            name: ModuleList(
+                self._new_table(history.embedding_dim, f"{name}_{number}", history, extension.sums).to(self.device)
+                for number, history in enumerate(histories)
+            )
+            for name in extension.tables
+        }
 
     @property
     def _history_tables(self) -> list[History]:
@@ -284,7 +297,9 @@ class HistoryModel(Module):
         return self.pool.nbytes
 
     @untraced
-    def _refuse_target(self, device: Any, path: Any, original_order: bool) -> None:
+    def _refuse_target(self, first: Any, device: Any, path: Any, original_order: bool) -> None:
+        if isinstance(first, SubgraphLoader):
+            raise TypeError(f"{self._name}: pass the loader by name, model(loader=loader)")
         if device is not None or path is not None or original_order:
             raise ValueError(
                 f"{self._name}: device and path say where inference over a loader puts its result, and original_order in which "
@@ -319,8 +334,9 @@ class HistoryModel(Module):
                 raise ValueError(
                     f"add_extension: another extension has tables named {name!r}; remove that one, or give these another name"
                 )
+        tables = self._tables_for(extension, self.histories)
         extension.added(self)
-        self._add_tables(extension)
+        self.extension_tables.update(tables)
         self._session.add(extension, keep)
 
     def remove_extension(self, extension: Extension) -> None:
@@ -368,7 +384,9 @@ class HistoryModel(Module):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Buffers that DistributedDataParallel leaves alone: rows that each process has pushed for itself."""
-        tables = {id(buffer) for table in self._stores for buffer in table.buffers()}
+        tables = {id(buffer): buffer for table in self._stores for buffer in table.buffers()}
+        for buffer in tables.values():
+            buffer._ddp_ignored = True  # type: ignore[attr-defined]  # which keeps mixed_precision from casting it
         return [name for name, buffer in self.named_buffers() if id(buffer) in tables] + [*self._ddp_ignores_too]
 
     @_ddp_params_and_buffers_to_ignore.setter
@@ -380,7 +398,14 @@ class HistoryModel(Module):
     def _check_processes(self) -> None:
         """Raises RuntimeError inside of a DistributedDataParallel that gives tables of one process to all others."""
         parallel = DistributedDataParallel._active_ddp_module
-        if parallel is None or not parallel.broadcast_buffers:
+        if parallel is None:
+            return
+        if any(history.pushed_at.is_floating_point() for history in self._stores):
+            raise RuntimeError(
+                f"{self._name} is in a DistributedDataParallel whose mixed_precision has cast the histories and their ages; wrap "
+                "the model itself, as scale(model, data) returns it, or leave buffer_dtype out"
+            )
+        if not parallel.broadcast_buffers:
             return
         sent = {id(buffer) for buffer in parallel.modules_buffers}
         if any(id(history.pushed_at) in sent for history in self._history_tables):

@@ -21,11 +21,11 @@ from torch_gas.batch.data import SubData
 from torch_gas.graph.formats import map_tensors
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, close
-from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skipping
+from torch_gas.session.inference import BY_HAND, EndOfBatch, Layer, Replay, Skipping, overwrite
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.trial.handlers import same
-from torch_gas.wiring.trial.small import PTR, batches_of, small_graph
+from torch_gas.wiring.trial.small import NUM_NODES, PTR, batches_of, small_graph, with_more_nodes
 from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
@@ -35,24 +35,28 @@ if TYPE_CHECKING:
 def skipping(model: ScalableGNN, data: Data) -> Skipping:
     """What stands in for convolutions of ``model`` in sweeps over batches of a graph like ``data``."""
     layers: dict[Place, Layer] = {}
-    sweeps = 0
+    sweeps, per_node = 0, None
     try:
         batch = small_batches(model, data)[0]
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-            first = _Recorded(batch)
+            first = Recorded(batch)
             out = rehearse(model, batch, first)
-            layers = first.layers
+            layers, leaves = first.layers, pytree.tree_leaves(out)
+            per_node = [isinstance(leaf, Tensor) and leaf.shape[:1] == (batch.batch_size,) for leaf in leaves]
             while sweeps < len(first.order) and _Spoiled(first, sweeps + 1).is_the_same(model, out):
                 sweeps += 1
         why = "a layer's result is used beside push_and_pull"
     except Exception as error:  # of any type: forward is the user's code, and may not run on so small a graph
         why = f"the model cannot be tried out on a small graph ({type(error).__name__}: {error})"
-    return Skipping(model._session, layers, sweeps, why)
+    return Skipping(model._session, layers, sweeps, why, per_node)
 
 
-def small_batches(model: ScalableGNN, data: Data, ptr: Tensor = PTR) -> list[SubData]:
-    """Batches of a small graph, where the model is and in its type."""
-    small = small_graph(data)
+def small_batches(
+    model: ScalableGNN, data: Data, ptr: Tensor | None = PTR, num_nodes: int = NUM_NODES
+) -> list[SubData]:
+    """Batches of a small graph, or it as one batch, where the model is and in its type."""
+    small = with_more_nodes(small_graph(data), num_nodes)
+    ptr = torch.tensor([0, small.num_nodes], device="cpu") if ptr is None else ptr
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for key, value in small.to_dict().items():
         if dtype is not None:
@@ -62,21 +66,25 @@ def small_batches(model: ScalableGNN, data: Data, ptr: Tensor = PTR) -> list[Sub
 
 def rehearse(model: ScalableGNN, batch: SubData, replay: Replay) -> Any:
     """What ``forward`` returns, called beside all checks and transfers."""
+    args, kwargs = model.inputs(batch.data)
+    return call_beside(model, (*args, *batch[1:]), kwargs, batch[1:], replay)
+
+
+def call_beside(model: ScalableGNN, args: tuple[Any, ...], kwargs: dict[str, Any], ids: Ids, replay: Replay) -> Any:
+    """As :func:`rehearse`, with what ``forward`` is given: ``ids``, and what else."""
     with Undo(sys._getframe()) as undo:
         replay.undo = undo  # which the next call of the model finishes, should Ctrl-C come while it is left
         undo.set(model._session, "replay", replay)
         close(model, undo, BY_HAND)
         undo.set(replay, "handler", replay)  # for now: a cycle would keep the model alive
-        args, kwargs = model.inputs(batch.data)
-        ids: Ids = batch[1:]
         call = Call(model._session, undo, None, ids)
         model._session.enter(call)
         fuse(undo, model)
         model._wire(call)
-        return Module.__call__(model, *args, *ids, **kwargs)
+        return Module.__call__(model, *args, **kwargs)
 
 
-class _Recorded(Replay, Handler):
+class Recorded(Replay, Handler):
     """A pass that answers all exchanges with rows of its own, and records what was pushed and which convolutions were called."""
 
     def __init__(self, batch: SubData) -> None:
@@ -99,10 +107,10 @@ class _Recorded(Replay, Handler):
         return self.rows[-1].clone()
 
 
-class _Spoiled(_Recorded):
+class _Spoiled(Recorded):
     """The same pass with the first histories exact, and convolutions before them spoiled."""
 
-    def __init__(self, first: _Recorded, number: int) -> None:
+    def __init__(self, first: Recorded, number: int) -> None:
         Replay.__init__(self, Undo())
         self.first, self.batch_size = first, first.batch_size
         self.exact, self.layers = first.order[:number], first.layers
@@ -132,7 +140,7 @@ class _Spoiled(_Recorded):
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         rows = self.first.rows[self.exact.index(history)].clone()
-        x[:batch_size].copy_(rows[:batch_size])
+        overwrite(x[:batch_size], rows)
         return rows
 
     def push(self, history: History, rows: Tensor, n_id: Tensor, offset: Tensor | None, count: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
@@ -186,11 +187,19 @@ class ScaledGNN(HistoryModel):
     def _neighbors(self) -> str:  # type: ignore[override]  # other models read edges in one direction
         return self.found.neighbors
 
+    @property
+    def _per_node(self) -> tuple[bool, ...]:
+        return self.found.per_node
+
     def _skipping(self, data: Data) -> None:
         return None  # its places know which rows are exact
 
     def _check_ready(self) -> None:
         self.found  # noqa: B018  # an error as long as it has none
+
+    def _make_ready(self, data: Data) -> None:
+        if self._found is None:
+            self._try_out(data, self._arguments, data)
 
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
@@ -219,11 +228,7 @@ class ScaledGNN(HistoryModel):
             where["tier"] = None  # they are narrow, and filled once
         tables = structure.tables(found, self.num_nodes, **where)
         if tables and whole is None:
-            place = next(place for place, need in found.needs.items() if need.action != "history")
-            raise ValueError(
-                f"{self._name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has "
-                "them all: pass it to scale(model, data) instead of num_nodes"
-            )
+            structure.refuse_missing_graph(self._name, found)
         given = arguments.names_of(self.model, args, kwargs)
         self._given, self._attributes = arguments.data_names(given), data.keys()
         if whole is not None and tables:
@@ -293,10 +298,9 @@ class ScaledGNN(HistoryModel):
         if loader is not None:
             if args or kwargs:
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
-            if self._found is None:
-                self._try_out(loader.data, self._arguments, loader.data)
+            self._make_ready(loader.data)
             return layerwise_inference(self, loader, progress, device, path, original_order)
-        self._refuse_target(device, path, original_order)
+        self._refuse_target(next(iter(args), None), device, path, original_order)
         args, kwargs, ids = self._split(args, kwargs)
         if ids[1] is not None and self._found is None:
             data, inputs = arguments.to_data(self.model, args, kwargs, ids[1].numel())
@@ -307,7 +311,7 @@ class ScaledGNN(HistoryModel):
         rows = arguments.count_rows(given, adj)
         self._check_same_graph(ids[0])
         if ids[1] is not None or rows == self.num_nodes:
-            self._check_given(given)
+            self._check_given(given, adj)
             if len(self.tables) > 0:
                 structure.refuse_learned(self._name, given, adj)
         with Undo(sys._getframe()) as undo:
@@ -347,9 +351,11 @@ class ScaledGNN(HistoryModel):
         if self._unverified and record is not None and difference(self._structure_tables[0].origin.key, record.key):
             raise ValueError(f"{self._name}: {structure.OTHER_GRAPH}")
 
-    def _check_given(self, given: dict[str, Any]) -> None:
+    def _check_given(self, given: dict[str, Any], adj: Any) -> None:
         """Raises unless the arguments are those of the function that was tried out."""
         if (self._given ^ arguments.data_names(given)) - self.found.ignored:
+            if adj is None:
+                raise ValueError(f"{self._name} {arguments.NO_EDGES}")
             raise ValueError(
                 f"{self._name} was tried out by scale() with {', '.join(sorted(self._given))}, but is called with "
                 f"{', '.join(sorted(given))}, which is another function than model(batch) and model(loader=...) compute; pass "
@@ -359,6 +365,15 @@ class ScaledGNN(HistoryModel):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain model."""
         return self.model(*args, **kwargs)
+
+    def _inference(self, loader: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """PyG's ``BasicGNN.inference``, which takes PyG's loader and asserts it without a text."""
+        if isinstance(loader, SubgraphLoader):
+            raise TypeError(
+                f"{self._name}.inference() is PyG's and takes a NeighborLoader; for exact inference over a loader of torch_gas, "
+                "call model.eval()(loader=loader)"
+            )
+        return cast(Any, self.model).inference(loader, *args, **kwargs)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """The arguments of the plain model, and the ids of the batch, or four times None."""
@@ -396,12 +411,12 @@ class ScaledGNN(HistoryModel):
         rows = None
         if call.n_id is not None and call.batch_size is not None:
             refuse_evaluation(self.model, call.batch_size, self.num_nodes)
-            replay = self._session.replay
-            rows = Rows(call.batch_size, call.n_id, self.num_nodes, replay is not None and replay.any_rows)
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, self._session.any_rows)
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
         places.wire(call.undo, rows, handler.bipartite, found.of_edges)
-        call.undo.set(call, "places", places)  # until it ends: places hold their handler, which holds the call
+        # Until it ends: places hold their handler, which holds the call.
+        call.undo.set(call, "rehearsals", [*call.rehearsals, places.rehearsal])
         return handler
 
     def _cut(self, out: Any, call: Call) -> Any:
@@ -428,6 +443,8 @@ class ScaledGNN(HistoryModel):
         except AttributeError:
             if name == "model":
                 raise
+            if name == "inference" and isinstance(self.model, BasicGNN):
+                return self._inference
             return getattr(self.model, name)
 
 

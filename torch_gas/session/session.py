@@ -17,7 +17,8 @@ from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.history import History
 from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
-from torch_gas.session.identity import Passes
+from torch_gas.session.identity import forget_passes
+from torch_gas.session.met import MetLayers
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
 
@@ -59,7 +60,7 @@ class Session:
         replay: layer-wise inference under way.
         next_batch: the batch whose pulls are under way already.
         watching: whether extensions that only watch are told of calls.
-        passes: what batches were given in the step under way.
+        met: which layers batches of the epoch under way met, where the model is wired by hand.
         kept: the extensions that copies of the model have as well.
     """
 
@@ -69,7 +70,7 @@ class Session:
         self.replay: Replay | None = None
         self.next_batch: NextBatch | None = None
         self.watching = True
-        self.passes = Passes()
+        self.met = MetLayers()
         self._pool: AsyncIOPool | None = None
         self.kept: list[Extension] = []
         self._extensions: list[weakref.ref[Extension]] = []
@@ -116,10 +117,21 @@ class Session:
         call.undo.set(self, "call", call)
 
     def clean_up(self) -> None:
-        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself."""
+        """Undoes what a call left that Ctrl-C ended while it was cleaning up itself; an error while another thread calls."""
         for left in (self.call, self.replay):
-            if left is not None:
-                left.undo.finish()
+            if left is None:
+                continue
+            if left.undo.is_elsewhere:
+                raise RuntimeError(
+                    f"{self.model._name} is in use by another thread, and its layers and histories serve one call at a time; "
+                    "hold a threading.Lock in each call, or give each thread a copy.deepcopy(model)"
+                )
+            left.undo.finish()
+
+    @property
+    def any_rows(self) -> bool:
+        """Whether layers that are not computed may be given one row for all."""
+        return self.replay is not None and self.replay.any_rows
 
     # -- extensions ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +218,8 @@ class Session:
 
     def forget_pool(self) -> None:
         """Has the next call make a pool anew, for the device that the model and its parameters are on then."""
-        self._pool, self.passes = None, Passes()
+        self._pool = None
+        forget_passes(self.model)
 
     def follow_parameters(self) -> None:
         """Serves the device on which the parameters are, however they came there (``torch.load`` with a map, say)."""

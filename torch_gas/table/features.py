@@ -49,7 +49,7 @@ class StoredFeatures:
 
     @checked
     def __init__(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        self.path = os.fspath(path)
+        self.path = os.path.abspath(path)  # for processes in other folders
         self._table = FileTable.read_only(self.path)
         stored = self._table.dtype
         self.dtype = dtype or Codec(stored).row_dtype(torch.float32)

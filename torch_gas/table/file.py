@@ -147,8 +147,8 @@ class FileTable(_core.FileRows, Table):
         """Number of commits so far."""
         return self.header.generation
 
-    def check_usable(self) -> None:
-        """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
+    def _check_open(self) -> None:
+        """Raises if the file is closed or belongs to another process, so that its descriptor may be that of another file."""
         if self._owner not in (None, os.getpid()):
             raise RuntimeError(
                 f"{self.path} belongs to process {self._owner}, of which this one is a copy; one process only can use a table in "
@@ -156,6 +156,10 @@ class FileTable(_core.FileRows, Table):
             )
         if self._open_file.closed:
             raise ValueError(f"{self.path}: the table was closed; open it again with FileTier(..., reuse=True)")
+
+    def check_usable(self) -> None:
+        """Raises if the file is closed, belongs to another process, or failed while nobody waited for it."""
+        self._check_open()
         failure = self._failure or _core.noted_failure(self.file)
         if failure:
             raise OSError(
@@ -167,6 +171,7 @@ class FileTable(_core.FileRows, Table):
         """Notes in the file that its rows change from now on."""
         if self._owner is None:
             raise ValueError(f"{self.path} was opened to be read, not to be written to")
+        self._check_open()
         super().before_write()
         self._tear()
 
@@ -231,6 +236,7 @@ class FileTable(_core.FileRows, Table):
 
     def name_graph(self, key: str) -> None:
         """Notes in the file of which graph its rows are, which stay as they are."""
+        self._check_open()
         self._write_header(replace(self.header, key=key))
 
     def clear(self) -> None:

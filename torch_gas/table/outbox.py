@@ -104,6 +104,10 @@ class Outbox:
             for file in (self._ids, self._rows):
                 os.ftruncate(file.fileno(), 0)
 
+    def __del__(self) -> None:
+        for file in vars(self).keys() & {"_ids", "_rows"}:  # or they could not be made
+            getattr(self, file).close()
+
 
 def _log(file: BinaryIO, size: int, width: int, dtype: torch.dtype) -> _core.FileRows:
     return _core.FileRows(file.fileno(), 0, (size, width), dtype)

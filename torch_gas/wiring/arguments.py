@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
+from torch_geometric.data.data import BaseData
 from torch_geometric.nn import Sequential
 
-from torch_gas.graph.formats import ADJACENCIES, find_adjacency, format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.adjacency import find_adjacency
+from torch_gas.graph.formats import ADJACENCIES, format_of, is_adjacency, is_matrix, resize
 from torch_gas.wiring.refusals import instead_of_wrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Data], Arguments]
+
+OTHER_EDGES = "batch.edge_index is None where data holds adj_t, which get_data() gives by default"
+NO_EDGES = f"was called without edges. {OTHER_EDGES}: pass batch.adj_t then, or the whole batch, model(batch)"
 
 
 def parameters(model: Module) -> list[inspect.Parameter]:
@@ -95,7 +101,9 @@ def to_data(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], num_no
     given = names_of(model, args, kwargs)
     adjacent = [value for value in given.values() if is_adjacency(value)]
     found = {id(value): "adj_t" if is_matrix(value) else "edge_index" for value in adjacent}
-    if len(found) != 1:
+    if not found:
+        raise ValueError(f"{type(model).__name__} {NO_EDGES}")
+    if len(found) > 1:
         raise ValueError(
             f"{type(model).__name__} was called with {len(found)} adjacencies, but a batch is made of one: pass that of the batch"
         )
@@ -211,3 +219,13 @@ def square(value: Any, size: int) -> Any:
                 value[key] = resize(held, size, size)
         return value
     return resize(value, size, size)
+
+
+def refuse_records(forward: str, leaves: Sequence[Any]) -> None:
+    """Raises ValueError if what ``forward`` returns hides rows of nodes in objects, in which nobody looks for them."""
+    for leaf in leaves:
+        if is_dataclass(leaf) or isinstance(leaf, BaseData):
+            raise ValueError(
+                f"{forward} returns {type(leaf).__name__}, whose rows of nodes are not found; return tensors, alone or in a "
+                "tuple, list, dict or NamedTuple, and make it of them outside"
+            )

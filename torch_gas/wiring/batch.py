@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import product, zip_longest
 from types import FrameType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
 from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
-from torch_gas.wiring.refusals import Layers
+from torch_gas.wiring.refusals import Layers, refuse
 from torch_gas.wiring.undo import Undo
 
 
@@ -64,11 +66,19 @@ class Batch:
         norms: modules that may hold batch norms.
         rows: of the batch.
         bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
-        of_edges: those of the convolutions that return something else than rows of nodes.
+        of_edges: those of the convolutions that return something else than rows of nodes; None where that is not known.
+
+    Attributes:
+        met: convolutions that have been called, in their order.
     """
 
     def __init__(
-        self, layers: Layers, norms: Iterable[Module], rows: Rows, bipartite: bool, of_edges: Collection[Module] = ()
+        self,
+        layers: Layers,
+        norms: Iterable[Module],
+        rows: Rows,
+        bipartite: bool,
+        of_edges: Collection[Module] | None = None,
     ) -> None:
         self.convs, self.sizes, self.norms, self.rows = set(layers.convs), set(layers.sizes), set(_norms(norms)), rows
         self.batch_size, self.num_rows, self.bipartite = rows.batch_size, rows.n_id.numel(), bipartite
@@ -76,6 +86,7 @@ class Batch:
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, self.batch_size, self.num_rows, device="cpu")
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
+        self.met: list[Module] = []
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def wire(self, undo: Undo) -> None:
@@ -94,7 +105,7 @@ class Batch:
                     undo.set(inner, "cached", False)
                 if isinstance(inner, SparseLinear):  # whose input is the adjacency matrix, with a column for each node
                     undo.set(inner, "weight", inner.weight[self.rows.n_id.to(inner.weight.device)])
-            _attach(undo, conv, _Layer(conv, self) if has_halo and conv not in self.of_edges else None)
+            _attach(undo, conv, (_Layer if has_halo and conv not in (self.of_edges or ()) else _Met)(conv, self))
         for norm in self.norms:
             _attach(undo, norm, _NormOfBatch(self) if has_halo else None)
         for size in self.sizes:
@@ -147,7 +158,7 @@ def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm | InstanceNorm]:
     return (module for root in roots for module in root.modules() if isinstance(module, (_BatchNorm, InstanceNorm)))
 
 
-def _attach(undo: Undo, module: Module, wiring: _Layer | _NormOfBatch | _SizeOfGraph | None) -> None:
+def _attach(undo: Undo, module: Module, wiring: _Met | _NormOfBatch | _SizeOfGraph | None) -> None:
     undo.set(module, WIRING, wiring)
     undo.hook_before(module, _before)
     undo.hook_after(module, _after)
@@ -163,12 +174,53 @@ def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
     return None if wiring is None else wiring.after(module, args, out)
 
 
-class _Layer:
+def refuse_unregistered(undo: Undo, model: Module) -> None:
+    """Makes it an error that ``forward`` calls a layer that is none of the modules of ``model``, which nothing has wired."""
+    known, thread = set(model.modules()), threading.get_ident()
+
+    def check(module: Module, args: tuple[Any, ...]) -> None:
+        if module in known or threading.get_ident() != thread:
+            return
+        if isinstance(module, (MessagePassing, GraphSizeNorm)):
+            raise ValueError(
+                f"{type(model).__name__}: forward calls a {type(module).__name__} that is none of the model's modules, so that "
+                "it would run on a batch as it is, with no edges into the halo; make it in __init__ and keep it as an attribute "
+                "(self.conv = ...) or in a torch.nn.ModuleList"
+            )
+        refuse(module)
+
+    undo.hook_before_all(check)
+
+
+class _Met:
+    """One convolution that is called as it is."""
+
+    cuts_itself = False
+
+    def __init__(self, conv: MessagePassing, batch: Batch) -> None:
+        self.batch = batch
+
+    def before(self, conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():
+            self.batch.met.append(conv)
+
+    def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
+        return None
+
+
+_OF_EDGES: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()  # which layers of users return rows of edges
+
+
+class _Layer(_Met):
     """How one convolution is called on a batch with a halo."""
 
     def __init__(self, conv: MessagePassing, batch: Batch) -> None:
+        super().__init__(conv, batch)
         forward = type(conv).forward
-        self.batch = batch
+        # Whether it is known that it returns rows of nodes, as all of PyG's do.
+        self.is_of_nodes = batch.of_edges is not None or forward.__module__.startswith("torch_geometric.")
+        self.num_edges: set[int] = set()  # of the adjacencies of a call, where it is not
+        self.propagates = "propagate" in getattr(getattr(forward, "__code__", None), "co_names", ())  # to nodes
         self.names, takes_pair = _parameters(forward)
         self.takes_pair = batch.bipartite and takes_pair
         # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
@@ -182,6 +234,7 @@ class _Layer:
     def before(self, conv: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.compiler.is_compiling():  # a graph runs again with the sizes that it had
             _refuse_checkpoint(conv)
+            self.batch.met.append(conv)
         _, batch_size, num_rows = self.batch.shape.shape
         given = dict(zip(self.names, args, strict=False)) | kwargs
         key = self._rows_in(given, num_rows)
@@ -205,6 +258,8 @@ class _Layer:
         square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
         num_dst = batch_size if self.cuts_itself and has_matrix else num_rows
         rows: Any = x
+        if not self.is_of_nodes and not torch.compiler.is_compiling():
+            self.num_edges = {format_of(value).num_edges(value) for value in values if is_adjacency(value)}
         if self.takes_pair and not square:
             targets, num_dst = batch_rows(x), batch_size
             rows = (x, first_rows(x, batch_size) if targets is None else targets)
@@ -228,9 +283,25 @@ class _Layer:
     def after(self, conv: Module, args: tuple[Any, ...], out: Any) -> Any:
         _, batch_size, num_rows = self.batch.shape.shape
         rows = out[0] if isinstance(out, tuple) else out
-        if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.size(0) != num_rows:
+        if not isinstance(rows, Tensor) or rows.dim() == 0:
+            return None
+        if (self.num_edges and self._is_of_edges(conv, rows.size(0))) or rows.size(0) != num_rows:
             return None
         return with_first(out, rows[:batch_size]) if isinstance(out, tuple) else rows[:batch_size]
+
+    def _is_of_edges(self, conv: Module, size: int) -> bool:
+        """Whether a layer of the user's returns rows of edges, by this call or, where sizes do not tell, by others."""
+        _, batch_size, num_rows = self.batch.shape.shape
+        if num_rows not in self.num_edges:
+            if batch_size not in self.num_edges:
+                _OF_EDGES[conv] = size in self.num_edges
+        elif size == num_rows and conv not in _OF_EDGES and not self.propagates:
+            raise ValueError(
+                f"{type(conv).__name__} returned {size} rows on a batch of {num_rows} nodes and as many edges, so that nothing "
+                "tells whether they are rows of nodes, of which the halo's are cut off, or of edges, which are left; call "
+                "torch_gas.check(model, data) first, which sees what it returns on another graph"
+            )
+        return _OF_EDGES.get(conv, False)
 
 
 def with_first(out: Any, first: Tensor) -> Any:

@@ -82,12 +82,13 @@ def push_and_pull(model: Any, layer: int, x: Tensor, batch_size: int | None, n_i
     return x
 
 
-def _exchange(x: Tensor, layer: int) -> Tensor:
+def _under_way() -> tuple[Any, Any]:
+    """The model whose compiled code runs, and its call."""
     model: Any = getattr(_thread, "model", None)
     call = None if model is None else model._session.call
     if call is None:
         raise RuntimeError("push_and_pull can only be called inside forward, by calling the model itself")
-    return model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
+    return model, call
 
 
 @functools.cache
@@ -116,11 +117,17 @@ def _register_operators() -> None:
 
 
 def _push(written: Tensor, x: Tensor, layer: int) -> None:
-    _exchange(x, layer)
+    model, call = _under_way()
+    has_halo = call.n_id is not None and call.n_id.numel() != call.batch_size
+    # With a halo, forward has not passed on the ids, which is an error.
+    ids = () if has_halo else (call.batch_size, call.n_id, call.offset, call.count)
+    model.push_and_pull(model.histories[layer], x, *ids)
 
 
 def _push_and_pull(x: Tensor, num_rows: int, layer: int) -> Tensor:
-    return _exchange(x, layer)
+    model, call = _under_way()
+    out: Tensor = model.push_and_pull(model.histories[layer], x, call.batch_size, call.n_id, call.offset, call.count)
+    return out
 
 
 def _note_rows(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:

@@ -51,9 +51,14 @@ class Undo:
             self._steps.pop()
         self._frame = None  # which holds the log
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the call is under way in another thread."""
+        return bool(self._steps) and self._thread != threading.get_ident()
+
     def finish(self) -> None:
         """Undoes what a call that is over has left; gradients are computed afterwards where they were before."""
-        if not self._steps or self._thread != threading.get_ident():  # Ctrl-C ends no call in another thread
+        if not self._steps or self.is_elsewhere:  # Ctrl-C ends no call in another thread
             return
         if all(frame is not self._frame for frame, _ in walk_stack(sys._getframe())):  # else it is still under way
             with torch.set_grad_enabled(torch.is_grad_enabled()):
@@ -81,6 +86,13 @@ class Undo:
         self.add(handle.remove)
         with_kwargs[handle.id] = True
         module._forward_pre_hooks[handle.id] = hook
+
+    def hook_before_all(self, hook: Callable[[Module, tuple[Any, ...]], None]) -> None:
+        """Registers a forward pre-hook of all modules there are, those in other threads included."""
+        hooks = torch.nn.modules.module._global_forward_pre_hooks
+        handle = RemovableHandle(hooks)
+        self.add(handle.remove)
+        hooks[handle.id] = hook
 
     def hook_after(self, module: Module, hook: Callable[..., Any], prepend: bool = False) -> None:
         """Registers a forward hook."""

@@ -90,6 +90,12 @@ def scatter_rows(source: Source) -> tuple[Any, ...]:
     return table, index, source.rows(count, width, source.of(FLOATS))
 
 
+def add_rows(source: Source) -> tuple[Any, ...]:
+    num_rows, width, count = source.below(20) + 1, source.below(5), source.below(12)
+    table = source.rows(num_rows, width, source.of([*FLOATS[:2], FLOATS[source.below(4)]]))
+    return table, source.ints(count, num_rows, source.of(IDS)), source.rows(count, width, source.of(FLOATS))
+
+
 def ranges(source: Source, bound: int) -> tuple[Tensor, Tensor]:
     num_ranges = source.below(4)
     return source.ints(num_ranges, bound, torch.int64), source.ints(num_ranges, 6, torch.int64)
@@ -158,16 +164,22 @@ def dropout_rows(source: Source) -> tuple[Any, ...]:
     return x, source.ints(size, 2**40, torch.int64), p, key
 
 
+def fingerprint(source: Source) -> tuple[Any, ...]:
+    tensors = [source.rows(source.below(20), source.below(5), source.of(FLOATS)) for _ in range(source.below(4))]
+    return source.of([tensors, tuple(tensors)]), source.of([0, 1, 2, source.size(), *EXTREME, 2**64])
+
+
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
-    product, dropout, dropout_rows,
+    product, dropout, fingerprint, add_rows, dropout_rows,
 ]  # fmt: skip
-WRITTEN = {scatter_rows, write_chunks}  # the calls that write to their first argument
+WRITTEN = {scatter_rows, add_rows, write_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {
     gather_rows: lambda table, index, dtype: table[index.long()].to(dtype),
     read_chunks: lambda table, offset, count, dtype: table[twins.chunk_index(offset, count)].to(dtype),
     transpose: twins.transpose,
     to_csr: twins.to_csr,
+    fingerprint: twins.fingerprint,
     product: lambda matrix, rows: twins.product(matrix, rows, None),
 }
 
@@ -192,7 +204,10 @@ def one_input(data: bytes) -> bool:
         table, *others = arguments
         assert_unchanged(others, before[1:])
         index = twins.chunk_index(*others[:2]) if maker is write_chunks else others[0].long()
-        before[0][index] = others[-1].to(table.dtype)
+        if maker is add_rows:
+            twins.add_rows(before[0], index, others[-1])
+        else:
+            before[0][index] = others[-1].to(table.dtype)
         assert_equal(table, before[0])
     else:
         assert_unchanged(arguments, before)
@@ -202,12 +217,16 @@ def one_input(data: bytes) -> bool:
 
 
 def copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [copy(each) for each in value]
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def assert_unchanged(arguments: Any, before: Any) -> None:
     for value, old in zip(arguments, before, strict=True):
-        if isinstance(value, Tensor) and not value.is_meta:
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            assert_unchanged(value, old)
+        elif isinstance(value, Tensor) and not value.is_meta:
             assert torch.equal(value, old), "an argument was changed"
 
 

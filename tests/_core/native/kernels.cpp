@@ -2,6 +2,7 @@
 // from several threads at once. Memory ends where arrays end, so that AddressSanitizer sees each
 // access beyond them; results must be those of one thread, and refused calls must write nothing.
 // Usage: kernels [rounds] [largest size]
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -128,6 +129,10 @@ Parts random_parts(Random& random, int64_t num_rows) {
 // A kernel on inputs that a seed decides; returns the bytes of its result.
 using Kernel = std::function<Bytes(Random&, int64_t size, int threads)>;
 
+bool is_sum(DType table, DType rows) {
+  return element_size(table) >= 4 && element_size(rows) <= element_size(table);
+}
+
 template <class I>
 Bytes rows(Random& random, int64_t size, int threads) {
   Bytes result;
@@ -153,6 +158,15 @@ Bytes rows(Random& random, int64_t size, int threads) {
     scatter_rows(table, targets.data(), batch(pushed, targets.size()), threads);
     append(result, memory);
 
+    if (is_sum(table_type, rows_type)) {
+      const Table sums{memory.data(), table_type, num_rows, width};
+      for (const std::vector<I>& each : {index, targets}) {
+        Bytes added = random_rows(random, rows_type, each.size() * width);
+        add_rows(sums, each.data(), Rows{added.data(), rows_type, int64_t(each.size())}, threads);
+      }
+      append(result, memory);
+    }
+
     const Parts parts = random_parts(random, num_rows);
     Bytes chunk = random_rows(random, rows_type, parts.total * width);
     write_chunks(table, parts.offset.data(), parts.count.data(), parts.offset.size(),
@@ -173,6 +187,15 @@ Bytes rows(Random& random, int64_t size, int threads) {
         refused = true;
       }
       require(refused && memory == before, "a push of a wrong id must write nothing");
+      if (!is_sum(table_type, rows_type)) continue;
+      refused = false;
+      try {
+        add_rows(Table{memory.data(), table_type, num_rows, width}, wrong.data(),
+                 Rows{two.data(), rows_type, 2}, threads);
+      } catch (const std::exception&) {
+        refused = true;
+      }
+      require(refused && memory == before, "a sum with a wrong id must write nothing");
     }
   }
   return result;
@@ -297,6 +320,27 @@ Bytes dropouts(Random& random, int64_t size, int threads) {
   return result;
 }
 
+Bytes fingerprints(Random& random, int64_t size, int threads) {
+  Bytes result;
+  for (const int64_t bytes :
+       {int64_t{0}, int64_t{1}, below(random, 64), below(random, 16 * size)}) {
+    Bytes memory(bytes);
+    for (char& byte : memory) byte = static_cast<char>(random());
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    const int64_t few = below(random, 9);
+    for (const int64_t lines : {int64_t{0}, int64_t{1}, few, bytes / 64, INT64_MAX}) {
+      const uint64_t found = fingerprint(address, bytes, lines, threads);
+      append(result, std::vector<uint64_t>{found});
+      if (bytes > 0) {
+        ++memory.back();  // which every sample holds
+        require(fingerprint(address, bytes, lines, threads) != found,
+                "a byte more is another number");
+      }
+    }
+  }
+  return result;
+}
+
 const struct {
   const char* name;
   Kernel run;
@@ -314,6 +358,7 @@ const struct {
     {"products", products<int32_t, double>},
     {"products", products<int64_t, double>},
     {"dropouts", dropouts},
+    {"fingerprints", fingerprints},
 };
 
 void check(uint64_t seed, int64_t size) {

@@ -48,6 +48,7 @@ class LayerBound(NamedTuple):
     estimated: bool
 
 
+@torch.inference_mode(mode=False)
 def layer_bounds(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerBound]:
     """See :meth:`torch_gas.extensions.monitor.Monitor.bound`."""
     twin = Twin(model, loader, torch.float64)

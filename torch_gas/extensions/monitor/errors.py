@@ -79,6 +79,7 @@ def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> li
     ]
 
 
+@torch.inference_mode(mode=False)
 def gradient_error(model: HistoryModel, loader: SubgraphLoader, loss: Loss) -> GradientError:
     """See :meth:`torch_gas.extensions.monitor.Monitor.gradient_error`."""
     twin = Twin(model, loader)

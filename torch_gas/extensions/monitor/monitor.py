@@ -54,7 +54,7 @@ class Monitor(Extension):
 
     It counts, at each exchange of a training step and for a sample of the rows: how old the rows are that are pulled, how many
     of them were never written, how far the rows that are pushed are from those that they replace (drift), and what the storage
-    type takes from them. Training goes on bit by bit as it would, and no device is waited for. A model that is pickled or copied
+    type takes from them. Training goes on bit for bit as it would, and no device is waited for. A model that is pickled or copied
     leaves its monitor behind.
 
     Args:

@@ -26,14 +26,14 @@ from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.wiring import arguments
-from torch_gas.wiring.arguments import Arguments, Inputs, adjacencies
+from torch_gas.wiring.arguments import OTHER_EDGES, Arguments, Inputs, adjacencies, refuse_records
 from torch_gas.wiring.batch import Checkpointed
-from torch_gas.wiring.places import Place
+from torch_gas.wiring.places import Handler, Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
-from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo
+from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo, with_more_nodes
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
 
 Action = Literal["history", "rows", "sum", "maximum"]
@@ -120,12 +120,33 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         # From the batches that take the least work to those that take the most.
         for edges in (("in", True), ("in", False), ("both", False)):
             try:
-                return _Runs(model, inputs, small, whole, edges).find(structural)
+                found = _Runs(model, inputs, small, whole, edges).find(structural)
+                _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
+                return found
             except Differs as failure:
                 failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
     telling = next((each for each in failures if each.__cause__ is None), failures[0])
     raise ValueError(explain(model, telling, whole.values)) from telling
+
+
+def _check_numbers(model: Module, wide: Data, inputs: Inputs, wanted: Any) -> None:
+    try:
+        out = call_whole(model, inputs(to_model(model, wide)), wide, Handler())
+    except Exception:  # of the user's code, which may want an edge to each node
+        return
+    refuse_numbers(model, out, wanted)
+
+
+def refuse_numbers(model: Module, out: Any, wanted: Any) -> None:
+    """Raises ValueError unless ``out`` of a graph with more nodes begins with the rows ``wanted``."""
+    for leaf, want in zip(pytree.tree_leaves(out), pytree.tree_leaves(wanted), strict=False):
+        if _per_node(want) and not same(leaf[:NUM_NODES], want):
+            raise ValueError(
+                f"{type(model).__name__} gives a node other rows where the graph has more nodes, although no edge touches "
+                f"these: on {NUM_NODES} and on {len(leaf)} nodes. So forward goes by the number of rows (such as `if x.size(0) > "
+                "1000`), of which a batch has others than the graph; let it do the same for any number, or go by an argument"
+            )
 
 
 def _per_node(leaf: Any) -> bool:
@@ -176,8 +197,8 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
         )
     if not adjacencies(*given) and find_layers(model, automatic=True).convs:
         return (
-            "forward is given no adjacency, so that its layers read one from elsewhere (an attribute, a global name), the same "
-            "for each batch; let it take edge_index, or adj_t"
+            f"forward is given no adjacency. Either inputs= takes the wrong one ({OTHER_EDGES}), or layers read one from "
+            "elsewhere (an attribute, a global name), the same for each batch; let it take edge_index, or adj_t"
         )
     return ""
 
@@ -198,6 +219,7 @@ def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record
             + (_own_graph(model, given, num_nodes) or "check that data holds what forward takes")
         ) from error
     leaves = pytree.tree_leaves(record.out)
+    refuse_records(f"{type(model).__name__}.forward", leaves)
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor)):
         raise ValueError(
             f"{type(model).__name__} gives NaN or infinity on a small graph with rows of data; check that data and the model's "

@@ -10,14 +10,16 @@ from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
 from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.graph.adjacency import find_adjacency, one_adjacency
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import coo, from_coo
-from torch_gas.graph.formats import find_adjacency, one_adjacency, resize
+from torch_gas.graph.formats import resize
 from torch_gas.graph.levels import edge_attrs, is_node_attr
 
 # Nodes on a ring, each with edges from some of the nodes up to REACH steps away, so that a batch and its halo are a part of
 # it. Nodes, edges, and rows and edges of each batch differ in number, so that a size tells what it is of.
 NUM_NODES, NUM_EDGES, REACH = 61, 200, 6
+MOST = 2048  # nodes of a graph on which a model is tried for whether it goes by their number
 # Under which name it tells which of the user's nodes each of its rows is.
 NODES = "node_of_torch_gas"
 PTR = torch.tensor([0, 19, 40, NUM_NODES], device="cpu")
@@ -71,4 +73,17 @@ def with_more_halo(batch: SubData, small: Data) -> SubData:
             wide[name] = take(held, n_id, small.__cat_dim__(name, held))
     wide.n_id, wide.num_nodes = n_id, n_id.numel()
     wide[key] = resize(adj, wide.num_nodes, wide.num_nodes)
+    return wide
+
+
+def with_more_nodes(small: Data, num_nodes: int) -> Data:
+    """``small`` with up to ``num_nodes`` nodes, but MOST; no edge touches those that are new."""
+    num_nodes = max(min(num_nodes, MOST), NUM_NODES)
+    wide = copy.copy(small)
+    key, adj = find_adjacency(small)
+    rows = torch.arange(num_nodes, device="cpu") % NUM_NODES
+    for name, held in small.to_dict().items():
+        if name != key and small.is_node_attr(name):
+            wide[name] = take(held, rows, small.__cat_dim__(name, held))
+    wide[key], wide.num_nodes = resize(adj, num_nodes, num_nodes), num_nodes
     return wide

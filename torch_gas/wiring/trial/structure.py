@@ -9,7 +9,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +40,15 @@ def tables(found: Found, num_nodes: int, **options: Any) -> list[History]:
         dtype = need.dtype if need.dtype.is_floating_point else torch.float64
         made.append(History(rows, prod(need.shape), dtype=dtype, persistent=False, **options))
     return made
+
+
+def refuse_missing_graph(name: str, found: Found) -> NoReturn:
+    """Raises ValueError for a model that counts over all edges, where these are not at hand."""
+    place = next(place for place, need in found.needs.items() if need.action != "history")
+    raise ValueError(
+        f"{name} normalises by what it counts on the edges it is given ({place}), and only the whole graph has them all: pass it "
+        "to scale(model, data) instead of num_nodes"
+    )
 
 
 def refuse_learned(name: str, given: dict[str, Any], adj: Any) -> None:

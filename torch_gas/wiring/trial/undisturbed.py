@@ -34,7 +34,7 @@ def undisturbed(model: Module) -> Iterator[None]:
     Batch norms without running statistics are given some: in evaluation mode, no batch has those of the whole graph.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is None]
-    with restored(model, _buffers(model)), torch.no_grad():
+    with restored(model, buffers_of_layers(model)), torch.no_grad():
         torch.manual_seed(0)
         model.eval()
         try:
@@ -110,7 +110,8 @@ def call_whole(model: Module, given: Arguments, small: Data, handler: Handler) -
     """Runs the small graph, of which ``given`` is, with ``handler`` at the places of ``model``."""
     args, kwargs = given
     with Undo() as undo:
-        Places(model, handler, NUM_NODES).wire(undo, Rows(NUM_NODES, small[NODES], NUM_NODES))
+        num_rows = int(small.num_nodes)
+        Places(model, handler, num_rows).wire(undo, Rows(num_rows, small[NODES], NUM_NODES))
         return model(*args, **kwargs)
 
 
@@ -136,10 +137,10 @@ def to_model(model: Module, data: Data) -> Data:
 
 
 def _tensors(model: Module) -> list[Tensor]:
-    return [value for value in (*model.parameters(), *_buffers(model).values()) if not is_lazy(value)]
+    return [value for value in (*model.parameters(), *buffers_of_layers(model).values()) if not is_lazy(value)]
 
 
-def _buffers(model: Module) -> dict[str, Tensor]:
+def buffers_of_layers(model: Module) -> dict[str, Tensor]:
     """The buffers of layers; tables of histories may be larger than memory."""
     tables = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, History))
     return {name: value for name, value in model.named_buffers() if not name.startswith(tables)}
