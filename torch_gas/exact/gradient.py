@@ -50,7 +50,7 @@ class ExactGradient:
     rows of this forward pass.
 
     Args:
-        model: a :class:`~torch_gas.ScalableGNN` or what :func:`~torch_gas.scale` returned.
+        model: a :class:`~torch_gas.ScalableGNN` or what :func:`~torch_gas.scale` returned. Compiled code runs as it was written.
         loader: of the model's graph. Its batches are made of as many parts as the loader's, in their order and without
             shuffling; features may need a gradient (``data.x.requires_grad``), as may edge weights.
         check: whether the criterion is compared, once, with the sum of its values on two halves of a batch.
@@ -78,8 +78,8 @@ class ExactGradient:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if not isinstance(model, HistoryModel):
             raise TypeError(
-                f"ExactGradient: model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), and "
-                "pass the module of a DistributedDataParallel, as each process computes the gradient of a whole graph"
+                f"ExactGradient: model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), "
+                "and of a DistributedDataParallel pass the module: each process then computes the gradient of its own graph"
             )
         model._check_size(loader.num_nodes, "ExactGradient: the loader's graph")
         self.model, self.loader = model, _fixed(loader)
