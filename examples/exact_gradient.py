@@ -21,7 +21,9 @@ ptr = torch.linspace(0, data.num_nodes, 11).long()
 train_loader = SubgraphLoader(data, ptr, shuffle=True, device=args.device)
 eval_loader = EvalSubgraphLoader(data, ptr, device=args.device)
 
-model = GCN2(data.num_nodes, in_channels, 64, out_channels, num_layers=8, alpha=0.1, theta=0.5, dropout=0.3).to(args.device)
+model = GCN2(data.num_nodes, in_channels, 64, out_channels, num_layers=8, alpha=0.1, theta=0.5, dropout=0.3).to(
+    args.device
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 num_labels = int(data.train_mask.sum())
 

@@ -71,6 +71,7 @@ class History(torch.nn.Module):
     pushed_at: Tensor
     clock: Tensor
     closed: str | None = None  # why nobody may use the table by hand now
+    is_scratch = False  # whether rows are zero between two steps, and no part of a checkpoint
 
     @checked
     @torch.inference_mode(mode=False)  # its tensors are written to in training, wherever it is made
@@ -191,6 +192,11 @@ class History(torch.nn.Module):
         """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where rows have a scale."""
         return self.table.codec.row_dtype(self.model_dtype)
 
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Type of the rows that were pushed last, and :attr:`pull_dtype` before."""
+        return self._row_dtype or self.pull_dtype
+
     @checked
     @naming("History.pull", index="n_id")
     @torch.no_grad()
@@ -275,7 +281,7 @@ class History(torch.nn.Module):
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
-        self.table.request(n_id, self._row_dtype or self.pull_dtype)
+        self.table.request(n_id, self.row_dtype)
 
     def as_stored(self, x: Tensor) -> Tensor:
         """What the table would give back for rows ``x``, [B, C], in their type."""
@@ -328,6 +334,8 @@ class History(torch.nn.Module):
 
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
+        if self.is_scratch:
+            return
         self.table.wait()
         self.table.commit(self.pushed_at, int(self.clock), self.origin.key)
 

@@ -23,11 +23,14 @@ from nets import Net, assert_same, batch_rows, refresh, tables
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN as PlainGCN
-from torch_geometric.nn import GATConv, SAGEConv
+from torch_geometric.nn import GATConv, GINConv, MessagePassing, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, Monitor, SubData, SubgraphLoader, gcn_norm, scale
+from torch_gas.exact import DropoutById, ExactGradient
+from torch_gas.extensions import Extension
 from torch_gas.extensions.monitor import Limits, bound_table, errors_table, gains, lipschitz
 from torch_gas.extensions.monitor.counts import evenly_spread
+from torch_gas.extensions.monitor.errors import _layer_of
 from torch_gas.extensions.monitor.gains import jacobian_norm
 from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, SAGE
 from torch_gas.wiring.compiled import OLDEST
@@ -411,23 +414,37 @@ def test_gradient_error(conv: Any) -> None:
     found = monitor.gradient_error(loader_of(data), summed)
     assert found.relative > 1e-2 and -1 <= found.cosine < 1
     assert found.parameters.keys() == dict(model.named_parameters()).keys()
-    worst = max(found.parameters, key=found.parameters.__getitem__)
-    start = f"gradient: relative error {found.relative:.2g}, cosine {found.cosine:.3f}; largest errors: {worst} "
-    assert str(found).startswith(start) and len(str(found)) < 150
+    assert list(found.layers) == ["convs.0", "convs.1", "convs.2"]
+    head, names, *lines = str(found).splitlines()
+    assert head == f"gradient: relative error {found.relative:.2g}, cosine {found.cosine:.3f}"
+    assert names.split() == ["layer", "relative", "error", "cosine"]
+    for line, (layer, (relative, cosine)) in zip(lines, found.layers.items(), strict=False):
+        assert line.split() == [layer, f"{100 * relative:.1f}", "%", f"{cosine:.3f}"]
+    assert lines[3].startswith("Normal with exact histories: 0 % at the last layer")
 
-    def gradient(batches: Any, twin: Net) -> Tensor:
+    def gradient(batches: Any, twin: Net) -> dict[str, Tensor]:
         twin.zero_grad()
         for batch in batches:
             for history, own in zip(twin.histories, model.histories, strict=True):
                 history.emb.copy_(own.emb)
             data, *ids = batch
             summed(twin(data.x, adjacency(data), *ids), data).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
+        return {name: parameter.grad.clone() for name, parameter in twin.named_parameters()}
 
     twin = copy.deepcopy(model).eval()
     full, parts = gradient([(data,)], twin), gradient(loader_of(data), twin)
-    assert found.relative == pytest.approx(float((parts - full).norm() / full.norm()), rel=1e-3)
-    assert found.cosine == pytest.approx(float(F.cosine_similarity(parts, full, dim=0)), rel=1e-3)
+    measured = {layer: (layer, *pair) for layer, pair in found.layers.items()}
+    measured |= {name: (name, error, None) for name, error in found.parameters.items()}
+    for prefix, relative, cosine in [("", found.relative, found.cosine), *measured.values()]:
+        b, a = (
+            torch.cat([g.flatten() for name, g in each.items() if name.startswith(prefix)]) for each in (full, parts)
+        )
+        assert relative == pytest.approx(float((a - b).norm() / b.norm()), rel=1e-3)
+        assert cosine is None or cosine == pytest.approx(float(F.cosine_similarity(a, b, dim=0)), rel=1e-3)
+    refresh(twin, data)
+    model.histories.load_state_dict(twin.histories.state_dict())
+    layers = monitor.gradient_error(loader_of(data), summed).layers
+    assert layers["convs.2"][0] < 1e-5 < 1e-2 < min(layers["convs.0"][0], layers["convs.1"][0])
 
 
 def test_gradient_of_batches_without_labels_is_zero() -> None:
@@ -440,6 +457,79 @@ def test_gradient_of_batches_without_labels_is_zero() -> None:
 
     found = Monitor(model).gradient_error(loader_of(data, 1), loss)
     assert 0 < found.relative < 2
+
+
+def test_gradient_error_in_the_memory_of_a_batch() -> None:
+    """The whole graph is never computed, in a scaled model and in one that is wired by hand."""
+    data, sizes = random_graph(N, 300), list[int]()
+    plain = PlainGCN(8, 16, 3, 3)
+    for model in (make(), scale(plain, data)):
+        for layer in model.modules():
+            if isinstance(layer, MessagePassing):
+                layer.register_forward_hook(lambda layer, args, out: sizes.append(len(out)))
+        found = Monitor(model).gradient_error(loader_of(data, 1), summed)
+        assert found.layers.keys() == {"convs.0", "convs.1", "convs.2"}
+        assert 0 < max(sizes) < N
+        sizes.clear()
+
+
+@pytest.mark.parametrize("kind", ["explicit", "scaled"])
+def test_gradient_error_leaves_all_as_it_was(kind: str) -> None:
+    class Counting(Extension):
+        calls = 0
+
+        def begin(self, call: Any) -> None:
+            self.calls += 1
+
+    data = random_graph(N, 300)
+    weight = torch.nn.Parameter(data.x.clone())
+    torch.manual_seed(0)
+    model = (
+        make(dropout=0.5) if kind == "explicit" else scale(PlainGCN(8, 16, 3, 3, norm="batch_norm", dropout=0.5), data)
+    )
+    own, counting, masks = ExactGradient(model, loader_of(data)), Counting(), DropoutById(seed=1)
+    model.add_extension(counting)
+    train(model, loader_of(data))
+    model.add_extension(masks)
+    own.backward(summed)
+    data.x = weight * 2  # learned, and no leaf
+    loader = loader_of(data)
+    before, grads = tables(model), [parameter.grad.clone() for parameter in model.parameters()]
+    extensions, calls, step = model.extensions, counting.calls, masks.step
+    random_state, order = torch.get_rng_state(), loader.sampler.generator.get_state()
+    modes = [module.training for module in model.modules()]
+    Monitor(model, limits=None).gradient_error(loader, summed)
+    assert_same(before, tables(model))
+    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(model.parameters(), grads, strict=True))
+    assert weight.grad is None and (counting.calls, masks.step) == (calls, step)
+    assert model.extensions == extensions and modes == [module.training for module in model.modules()]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(loader.sampler.generator.get_state(), order)
+    assert not any(table.emb.any() for table in model.extension_tables["exact_gradient"])
+    data.x.sum().backward()  # its graph is there still
+    assert weight.grad is not None
+
+
+def test_gradient_error_wants_a_sum() -> None:
+    data, model = random_graph(N, 300), make()
+    with pytest.raises(ValueError, match="no sum over rows"):
+        Monitor(model).gradient_error(loader_of(data), lambda out, data: F.cross_entropy(out, data.y[: len(out)]))
+    assert len(model.extensions) == 0
+
+
+def test_names_of_layers() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.conv1 = GINConv(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+            self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"conv": SAGEConv(2, 2)}), torch.nn.Linear(2, 2)])
+            self.net = PlainGCN(2, 2, 2, 2)
+            self.lin = torch.nn.Linear(2, 2)
+
+    odd = Odd()
+    found = dict.fromkeys(_layer_of(odd, name) for name, _ in odd.named_parameters())
+    assert list(found) == ["weight", "conv1", "blocks.0.conv", "blocks.1", "net.convs.0", "net.convs.1", "lin"]
 
 
 # -- bounds ----------------------------------------------------------------------------------------

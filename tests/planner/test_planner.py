@@ -21,6 +21,7 @@ from torch_geometric.nn import GAT as PlainGAT
 from torch_geometric.nn import DirGNNConv, Linear, SAGEConv
 
 from torch_gas import (
+    ExactGradient,
     FileTier,
     Monitor,
     Plan,
@@ -134,6 +135,29 @@ def test_histories_and_tables_are_counted_wherever_they_are(graph: Data) -> None
     int8 = plan(gcn_norm(graph), gcn(graph, history_dtype=torch.int8), device_memory="1 GiB")
     assert int8.history_bytes == 2 * NUM_NODES * (64 + 4 + 8)
     assert int8.pushed_bytes == pytest.approx(chosen.pushed_bytes * 68 / 256)
+
+
+def test_gradient_tables_are_counted(graph: Data) -> None:
+    """They have an age for each row as well, and their type does not follow that of the histories."""
+    data, ptr = gcn_norm(graph), torch.tensor([0, NUM_NODES])
+    histories, gradients = 2 * NUM_NODES * (64 + 4 + 8), 2 * NUM_NODES * (64 * 4 + 8)
+    model = gcn(data, history_dtype=torch.int8)
+    assert plan(data, model, device_memory="5 MiB").history_bytes == histories
+    exact = ExactGradient(model, SubgraphLoader(data, ptr))
+    before = tables(model)
+    room = f"{(histories + gradients) / 0.9 + 10} B"
+    chosen = plan(data, model, device_memory="5 MiB", host_memory=room)
+    assert [storage.nbytes for storage in chosen.storages] == [histories + gradients] and chosen.tier == "host"
+    assert plan(data, model, device_memory="5 MiB", host_memory=f"{histories + gradients} B").tier == "file"
+    assert_same(before, tables(model))
+    exact.remove()
+    assert plan(data, model, device_memory="5 MiB").history_bytes == histories
+    wide = gcn(data).double()
+    ExactGradient(wide, SubgraphLoader(data, ptr))
+    row_bytes = (64 * 8, 64 * 2, 64 + 4)  # of a history
+    assert [storage.nbytes for storage in storages(wide, {})] == [
+        2 * NUM_NODES * (size + 64 * 8 + 16) for size in row_bytes
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ _OF_EXTENSIONS = "extension_tables."
 
 
 def histories_of(model: Module) -> dict[str, History]:
-    """All histories of a model by name, also those that ``state_dict`` leaves out; no transfer of theirs is under way."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, History)}
+    """All histories of a model by name, also those that ``state_dict`` leaves out; no transfer of theirs is under way.
+
+    Tables of sums are left out, as they are zero between two steps.
+    """
+    found = {name: each for name, each in model.named_modules() if isinstance(each, History) and not each.is_scratch}
     for history in found.values():
         history.settle()
     return found

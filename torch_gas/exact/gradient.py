@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.tracing import untraced
@@ -50,7 +51,7 @@ class ExactGradient:
     rows of this forward pass.
 
     Args:
-        model: a :class:`~torch_gas.ScalableGNN` or what :func:`~torch_gas.scale` returned.
+        model: a :class:`~torch_gas.ScalableGNN` or what :func:`~torch_gas.scale` returned. Compiled code runs as it was written.
         loader: of the model's graph. Its batches are made of as many parts as the loader's, in their order and without
             shuffling; features may need a gradient (``data.x.requires_grad``), as may edge weights.
         check: whether the criterion is compared, once, with the sum of its values on two halves of a batch.
@@ -74,14 +75,25 @@ class ExactGradient:
     """
 
     @checked
-    def __init__(self, model: HistoryModel, loader: SubgraphLoader, *, check: bool = True) -> None:
+    def __init__(self, model: Module, loader: SubgraphLoader, *, check: bool = True) -> None:
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        if not isinstance(model, HistoryModel):
+            raise TypeError(
+                f"ExactGradient: model must be a ScalableGNN, but is {type(model).__name__}; wire it with scale(model, data), "
+                "and of a DistributedDataParallel pass the module: each process then computes the gradient of its own graph"
+            )
         model._check_size(loader.num_nodes, "ExactGradient: the loader's graph")
         self.model, self.loader = model, _fixed(loader)
         self._segments: list[Segment] = []
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
-        model._check_ready()
+        model._make_ready(self.loader.data)
         self._fit_tables()
+
+    def __getstate__(self) -> dict[str, Any]:
+        found = ("_skipping", "_segments", "_found_for")  # which a copy finds for its own model
+        state = {name: value for name, value in vars(self).items() if name not in found}
+        return {**state, "_segments": [], "_found_for": None}
 
     def remove(self) -> None:
         """Gives the memory of the gradient tables back. The next step makes them anew."""
@@ -124,6 +136,19 @@ class ExactGradient:
             ValueError: if the criterion is no sum over rows, the loader's batches do not hold each node once, or the model draws
                 random numbers that are not those of dropout, or moves buffers by rows of a batch. No ``.grad`` has changed then.
         """
+        loss, sweeps = self._sweep(criterion)
+        sweeps.commit()
+        return loss
+
+    def compute(self, criterion: Criterion) -> dict[Tensor, Tensor]:
+        """The gradient that :meth:`backward` adds, by parameter and attribute of the graph; those that it misses have none.
+
+        Neither ``.grad`` nor running statistics change; masks of dropout are those of the next step.
+        """
+        return self._sweep(criterion)[1].grads
+
+    def _sweep(self, criterion: Criterion) -> tuple[Tensor, Sweeps]:
+        """The loss, and the sweeps, whose gradients are not committed."""
         model = self.model
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("ExactGradient.backward computes gradients; call it outside of torch.no_grad()")
@@ -145,16 +170,17 @@ class ExactGradient:
                 undo.add(setattr, parameter, "_backward_hooks", parameter._backward_hooks)
                 parameter._backward_hooks = None
             replay = Segments(undo, model)
-            replay.handler = self._skipping
             undo.set(session, "replay", replay)
+            for module in model.modules():  # though Ctrl-C may end what the next line does before it puts them back
+                undo.add(setattr, module, "training", module.training)
+            replay.handler = self._skipping
             close(model, undo, BY_HAND)
             sweeps = Sweeps(replay, self.loader, self._gradients, criterion, self._unchecked)
             if sweeps.found_for == self._found_for:
                 replay.segments = self._segments
             loss = sweeps.run()
             self._segments, self._found_for, self._unchecked = replay.segments, sweeps.found_for, sweeps.unchecked
-        sweeps.commit()
-        return loss
+        return loss, sweeps
 
 
 class _Tables(Extension):

@@ -23,7 +23,6 @@ from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
-from torch_gas.wiring.trial.undisturbed import buffers_of_layers
 
 _DRAWS = 3  # passes with other random numbers, in which results that depend on these differ
 
@@ -85,12 +84,16 @@ class Sweeps:
 
     def commit(self) -> None:
         """Adds what was computed to ``.grad``, and moves running statistics and other state."""
-        grads = self._grads | self._learned.grads
-        torch.autograd.backward(list(grads), list(grads.values()))
+        torch.autograd.backward(list(self.grads), list(self.grads.values()))
         self._state.step()
         self.replay.statistics.step(self.replay.moments)
         if self._masks is not None and self.model.training:
             self._masks.next_step()
+
+    @property
+    def grads(self) -> dict[Tensor, Tensor]:
+        """What was computed, by parameter and attribute of the graph."""
+        return self._grads | self._learned.grads
 
     def _clear(self) -> None:
         for table in self._tables.values():
@@ -156,16 +159,8 @@ class Sweeps:
         """Finds out where the segment under way ends, what it reads, and whether it learns."""
         replay, segment = self.replay, self.replay.segment
         replay.explores = True
-        buffers = buffers_of_layers(self.model)
-        versions = {name: version(buffer) for name, buffer in buffers.items()}
         first = self._repeatable(batch)
         segment.is_known = True
-        changed = [name for name, buffer in buffers.items() if version(buffer) != versions[name]]
-        if changed:
-            raise ValueError(
-                f"ExactGradient: {self.model._name} changes its buffer {changed[0]} in each forward pass, of which a step has "
-                "several for a batch; call eval() of the module that it is of, if it then stays as it is"
-            )
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
         outputs = [each for each in first if each.requires_grad]
         learns = [*self._parameters, *self._learned.of(batch)]

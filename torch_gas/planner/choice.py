@@ -57,6 +57,7 @@ def plan(
 
     Histories belong in the fastest tier that has room for them: the GPU beside the peak of a step, host memory, a file. The plan
     says which, and what narrower storage types would change. While it is made they may lie in any of them, in files for example.
+    The gradient tables of :class:`~torch_gas.ExactGradient`, and tables of other extensions, count where the model has them.
 
     Args:
         data: the graph, in any order of nodes.

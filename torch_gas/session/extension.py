@@ -23,8 +23,8 @@ class Extension:
         tables: names of tables that each history gets for the extension, ``model.extension_tables[name][layer]``: a
             :class:`~torch_gas.History` of the same size, device, tier and storage type, which is saved, committed, moved and
             planned for with the history.
-        sums: whether rows are added to these tables, which then hold numbers of at least float32 whatever the histories do, and
-            are no part of a ``state_dict``.
+        sums: whether rows are added to these tables, which then hold numbers of at least float32 whatever the histories do. They
+            are zero between two steps, and no part of a ``state_dict`` or of a checkpoint.
         takes_part: whether it changes what training computes. Steps that are no training, such as those by which
             :func:`torch_gas.plan` measures memory, leave out those that only watch.
 

@@ -21,7 +21,7 @@ from torch_gas.history import History
 from torch_gas.session.extension import Extension
 from torch_gas.session.inference import Skipping
 from torch_gas.session.session import Session, owner_of
-from torch_gas.table import FileTier, HotSet
+from torch_gas.table import FileTable, FileTier, HotSet
 from torch_gas.transfer import IO, AsyncIOPool
 from torch_gas.wiring import compiled
 
@@ -110,6 +110,9 @@ class HistoryModel(Module):
     def _check_ready(self) -> None:
         """Raises RuntimeError as long as it is not known which histories the model needs."""
 
+    def _make_ready(self, data: Data) -> None:
+        """Finds out on a graph like ``data`` which histories the model needs, where that is not known."""
+
     @abstractmethod
     def _skipping(self, data: Data) -> Skipping | None:
         """What stands in for layers that inference need not compute over a graph like ``data``; None where places know."""
@@ -142,7 +145,11 @@ class HistoryModel(Module):
             options["tier"] = tier.part(name) if beside is None or beside.tier == "file" else None
         if beside is not None and sums:
             options |= {"dtype": torch.promote_types(beside.model_dtype, torch.float32), "persistent": False}
-        return History(self.num_nodes, width, **options)
+        table = History(self.num_nodes, width, **options)
+        table.is_scratch = sums
+        if sums and isinstance(table.table, FileTable):
+            table.table.unlink()  # no process goes on with it
+        return table
 
     def _tables_for(self, extension: Extension, histories: Sequence[History]) -> dict[str, ModuleList]:
         """The tables that an extension names."""

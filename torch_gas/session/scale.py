@@ -197,6 +197,10 @@ class ScaledGNN(HistoryModel):
     def _check_ready(self) -> None:
         self.found  # noqa: B018  # an error as long as it has none
 
+    def _make_ready(self, data: Data) -> None:
+        if self._found is None:
+            self._try_out(data, self._arguments, data)
+
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
         self._session.clean_up()
@@ -294,8 +298,7 @@ class ScaledGNN(HistoryModel):
         if loader is not None:
             if args or kwargs:
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
-            if self._found is None:
-                self._try_out(loader.data, self._arguments, loader.data)
+            self._make_ready(loader.data)
             return layerwise_inference(self, loader, progress, device, path, original_order)
         self._refuse_target(next(iter(args), None), device, path, original_order)
         args, kwargs, ids = self._split(args, kwargs)

@@ -355,6 +355,10 @@ class FileTable(_core.FileRows, Table):
         self._sum_up_all()
         return torch.frombuffer(mmap.mmap(self.file, self.nbytes, offset=SIZE), dtype=self.dtype).view(self.shape)
 
+    def unlink(self) -> None:
+        """Takes the file out of its folder; its place on the disk is given back when the table is gone."""
+        os.unlink(self.path)
+
     def close(self) -> None:
         """Closes the file, which another process may then use."""
         if not self._open_file.closed:

@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
+from torch_gas._util.text_table import text_table
 from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.exact import ExactGradient
 from torch_gas.extensions.monitor.twin import Twin, undisturbed
 from torch_gas.session.model import HistoryModel
 
@@ -38,16 +42,22 @@ class GradientError(NamedTuple):
         relative: :math:`\|\tilde g - g\| / \|g\|`.
         cosine: cosine of the angle between both.
         parameters: ``relative`` of each parameter, by name.
+        layers: ``relative`` and ``cosine`` of each layer, by name: of all parameters of a convolution, or of another module.
     """
 
     relative: float
     cosine: float
     parameters: dict[str, float]
+    layers: dict[str, tuple[float, float]]
 
     def __str__(self) -> str:
-        largest = sorted(self.parameters.items(), key=lambda item: -item[1])[:3]
-        named = ", ".join(f"{name} {error:.2g}" for name, error in largest)
-        return f"gradient: relative error {self.relative:.2g}, cosine {self.cosine:.3f}; largest errors: {named}"
+        lines = [(name, f"{100 * relative:.1f} %", f"{cosine:.3f}") for name, (relative, cosine) in self.layers.items()]
+        head = f"gradient: relative error {self.relative:.2g}, cosine {self.cosine:.3f}"
+        return "\n".join([head, text_table(("layer", "relative error", "cosine"), lines), _NORMAL])
+
+
+_NORMAL = """Normal with exact histories: 0 % at the last layer and 6 to 29 % at others, because gradients end at rows of
+histories (GCN and GAT, 3 layers, on Cora, batches of 10 of 40 METIS parts). ExactGradient has no such error."""
 
 
 def layer_errors(model: HistoryModel, loader: SubgraphLoader, whole: bool) -> list[LayerError]:
@@ -74,20 +84,42 @@ def gradient_error(model: HistoryModel, loader: SubgraphLoader, loss: Loss) -> G
     """See :meth:`torch_gas.extensions.monitor.Monitor.gradient_error`."""
     twin = Twin(model, loader)
     named: dict[str, Tensor] = {name: value for name, value in twin.model.named_parameters() if value.requires_grad}
-    values = list(named.values())
     with undisturbed(loader, model.device), torch.enable_grad():
-        data, out = twin.on_graph()
-        exact = _gradient(loss(out, data), values)
-        summed = [torch.zeros_like(value) for value in values]
+        gradient = ExactGradient(twin.model, loader)
+        exact = gradient.compute(lambda out, batch: loss(out, batch.data))
+        gradient.remove()
+        pairs = {
+            value: (torch.zeros_like(value), exact.get(value, torch.zeros_like(value))) for value in named.values()
+        }
         for run in twin.runs():
-            for total, part in zip(summed, _gradient(loss(run.out, run.batch.data), values), strict=True):
+            parts = _gradient(loss(run.out, run.batch.data), list(pairs))
+            for (total, _), part in zip(pairs.values(), parts, strict=True):
                 total += part
-    parameters = {
-        name: _ratio(float((a - b).norm()), float(b.norm())) for name, a, b in zip(named, summed, exact, strict=True)
-    }
-    left, right = (torch.cat([part.double().flatten() for part in parts]) for parts in (summed, exact))
-    cosine = float(torch.nn.functional.cosine_similarity(left, right, dim=0))
-    return GradientError(_ratio(float((left - right).norm()), float(right.norm())), cosine, parameters)
+    layers: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    plain = twin.model._plain
+    for name, value in plain.named_parameters():
+        if value in pairs:
+            layers.setdefault(_layer_of(plain, name), []).append(pairs[value])
+    parameters = {name: _compare([pairs[value]])[0] for name, value in named.items()}
+    return GradientError(
+        *_compare(list(pairs.values())), parameters, {layer: _compare(own) for layer, own in layers.items()}
+    )
+
+
+def _compare(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Relative error and cosine of some gradients and exact ones."""
+    found, exact = (torch.cat([part.double().flatten() for part in parts]) for parts in zip(*pairs, strict=True))
+    cosine = float(torch.nn.functional.cosine_similarity(found, exact, dim=0))
+    return _ratio(float((found - exact).norm()), float(exact.norm())), cosine
+
+
+def _layer_of(model: Module, parameter: str) -> str:
+    """The layer that a parameter is of: a convolution, else a numbered module, else the first on the way to it."""
+    path, modules = parameter.split("."), dict(model.named_modules())
+    names = [".".join(path[:end]) for end in range(1, max(len(path), 2))]
+    convolutions = [name for name in names if isinstance(modules.get(name), MessagePassing)]
+    numbered = [name for name in names if name.rpartition(".")[2].isdigit()]
+    return [*convolutions, *numbered, *names][0]
 
 
 def _gradient(loss: Tensor, values: list[Tensor]) -> list[Tensor]:

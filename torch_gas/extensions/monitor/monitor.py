@@ -258,13 +258,20 @@ class Monitor(Extension):
     def gradient_error(self, loader: SubgraphLoader, loss: Loss) -> GradientError:
         """The gradient that batches give with the histories as they are, summed up, against the full-batch gradient.
 
-        In evaluation mode: dropout does nothing, and batch norm uses its running statistics. Model, histories and random numbers
-        stay as they are. Takes the memory of a full-batch training step.
+        In evaluation mode: dropout does nothing, and batch norm uses its running statistics. Model, histories, gradients and
+        random numbers stay as they are. The full-batch gradient is computed by :class:`~torch_gas.ExactGradient`, in the memory
+        of a batch; histories and their gradients lie in host memory meanwhile.
 
         Args:
-            loader: batches of the model's graph.
-            loss: ``loss(out, data)``, a *sum* over nodes, of what ``forward`` returned for a batch or the whole graph. Rows of
-                ``data`` begin with those of ``out``.
+            loader: batches of the model's graph, which together hold each node once.
+            loss: ``loss(out, data)``, a *sum* over nodes, of what ``forward`` returned for a batch. Rows of ``data`` begin with
+                those of ``out``.
+
+        Returns:
+            The errors, which are printed with a line for each layer.
+
+        Raises:
+            ValueError: if ``loss`` is no sum over nodes, or as :meth:`~torch_gas.ExactGradient.backward` does.
 
         Example:
             >>> import torch.nn.functional as F

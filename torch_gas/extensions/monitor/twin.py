@@ -73,6 +73,7 @@ class Twin:
             self.model = copy.deepcopy(model, own).eval()
         for extension in self.model.extensions:
             self.model.remove_extension(extension)
+        self.model._history_options["device"] = None  # of tables that it is given yet
         if dtype is not None:
             self.model.to(dtype)
         self.stale, self.fresh = list(model.histories), list(self.model.histories)
