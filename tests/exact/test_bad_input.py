@@ -494,3 +494,14 @@ def test_types_may_change_between_steps() -> None:
 def test_wrong_arguments_are_refused(make: Callable[[Any], Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         ExactGradient(*make(graph()))
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_criterion_that_calls_the_model_is_refused(explicit: bool) -> None:
+    """A second call would take the place of the first one's leaves."""
+    data = graph()
+    model = model_of(data, explicit)
+    exact, before = ExactGradient(model, batches(data), check=False), Before(model)
+    with pytest.raises(RuntimeError, match="the criterion calls the model, and would lose the gradient of that call"):
+        exact.backward(lambda out, batch: (out - model(batch)).square().sum())
+    before.check(data, exact)
