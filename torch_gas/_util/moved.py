@@ -13,7 +13,7 @@ from types import ModuleType
 
 # Modules of 0.1, and where what they hold is now; one below them is found there under its own name.
 _MOVED = {
-    "adjacency": "graph.formats",
+    "adjacency": "graph.adjacency",
     "builder": "batch.builder",
     "features": "graph.attributes",
     "inference": "session.inference",

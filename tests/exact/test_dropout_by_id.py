@@ -18,7 +18,7 @@ from torch.nn import Dropout, Linear, Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import _len_torch_function_stack
 from torch.utils.checkpoint import checkpoint as checkpointed
-from torch_gas.extensions.dropout import edge_ids
+from torch_gas.exact.dropout import edge_ids
 from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
