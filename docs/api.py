@@ -18,6 +18,7 @@ GROUPS = {
     "Cut and renumber a graph": "metis permute unpermute Partition save_partition load_partition",
     "Make batches": "SubgraphLoader EvalSubgraphLoader SubData hot_nodes",
     "Train a model that you have": "scale ScaledGNN ScaledGNN.__call__",
+    "Train by exact gradients": "ExactGradient ExactGradient.backward ExactGradient.remove DropoutById",
     "Write a model": """ScalableGNN ScalableGNN.__call__ ScalableGNN.push_and_pull ScalableGNN.keep_hot check History dropout
         AsyncIOPool""",
     "Models of the paper": """models models.base.Model models.GCN models.SAGE models.GAT models.APPNP models.GCN2 models.GIN

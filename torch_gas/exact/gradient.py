@@ -86,7 +86,7 @@ class ExactGradient:
         self._segments: list[Segment] = []
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
-        model._make_ready(self.loader.data)
+        model._check_ready(self.loader.data)
         known = next((each for each in model.extensions if isinstance(each, _Tables)), None)
         self._tables = known or _Tables()
         if known is None:

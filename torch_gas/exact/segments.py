@@ -91,7 +91,8 @@ class Segments(Replay):
         self.moments: dict[NormCall, Moments] = {}
         self.number = 0
         self.explores = False  # whether all leaves take a gradient
-        self.spoils = False  # whether what need not be known is NaN
+        self.spoils = False  # whether rows of the halo with which rows run on to a norm are NaN
+        self.forbids = False  # whether the model may not be called now
         self.forget()
 
     def forget(self) -> None:
@@ -127,6 +128,11 @@ class Segments(Replay):
 
     def begin(self, call: Call) -> None:
         """Prepares the layers of a call that has been wired."""
+        if self.forbids:
+            raise RuntimeError(
+                "ExactGradient: the criterion calls the model, and would lose the gradient of that call; let forward return all "
+                "that the criterion needs"
+            )
         if call.batch_size is not None and call.n_id is not None:
             self.statistics.wire(call.undo, call.batch_size, call.n_id.numel(), call.neighbors == "in")
 
@@ -141,7 +147,7 @@ class Segments(Replay):
 
     def stand_in(self, rows: Tensor, number: int) -> Tensor:
         size = (1 if self.segment.compact else number, *rows.shape[1:])
-        return rows.new_full(size, nan if self.spoils else 0.0, requires_grad=False)
+        return rows.new_full(size, nan, requires_grad=False)  # so that whoever reads them all the same is found out
 
     def answer(self, history: History, x: Tensor, batch_size: int, n_id: Tensor) -> Tensor:
         segment = self.segment

@@ -22,6 +22,7 @@ from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
+from torch_gas.wiring.trial.undisturbed import buffers_of_layers
 
 _DRAWS = 3  # passes with other random numbers, in which results that depend on these differ
 
@@ -57,8 +58,9 @@ class Sweeps:
     def run(self) -> Tensor:
         """The loss; gradients wait for :meth:`commit`."""
         replay = self.replay
-        for history in self.model._history_tables:
-            history.tick()
+        if self.model.training:
+            for history in self.model._history_tables:
+                history.tick()
         self._clear()
         try:
             replay.enter(0)
@@ -150,8 +152,16 @@ class Sweeps:
         """Finds out where the segment under way ends, what it reads, and whether it learns."""
         replay, segment = self.replay, self.replay.segment
         replay.explores = True
+        buffers = buffers_of_layers(self.model)
+        versions = {name: version(buffer) for name, buffer in buffers.items()}
         first = self._repeatable(batch)
         segment.is_known = True
+        changed = [name for name, buffer in buffers.items() if version(buffer) != versions[name]]
+        if changed:
+            raise ValueError(
+                f"ExactGradient: {self.model._name} changes its buffer {changed[0]} in each forward pass, of which a step has "
+                "several for a batch; call eval() of the module that it is of, if it then stays as it is"
+            )
         leaves = dict(replay.leaves)
         outputs = [each for each in first if each.requires_grad]
         learns = [*self._parameters, *self._learned.of(batch)]
@@ -275,8 +285,10 @@ class Sweeps:
                 self._grads[parameter] = grad if known is None else known + grad
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
+        self.replay.forbids = True
         loss = value_of(self.criterion, out, batch)
         if self.unchecked:
             self.unchecked = not check_is_sum(self.criterion, out, batch, loss)
+        self.replay.forbids = False
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         return loss
