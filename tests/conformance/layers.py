@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch_geometric.nn as nn
 from torch import Tensor
-from torch.nn import Linear, Module
+from torch.nn import BatchNorm1d, Linear, Module, ReLU, Sequential
 
 from conformance.graph import C, N, graph
 
@@ -48,6 +48,11 @@ def _degrees() -> Tensor:
     return graph().edge_index[1].bincount(minlength=N).bincount()
 
 
+def _normed(in_channels: int) -> Module:
+    """Of 6 channels, with a batch norm inside."""
+    return Sequential(Linear(in_channels, 6), BatchNorm1d(6), ReLU(), Linear(6, 6))
+
+
 def _pna() -> Module:
     scalers = ["identity", "amplification", "attenuation"]
     return nn.PNAConv(C, 6, aggregators=["mean", "max", "std"], scalers=scalers, deg=_degrees())
@@ -71,21 +76,29 @@ EXACT: dict[str, Case] = {
     "GATConv": Case(lambda: nn.GATConv(C, 6, heads=2)),
     "GATConv (add_self_loops=False)": Case(lambda: nn.GATConv(C, 6, add_self_loops=False)),
     "GATConv (edge_attr)": Case(lambda: nn.GATConv(C, 6, edge_dim=3), _with("edge_attr")),
+    "GATConv (dropout=0.5)": Case(lambda: nn.GATConv(C, 6, heads=2, dropout=0.5)),
     "GATv2Conv": Case(lambda: nn.GATv2Conv(C, 6, heads=2)),
     "GATv2Conv (add_self_loops=False)": Case(lambda: nn.GATv2Conv(C, 6, add_self_loops=False)),
     "GATv2Conv (edge_attr)": Case(lambda: nn.GATv2Conv(C, 6, edge_dim=3), _with("edge_attr")),
+    "GATv2Conv (dropout=0.5)": Case(lambda: nn.GATv2Conv(C, 6, heads=2, dropout=0.5)),
     "TransformerConv": Case(lambda: nn.TransformerConv(C, 6)),
     "TransformerConv (edge_attr)": Case(lambda: nn.TransformerConv(C, 6, edge_dim=3, beta=True), _with("edge_attr")),
+    "TransformerConv (dropout=0.5)": Case(lambda: nn.TransformerConv(C, 6, dropout=0.5)),
     "AGNNConv": Case(lambda: nn.AGNNConv()),
     "GINConv": Case(lambda: nn.GINConv(Linear(C, 6), train_eps=True)),
+    "GINConv (batch norm)": Case(lambda: nn.GINConv(_normed(C))),
     "GINEConv": Case(lambda: nn.GINEConv(Linear(C, 6), edge_dim=3), _with("edge_attr")),
     "MFConv": Case(lambda: nn.MFConv(C, 6)),
     "RGCNConv": Case(lambda: nn.RGCNConv(C, 6, 2), _with("edge_type")),
     "FastRGCNConv": Case(lambda: nn.FastRGCNConv(C, 6, 2), _with("edge_type")),
     "RGATConv": Case(lambda: nn.RGATConv(C, 6, 2), _with("edge_type")),
+    "RGATConv (dropout=0.5)": Case(lambda: nn.RGATConv(C, 6, 2, dropout=0.5), _with("edge_type")),
     "SignedConv (first_aggr=True)": Case(lambda: nn.SignedConv(C, 6, True), ("x", "adj", "adj")),
     "SignedConv (first_aggr=False)": Case(lambda: nn.SignedConv(C // 2, 6, False), ("x", "adj", "adj")),
     "DNAConv (normalize=False)": Case(lambda: nn.DNAConv(C, normalize=False), ("x_all", "adj", "edge_weight")),
+    "DNAConv (normalize=False, dropout=0.5)": Case(
+        lambda: nn.DNAConv(C, normalize=False, dropout=0.5), ("x_all", "adj", "edge_weight")
+    ),
     "PointNetConv": Case(lambda: nn.PointNetConv(Linear(C + 3, 6)), _WITH_POSITIONS),
     "PointNetConv (add_self_loops=False)": Case(
         lambda: nn.PointNetConv(Linear(C + 3, 6), add_self_loops=False), _WITH_POSITIONS
@@ -95,6 +108,7 @@ EXACT: dict[str, Case] = {
     "NNConv": Case(lambda: nn.NNConv(C, 6, Linear(3, C * 6)), _with("edge_attr")),
     "CGConv": Case(lambda: nn.CGConv(C, 3), _with("edge_attr")),
     "EdgeConv": Case(lambda: nn.EdgeConv(Linear(2 * C, 6))),
+    "EdgeConv (batch norm)": Case(lambda: nn.EdgeConv(_normed(2 * C))),
     "PPFConv": Case(lambda: nn.PPFConv(Linear(C + 4, 6)), ("x", "pos", "normal", "adj")),
     "FeaStConv": Case(lambda: nn.FeaStConv(C, 6, 2)),
     "PointTransformerConv": Case(lambda: nn.PointTransformerConv(C, 6), _WITH_POSITIONS),
@@ -113,7 +127,11 @@ EXACT: dict[str, Case] = {
     "FiLMConv": Case(lambda: nn.FiLMConv(C, 6)),
     "FiLMConv (edge_type)": Case(lambda: nn.FiLMConv(C, 6, 2), _with("edge_type")),
     "SuperGATConv": Case(lambda: nn.SuperGATConv(C, 6)),
+    "SuperGATConv (dropout=0.5)": Case(lambda: nn.SuperGATConv(C, 6, dropout=0.5)),
     "FAConv (normalize=False)": Case(lambda: nn.FAConv(C, normalize=False), ("x", "x_0", "adj", "edge_weight")),
+    "FAConv (normalize=False, dropout=0.5)": Case(
+        lambda: nn.FAConv(C, normalize=False, dropout=0.5), ("x", "x_0", "adj", "edge_weight")
+    ),
     "EGConv ('sum', 'max')": Case(lambda: nn.EGConv(C, 6, ["sum", "max"], num_heads=2)),
     "PDNConv (normalize=False)": Case(lambda: nn.PDNConv(C, 6, 3, 4, normalize=False), _with("edge_attr")),
     "GeneralConv": Case(lambda: nn.GeneralConv(C, 6)),
@@ -121,6 +139,7 @@ EXACT: dict[str, Case] = {
         lambda: nn.GeneralConv(C, 6, 3, attention=True, heads=2, l2_normalize=True), _with("edge_attr")
     ),
     "HEATConv": Case(lambda: nn.HEATConv(C, 6, 2, 2, 4, 3, 4), _TYPED),
+    "HEATConv (dropout=0.5)": Case(lambda: nn.HEATConv(C, 6, 2, 2, 4, 3, 4, dropout=0.5), _TYPED),
     "LGConv (normalize=False)": Case(lambda: nn.LGConv(normalize=False)),
 }
 
@@ -136,12 +155,16 @@ SCALED: dict[str, Case] = {
     "GatedGraphConv": Case(lambda: nn.GatedGraphConv(C, 3)),
     "TAGConv": Case(lambda: nn.TAGConv(C, 6)),
     "ARMAConv": Case(lambda: nn.ARMAConv(C, 6, num_stacks=2, num_layers=3)),
+    "ARMAConv (dropout=0.5)": Case(lambda: nn.ARMAConv(C, 6, num_stacks=2, num_layers=3, dropout=0.5)),
     "SGConv": Case(lambda: nn.SGConv(C, 6, K=3)),
     "SSGConv": Case(lambda: nn.SSGConv(C, 6, 0.1, K=3)),
     "APPNP": Case(lambda: nn.APPNP(4, 0.1)),
+    "APPNP (dropout=0.5)": Case(lambda: nn.APPNP(4, 0.1, dropout=0.5)),
     "DNAConv": Case(lambda: nn.DNAConv(C), ("x_all", "adj")),
+    "DNAConv (dropout=0.5)": Case(lambda: nn.DNAConv(C, dropout=0.5), ("x_all", "adj")),
     "GCN2Conv": Case(lambda: nn.GCN2Conv(C, 0.1), ("x", "x_0", "adj")),
     "FAConv": Case(lambda: nn.FAConv(C), ("x", "x_0", "adj")),
+    "FAConv (dropout=0.5)": Case(lambda: nn.FAConv(C, dropout=0.5), ("x", "x_0", "adj")),
     "EGConv": Case(lambda: nn.EGConv(C, 6, num_heads=2)),
     "EGConv ('symnorm', 'max')": Case(lambda: nn.EGConv(C, 6, ["symnorm", "max"], num_heads=2)),
     "PDNConv": Case(lambda: nn.PDNConv(C, 6, 3, 4), _with("edge_attr")),

@@ -1,4 +1,4 @@
-"""Measures one case: rows, gradients and layer-wise inference with histories, against the plain model."""
+"""Measures one case: rows, gradients, layer-wise inference and exact gradients with histories, against the plain model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch_geometric.data import Data
 from conformance.graph import PTR, C, N, graph
 from conformance.layers import Case
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
+from torch_gas.exact import DropoutById, ExactGradient
 from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.scale import scale
@@ -33,7 +34,8 @@ class Result(NamedTuple):
     Args:
         outcome: ``"exact"``, ``"refused"`` by torch_gas, ``"not applicable"`` where plain PyG fails on the whole graph, or
             ``"WRONG"``, which is a bug of torch_gas.
-        errors: the largest difference relative to the largest value, for ``"forward"``, ``"gradient"`` and ``"inference"``.
+        errors: the largest difference relative to the largest value, for ``"forward"``, ``"gradient"``, ``"inference"`` and
+            ``"exact gradient"``; without the last where PyG fails in training.
         message: of the error that was raised.
     """
 
@@ -152,7 +154,14 @@ def _errors(net: _Net, data: Data, full: Tensor, wiring: str) -> dict[str, float
     for history in model.histories:
         history.reset_parameters()
     inference = _difference(model(loader=EvalSubgraphLoader(data, PTR, neighbors=neighbors)), full)
-    return {"forward": float(forward), "gradient": float(gradient), "inference": float(inference)}
+    errors = {"forward": float(forward), "gradient": float(gradient), "inference": float(inference)}
+    model.train()
+    try:
+        net(*net.inputs(data))
+    except Exception:  # of any type, as above: what PyG cannot train on this format
+        return errors
+    exact = _exact_gradient_error(model, net, data, parts, lambda: model(*args, **kwargs))
+    return errors | {"exact gradient": float(exact)}
 
 
 def _difference(got: Tensor, want: Tensor) -> Tensor:
@@ -196,3 +205,22 @@ def _gradient(rows: Tensor, weights: Tensor, parameters: list[Parameter]) -> Ten
     loss = (rows * weights).sum()
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in found])
+
+
+def _exact_gradient_error(
+    model: ScalableGNN, net: _Net, data: Data, parts: SubgraphLoader, whole: Callable[[], Tensor]
+) -> Tensor:
+    """Of all parameters in training mode, from batches of one part."""
+    state = torch.get_rng_state()
+    full = net(*net.inputs(data))
+    if not torch.equal(state, torch.get_rng_state()):  # the plain model cannot draw the masks of batches
+        masks = DropoutById(seed=0)
+        model.add_extension(masks)
+        full = whole()
+        masks.step = 0
+    weights = torch.randn(full.shape, dtype=full.dtype)
+    parameters = list(net.parameters())
+    want = _gradient(full, weights, parameters)
+    ExactGradient(model, parts).backward(lambda out, batch: (out * weights[batch.n_id[: len(out)]]).sum())
+    found = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    return _difference(torch.cat([gradient.flatten() for gradient in found]), want)

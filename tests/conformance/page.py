@@ -31,6 +31,7 @@ Results = dict[Key, Result]
 _Reason = TypeVar("_Reason", str, tuple[str, str])
 
 _NONE = "\u2013"
+_EXACT = "exact gradient"
 _STANDINGS = ("exact", "exact with some options", "refused", "not applicable", "WRONG")
 
 _HEAD = """\
@@ -60,9 +61,11 @@ of 48 nodes with self-loops and isolated nodes. It compares the model with itsel
 * **forward**: with exact histories, the rows of batches of one part, and of shuffled unions of parts;
 * **gradient**: that of all parameters, for a batch of all parts; and that of the last layer's, for a batch with a halo,
   where this layer reads one hop;
-* **inference**: the output of `model(loader=...)`.
+* **inference**: the output of `model(loader=...)`;
+* **exact gradient**: that of all parameters by `ExactGradient` from batches of one part, in training mode, where dropout
+  draws its masks by ids. It has a column of its own, over all formats.
 
-A cell holds the largest difference in these three, relative to the largest value, in float32 · float64:
+A cell holds the largest difference in these, relative to the largest value, in float32 · float64:
 
 * **exact** is what differs by at most {float32:.0e} · {float64:.0e}, as another order of summation does;
 * **`refused`** is what `torch_gas` raises an error for, which names the layer and says what to do instead;
@@ -135,9 +138,23 @@ def _summary(results: Results) -> str:
 def _table(results: Results, wiring: str, names: Sequence[str], formats: Sequence[str]) -> str:
     rows = []
     for name in names:
-        cells = [_cell([results[Key(wiring, name, fmt, dtype)] for dtype in DTYPES]) for fmt in formats]
-        rows.append([_title(name), *cells])
-    return _markdown(["layer", *(f"`{fmt}`" for fmt in formats)], rows)
+        found = [[results[Key(wiring, name, fmt, dtype)] for dtype in DTYPES] for fmt in formats]
+        exact = map(_exact_gradient, zip(*found, strict=True))
+        rows.append([_title(name), *map(_cell, map(_others, found)), _cell(list(exact))])
+    return _markdown(["layer", *(f"`{fmt}`" for fmt in formats), _EXACT], rows)
+
+
+def _exact_gradient(results: Sequence[Result]) -> Result:
+    """What holds for it in all formats."""
+    worst = max(
+        results,
+        key=lambda each: (each.outcome == "WRONG", each.errors.get(_EXACT, -1), each.outcome != "not applicable"),
+    )
+    return worst._replace(errors={_EXACT: worst.errors[_EXACT]} if _EXACT in worst.errors else {})
+
+
+def _others(results: Sequence[Result]) -> list[Result]:
+    return [each._replace(errors={of: error for of, error in each.errors.items() if of != _EXACT}) for each in results]
 
 
 def _cell(results: Sequence[Result]) -> str:

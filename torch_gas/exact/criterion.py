@@ -33,12 +33,13 @@ def value_of(criterion: Criterion, out: Any, batch: SubData) -> Tensor:
 def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -> bool:
     """Raises ValueError if ``loss`` is not the sum of the losses of two halves; whether both told something."""
     middle = batch.batch_size // 2
-    if middle == 0:
+    rows = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+    if middle == 0 or not all(bool(each.isfinite().all()) for each in rows):
         return False
     values = []
-    for rows in (slice(0, middle), slice(middle, batch.batch_size)):
+    for half in (slice(0, middle), slice(middle, batch.batch_size)):
         try:
-            values.append(value_of(criterion, _rows_of(out, rows, batch.batch_size), _part(batch, rows)))
+            values.append(value_of(criterion, _rows_of(out, half, batch.batch_size), _part(batch, half)))
         except Exception as error:  # of any type, as the code is the user's
             raise ValueError(
                 f"ExactGradient: the criterion fails on half of a batch ({type(error).__name__}: {error}), so that nothing "
@@ -47,7 +48,7 @@ def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -
             ) from error
     total = values[0] + values[1]
     whole, left, right = (f"{float(value):.6g}" for value in (loss, *values))
-    scale = max(float(value.abs()) for value in (*values, loss))
+    scale = max(_size_of_terms(out, loss), *(float(value.abs()) for value in (*values, loss)))
     tolerance = torch.finfo(loss.dtype).eps ** 0.5
     if not bool((total - loss).abs() <= tolerance * scale):  # not so for NaN
         raise ValueError(
@@ -57,6 +58,15 @@ def check_is_sum(criterion: Criterion, out: Any, batch: SubData, loss: Tensor) -
             "embeddings of all nodes first, and return (out * gradient[batch.n_id[:len(out)]]).sum()"
         )
     return all(float(value) != 0 for value in values)
+
+
+def _size_of_terms(out: Any, loss: Tensor) -> float:
+    """How large the numbers are that a loss adds up, which may cancel."""
+    leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not leaves or not loss.requires_grad:
+        return 0.0
+    grads = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    return sum(float((leaf * grad).abs().sum()) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None)
 
 
 def _rows_of(out: Any, rows: slice, batch_size: int) -> Any:

@@ -44,7 +44,8 @@ class ExactGradient:
 
     In training mode, batch norms take the statistics of all nodes, and running statistics move once a call. Dropout has the mask
     of the full batch where the model has :class:`~torch_gas.extensions.DropoutById`, which is added where it has none. Other
-    random numbers are refused.
+    random numbers are refused, and buffers that move with the rows of a batch; those that move by themselves, such as the vectors
+    of a spectral norm, move once a call.
 
     Tables take the memory of the histories once more, in float32 or wider, and lie where these do. Afterwards histories hold the
     rows of this forward pass.
@@ -87,10 +88,7 @@ class ExactGradient:
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
         model._check_ready(self.loader.data)
-        known = next((each for each in model.extensions if isinstance(each, _Tables)), None)
-        self._tables = known or _Tables()
-        if known is None:
-            model.add_extension(self._tables)
+        self._fit_tables()
 
     def __getstate__(self) -> dict[str, Any]:
         found = ("_skipping", "_segments", "_found_for")  # which a copy finds for its own model
@@ -98,8 +96,10 @@ class ExactGradient:
         return {**state, "_segments": [], "_found_for": None}
 
     def remove(self) -> None:
-        """Gives the memory of the gradient tables back."""
-        self.model.remove_extension(self._tables)
+        """Gives the memory of the gradient tables back. The next step makes them anew."""
+        for extension in self.model.extensions:
+            if isinstance(extension, _Tables):
+                self.model.remove_extension(extension)
 
     @property
     def _gradients(self) -> Sequence[History]:
@@ -107,11 +107,12 @@ class ExactGradient:
         return cast("Sequence[History]", self.model.extension_tables[_TABLES])
 
     def _fit_tables(self) -> None:
-        """Makes gradient tables anew where histories or their types are no longer what they were."""
+        """Makes gradient tables where there are none, histories or their types are no longer what they were, or others add to them."""
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
-        if [table.table.dtype for table in self._gradients] != wide:
+        tables = self._gradients if _TABLES in self.model.extension_tables else []
+        if [each.table.dtype for each in tables] != wide or any(each.clock.is_shared() for each in tables):
             self.remove()
-            self.model.add_extension(self._tables)
+            self.model.add_extension(_Tables())
 
     @cached_property
     def _skipping(self) -> Skipping | None:
@@ -134,7 +135,7 @@ class ExactGradient:
         Raises:
             RuntimeError: under ``torch.no_grad()``, or if parameters change meanwhile.
             ValueError: if the criterion is no sum over rows, the loader's batches do not hold each node once, or the model draws
-                random numbers that are not those of dropout. No ``.grad`` has changed then.
+                random numbers that are not those of dropout, or moves buffers by rows of a batch. No ``.grad`` has changed then.
         """
         loss, sweeps = self._sweep(criterion)
         sweeps.commit()
@@ -166,6 +167,9 @@ class ExactGradient:
             undo.add(stance.__exit__, None, None, None)
             stance.__enter__()
             undo.add(torch.set_grad_enabled, True)
+            for parameter in model._plain.parameters():  # whose hooks are for the whole gradient
+                undo.add(setattr, parameter, "_backward_hooks", parameter._backward_hooks)
+                parameter._backward_hooks = None
             replay = Segments(undo, model)
             undo.set(session, "replay", replay)
             for module in model.modules():  # though Ctrl-C may end what the next line does before it puts them back

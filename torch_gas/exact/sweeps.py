@@ -17,12 +17,12 @@ from torch_gas.exact.criterion import Criterion, check_is_sum, value_of
 from torch_gas.exact.dropout import DropoutById
 from torch_gas.exact.learned import Learned
 from torch_gas.exact.segments import Segments
+from torch_gas.exact.state import State
 from torch_gas.history import History
 from torch_gas.session.inference import Coverage, EndOfBatch
 from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
-from torch_gas.wiring.trial.undisturbed import buffers_of_layers
 
 _DRAWS = 3  # passes with other random numbers, in which results that depend on these differ
 
@@ -48,10 +48,12 @@ class Sweeps:
         self.criterion, self.unchecked = criterion, unchecked
         self._tables = dict(zip(self.model.histories, tables, strict=True))
         self._learned = Learned(loader.data)
+        self._state = State(replay.undo, self.model._plain)
         self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
         self._loss: Tensor | None = None
+        self._has_gradient = False  # whether the loss of any batch has one
         modes = [module.training for module in self.model.modules()]
         self.found_for = ([*map(id, self._parameters)], modes, self._learned.names)
 
@@ -81,8 +83,9 @@ class Sweeps:
         return self._loss
 
     def commit(self) -> None:
-        """Adds what was computed to ``.grad``, and moves running statistics."""
+        """Adds what was computed to ``.grad``, and moves running statistics and other state."""
         torch.autograd.backward(list(self.grads), list(self.grads.values()))
+        self._state.step()
         self.replay.statistics.step(self.replay.moments)
         if self._masks is not None and self.model.training:
             self._masks.next_step()
@@ -98,15 +101,18 @@ class Sweeps:
 
     def _batches(self) -> Iterator[SubData]:
         """The batches of one sweep, which hold each node once."""
-        if list(map(version, self._parameters)) != self._versions:
-            raise RuntimeError(
-                "ExactGradient: parameters changed while their gradient was computed; call optimizer.step() after backward()"
-            )
+        self._check_parameters()
         coverage = Coverage(self.model.num_nodes)
         for batch in self.loader:
             coverage.count(batch)
             yield self._learned.leaves(batch.to(self.model.device))
         coverage.check()
+
+    def _check_parameters(self) -> None:
+        if list(map(version, self._parameters)) != self._versions:
+            raise RuntimeError(
+                "ExactGradient: parameters changed while their gradient was computed; call optimizer.step() after backward()"
+            )
 
     def _run(self, batch: SubData) -> Any:
         """Runs the segment under way on a batch; what ``forward`` returns where it is the last one."""
@@ -116,6 +122,7 @@ class Sweeps:
             out: Any = self.model(batch)
         except EndOfBatch:
             out = None
+        self._state.put_back()
         segment = self.replay.segment
         if segment.is_known and not segment.draws and not torch.equal(state, torch.get_rng_state()):
             raise ValueError(
@@ -152,17 +159,9 @@ class Sweeps:
         """Finds out where the segment under way ends, what it reads, and whether it learns."""
         replay, segment = self.replay, self.replay.segment
         replay.explores = True
-        buffers = buffers_of_layers(self.model)
-        versions = {name: version(buffer) for name, buffer in buffers.items()}
         first = self._repeatable(batch)
         segment.is_known = True
-        changed = [name for name, buffer in buffers.items() if version(buffer) != versions[name]]
-        if changed:
-            raise ValueError(
-                f"ExactGradient: {self.model._name} changes its buffer {changed[0]} in each forward pass, of which a step has "
-                "several for a batch; call eval() of the module that it is of, if it then stays as it is"
-            )
-        leaves = dict(replay.leaves)
+        leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
         outputs = [each for each in first if each.requires_grad]
         learns = [*self._parameters, *self._learned.of(batch)]
         inputs = [*leaves.values(), *learns, *replay.statistics.leaves]
@@ -253,6 +252,11 @@ class Sweeps:
                 outputs.append(replay.counted)
                 seeds.append(replay.moments[segment.norm].gradient(replay.counted))
             self._take(batch, outputs, seeds)
+        if segment.is_last and not self._has_gradient:
+            raise RuntimeError(
+                "ExactGradient: the loss has no gradient on any batch; compute it from what the model returns, without "
+                "detach() or torch.no_grad()"
+            )
 
     def _take(self, batch: SubData, outputs: list[Tensor], seeds: list[Tensor]) -> None:
         """Adds the gradients of ``outputs``, for these of their own, where they belong."""
@@ -287,6 +291,8 @@ class Sweeps:
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         self.replay.forbids = True
         loss = value_of(self.criterion, out, batch)
+        self._check_parameters()  # which the criterion may have changed
+        self._has_gradient |= loss.requires_grad
         if self.unchecked:
             self.unchecked = not check_is_sum(self.criterion, out, batch, loss)
         self.replay.forbids = False
