@@ -107,7 +107,7 @@ class ExactGradient:
         return cast("Sequence[History]", self.model.extension_tables[_TABLES])
 
     def _fit_tables(self) -> None:
-        """Makes gradient tables where there are none, histories or their types are no longer what they were, or others add to them."""
+        """Makes gradient tables where there are none, types of histories have changed, or other processes add to them."""
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
         tables = self._gradients if _TABLES in self.model.extension_tables else []
         if [each.table.dtype for each in tables] != wide or any(each.clock.is_shared() for each in tables):

@@ -237,8 +237,7 @@ class ScaledGNN(HistoryModel):
         self.hidden_channels = [prod(need.shape) for need in needs]
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])
         self.tables = torch.nn.ModuleList(tables).to(self.device)
-        self.num_layers = len(needs) + 1
-        self._found, self._unverified = found, len(tables) > 0
+        self.num_layers, self._found, self._unverified = len(needs) + 1, found, len(tables) > 0
 
     def _arguments(self, data: Data) -> Arguments:
         if self._inputs is None:
