@@ -61,7 +61,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo", "exact_gradient", "resume", "scale", "scale_models"}
+    assert scripts == {
+        *DATA_SETS,
+        "common",
+        "custom_layer",
+        "demo",
+        "exact_gradient",
+        "resume",
+        "scale",
+        "scale_models",
+    }
 
 
 def test_every_script_is_in_the_readme_and_short() -> None:
