@@ -34,7 +34,9 @@ _OWN = (
 )
 
 
-_EDGES = frozenset({"sources of edges", "destinations of edges", "columns of edges", "rows of edges"})  # names of samples
+_EDGES = frozenset(
+    {"sources of edges", "destinations of edges", "columns of edges", "rows of edges"}
+)  # names of samples
 _WORDS = {"x": "features"}
 
 
