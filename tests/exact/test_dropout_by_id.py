@@ -36,7 +36,7 @@ from torch_gas import SubgraphLoader, checkpoint, models, plan, scale
 from torch_gas.exact.dropout import edge_ids
 from torch_gas.extensions import DropoutById
 from torch_gas.extensions.regularization import LocalPerturbation
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 
 P = 0.4
 

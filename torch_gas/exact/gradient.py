@@ -109,8 +109,12 @@ class ExactGradient:
     def _fit_tables(self) -> None:
         """Makes gradient tables where there are none, types of histories have changed, or other processes add to them."""
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
-        tables = self._gradients if _TABLES in self.model.extension_tables else []
-        if [each.table.dtype for each in tables] != wide or any(each.clock.is_shared() for each in tables):
+        tables = self._gradients if _TABLES in self.model.extension_tables else None
+        if (
+            tables is None
+            or [each.table.dtype for each in tables] != wide
+            or any(each.clock.is_shared() for each in tables)
+        ):
             self.remove()
             self.model.add_extension(_Tables())
 
