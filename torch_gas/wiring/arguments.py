@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import is_dataclass
+from types import MethodType
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +33,18 @@ def parameters(model: Module) -> list[inspect.Parameter]:
         names = list(model.signature.param_dict)
         return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p for p in inspect.signature(model.forward).parameters.values() if p.kind not in kinds]
+    return [p for p in _signature(model) if p.kind not in kinds]
+
+
+def _signature(model: Module) -> Sequence[inspect.Parameter]:
+    """All parameters of ``forward``."""
+    method = getattr(model.forward, "__func__", None)  # one for all models of the class
+    return tuple(inspect.signature(model.forward).parameters.values()) if method is None else _of_method(method)
+
+
+@functools.lru_cache(maxsize=64)  # they are asked for several times a call
+def _of_method(method: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    return tuple(inspect.signature(MethodType(method, object())).parameters.values())
 
 
 def takes_data(model: Module) -> bool:
@@ -54,7 +67,7 @@ def inputs_of(model: Module, data: Data) -> Arguments:
         return (data,), {}
     key, adj = find_adjacency(data)
     say = "scale(model, data, inputs=lambda batch: (batch.x, batch.edge_index, ...))"
-    if not inspect.signature(model.forward).parameters:
+    if not _signature(model):
         return (), {}
     if not parameters(model):
         more = instead_of_wrapper(model)
