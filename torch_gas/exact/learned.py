@@ -1,8 +1,8 @@
-"""Attributes of a graph that learn, such as features: their gradient comes from the rows that batches have of them."""
+"""What learns beside a model's parameters: attributes of its graph, such as features, and tensors that are met in passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,3 +59,18 @@ class Learned:
                 self.grads[whole].index_add_(0, batch.n_id.to(whole.device), grad.to(whole.device))
             else:
                 self.grads[whole] += torch.autograd.grad(given, whole, grad, retain_graph=True)[0]
+
+
+def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that ``outputs`` were computed from and whose ``.grad`` a backward pass would add to."""
+    todo = [each.grad_fn or each.view_as(each).grad_fn for each in outputs]
+    seen, found = set(todo), []
+    while todo:
+        node = todo.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        for after, _ in () if node is None else node.next_functions:
+            if after not in seen:
+                seen.add(after)
+                todo.append(after)
+    return found

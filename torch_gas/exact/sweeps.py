@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
@@ -15,7 +16,7 @@ from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.checkpoint.rng import random_states, set_random_states
 from torch_gas.exact.criterion import Criterion, check_is_sum, value_of
 from torch_gas.exact.dropout import DropoutById
-from torch_gas.exact.learned import Learned
+from torch_gas.exact.learned import Learned, leaves_of
 from torch_gas.exact.segments import Segments
 from torch_gas.exact.state import State
 from torch_gas.history import History
@@ -52,6 +53,8 @@ class Sweeps:
         self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
+        # Of what is not the model's, such as parameters of the criterion. What a pass itself makes goes with its batch.
+        self._grads_of_others: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self._loss: Tensor | None = None
         self._has_gradient = False  # whether the loss of any batch has one
         modes = [module.training for module in self.model.modules()]
@@ -93,7 +96,7 @@ class Sweeps:
     @property
     def grads(self) -> dict[Tensor, Tensor]:
         """What was computed, by parameter and attribute of the graph."""
-        return self._grads | self._learned.grads
+        return {**self._grads, **self._grads_of_others, **self._learned.grads}
 
     def _clear(self) -> None:
         for table in self._tables.values():
@@ -144,13 +147,17 @@ class Sweeps:
                 self._explore(batch)
                 if segment.is_last:
                     return False
+            replay.writes = True
             with torch.no_grad():
                 self._run(batch)
+            replay.writes = False
             replay.check()
             if replay.counted is not None:
                 moments.add(replay.counted)
                 dtype = replay.counted.dtype
         if segment.norm is not None:
+            if replay.statistics.is_mistaken(segment.norm):
+                return self._forward()
             moments.complete(dtype)
             replay.moments[segment.norm] = moments
         return True
@@ -163,7 +170,7 @@ class Sweeps:
         segment.is_known = True
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
         outputs = [each for each in first if each.requires_grad]
-        learns = [*self._parameters, *self._learned.of(batch)]
+        learns = [*self._parameters, *self._learned.of(batch), *self._others(batch, outputs)]
         inputs = [*leaves.values(), *learns, *replay.statistics.leaves]
         found: list[Tensor | None] = [None] * len(inputs)
         if outputs:
@@ -268,13 +275,14 @@ class Sweeps:
             replay.statistics.leaves,
             self._learned.of(batch),
             self._parameters,
+            self._others(batch, [outputs[number] for number in learn]),
         ]
         inputs = [each for group in groups for each in group]
         if not learn or not inputs:
             return
         found = torch.autograd.grad([outputs[i] for i in learn], inputs, [seeds[i] for i in learn], allow_unused=True)
         grads = iter(found)
-        of_leaves, of_statistics, of_batch, of_parameters = ([next(grads) for _ in group] for group in groups)
+        of_leaves, of_statistics, of_batch, of_parameters, of_others = ([next(grads) for _ in group] for group in groups)
         batch_size, n_id = batch.batch_size, batch.n_id
         for history, grad in zip(leaves, of_leaves, strict=True):
             if grad is not None:
@@ -283,10 +291,24 @@ class Sweeps:
                 table.add(n_id[batch_size:], grad[batch_size:])
         replay.statistics.add_gradients(of_statistics)
         self._learned.add(batch, of_batch)
-        for parameter, grad in zip(self._parameters, of_parameters, strict=True):
-            if grad is not None:
-                known = self._grads.get(parameter)
-                self._grads[parameter] = grad if known is None else known + grad
+        parameters, others = (self._grads, self._parameters, of_parameters), (self._grads_of_others, groups[-1], of_others)
+        for sums, tensors, grads_of_batch in (parameters, others):
+            for tensor, grad in zip(tensors, grads_of_batch, strict=True):
+                if grad is not None:
+                    known = sums.get(tensor)
+                    sums[tensor] = grad if known is None else known + grad
+
+    def _others(self, batch: SubData, outputs: list[Tensor]) -> list[Tensor]:
+        """Leaves of ``outputs`` that nothing else tells of."""
+        replay = self.replay
+        known = [*self._parameters, *self._learned.of(batch), *replay.leaves.values(), *replay.statistics.leaves]
+        ids = set(map(id, known))
+        others = [leaf for leaf in leaves_of(outputs) if id(leaf) not in ids]
+        for leaf in others:
+            if leaf._backward_hooks:  # which are for the whole gradient
+                replay.undo.add(setattr, leaf, "_backward_hooks", leaf._backward_hooks)
+                leaf._backward_hooks = None
+        return others
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         self.replay.forbids = True
