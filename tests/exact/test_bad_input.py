@@ -490,7 +490,7 @@ def test_types_may_change_between_steps() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda data: (nn.GCN(C, 8, 2, OUT), batches(data)), TypeError, "model must be HistoryModel"),
+        (lambda data: (nn.GCN(C, 8, 2, OUT), batches(data)), TypeError, "model must be a ScalableGNN"),
         (lambda data: (model_of(data), data), TypeError, "loader must be SubgraphLoader"),
         (lambda data: (model_of(data), list(batches(data))), TypeError, "loader must be SubgraphLoader"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,14 +64,14 @@ class Learned:
 
 def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
     """The tensors that ``outputs`` were computed from and whose ``.grad`` a backward pass would add to."""
-    todo = [each.grad_fn or each.view_as(each).grad_fn for each in outputs]
-    seen, found = set(todo), []
+    todo: list[Any] = [each.grad_fn or each.view_as(each).grad_fn for each in outputs]  # a leaf has none
+    seen, found = {None}, []
     while todo:
         node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
         if hasattr(node, "variable"):
             found.append(node.variable)
-        for after, _ in () if node is None else node.next_functions:
-            if after not in seen:
-                seen.add(after)
-                todo.append(after)
+        todo += [before for before, _ in node.next_functions]
     return found

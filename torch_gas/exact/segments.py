@@ -91,7 +91,6 @@ class Segments(Replay):
         self.moments: dict[NormCall, Moments] = {}
         self.number = 0
         self.writes = False  # whether histories take the rows of the segment, whatever mode its code is in
-        self.explores = False  # whether all leaves take a gradient
         self.spoils = False  # whether rows of the halo with which rows run on to a norm are NaN
         self.forbids = False  # whether the model may not be called now
         self.forget()
