@@ -153,20 +153,18 @@ class Sweeps:
         moments, dtype = Moments(), torch.float32
         watches = segment.is_known and not segment.learns
         for batch in self._batches():
-            if watches and any(
-                each.requires_grad for each in self._results(batch)
-            ):  # what it reads is detached no longer
-                replay.segments[replay.number] = Segment()
-                return self._forward()
-            watches = False
             if not segment.is_known:
                 self._explore(batch)
                 if segment.is_last:
                     return False
             replay.writes = True
-            with torch.no_grad():
-                self._run(batch)
+            with torch.set_grad_enabled(watches):
+                results = self._results(batch)
             replay.writes = False
+            if watches and any(each.requires_grad for each in results):  # what was detached, say, is so no longer
+                replay.segments[replay.number] = Segment()
+                return self._forward()
+            watches = False
             replay.check()
             if replay.counted is not None:
                 moments.add(replay.counted)
