@@ -18,7 +18,6 @@ from torch.nn import Dropout, Linear, Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import _len_torch_function_stack
 from torch.utils.checkpoint import checkpoint as checkpointed
-from torch_gas.extensions.dropout import edge_ids
 from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
@@ -34,9 +33,10 @@ from torch_geometric.nn import (
 )  # fmt: skip
 
 from torch_gas import SubgraphLoader, checkpoint, models, plan, scale
+from torch_gas.exact.dropout import edge_ids
 from torch_gas.extensions import DropoutById
 from torch_gas.extensions.regularization import LocalPerturbation
-from torch_gas.graph.formats import find_adjacency
+from torch_gas.graph.adjacency import find_adjacency
 
 P = 0.4
 

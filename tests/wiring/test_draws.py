@@ -19,7 +19,7 @@ from torch_geometric.utils import dropout_edge
 from torch_gas import scale
 from torch_gas.checkpoint.rng import random_states
 from torch_gas.extensions import DropoutById
-from torch_gas.wiring.draws import _equal, refuse_draws
+from torch_gas.wiring.draws import is_same_state, refuse_draws
 
 DATA = random_graph(30, 90)
 
@@ -86,7 +86,7 @@ def test_draws_are_named(function: Callable[[Tensor], Any], message: str) -> Non
     net, before = Net(function), random_states()
     with pytest.raises(ValueError, match=f"Net draws random numbers {message}"):
         refuse_draws(net, lambda: net(DATA.x, DATA.edge_index))
-    assert _equal(before, random_states())
+    assert is_same_state(before, random_states())
 
 
 def test_layers_are_named() -> None:
