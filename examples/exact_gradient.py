@@ -1,6 +1,6 @@
 """Exact gradients: the gradient of the whole graph, computed in batches, after training with histories.
 
-A deep GCNII trains on random parts, the worst case for histories: most neighbours are outside of the batch, and gradients end
+A GCNII trains on random parts, the worst case for histories: most neighbours are outside of the batch, and gradients end
 there. Some steps with exact gradients follow; each is a step of full-batch training, in the memory of a batch.
 """
 
@@ -21,7 +21,7 @@ ptr = torch.linspace(0, data.num_nodes, 11).long()
 train_loader = SubgraphLoader(data, ptr, shuffle=True, device=args.device)
 eval_loader = EvalSubgraphLoader(data, ptr, device=args.device)
 
-model = GCN2(data.num_nodes, in_channels, 64, out_channels, num_layers=8, alpha=0.1, theta=0.5, dropout=0.3).to(
+model = GCN2(data.num_nodes, in_channels, 64, out_channels, num_layers=4, alpha=0.1, theta=0.5, dropout=0.3).to(
     args.device
 )
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -485,6 +485,14 @@ def _() -> Call:
     )
 
 
+@call_of("ExactGradient")
+def _() -> Call:
+    model = net()
+    given = {"model": model, "loader": SubgraphLoader(graph(), PTR), "check": True}
+    return Call(torch_gas.ExactGradient, given, (model,))
+
+
+@call_of("DropoutById")
 @call_of("extensions.DropoutById")
 def _() -> Call:
     return new(extensions.DropoutById, seed=0)

@@ -94,9 +94,8 @@ class History(torch.nn.Module):
             raise TypeError(f"History: dtype must be one of {STORED}, but is {dtype}")
         check_tier(tier, device)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self._is_persistent = persistent
         self._follows_model = dtype is None and not isinstance(tier, FileTier)  # in its storage type
-        self.model_dtype = torch.get_default_dtype()
+        self._is_persistent, self.model_dtype = persistent, torch.get_default_dtype()
         self._row_dtype: torch.dtype | None = None  # of the rows that were pushed last
         self.pool, self.origin = AsyncIOPool(), Origin()
         where, dtype = torch.device("cpu" if device is None else device), dtype or self.model_dtype
@@ -192,11 +191,6 @@ class History(torch.nn.Module):
         """Type of the rows that :meth:`pull` gives by default: that of the table, or of the model where rows have a scale."""
         return self.table.codec.row_dtype(self.model_dtype)
 
-    @property
-    def row_dtype(self) -> torch.dtype:
-        """Type of the rows that were pushed last, and :attr:`pull_dtype` before."""
-        return self._row_dtype or self.pull_dtype
-
     @checked
     @naming("History.pull", index="n_id")
     @torch.no_grad()
@@ -281,7 +275,7 @@ class History(torch.nn.Module):
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
-        self.table.request(n_id, self.row_dtype)
+        self.table.request(n_id, self._row_dtype or self.pull_dtype)
 
     def as_stored(self, x: Tensor) -> Tensor:
         """What the table would give back for rows ``x``, [B, C], in their type."""
@@ -334,8 +328,6 @@ class History(torch.nn.Module):
 
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""
-        if self.is_scratch:
-            return
         self.table.wait()
         self.table.commit(self.pushed_at, int(self.clock), self.origin.key)
 

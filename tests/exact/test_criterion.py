@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,22 @@ def test_contrastive_loss_as_the_error_says() -> None:
     (gradient,) = torch.autograd.grad(contrastive(out, data), out)
     ExactGradient(model, batches(data)).backward(lambda out, batch: (out * gradient[batch.n_id[: len(out)]]).sum())
     assert_same(grads(model), wanted)
+
+
+def test_penalty_of_weights() -> None:
+    """Shared out among the rows."""
+    data = data_with_masks()
+    model = model_of(data)
+    reference = copy.deepcopy(model)
+
+    def penalised(of: Any) -> Callable[..., Tensor]:
+        return lambda out, batch: (
+            criterion(out, batch) + len(out) / N * sum(each.square().sum() for each in of.parameters())
+        )
+
+    ExactGradient(model, batches(data)).backward(penalised(model))
+    penalised(reference)(whole(reference, data), data).backward()
+    assert_same(grads(model), grads(reference))
 
 
 @pytest.mark.parametrize(

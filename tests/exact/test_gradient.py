@@ -433,6 +433,56 @@ def test_detours_of_autograd(body: Callable[..., Tensor]) -> None:
     compare(wired(Detours(body), data, inputs=plain), data)
 
 
+# -- what only some batches read -----------------------------------------------------------------------------------------
+
+
+class Types(Module):
+    """Treats nodes of the second type in a way of their own, where there are any."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.other = (
+            nn.SAGEConv(C, H),
+            nn.SAGEConv(H, H),
+            nn.SAGEConv(H, OUT),
+            nn.SAGEConv(C, H),
+        )
+        self.lins = ModuleList([Linear(H, H), Linear(H, H)])
+        self.shift, self.way = Parameter(torch.ones(H)), way
+        if way == "shift":  # which is all that learns below the last layer
+            self.a.requires_grad_(False)
+            self.b.requires_grad_(False)
+
+    def forward(self, x: Tensor, edge_index: Any, kind: Tensor) -> Tensor:
+        other = self.other(x, edge_index) if self.way == "history" else None
+        x = self.a(x, edge_index).relu()
+        second = (kind == 1)[: len(x)]
+        if self.way == "layers":
+            out = torch.zeros_like(x)
+            for number, of_kind in enumerate((~second, second)):
+                if of_kind.any():
+                    out[of_kind] = self.lins[number](x[of_kind])
+            x = out
+        elif self.way == "shift" and second.any():
+            x = torch.where(second[:, None], x + self.shift, x)
+        x = self.b(x, edge_index)
+        second = second[: len(x)]
+        if other is not None and second.any():
+            x = torch.where(second[:, None], x + other[: len(x)], x)
+        return self.c(x.relu(), edge_index)
+
+
+@pytest.mark.parametrize("way", ["layers", "history", "shift"])
+def test_batches_that_read_more_than_the_first(way: str) -> None:
+    """A history, or a parameter in a segment of which nothing else learns."""
+    torch.manual_seed(0)
+    data = graph()
+    data.kind = torch.ones(N, dtype=torch.long)
+    data.kind[next(iter(batches(data))).n_id] = 0  # which the first batch does not see
+    compare(wired(Types(way), data, inputs=lambda data: (data.x, data.edge_index, data.kind)), data)
+    assert data.kind.any()
+
+
 # -- models of few layers ----------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import random
@@ -416,6 +417,28 @@ def test_processes(tmp_path: Path) -> None:
         assert distance(gradient(model), wanted) < 1e-6
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_share_histories_have_gradient_tables_of_their_own() -> None:
+    """Both write the same rows, and sums of both would be of neither."""
+    model = make("explicit").train()
+    wanted = exact(model)
+    model.share_memory()
+    context = multiprocessing.get_context("fork")
+    done = [context.Queue() for _ in range(2)]
+    processes = [context.Process(target=add_up, args=(model, each)) for each in done]
+    for process in processes:
+        process.start()
+    for each in done:
+        assert all(torch.equal(torch.tensor(found), wanted) for found in each.get(timeout=120))
+    for process in processes:
+        process.join()
+
+
+def add_up(model: Any, done: Any) -> None:
+    torch.set_num_threads(1)
+    done.put([exact(model).tolist() for _ in range(10)])
 
 
 def test_a_model_without_data_is_tried_out_on_the_loaders_graph() -> None:

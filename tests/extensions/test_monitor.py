@@ -62,6 +62,12 @@ def train(model: torch.nn.Module, loader: SubgraphLoader, epochs: int = 3, lr: f
     return losses
 
 
+@torch.no_grad()
+def refresh_as_stored(model: Any, data: Data) -> None:
+    """As :func:`refresh`, with the edge weights that the graph has."""
+    model.eval()._on_graph(data)
+
+
 def summed(out: Tensor, data: Data) -> Tensor:
     return F.cross_entropy(out, data.y[: out.size(0)], reduction="sum")
 
@@ -576,7 +582,7 @@ def test_error_is_below_the_bounds(name: str, num_layers: int, switch: bool, see
     model = random_model(name, num_layers, switch, 0.5)
     vary(model)
     if noise < 1:
-        refresh(model.eval(), data)
+        refresh_as_stored(model, data)
         for history in model.histories:
             history.emb.mul_(1 + noise * torch.randn_like(history.emb))
     loader = SubgraphLoader(data, random_parts(N, 5, seed), 2, shuffle=True, seed=seed)
@@ -601,7 +607,7 @@ def test_bound_is_reached(name: str) -> None:
     )
     for parameter in model.parameters():
         parameter.data.abs_()
-    refresh(model.eval(), data)
+    refresh_as_stored(model, data)
     for history in model.histories:
         history.emb.add_(torch.rand_like(history.emb))
     last = Monitor(model).bound(loader_of(data))[-1]
@@ -634,7 +640,7 @@ def test_layers_without_known_constants_are_estimated() -> None:
     torch.manual_seed(0)
     data = random_graph(N, 300)
     model = GAT(N, 8, 4, hidden_heads=2, out_channels=3, out_heads=1, num_layers=3)
-    refresh(model.eval(), data)
+    refresh_as_stored(model, data)
     for history in model.histories:
         history.emb.add_(1e-4 * torch.randn_like(history.emb))
     found = Monitor(model).bound(loader_of(data))

@@ -183,9 +183,9 @@ def test_copies_are_independent(duplicate: Callable[[History], History]) -> None
 
 
 def test_constructor_checks() -> None:
-    with pytest.raises(ValueError, match=r"must be at least 1, but are \[0, 4\]"):
+    with pytest.raises(ValueError, match=r"must be at least 1, but are \(0, 4\)"):
         History(0, 4)
-    with pytest.raises(ValueError, match=r"must be at least 1, but are \[4, 0\]"):
+    with pytest.raises(ValueError, match=r"must be at least 1, but are \(4, 0\)"):
         History(4, 0)
     with pytest.raises(TypeError, match=r"dtype must be one of .* but is torch\.int64"):
         History(4, 4, dtype=torch.int64)

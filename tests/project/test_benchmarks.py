@@ -337,6 +337,17 @@ def test_inference(run, tmp_path: Path) -> None:
     picture(tmp_path / "inference.png")
 
 
+def test_exact_gradients(run) -> None:
+    steps, growth = run("exact", CPU, ())
+    sides = ("full batch", "one batch", "epoch of batches", "exact")
+    names = ["GCN", "SAGE", "GAT", "GIN, no norm inside", "GIN, norms inside", "GCNII, 64 layers"]
+    assert [row["model"] for row in steps] == names
+    for row in steps:
+        assert all(row[f"exact / {side}"] == pytest.approx(row["exact, s"] / row[f"{side}, s"]) for side in sides[:3])
+    assert [row["nodes"] for row in growth] == [150, 600, 2400]
+    assert [row["MB of tables"] for row in growth] == [4 * 16 * 4 * nodes / 1e6 for nodes in (150, 600, 2400)]
+
+
 def test_peak_memory_is_that_beyond_what_was_held() -> None:
     bench = load("bench")
     size = 50 * 2**20

@@ -61,12 +61,21 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*DATA_SETS, "common", "custom_layer", "demo", "resume", "scale", "scale_models"}
+    assert scripts == {
+        *DATA_SETS,
+        "common",
+        "custom_layer",
+        "demo",
+        "exact_gradient",
+        "resume",
+        "scale",
+        "scale_models",
+    }
 
 
 def test_every_script_is_in_the_readme_and_short() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    for name in (*DATA_SETS, "custom_layer", "resume", "scale"):
+    for name in (*DATA_SETS, "custom_layer", "exact_gradient", "resume", "scale"):
         assert f"[{name}.py]({name}.py)" in readme
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 100
     assert "[demo.py](demo.py)" in readme and "[scale_models.py](scale_models.py)" in readme
@@ -111,6 +120,12 @@ def test_resume(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved == [1, 2] and "Going on after epoch 2" in lines
     assert lines[-1] == whole[-1]
     assert re.fullmatch(r"Test accuracy: \d+\.\d\d % \(.*, epoch [1-4]\)", lines[-1])
+
+
+def test_exact_gradient(run) -> None:
+    *_, before, after = run("exact_gradient", "--epochs", 1, "--exact_epochs", 3, "--num_nodes", 300)
+    assert before.startswith("1 epochs with histories: test accuracy ")
+    assert after.startswith("3 steps with exact gradients: test accuracy ")
 
 
 def test_scale(run) -> None:

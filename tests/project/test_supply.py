@@ -24,7 +24,7 @@ MAY_UNPICKLE = {
     f"test_{name}.py"
     for name in (
         "extension", "history", "history_machine", "hot", "loader", "loader_ahead", "loader_both", "loader_state",
-        "monitor", "origin", "record", "regularization", "scalable", "scaled", "storage",
+        "monitor", "origin", "record", "regularization", "scalable", "scaled", "storage", "tables",
     )
 }  # fmt: skip
 MAY_EXECUTE = {

@@ -285,7 +285,8 @@ def test_what_is_closed_writes_to_no_other_file(tmp_path: Path) -> None:
 
     def check(message: str) -> None:
         with open(tmp_path / f"{os.getpid()}", "w+b") as other:
-            assert other.fileno() == table.file
+            if other.fileno() != table.file:
+                os.dup2(other.fileno(), table.file)
             other.write(b"untouched")
             other.flush()
             for call in calls:

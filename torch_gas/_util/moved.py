@@ -13,7 +13,7 @@ from types import ModuleType
 
 # Modules of 0.1, and where what they hold is now; one below them is found there under its own name.
 _MOVED = {
-    "adjacency": "graph.formats",
+    "adjacency": "graph.adjacency",
     "builder": "batch.builder",
     "features": "graph.attributes",
     "inference": "session.inference",
@@ -32,6 +32,8 @@ _MOVED = {
     "storage.hot": "batch.hot_nodes",
     "utils": "pygas",
 }
+# Where the other names of a module are that is two modules now.
+_ALSO = {"graph.adjacency": "graph.formats"}
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -55,7 +57,9 @@ class _Finder(MetaPathFinder, Loader):
 
 def _find(moved: ModuleType, name: str) -> object:
     """What a moved module holds under ``name``, or the package itself, where names of several rooms are."""
-    return getattr(moved if hasattr(moved, name) else import_module("torch_gas"), name)
+    other = _ALSO.get(moved.__name__.removeprefix("torch_gas."))
+    modules = [moved, *([] if other is None else [import_module(f"torch_gas.{other}")]), import_module("torch_gas")]
+    return getattr(next((module for module in modules if hasattr(module, name)), modules[-1]), name)
 
 
 def new_path(path: str) -> str:

@@ -328,10 +328,10 @@ class _Masks(TorchFunctionMode):
         met[scope.name, number] = rows
         size = x.size(rows.dim)
         if rows.kind == "positions":
-            return rows.dim, torch.arange(size)
+            return rows.dim, torch.arange(size, device="cpu")
         if rows.kind == "nodes":
             ids = self.nodes[size]
-            return rows.dim, torch.arange(size) if ids is None else ids.long()
+            return rows.dim, torch.arange(size, device="cpu") if ids is None else ids.long()
         ids, *others = [self._edge_ids(adj) for adj in adjs if _num_edges(adj) == size]
         if not all(torch.equal(ids, other) for other in others):
             raise ValueError(

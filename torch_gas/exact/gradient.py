@@ -87,7 +87,7 @@ class ExactGradient:
         self._segments: list[Segment] = []
         self._found_for: Any = None  # what the segments were found for
         self._unchecked = check  # whether the criterion is still to be looked at
-        model._make_ready(self.loader.data)
+        model._check_ready(self.loader.data)
         self._fit_tables()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,9 +107,14 @@ class ExactGradient:
         return cast("Sequence[History]", self.model.extension_tables[_TABLES])
 
     def _fit_tables(self) -> None:
-        """Makes gradient tables where there are none, or histories or their types are no longer what they were."""
+        """Makes gradient tables where there are none, types of histories have changed, or other processes add to them."""
         wide = [torch.promote_types(history.model_dtype, torch.float32) for history in self.model.histories]
-        if _TABLES not in self.model.extension_tables or [each.table.dtype for each in self._gradients] != wide:
+        tables = self._gradients if _TABLES in self.model.extension_tables else None
+        if (
+            tables is None
+            or [each.table.dtype for each in tables] != wide
+            or any(each.clock.is_shared() for each in tables)
+        ):
             self.remove()
             self.model.add_extension(_Tables())
 

@@ -16,6 +16,8 @@ _SMALL = 2**12  # values of a buffer that are compared after each pass
 class State:
     """The buffers of ``model`` but for tables. All passes of a step begin with the same, as the one of the full batch does.
 
+    The full batch moves those of a convolution between its calls, if it has several; here each call begins with the same.
+
     Args:
         undo: puts the model's own buffers back, which passes work on copies of.
         model: any module.

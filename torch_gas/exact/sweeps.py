@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,13 +151,13 @@ class Sweeps:
         replay, segment = self.replay, self.replay.segment
         if segment.is_known and segment.is_last:
             return False
-        moments, dtype = Moments(), torch.float32
-        watches = segment.is_known and not segment.learns
+        moments, dtype, is_new = Moments(), torch.float32, not segment.is_known
+        watches = not (is_new or segment.learns)
         for batch in self._batches():
-            if not segment.is_known:
+            if is_new and not (segment.is_known and self._is_as_known(batch)):
                 self._explore(batch)
-                if segment.is_last:
-                    return False
+            if segment.is_last:
+                continue
             replay.writes = True
             with torch.set_grad_enabled(watches):
                 results = self._results(batch)
@@ -174,12 +175,22 @@ class Sweeps:
                 return self._forward()
             moments.complete(dtype)
             replay.moments[segment.norm] = moments
-        return True
+        return not segment.is_last
+
+    def _is_as_known(self, batch: SubData) -> bool:
+        """Whether a batch reads no more than those before it, such as rows of a type of nodes that these have none of."""
+        try:
+            results = self._results(batch)
+        except Exception:  # of any type: rows of any value may have been read
+            return False
+        self.replay.segment.learns |= any(each.requires_grad for each in results)
+        return not any(bool(each.isnan().any()) for each in results)
 
     def _explore(self, batch: SubData) -> None:
-        """Finds out where the segment under way ends, what it reads, and whether it learns."""
+        """Finds out where the segment under way ends, what it reads, and whether it learns, beside what is known of that."""
         replay, segment = self.replay, self.replay.segment
-        replay.explores = True
+        known = replace(segment)
+        segment.reads, segment.compact, replay.explores = None, False, True
         first = self._repeatable(batch)
         segment.is_known = True
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
@@ -192,19 +203,26 @@ class Sweeps:
                 torch.autograd.grad(outputs, inputs, [torch.ones_like(each) for each in outputs], allow_unused=True)
             )
         reached = [grad is not None for grad in found]
-        segment.reads = frozenset(history for history, is_read in zip(leaves, reached, strict=False) if is_read)
+        reads = frozenset(history for history, is_read in zip(leaves, reached, strict=False) if is_read)
         of_rest = reached[len(leaves) :]
         segment.learns = (
-            any(of_rest[: len(learns)])
-            or any(each in replay.learning for each in segment.reads)
+            (known.is_known and known.learns)
+            or any(of_rest[: len(learns)])
+            or any(each in replay.learning for each in reads)
             or any(
                 is_read and replay.norm_learns(call)
                 for call, is_read in zip(replay.statistics.known, of_rest[len(learns) :: 2], strict=True)
             )
         )
         replay.explores = False
-        self._settle(batch, first)
-        self._check_rows(batch, first)
+        if not known.is_known:
+            segment.reads = reads
+        elif known.reads is not None:
+            segment.reads = known.reads | reads
+        if segment.reads is not None:
+            self._settle(batch, first, (True, False) if known.compact or not known.is_known else (False,))
+        if not known.is_known:
+            self._check_rows(batch, first)
 
     def _repeatable(self, batch: SubData) -> list[Tensor]:
         """The results of a pass that draws no random numbers, but those of dropout by ids."""
@@ -228,13 +246,13 @@ class Sweeps:
         """What draws masks of dropout."""
         return next((each for each in self.model.extensions if isinstance(each, DropoutById)), None)
 
-    def _settle(self, batch: SubData, results: list[Tensor]) -> None:
+    def _settle(self, batch: SubData, results: list[Tensor], ways: tuple[bool, ...]) -> None:
         """Finds out what the segment can do without: what gives it no gradient may change its ``results`` all the same."""
         replay, segment = self.replay, self.replay.segment
         norm = segment.norm
         segment.runs_on = norm is not None
         replay.spoils = True
-        for segment.compact in (True, False):
+        for segment.compact in ways:
             try:
                 again = self._results(batch)
                 if len(again) == len(results) and all(map(same, again, results)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gas._util.memory import has_memory
-from torch_gas.graph.formats import format_of, is_matrix
+from torch_gas.graph.formats import format_of
 
 OF_BATCH, OF_EDGES, OF_GRAPH = 16, 64, 256  # rows in a sample, about
 
@@ -36,15 +36,16 @@ def of_batch(given: Mapping[str, Any], adj: Any, num_edges: int, batch_size: int
     with which they are not compared.
     """
     samples: dict[str, Any] = {}
-    if adj is not None and not is_matrix(adj):
-        samples["edge_index"] = (adj.as_tensor() if type(adj) is not Tensor else adj)[
-            :, :: max(num_edges // OF_EDGES, 1)
-        ]
-    elif adj is not None:
-        rowptr, _, col = format_of(adj).stored_edges(adj)
-        samples["columns of edges"] = sample(col, OF_EDGES)
-        samples["rows of edges"] = sample(rowptr[: batch_size + 1], OF_EDGES)
-        samples["values of edges"] = sample(format_of(adj).values(adj))
+    if adj is not None:
+        rowptr, dst, src = format_of(adj).stored_edges(adj)
+        if dst is None:
+            samples["columns of edges"], samples["rows of edges"] = (
+                sample(src, OF_EDGES),
+                sample(rowptr[: batch_size + 1], OF_EDGES),
+            )
+            samples["values of edges"] = sample(format_of(adj).values(adj))
+        else:
+            samples["sources of edges"], samples["destinations of edges"] = sample(src, OF_EDGES), sample(dst, OF_EDGES)
     for name, value in given.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue

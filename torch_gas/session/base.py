@@ -233,7 +233,7 @@ class ScalableGNN(HistoryModel):
             compiled.prepare(self._name)
         call = self._session.begin(undo, num_rows, given, adj, ids)
         if call.n_id is not None or call.on_own_graph:
-            self._check_further(given)
+            self._check_further(given, call.n_id is not None)
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)
@@ -245,12 +245,15 @@ class ScalableGNN(HistoryModel):
         self._session.wired(call)
         return call
 
-    def _check_further(self, given: dict[str, Any]) -> None:
-        """Raises in evaluation unless ``forward`` is given what it was given in training, as far as that is of a graph."""
+    def _check_further(self, given: dict[str, Any], on_batch: bool) -> None:
+        """Raises in evaluation unless ``forward`` is given what it was given in training, as far as that is of a graph.
+
+        Before any training, the first call on a batch says it.
+        """
         names = data_names(given) - {"x"}
-        if self.training or self._given is None:
+        if self.training or (self._given is None and on_batch):
             self._given = ("trained" if self.training else "first called", names)
-        when, before = self._given
+        when, before = self._given or ("", names)
         if (before ^ names) - {name for name, value in given.items() if value is None}:
             had, has = (", ".join(sorted(each)) or "no further arguments" for each in (before, names))
             raise ValueError(

@@ -34,7 +34,9 @@ _OWN = (
 )
 
 
-_EDGES = frozenset({"edge_index", "columns of edges", "rows of edges"})  # names of samples
+_EDGES = frozenset(
+    {"sources of edges", "destinations of edges", "columns of edges", "rows of edges"}
+)  # names of samples
 _WORDS = {"x": "features"}
 
 
@@ -209,9 +211,9 @@ def _compare_given(model: HistoryModel, origin: Origin, as_given: dict[str, bool
     known = origin.as_given or {}
     for name, now in as_given.items():
         if known.get(name) and not now and not model.training:
-            what = _WORDS.get(name, name)
+            what, where = _WORDS.get(name, name), " in its adjacency" if name == "edges" else ""
             raise ValueError(
-                f"{model._name}: the {what} of this batch are not those that the loader gave, of which the histories hold "
+                f"{model._name}: the {what} of this batch are not those that the loader gave{where}, of which the histories hold "
                 f"embeddings; batches in evaluation need the same, in their order. For other {what} evaluate the whole graph, "
                 f"which leaves histories alone, or {_OWN}"
             )

@@ -157,7 +157,7 @@ class Skipping(Handler):
         if layer is None or not layer.before < len(replay.exact) <= self.sweeps:
             replay.computes()
             return None
-        return replay.stand_in(layer.rows.to(replay.exact[layer.before].row_dtype), call.batch_size)
+        return replay.stand_in(layer.rows.to(replay.exact[layer.before].model_dtype), call.batch_size)
 
 
 @untraced

@@ -107,11 +107,8 @@ class HistoryModel(Module):
                 f"{graph} has {num_nodes} nodes, but the model was made for {self.num_nodes}; make it for this graph"
             )
 
-    def _check_ready(self) -> None:
-        """Raises RuntimeError as long as it is not known which histories the model needs."""
-
-    def _make_ready(self, data: Data) -> None:
-        """Finds out on a graph like ``data`` which histories the model needs, where that is not known."""
+    def _check_ready(self, data: Data | None = None) -> None:
+        """Raises RuntimeError if it is not known which histories the model needs, and ``data``, a graph, cannot tell."""
 
     @abstractmethod
     def _skipping(self, data: Data) -> Skipping | None:
@@ -224,7 +221,8 @@ class HistoryModel(Module):
     def commit_histories(self) -> None:
         """Makes histories that lie in files survive a crash from now on; see :class:`~torch_gas.FileTier`. Others are left."""
         for history in self._history_tables:
-            history.commit()
+            if not history.is_scratch:
+                history.commit()
 
     def save_histories(self, path: str | os.PathLike[str]) -> None:
         """Writes all histories and their ages to a safetensors file, under their names in ``state_dict``.

@@ -194,12 +194,10 @@ class ScaledGNN(HistoryModel):
     def _skipping(self, data: Data) -> None:
         return None  # its places know which rows are exact
 
-    def _check_ready(self) -> None:
-        self.found  # noqa: B018  # an error as long as it has none
-
-    def _make_ready(self, data: Data) -> None:
-        if self._found is None:
+    def _check_ready(self, data: Data | None = None) -> None:
+        if self._found is None and data is not None:
             self._try_out(data, self._arguments, data)
+        self.found  # noqa: B018  # an error as long as it has none
 
     def unscale(self) -> Module:
         """The plain model, which was never changed."""
@@ -223,10 +221,9 @@ class ScaledGNN(HistoryModel):
         if whole is not None and self._inputs is not None:
             check_inputs(whole, inputs, (args, kwargs))
         found = find(self.model, data, inputs)
-        where = {key: self._history_options[key] for key in ("tier", "huge_pages")}
-        if isinstance(where["tier"], FileTier):
-            where["tier"] = None  # they are narrow, and filled once
-        tables = structure.tables(found, self.num_nodes, **where)
+        tier, huge_pages = (self._history_options[key] for key in ("tier", "huge_pages"))
+        tier = None if isinstance(tier, FileTier) else tier  # they are narrow, and filled once
+        tables = structure.tables(found, self.num_nodes, tier=tier, huge_pages=huge_pages)
         if tables and whole is None:
             structure.refuse_missing_graph(self._name, found)
         given = arguments.names_of(self.model, args, kwargs)
@@ -240,8 +237,7 @@ class ScaledGNN(HistoryModel):
         self.hidden_channels = [prod(need.shape) for need in needs]
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])
         self.tables = torch.nn.ModuleList(tables).to(self.device)
-        self.num_layers = len(needs) + 1
-        self._found, self._unverified = found, len(tables) > 0
+        self.num_layers, self._found, self._unverified = len(needs) + 1, found, len(tables) > 0
 
     def _arguments(self, data: Data) -> Arguments:
         if self._inputs is None:
@@ -298,7 +294,7 @@ class ScaledGNN(HistoryModel):
         if loader is not None:
             if args or kwargs:
                 raise ValueError(f"{self._name}: loader takes no further arguments; see scale(inputs=...)")
-            self._make_ready(loader.data)
+            self._check_ready(loader.data)
             return layerwise_inference(self, loader, progress, device, path, original_order)
         self._refuse_target(next(iter(args), None), device, path, original_order)
         args, kwargs, ids = self._split(args, kwargs)

@@ -241,7 +241,7 @@ class Places(TorchFunctionMode):
 
 # Folders of what stands in for parts of layers.
 _ROOM, _ = os.path.split(batch.__file__)
-_WRAPPERS = (os.path.join(_ROOM, ""), os.path.join(os.path.dirname(_ROOM), "extensions", ""))
+_WRAPPERS = tuple(os.path.join(os.path.dirname(_ROOM), room, "") for room in ("wiring", "exact", "extensions"))
 
 
 def _line() -> str:

@@ -206,11 +206,7 @@ def test_step_inside_of_the_criterion_is_refused(number: int) -> None:
     Before(model).check(data, exact)
 
 
-class Failure(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Failure])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("known", [False, True], ids=["first step", "later step"])
 def test_errors_of_the_criterion(kind: type[BaseException], explicit: bool, known: bool) -> None:
@@ -219,7 +215,7 @@ def test_errors_of_the_criterion(kind: type[BaseException], explicit: bool, know
     exact = ExactGradient(model, batches(data), check=False)
     if known:
         exact.backward(criterion)
-    for number in range(4):
+    for number in (0, 3):
         before, count = Before(model), 0
 
         def fails(out: Tensor, batch: Any, number: int = number) -> Tensor:
@@ -231,10 +227,10 @@ def test_errors_of_the_criterion(kind: type[BaseException], explicit: bool, know
 
         with pytest.raises(kind, match="lost"):
             exact.backward(fails)
-        if number in (0, 3):
-            before.check(data, exact)
+        before.check(data, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_errors_of_layers(kind: type[BaseException], explicit: bool) -> None:
@@ -267,7 +263,7 @@ def test_errors_of_layers(kind: type[BaseException], explicit: bool) -> None:
         step()
         total = count
         assert total >= 24
-        for number in (*range(1, total, 11), total):
+        for number in (1, total // 2, total):
             last, before = number, Before(model)
             try:
                 step()
