@@ -274,19 +274,13 @@ class _Masks(TorchFunctionMode):
                 "backward pass, where its rows are not known; switch it off and make batches smaller instead"
             )
         with torch._C.DisableTorchFunction():
-            out = x if self.is_stand_in(x) else self._dropped(x, float(p))
+            out = self._dropped(x, float(p))
             return x.copy_(out) if in_place else out
-
-    def is_stand_in(self, x: Tensor) -> bool:
-        """Whether ``x`` is a row of any value for rows that nobody reads; the call counts all the same."""
-        replay = self.session.replay
-        if replay is None or not replay.any_rows or x.shape[:1] != (1,):
-            return False
-        self._count("dropout")
-        return True
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")
+        if self._is_stand_in(x, number):
+            return x
         rows = x.view(1) if x.dim() == 0 else x
         dim, ids = self._ids(rows, number)
         key = self.extension.key(self.scope.name, number)
@@ -294,6 +288,12 @@ class _Masks(TorchFunctionMode):
             return dropout_rows(rows.movedim(dim, 0), ids.to(x.device), p, key).movedim(0, dim)
         out = dropout_rows(rows, ids.to(x.device), p, key)
         return out.view(()) if x.dim() == 0 else out
+
+    def _is_stand_in(self, x: Tensor, number: int) -> bool:
+        """Whether ``x`` is a row of any value for those of nodes that nobody reads, and not a row of its own."""
+        replay, met = self.session.replay, self.extension._met.get((self.scope.name, number))
+        is_of_nodes = met is None or met.kind == "nodes"
+        return replay is not None and replay.any_rows and x.shape[:1] == (1,) and is_of_nodes and 1 not in self.nodes
 
     # -- ids -----------------------------------------------------------------------------------------------------------
 

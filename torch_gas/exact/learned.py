@@ -1,8 +1,9 @@
-"""Attributes of a graph that learn, such as features: their gradient comes from the rows that batches have of them."""
+"""What learns beside a model's parameters: attributes of its graph, such as features, and tensors that are met in passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,18 @@ class Learned:
                 self.grads[whole].index_add_(0, batch.n_id.to(whole.device), grad.to(whole.device))
             else:
                 self.grads[whole] += torch.autograd.grad(given, whole, grad, retain_graph=True)[0]
+
+
+def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that ``outputs`` were computed from and whose ``.grad`` a backward pass would add to."""
+    todo: list[Any] = [each.grad_fn or each.view_as(each).grad_fn for each in outputs]  # a leaf has none
+    seen, found = {None}, []
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo += [before for before, _ in node.next_functions]
+    return found

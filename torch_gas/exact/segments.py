@@ -90,7 +90,7 @@ class Segments(Replay):
         self.segments: list[Segment] = []
         self.moments: dict[NormCall, Moments] = {}
         self.number = 0
-        self.explores = False  # whether all leaves take a gradient
+        self.writes = False  # whether histories take the rows of the segment, whatever mode its code is in
         self.spoils = False  # whether rows of the halo with which rows run on to a norm are NaN
         self.forbids = False  # whether the model may not be called now
         self.forget()
@@ -177,7 +177,7 @@ class Segments(Replay):
             segment.history = history
         if segment.history is not history:
             raise RuntimeError(OTHER_ORDER)
-        if not torch.is_grad_enabled():
+        if self.writes:
             history.write(rows, n_id[: rows.size(0)], offset, count)
         self.rows = rows
         if not segment.runs_on:

@@ -10,6 +10,8 @@ from torch_gas._util.version import version
 from torch_gas.history import History
 from torch_gas.wiring.undo import Undo
 
+_SMALL = 2**12  # values of a buffer that are compared after each pass
+
 
 class State:
     """The buffers of ``model`` but for tables. All passes of a step begin with the same, as the one of the full batch does.
@@ -49,7 +51,7 @@ class State:
         for place, (copy, number) in self._copies.items():
             module, name = place
             now = module._buffers[name]
-            if now is copy and version(copy) == number:
+            if now is copy and version(copy) == number and not self._has_moved(place, now):
                 continue
             self._copy(place)
             if now is None or not torch.equal(self._moved.setdefault(place, now), now):
@@ -58,6 +60,11 @@ class State:
                     "rows of a batch, so that a step of the full batch would move it elsewhere; move it after the step, outside "
                     "of forward, or train with histories, batch by batch"
                 )
+
+    def _has_moved(self, place: tuple[Module, str], now: Tensor) -> bool:
+        """Whether values tell, as ``.data`` and :func:`torch.nn.functional.batch_norm` count no version; not for large ones."""
+        given = self._given[place]
+        return now.numel() <= _SMALL and not torch.equal(now, given) and not bool((now != now).any())
 
     @torch.no_grad()
     def step(self) -> None:

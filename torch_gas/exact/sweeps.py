@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas._util.version import version
 from torch_gas.batch.data import SubData
-from torch_gas.batch.loader import SubgraphLoader
+from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.checkpoint.rng import random_states, set_random_states
 from torch_gas.exact.criterion import Criterion, check_is_sum, value_of
 from torch_gas.exact.dropout import DropoutById
-from torch_gas.exact.learned import Learned
-from torch_gas.exact.segments import Segments
+from torch_gas.exact.learned import Learned, leaves_of
+from torch_gas.exact.segments import Segment, Segments
 from torch_gas.exact.state import State
 from torch_gas.history import History
 from torch_gas.session.inference import Coverage, EndOfBatch
@@ -25,6 +26,7 @@ from torch_gas.wiring.draws import is_same_state, refuse_draws
 from torch_gas.wiring.statistics import Moments
 from torch_gas.wiring.trial.handlers import same
 
+_SWITCHES = (bool, int, float, str)  # by whose values a forward pass may choose what it does
 _DRAWS = 3  # passes with other random numbers, in which results that depend on these differ
 
 
@@ -39,7 +41,7 @@ class Sweeps:
         unchecked: whether that is still to be checked.
 
     Attributes:
-        found_for: what segments depend on beside the model's code: what learns, and modes.
+        found_for: what segments depend on beside the model's code: what learns, modes and other switches of modules.
     """
 
     def __init__(
@@ -53,10 +55,13 @@ class Sweeps:
         self._parameters: list[Tensor] = [p for p in self.model._plain.parameters() if p.requires_grad]
         self._versions = list(map(version, self._parameters))
         self._grads: dict[Tensor, Tensor] = {}
+        # Of what is not the model's, such as parameters of the criterion. What a pass itself makes goes with its batch.
+        self._grads_of_others: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self._loss: Tensor | None = None
         self._has_gradient = False  # whether the loss of any batch has one
-        modes = [module.training for module in self.model.modules()]
-        self.found_for = ([*map(id, self._parameters)], modes, self._learned.names)
+        modules = [module for module in self.model._plain.modules() if not isinstance(module, History)]
+        switches = [value for module in modules for value in vars(module).values() if isinstance(value, _SWITCHES)]
+        self.found_for = ([*map(id, self._parameters)], switches, self._learned.names)
 
     def run(self) -> Tensor:
         """The loss; gradients wait for :meth:`commit`."""
@@ -94,7 +99,7 @@ class Sweeps:
     @property
     def grads(self) -> dict[Tensor, Tensor]:
         """What was computed, by parameter and attribute of the graph."""
-        return self._grads | self._learned.grads
+        return {**self._grads, **self._grads_of_others, **self._learned.grads}
 
     def _clear(self) -> None:
         for table in self._tables.values():
@@ -104,9 +109,16 @@ class Sweeps:
         """The batches of one sweep, which hold each node once."""
         self._check_parameters()
         coverage = Coverage(self.model.num_nodes)
+        state: Tensor | None = None
         for batch in self.loader:
+            if state is not None and not torch.equal(state, torch.get_rng_state()):
+                raise ValueError(
+                    "ExactGradient: the loader draws random numbers for each batch, and would draw others when it makes the "
+                    "batch again; draw them before each step, as an attribute of data"
+                )
             coverage.count(batch)
             yield self._learned.leaves(batch.to(self.model.device))
+            state = torch.get_rng_state()
         coverage.check()
 
     def _check_parameters(self) -> None:
@@ -140,18 +152,27 @@ class Sweeps:
         if segment.is_known and segment.is_last:
             return False
         moments, dtype, is_new = Moments(), torch.float32, not segment.is_known
+        watches = not (is_new or segment.learns)
         for batch in self._batches():
             if is_new and not (segment.is_known and self._is_as_known(batch)):
                 self._explore(batch)
             if segment.is_last:
                 continue
-            with torch.no_grad():
-                self._run(batch)
+            replay.writes = True
+            with torch.set_grad_enabled(watches):
+                results = self._results(batch)
+            replay.writes = False
+            if watches and any(each.requires_grad for each in results):  # what was detached, say, is so no longer
+                replay.segments[replay.number] = Segment()
+                return self._forward()
+            watches = False
             replay.check()
             if replay.counted is not None:
                 moments.add(replay.counted)
                 dtype = replay.counted.dtype
         if segment.norm is not None:
+            if replay.statistics.is_mistaken(segment.norm):
+                return self._forward()
             moments.complete(dtype)
             replay.moments[segment.norm] = moments
         return not segment.is_last
@@ -174,7 +195,7 @@ class Sweeps:
         segment.is_known = True
         leaves = {history: leaf for history, leaf in replay.leaves.items() if leaf.requires_grad}  # not under no_grad
         outputs = [each for each in first if each.requires_grad]
-        learns = [*self._parameters, *self._learned.of(batch)]
+        learns = [*self._parameters, *self._learned.of(batch), *self._others(batch, outputs)]
         inputs = [*leaves.values(), *learns, *replay.statistics.leaves]
         found: list[Tensor | None] = [None] * len(inputs)
         if outputs:
@@ -200,6 +221,8 @@ class Sweeps:
             segment.reads = known.reads | reads
         if segment.reads is not None:
             self._settle(batch, first, (True, False) if known.compact or not known.is_known else (False,))
+        if not known.is_known:
+            self._check_rows(batch, first)
 
     def _repeatable(self, batch: SubData) -> list[Tensor]:
         """The results of a pass that draws no random numbers, but those of dropout by ids."""
@@ -240,6 +263,28 @@ class Sweeps:
             segment.reads, segment.runs_on = None, segment.history is None
             segment.norm = norm if segment.history is None else None
         replay.spoils = False
+
+    def _check_rows(self, batch: SubData, results: list[Tensor]) -> None:
+        """Raises ValueError if rows of the first nodes of a batch are others in a batch of these alone."""
+        batch_size, n_id = batch.batch_size, batch.n_id
+        in_turn = 1 + int((n_id[:batch_size].diff() == 1).cumprod(0).sum())
+        count = min(in_turn, batch_size // 2)
+        if (
+            type(self.loader) not in (SubgraphLoader, EvalSubgraphLoader)
+            or count < 2
+            or batch_size == self.model.num_nodes
+        ):
+            return
+        part = self.loader.builder.batch(n_id[:1].cpu(), torch.tensor([count], device="cpu"))
+        with torch.no_grad():
+            again = self._results(part.to(self.model.device))
+        for left, right in zip(again, results, strict=True):
+            if right.shape[:1] == (batch_size,) and left.shape[:1] == (count,) and not same(left, right[:count]):
+                raise ValueError(
+                    f"ExactGradient: {self.model._name} computes other rows for a node when other nodes are in its batch, or "
+                    "each time that it is called, so that no batch tells what the whole graph has. It may not take means over "
+                    "rows by hand or by torch.nn.functional.batch_norm (use torch.nn.BatchNorm1d), nor change itself in forward"
+                )
 
     def _results(self, batch: SubData) -> list[Tensor]:
         out = self._run(batch)
@@ -285,13 +330,16 @@ class Sweeps:
             replay.statistics.leaves,
             self._learned.of(batch),
             self._parameters,
+            self._others(batch, [outputs[number] for number in learn]),
         ]
         inputs = [each for group in groups for each in group]
         if not learn or not inputs:
             return
         found = torch.autograd.grad([outputs[i] for i in learn], inputs, [seeds[i] for i in learn], allow_unused=True)
         grads = iter(found)
-        of_leaves, of_statistics, of_batch, of_parameters = ([next(grads) for _ in group] for group in groups)
+        of_leaves, of_statistics, of_batch, of_parameters, of_others = (
+            [next(grads) for _ in group] for group in groups
+        )
         batch_size, n_id = batch.batch_size, batch.n_id
         for history, grad in zip(leaves, of_leaves, strict=True):
             if grad is not None:
@@ -300,10 +348,27 @@ class Sweeps:
                 table.add(n_id[batch_size:], grad[batch_size:])
         replay.statistics.add_gradients(of_statistics)
         self._learned.add(batch, of_batch)
-        for parameter, grad in zip(self._parameters, of_parameters, strict=True):
-            if grad is not None:
-                known = self._grads.get(parameter)
-                self._grads[parameter] = grad if known is None else known + grad
+        parameters, others = (
+            (self._grads, self._parameters, of_parameters),
+            (self._grads_of_others, groups[-1], of_others),
+        )
+        for sums, tensors, grads_of_batch in (parameters, others):
+            for tensor, grad in zip(tensors, grads_of_batch, strict=True):
+                if grad is not None:
+                    known = sums.get(tensor)
+                    sums[tensor] = grad if known is None else known + grad
+
+    def _others(self, batch: SubData, outputs: list[Tensor]) -> list[Tensor]:
+        """Leaves of ``outputs`` that nothing else tells of."""
+        replay = self.replay
+        known = [*self._parameters, *self._learned.of(batch), *replay.leaves.values(), *replay.statistics.leaves]
+        ids = set(map(id, known))
+        others = [leaf for leaf in leaves_of(outputs) if id(leaf) not in ids]
+        for leaf in others:
+            if leaf._backward_hooks:  # which are for the whole gradient
+                replay.undo.add(setattr, leaf, "_backward_hooks", leaf._backward_hooks)
+                leaf._backward_hooks = None
+        return others
 
     def _loss_of(self, out: Any, batch: SubData) -> Tensor:
         self.replay.forbids = True

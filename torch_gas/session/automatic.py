@@ -14,7 +14,7 @@ from torch_gas.wiring.arguments import Arguments
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import never_met
-from torch_gas.wiring.trial.structure import OTHER_GRAPH, agrees, complete, read
+from torch_gas.wiring.trial.structure import OF_TRAINING, OTHER_GRAPH, agrees, complete, read
 
 if TYPE_CHECKING:
     from torch_gas.session.call import Call
@@ -71,9 +71,15 @@ class Automatic(Handler):
             return pad(value, batch_size, num_rows) if place in self.found.shapes else None
         if need.action != "history":
             table = self.model._structure_tables[need.number]
-            compares = need.action == "rows" and not self.model.training and not value.is_cuda  # no host waits for it
-            if compares and not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True):
-                raise ValueError(OTHER_GRAPH)
+            replay = self.model._session.replay
+            explores = replay is not None and replay.explores
+            compares = explores or (not self.model.training and not value.is_cuda)  # no host waits for it
+            if (
+                compares
+                and need.action == "rows"
+                and not agrees(need, value, table.pull(self.call.n_id[:batch_size]), True)
+            ):
+                raise ValueError(OF_TRAINING if explores and self.model.training else OTHER_GRAPH)
             if need.number not in self._read:
                 self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)

@@ -76,10 +76,12 @@ class Replay:
         exact: the exact histories, in the order of the sweeps.
         target: the history of this sweep, once it is known.
         handler: what stands in for layers that need not be computed, where the model is wired by hand.
+        explores: whether this is a first pass, which looks at what others take for granted.
     """
 
     def __init__(self, undo: Undo) -> None:
         self.undo = undo
+        self.explores = False
         self.exact: list[History] = []
         self.target: History | None = None
         self.handler: Skipping | None = None

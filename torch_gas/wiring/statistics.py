@@ -112,6 +112,8 @@ class Statistics:
         self._rows = (0, 0, True)
         self._calls: Counter[str] = Counter()
         self._on_edges = 0
+        self._of_others: set[NormCall] = set()  # those that were given something else than rows of nodes
+        self._cut: set[NormCall] = set()  # those of which rows were left out, as if they were of the halo
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -161,23 +163,32 @@ class Statistics:
             self._calls[name] += 1
             moments = self.known.get(call)
             if moments is None:
-                self._reached(call, self._own(norm, x))
+                self._reached(call, self._own(call, x))
                 raise AssertionError(f"{name} has no statistics")
             return _apply(norm, x, moments)
 
         return run
 
-    def _own(self, norm: Module, x: Tensor) -> Tensor:
+    def _own(self, call: NormCall, x: Tensor) -> Tensor:
         """The rows of ``x`` that are of this batch and of no other."""
         batch_size, num_rows, bipartite = self._rows
-        if self._on_edges == 0 and x.size(0) in (batch_size, num_rows):
+        if self._on_edges == 0 and x.size(0) in (batch_size, num_rows) and call not in self._of_others:
+            if x.size(0) > batch_size:
+                self._cut.add(call)
             return x[:batch_size]
         if not bipartite:
             raise ValueError(
-                f"{self._norms[norm]} takes statistics over edges, and an edge between two batches is in both of them, as the "
+                f"{call.name} takes statistics over edges, and an edge between two batches is in both of them, as the "
                 "model reads edges in both directions; use a norm over the channels of each edge (torch.nn.LayerNorm)"
             )
+        self._of_others.add(call)
         return x
+
+    def is_mistaken(self, call: NormCall) -> bool:
+        """Whether a batch with as many edges as nodes was taken for one of nodes, as others now tell; each is told of once."""
+        is_mistaken = call in self._of_others & self._cut
+        self._cut.discard(call)
+        return is_mistaken
 
     def step(self, moments: dict[NormCall, Moments]) -> None:
         """Moves running statistics, as one forward pass over all rows does."""

@@ -151,6 +151,11 @@ OTHER_GRAPH = (
     "the batch counts other edges or weights than the graph that scale() was given; pass scale() the data that the loader "
     "has, after permute() and with the same edges and weights, and scale the model again after a change of these"
 )
+OF_TRAINING = (
+    "ExactGradient: a layer sums up other weights of edges than scale() has seen, as if dropout or other code of training "
+    "changed them, or the loader's graph were another; scale the model on the graph of the loader, and normalise weights before "
+    "they are dropped: data = torch_gas.gcn_norm(data), and normalize=False in the layer"
+)
 
 
 def verify(
