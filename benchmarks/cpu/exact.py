@@ -34,7 +34,8 @@ class Bench:
     """Steps of all sides of one model, which have the same parameters at first."""
 
     def __init__(self, setting: Setting, graphs: Graphs, name: str) -> None:
-        self.setting, self.ptr, self.name = setting._replace(num_layers=64 if name == DEEP else 3), graphs.ptr, name
+        depth = min(64, setting.channels // 2) if name == DEEP else 3  # fewer in a quick run
+        self.setting, self.ptr, self.name = setting._replace(num_layers=depth), graphs.ptr, name
         self.sides = Sides(self.setting, graphs, name.partition(",")[0], 0.0, None)
         self.data = in_format(self.sides.data, "csr")
 
