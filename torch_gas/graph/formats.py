@@ -216,10 +216,17 @@ _MATRICES = tuple(known for known in FORMATS if isinstance(known, Matrix))
 
 def find_format(value: Any) -> Format | None:
     """The format of ``value``, which may be anything; None where it is no adjacency."""
+    if _is_rows(value):
+        return None
     for known in FORMATS:
         if known.is_mine(value):
             return known
     return None
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether ``value`` is a dense tensor of numbers, which is no adjacency: layers ask in each step, most often of such."""
+    return type(value) is Tensor and value.layout is torch.strided and value.is_floating_point()
 
 
 def format_of(adj: Any, name: str = "the adjacency") -> Format:
@@ -275,6 +282,8 @@ def is_csr(value: Any) -> bool:
 
 def is_matrix(value: Any) -> bool:
     """Whether ``value`` is a sparse matrix (rows are destinations) and not a list of edges."""
+    if _is_rows(value):
+        return False
     for known in _MATRICES:  # noqa: SIM110  # layers ask in each step, and a generator takes twice as long
         if known.is_mine(value):
             return True
