@@ -14,12 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench import Peak, apart, arguments, machine, parse, save
+from large import Size, community_graph, cut
 from shared import table
 from sides import FULL, Graphs, Setting, Sides, in_format, make_graphs
 from torch import Tensor
 from torch.nn import Identity
 
 from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader
+from torch_gas.models import GCN
 
 FULL_SIZE = Setting(50_000, 21.5, 128, num_parts=40, parts_a_batch=10)
 TINY = Setting(600, 8.0, 16, num_parts=8, parts_a_batch=4)
@@ -27,6 +29,8 @@ PLAIN_GIN, GIN, DEEP = "GIN, no norm inside", "GIN, norms inside", "GCNII, 64 la
 MODELS = ("GCN", "SAGE", "GAT", PLAIN_GIN, GIN, DEEP)
 ONE, EPOCH, EXACT, LEAN = "one batch", "epoch of batches", "exact", "exact, no batch kept"
 SIDES = (FULL, ONE, EPOCH, EXACT, LEAN)
+SMALLEST = Size(50_000, 22.0, 64, 64, 10, nodes_a_part=1250, parts_a_batch=8)
+TINY_GRAPH = Size(2000, 8.0, 16, 16, 4, nodes_a_part=100, parts_a_batch=4)
 GROWTH = (1, 4, 16)
 
 
@@ -92,16 +96,29 @@ class Bench:
         return row
 
 
-def memory(setting: Setting) -> tuple[int, int]:
+def memory(size: Size) -> dict[str, Any]:
     """The most bytes of a step beyond graph, model and tables, and the bytes of these tables."""
-    bench = Bench(setting, make_graphs(setting), "SAGE")
-    model = bench.sides.make("csr").model.train()
-    loader = EvalSubgraphLoader(bench.data, bench.ptr, setting.parts_a_batch, cache_size=0)
+    data, ptr, _ = cut(community_graph(size), size, "metis")
+    torch.manual_seed(0)
+    model = GCN(size.num_nodes, size.features, size.channels, size.classes, size.num_layers).train()
+    loader = EvalSubgraphLoader(data, ptr, size.parts_a_batch, cache_size=0)
     exact = ExactGradient(model, loader)
-    exact.backward(bench.criterion)
+
+    def criterion(out: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(out, batch.y[: len(out)], reduction="sum") / size.num_nodes
+
+    exact.backward(criterion)
     with Peak() as peak:
-        exact.backward(bench.criterion)
-    return peak.bytes, sum(each.table.nbytes for each in model._history_tables)
+        exact.backward(criterion)
+    rows = [batch.n_id.numel() for batch in loader]
+    return {
+        "nodes": size.num_nodes,
+        "batches": len(rows),
+        "most rows, B + S": max(rows),
+        "MB of a step": peak.bytes / 1e6,
+        "KB a row": peak.bytes / max(rows) / 1e3,
+        "MB of tables": sum(each.table.nbytes for each in model._history_tables) / 1e6,
+    }
 
 
 def main() -> None:
@@ -110,12 +127,10 @@ def main() -> None:
     setting, rounds = (TINY, 1) if args.quick else (FULL_SIZE, 5)
     graphs = make_graphs(setting)
     rows = [Bench(setting, graphs, name).measure(1 if name == DEEP else rounds) for name in MODELS]
-    growing = []
+    growing, smallest = [], TINY_GRAPH if args.quick else SMALLEST
     for factor in GROWTH:
-        size = setting.num_nodes // 4, setting.num_parts // 4
-        grown = setting._replace(num_nodes=size[0] * factor, num_parts=size[1] * factor, parts_a_batch=size[1])
-        peak, tables = memory(grown) if args.quick else apart(memory, grown)
-        growing.append({"nodes": grown.num_nodes, "MB of a step": peak / 1e6, "MB of tables": tables / 1e6})
+        grown = smallest._replace(num_nodes=smallest.num_nodes * factor)
+        growing.append(memory(grown) if args.quick else apart(memory, grown))
         print(growing[-1], flush=True)
     note = (
         f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges, {setting.channels} features and channels, "
@@ -125,8 +140,9 @@ def main() -> None:
         f"batches included, which the loader keeps for the next sweep. {LEAN}: they are made anew in each."
     )
     more = (
-        "SAGE, 3 layers, batches of one size whatever the graph, none of them kept. Bytes of a step: physical memory at its "
-        "highest, beyond graph, model and tables. Tables: two histories and their gradient tables, in host memory or in files."
+        f"GCN, 3 layers, {smallest.channels} channels; community graphs of one degree, batches of one size whatever the graph, "
+        "none of them kept. MB of a step: physical memory at its highest, beyond graph, model and tables. KB a row: these by the "
+        "rows of batch and halo of the largest batch. Tables: two histories and their gradient tables, in memory or in files."
     )
     tables = [table("A step with the exact gradient", rows, note), table("Memory of it", growing, more)]
     save(args, "exact", __doc__, record, tables)

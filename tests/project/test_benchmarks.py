@@ -344,8 +344,9 @@ def test_exact_gradients(run) -> None:
     assert [row["model"] for row in steps] == names
     for row in steps:
         assert all(row[f"exact / {side}"] == pytest.approx(row["exact, s"] / row[f"{side}, s"]) for side in sides[:3])
-    assert [row["nodes"] for row in growth] == [150, 600, 2400]
-    assert [row["MB of tables"] for row in growth] == [4 * 16 * 4 * nodes / 1e6 for nodes in (150, 600, 2400)]
+    assert [row["nodes"] for row in growth] == [2000, 8000, 32000]
+    assert [row["batches"] for row in growth] == [5, 20, 80]
+    assert [row["MB of tables"] for row in growth] == [4 * 16 * 4 * row["nodes"] / 1e6 for row in growth]
 
 
 def test_peak_memory_is_that_beyond_what_was_held() -> None:
