@@ -1,7 +1,7 @@
 """What does a step with the exact gradient of the whole graph cost in batches, in time and memory, beside full batch?
 
-Sides take turns in one process for their time. Memory is that of a step, each in a process of its own, over graphs of growing
-size in batches of one size.
+Sides take turns in one process for their time. Memory is that of a step, in batches of one size over graphs of growing size,
+each in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench import Peak, apart, arguments, machine, parse, save
+from bench import apart, arguments, machine, parse, save
 from large import Size, community_graph, cut
 from shared import table
 from sides import FULL, Graphs, Setting, Sides, in_format, make_graphs
@@ -22,6 +22,7 @@ from torch.nn import Identity
 
 from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader
 from torch_gas.models import GCN
+from torch_gas.planner.meter import metered
 
 FULL_SIZE = Setting(50_000, 21.5, 128, num_parts=40, parts_a_batch=10)
 TINY = Setting(600, 8.0, 16, num_parts=8, parts_a_batch=4)
@@ -108,15 +109,14 @@ def memory(size: Size) -> dict[str, Any]:
         return F.cross_entropy(out, batch.y[: len(out)], reduction="sum") / size.num_nodes
 
     exact.backward(criterion)
-    with Peak() as peak:
-        exact.backward(criterion)
+    peak = metered(lambda: exact.backward(criterion), torch.device("cpu")).peak
     rows = [batch.n_id.numel() for batch in loader]
     return {
         "nodes": size.num_nodes,
         "batches": len(rows),
         "most rows, B + S": max(rows),
-        "MB of a step": peak.bytes / 1e6,
-        "KB a row": peak.bytes / max(rows) / 1e3,
+        "MB of a step": peak / 1e6,
+        "KB a row": peak / max(rows) / 1e3,
         "MB of tables": sum(each.table.nbytes for each in model._history_tables) / 1e6,
     }
 
@@ -141,8 +141,8 @@ def main() -> None:
     )
     more = (
         f"GCN, 3 layers, {smallest.channels} channels; community graphs of one degree, batches of one size whatever the graph, "
-        "none of them kept. MB of a step: physical memory at its highest, beyond graph, model and tables. KB a row: these by the "
-        "rows of batch and halo of the largest batch. Tables: two histories and their gradient tables, in memory or in files."
+        "none of them kept. MB of a step: the most bytes of tensors at a time, beyond graph, model, tables. KB a row: these by "
+        "the rows of batch and halo of the largest batch. Tables: two histories and their gradient tables, in memory or in files."
     )
     tables = [table("A step with the exact gradient", rows, note), table("Memory of it", growing, more)]
     save(args, "exact", __doc__, record, tables)
