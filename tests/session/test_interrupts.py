@@ -57,6 +57,7 @@ def assert_sound(model: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # where open() itself is interrupted
+@pytest.mark.filterwarnings("ignore:unclosed scandir iterator:ResourceWarning")  # and where a folder is looked through
 @pytest.mark.parametrize("kind", ["explicit", "scaled", "file"])
 @pytest.mark.parametrize("phase", ["training", "inference", "checkpoint"])
 def test_interrupts_at_any_moment(kind: str, phase: str, tmp_path: Path) -> None:
