@@ -241,7 +241,7 @@ def test_a_run_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
         model, optimizer, loader, gradients = run
         losses = []
         for batch in loader:
-            for loss in (lambda: gradients.backward(summed), lambda: summed(model(batch), batch).backward()):  # noqa: B023
+            for loss in (lambda: gradients.backward(summed), lambda: summed(model(batch), batch).backward()):  # noqa: B023  # called before the batch changes
                 optimizer.zero_grad()
                 losses.append(loss())
                 optimizer.step()
@@ -290,7 +290,10 @@ def test_interrupts_at_any_moment(kind: str, tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         model.load_state_dict(state, strict=False)
         gradients = ExactGradient(model, loader_of())
-        work = lambda: gradients.backward(summed)  # noqa: B023, E731
+
+        def work(gradients: ExactGradient = gradients) -> None:
+            gradients.backward(summed)
+
         number += rng.randrange(1, 100)
         if rng.random() < 0.5:
             ended = interrupt_at(number, FILES, work)
