@@ -26,6 +26,7 @@ SUITES = {
         "accuracy",
         "inference",
         "exact",
+        "gradients",
         "plan",
     ),
     "gpu": ("rows", "step", "memory", "small"),

@@ -349,6 +349,16 @@ def test_exact_gradients(run) -> None:
     assert [row["MB of tables"] for row in growth] == [4 * 16 * 4 * row["nodes"] / 1e6 for row in growth]
 
 
+def test_errors_of_gradients(run) -> None:
+    (rows,) = run("gradients", CPU, ())
+    assert [(row["model"], row["histories"]) for row in rows] == [
+        (name, state) for name in ("GCN", "GAT") for state in ("as training left them", "exact")
+    ]
+    for row in rows:
+        assert (row["layer 3, %"] == "0.0 to 0.0") == (row["histories"] == "exact")
+        assert row["layer 1, %"] != "0.0 to 0.0" and -1 < float(row["least cosine"]) < 1
+
+
 def test_peak_memory_is_that_beyond_what_was_held() -> None:
     bench = load("bench")
     size = 50 * 2**20
