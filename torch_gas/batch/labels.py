@@ -140,7 +140,7 @@ def _of_graph(data: Data, mask: str) -> tuple[int, int]:
 
 
 def _no_mask(mask: str, masks: list[str]) -> str:
-    named = f"name one of {', '.join(masks)}" if masks else "set one before the loader is made"
+    named = f"name one of {', '.join(sorted(masks))}" if masks else "set one before the loader is made"
     return (
         f"labelled_mean: the graph has no mask {mask!r}, a boolean attribute with an entry for each node; {named}, or give "
         "num_labelled"
