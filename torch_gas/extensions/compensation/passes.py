@@ -66,7 +66,7 @@ class Pass:
         self._rows.append(rows)
 
     def hang(self, out: Any) -> Any:
-        """``out`` of the model, whose backward pass reaches all rows that were pushed, whether the batch's loss read them or not."""
+        """``out`` of the model, from which a backward pass reaches all rows that were pushed, also those that no loss reads."""
         rows, self._rows = self._rows, []
         leaves, spec = pytree.tree_flatten(out)
         learned = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -94,7 +94,7 @@ class Pass:
             )
         self.is_used, self._task = True, torch._C._current_graph_task_id()
         self.watcher.arrives(self, [grad for grad in grads if grad is not None])
-        engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+        engine: Any = torch.autograd.Variable._execution_engine
         engine.queue_callback(self._finish)
 
     @property
