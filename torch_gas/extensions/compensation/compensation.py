@@ -144,7 +144,7 @@ class Compensation(Extension):
                 stacklevel=2,
             )
         tables: Any = [model.extension_tables[name] for name in self.tables]
-        read, add = self._schedule.begin([[each.table for each in layers] for layers in tables])
+        read, add = self._schedule.begin([[each.table for each in layers] for layers in tables], call.record)
         self._last = self._passes[call] = Pass(self, call, read, add)
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
@@ -166,7 +166,7 @@ class Compensation(Extension):
 
     def epoch(self, number: int, complete: bool) -> None:
         """Swaps tables, where there are two; warns where losses have no common scale."""
-        self._schedule.epoch(complete)
+        self._schedule.epoch()
         found = self._labelled.epoch()
         if found is not None:
             warnings.warn(f"Compensation: {found}", stacklevel=2)
