@@ -177,14 +177,16 @@ class Compensation(Extension):
         """Told that the backward pass of a step has begun."""
         self._check_scaler()
         self._scale = Scale(self.scaler, grads[0].device)
-        self._labelled.add([grad for grad in grads if grad.shape[:1] == (passed.batch_size,)])
+        rows = [self._scale.remove(grad) for grad in grads if grad.shape[:1] == (passed.batch_size,)]
+        self._labelled.add(rows)
+        self._trust.step(rows, passed.num_batches)
 
     def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
         """Adds rows of a table to the gradient that has arrived."""
         assert self._scale is not None
         own = self._scale.apply(own, grad.dtype)
-        beta = self._trust.beta(passed, layer, grad, own)
-        return grad + beta * own if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
+        beta = self._trust.beta(layer, grad, own)
+        return grad.addcmul(own, beta.to(own.dtype)) if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:
         """Changes the tables, now that the backward pass is over."""

@@ -41,6 +41,7 @@ class Pass:
 
     Attributes:
         batch_size: B.
+        num_batches: of the epoch, where that is known.
         is_used: whether a backward pass has come.
         taken: layers whose rows were read.
         added: for layers, the gradient of the rows of the halo, [S, C].
@@ -54,6 +55,7 @@ class Pass:
         self.ranges = None if call.offset is None or call.count is None else (call.offset, call.count)
         self.parameters = [each for each in call.model.parameters() if each.requires_grad]
         self.name = call.model._name
+        self.num_batches = None if call.record is None else call.record.num_batches
         self.is_used = False
         self.taken: list[int] = []
         self.added: dict[int, Tensor] = {}
