@@ -378,7 +378,6 @@ def test_a_step_that_the_scaler_skips_gives_back_what_was_read() -> None:
     assert not same(tables(model), before)
 
 
-@pytest.mark.filterwarnings("ignore:Compensation. there is a GradScaler")  # of another test
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_gradients_that_are_not_finite_are_not_passed_on(value: float) -> None:
     model = model_of(Compensation(1.0))
