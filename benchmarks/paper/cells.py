@@ -52,7 +52,7 @@ class Cells:
 
     def run(self, jobs: Iterable[Job], tasks: Tasks) -> None:
         """Computes and adds what is not there yet; jobs on data sets that are not there are left out."""
-        for job in (progress := tqdm(list(jobs))):
+        for job in (progress := tqdm(list(jobs), mininterval=1)):
             if self.get(job.of, job.recipe) is not None:
                 continue
             with self._claim(job.of) as claimed:

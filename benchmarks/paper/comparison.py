@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 from cells import MOST_SEEDS, Cells
 from command import check_found, save, spread
 from grid import Cell
@@ -37,14 +37,10 @@ def collect(recipes: list[Cell], cells: Cells, of: Of) -> Found:
     return [(cell, {name: runs[name] for name in METHODS if name in runs}) for cell, runs in found.values() if runs]
 
 
-def best_epoch(val: Sequence[int]) -> int:
-    """The first epoch with the best validation accuracy, counted from 0."""
-    return max(range(len(val)), key=lambda i: (val[i], -i))
-
-
 def test_of(run: Run, epochs: int | None = None) -> float:
     """Test accuracy at the best validation epoch of the first ``epochs``, in per cent."""
-    return float(run["test"][best_epoch(run["val"][:epochs])]) / 100
+    test = [test for epoch, _, test, _ in run["records"] if epochs is None or epoch <= epochs]
+    return float(test[-1]) / 100
 
 
 def tests(cell: Cell, runs: dict[int, Run]) -> dict[int, float]:
@@ -102,10 +98,10 @@ def difference_rows(found: Found) -> list[dict[str, Any]]:
     return rows
 
 
-def reached(run: Run, full: Run) -> int | None:
-    """The first epoch, from 0, that reaches the goal."""
-    goal = GOAL * max(full["val"])
-    return next((epoch for epoch, accuracy in enumerate(run["val"]) if accuracy >= goal), None)
+def reached(run: Run, full: Run) -> tuple[int, float] | None:
+    """The first epoch, from 1, that reaches the goal, and seconds until then."""
+    goal = GOAL * full["records"][-1][1]
+    return next(((epoch, ms / 1e3) for epoch, val, _, ms in run["records"] if val >= goal), None)
 
 
 def cost_rows(found: Found) -> list[dict[str, Any]]:
@@ -115,9 +111,9 @@ def cost_rows(found: Found) -> list[dict[str, Any]]:
         for name, done in runs.items():
             full, gas = runs.get(FULL, {}), tests(cell, runs.get(GAS, {}))
             goals = {seed: reached(run, full[seed]) for seed, run in done.items() if seed in full}
-            epochs = [epoch for epoch in goals.values() if epoch is not None]
-            seconds = [done[seed]["ms"][epoch] / 1e3 for seed, epoch in goals.items() if epoch is not None]
-            all_reach = len(epochs) == len(goals) > 0
+            times = [each for each in goals.values() if each is not None]
+            epochs, seconds = (statistics.median(each) for each in zip(*times, strict=True)) if times else (0, 0)
+            all_reach = len(times) == len(goals) > 0
             memory = next((run for run in done.values() if "step, bytes" in run), None)
             here = tests(cell, done)
             rows.append(
@@ -127,34 +123,40 @@ def cost_rows(found: Found) -> list[dict[str, Any]]:
                     "seeds": len(done),
                     "test, %": spread(list(here.values())),
                     "minus GAS": difference(here, gas) if name != GAS else "-",
-                    f"epochs to {GOAL:.0%} of full batch": f"{statistics.median(epochs) + 1:g}" if all_reach else "-",
-                    "seconds to it": f"{statistics.median(seconds):.3g}" if all_reach else "-",
-                    "runs that reach it": f"{len(epochs)} of {len(goals)}",
-                    "epoch, s": statistics.median(run["ms"][-1] / len(run["ms"]) for run in done.values()) / 1e3,
+                    f"epochs to {GOAL:.0%} of full batch": f"{epochs:g}" if all_reach else "-",
+                    "seconds to it": f"{seconds:.3g}" if all_reach else "-",
+                    "runs that reach it": f"{len(times)} of {len(goals)}",
+                    "epoch, s": statistics.median(_epoch_seconds(run) for run in done.values()),
                     "memory of a step, MiB": memory["step, bytes"] / MIB if memory else "-",
                     "tables, MiB": memory["tables, bytes"] / MIB if memory else "-",
                 }
             )
-            if METHODS[name].full and any(len(run["val"]) > cell.epochs for run in done.values()):
-                longest = max(len(run["val"]) for run in done.values())
+            if METHODS[name].full and any(run["last"][0] > cell.epochs for run in done.values()):
+                longest = max(run["last"][0] for run in done.values())
                 all_of_it = {seed: test_of(run) for seed, run in done.items()}
                 row = {**rows[-1], "method": f"{name}, {longest} epochs", "test, %": spread(list(all_of_it.values()))}
                 rows.append({**row, "minus GAS": difference(all_of_it, gas)})
     return rows
 
 
+def _epoch_seconds(run: Run) -> float:
+    epoch, _, _, ms = run["last"]
+    return float(ms / epoch / 1e3)
+
+
 def draw(found: Found) -> Any:
-    """A panel for each base, over epochs above and over seconds below: mean validation accuracy of each method."""
+    """A panel for each base, over epochs above and over seconds below: the best validation accuracy so far, mean over seeds."""
     figure, grid = plt.subplots(2, len(found), figsize=(4.8 * len(found), 7.2), layout="constrained", squeeze=False)
     shown: dict[str, Any] = {}
     for column, (cell, runs) in zip(grid.T, found, strict=True):
         top = 0.0
         for name, done in runs.items():
-            number = min(len(run["val"]) for run in done.values())
-            val = torch.tensor([run["val"][:number] for run in done.values()]).double().mean(0) / 100
-            seconds = torch.tensor([run["ms"][:number] for run in done.values()]).double().mean(0) / 1e3
+            number = min(run["last"][0] for run in done.values())
+            epochs = np.arange(1, number + 1)
+            val = np.mean([_best_so_far(run, epochs) for run in done.values()], axis=0) / 100
+            seconds = epochs * statistics.fmean(_epoch_seconds(run) for run in done.values())
             top = max(top, float(val.max()))
-            for axes, x in zip(column, (torch.arange(1, number + 1), seconds), strict=True):
+            for axes, x in zip(column, (epochs, seconds), strict=True):
                 (shown[name],) = axes.plot(
                     x, val, color=METHODS[name].color, linestyle=METHODS[name].line, linewidth=1.4
                 )
@@ -164,10 +166,16 @@ def draw(found: Found) -> Any:
             axes.spines[["top", "right"]].set_visible(False)
         column[0].set_title(f"{cell.name} on {cell.data}")
     for axes in grid[:, 0]:
-        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylabel("best validation accuracy so far, %")
     ordered = [name for name in METHODS if name in shown]
     figure.legend([shown[name] for name in ordered], ordered, frameon=False, loc="outside right upper")
     return figure
+
+
+def _best_so_far(run: Run, epochs: Any) -> Any:
+    """The best validation accuracy of the first 1, 2, ... epochs."""
+    records = np.array(run["records"])
+    return records[np.searchsorted(records[:, 0], epochs, side="right") - 1, 1]
 
 
 def draw_differences(found: Found) -> Any:

@@ -23,19 +23,26 @@ from training import Task
 
 
 def run(method: Method, cell: Cell, seed: int, task: Task) -> dict[str, Any]:
-    """One training run: accuracies after each epoch in hundredths of a per cent, and milliseconds of the CPU until then."""
+    """One training run.
+
+    Returns:
+        ``records``: each epoch, from 1, whose validation accuracy is the best so far, with validation and test accuracy in
+        hundredths of a per cent and milliseconds of the CPU until then; ``last``: that of the last epoch.
+    """
     trainer = method.trainer(method.cell(cell), task, seed, **method.options)
-    curve: dict[str, list[int]] = {"val": [], "test": [], "ms": []}
+    records: list[list[int]] = []
+    now: list[int] = []
     spent = 0.0
-    for _ in tqdm(range(method.epochs(cell)), leave=False, position=1):
+    for epoch in tqdm(range(1, method.epochs(cell) + 1), leave=False, position=1, mininterval=1):
         start = time.process_time()
         trainer.epoch()
         spent += time.process_time() - start
-        accuracies = [round(1e4 * each) for each in trainer.evaluate()]
-        for name, value in zip(curve, (*accuracies, round(1e3 * spent)), strict=True):
-            curve[name].append(value)
+        val, test = (round(1e4 * accuracy) for accuracy in trainer.evaluate())
+        now = [epoch, val, test, round(1e3 * spent)]
+        if not records or val > records[-1][1]:
+            records.append(now)
     memory = {"step, bytes": trainer.step_bytes(), "tables, bytes": trainer.table_bytes()} if seed == 0 else {}
-    return {**curve, **memory}
+    return {"records": records, "last": now, **memory}
 
 
 def of(method: str, cell: Cell, seed: int) -> dict[str, Any]:
