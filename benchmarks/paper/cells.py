@@ -1,8 +1,8 @@
 """Results of single runs ("cells" of a table), kept in a file, so that a command that was stopped goes on where it was.
 
 A cell is a line of JSON, added when it is finished: what was run, by which recipe, and what came out. Several commands may add to
-one file at the same time: they share the work, as each leaves out what another one is at. A cell whose recipe has changed since is
-run again.
+one file at the same time: they share the work, as each leaves out what another one is at. A cell whose recipe has changed since
+is run again.
 """
 
 from __future__ import annotations

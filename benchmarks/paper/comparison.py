@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,8 +11,8 @@ from cells import MOST_SEEDS, Cells
 from command import check_found, save, spread
 from grid import Cell
 from matplotlib import pyplot as plt
+from registry import FULL, GAS, METHODS, named
 from shared import save_picture, table
-from trainers import FULL, GAS, METHODS, named
 
 GOAL = 0.99  # of the best validation accuracy that the full batch reaches with the same seed
 MIB = 2**20
@@ -201,17 +201,18 @@ def draw_differences(found: Found) -> Any:
 
 
 NOTE = (
-    "Mean and standard deviation over seeds of test accuracy at the best validation epoch; full batch has as many epochs as the others, "
-    "of one step each. Seeds draw parameters, random parts, the order of batches, dropout, and the split where a data set has several; "
-    "they are the same for all methods. Evaluation is exact, on the whole graph, and changes no history. Histories are filled once."
+    "Mean and standard deviation over seeds of test accuracy at the best validation epoch; full batch has as many epochs as the "
+    "others, of one step each. Seeds draw parameters, random parts, the order of batches, dropout, and the split where a data "
+    "set has several; they are the same for all methods. Evaluation is exact, on the whole graph, and changes no history. "
+    "Histories are filled once."
 )
 PAIRED = (
     "Mean difference over seeds, and its standard error. Full batch has as many epochs as the others, of one step each."
 )
 COST = (
-    f"Epochs and seconds are medians over seeds until validation accuracy first is {GOAL:.0%} of the best that the full batch reaches "
-    "with the same seed in all its epochs. Seconds are those of the process on one core, without evaluation. Memory: peak bytes of "
-    "tensors in a step on the largest batch, without parameters, optimiser and tables."
+    f"Epochs and seconds are medians over seeds until validation accuracy first is {GOAL:.0%} of the best that the full batch "
+    "reaches with the same seed in all its epochs. Seconds are those of the process on one core, without evaluation. Memory: "
+    "peak bytes of tensors in a step on the largest batch, without parameters, optimiser and tables."
 )
 
 

@@ -1,7 +1,7 @@
 """What does each way to the gradient of a batch reach, in accuracy, epochs and time, and what does a step of it take?
 
-Full batch, GAS, compensation, exact mode and the samplers of the literature train the same models from the same parameters. Around
-a few bases (a shallow and a deep model, a small and a large graph, ten random parts), one thing at a time is another.
+Full batch, GAS, compensation, exact mode and the samplers of the literature train the same models from the same parameters.
+Around a few bases (a shallow and a deep model, a small and a large graph, ten random parts), one thing at a time is another.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cells import Cells, Job, Tasks
 from command import RECIPES, parse, plain_arguments
 from comparison import report
 from grid import RANDOM, Cell, load_cells, prepare
+from registry import METHODS, Method, named
 from tqdm import tqdm
-from trainers import METHODS, Method, named
 from training import Task
 
 

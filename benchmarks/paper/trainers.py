@@ -6,13 +6,12 @@ mean number of labelled nodes in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from grid import RANDOM, Cell, make
+from grid import Cell, make
 from torch import Tensor
 from torch_geometric.data import Data
 from training import Task, split_of
@@ -61,7 +60,7 @@ class Trainer:
         return self.mean_loss(self.model(batch.x, batch.adj_t), batch, 1)
 
     def mean_loss(self, out: Tensor, batch: Data, batches: int) -> Tensor:
-        """The sum over labelled rows by the number of them that a batch has on average. Without labels it is 0, with a gradient."""
+        """The sum over labelled rows by the number that a batch has on average; 0, which has a gradient, where there are none."""
         rows = len(out)
         mask, y = split_of(batch, self.seed)[0][:rows], batch.y[:rows]
         return F.cross_entropy(out[mask], y[mask], reduction="sum") * (batches / self.labelled)
@@ -89,8 +88,12 @@ class Trainer:
     def step_bytes(self) -> int:
         """The most bytes of tensors in a step on the largest batch, with the batch, without parameters, optimiser and tables."""
         self.model.train()
-        largest = max(self.batches(), key=_size)
-        return int(metered(lambda: self.step(largest), torch.device("cpu")).peak) + _size(largest)
+        largest = max(self.batches(), key=self.bytes_of)
+        return int(metered(lambda: self.step(largest), torch.device("cpu")).peak) + self.bytes_of(largest)
+
+    def bytes_of(self, batch: Any) -> int:
+        """Bytes of a batch."""
+        return sum(tensor.nbytes for tensor in all_tensors(batch.to_dict()))
 
     def table_bytes(self) -> int:
         """Bytes of histories, and of what extensions keep beside them."""
@@ -162,72 +165,4 @@ class Exact(Histories):
 
     def step_bytes(self) -> int:
         self.model.train()
-        return int(metered(lambda: self.step(None), torch.device("cpu")).peak) + max(map(_size, self.batches()))
-
-
-def _size(batch: Any) -> int:
-    """Bytes of a batch."""
-    return sum(tensor.nbytes for tensor in all_tensors(batch.to_dict()))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of the comparison.
-
-    Args:
-        trainer: makes what trains.
-        color, line: in figures.
-        options: of the trainer.
-        fixed: entries of the cell on which its results do not depend, or that it has its own of.
-        core: whether it is run in all cells.
-        full: whether it makes a step an epoch and is given more epochs.
-    """
-
-    trainer: Callable[..., Trainer]
-    color: str
-    line: str = "-"
-    options: dict[str, Any] = field(default_factory=dict)
-    fixed: dict[str, Any] = field(default_factory=dict)
-    core: bool = False
-    full: bool = False
-
-    def cell(self, cell: Cell) -> Cell:
-        """The cell as the method runs it."""
-        return replace(cell, **self.fixed)
-
-    def settings(self, cell: Cell) -> dict[str, Any]:
-        """What decides on its results."""
-        settings = {**self.cell(cell).settings, "epochs": self.epochs(cell), "options": self.options}
-        del settings["full_epochs"]
-        return settings
-
-    def epochs(self, cell: Cell) -> int:
-        """How long it trains."""
-        return cell.full_epochs if self.full else cell.epochs
-
-
-FULL, GAS = "full batch", "GAS"
-_ALONE = {"batches": 1, "grouped": 1, "parts": RANDOM}
-_BY_TEN = {"batches": 10, "grouped": 1, "parts": RANDOM}  # its gradient depends on no batches
-
-METHODS: dict[str, Method] = {
-    FULL: Method(Trainer, "black", fixed=_ALONE, core=True, full=True),
-    GAS: Method(Histories, "tab:blue", core=True),
-    "GAS, refreshed": Method(Refreshed, "tab:cyan", core=True),
-    **(
-        {
-            "compensation, auto": Method(Compensated, "tab:red", options={"trust": "auto"}, core=True),
-            "compensation": Method(Compensated, "tab:orange", options={"trust": 1.0}, core=True),
-            "compensation, swapped": Method(Compensated, "tab:olive", options={"trust": 1.0, "tables": "swapped"}),
-        }
-        if hasattr(extensions, "Compensation")
-        else {}
-    ),
-    "exact mode": Method(Exact, "tab:gray", fixed=_BY_TEN, core=True),
-}
-
-
-def named(methods: Iterable[str]) -> list[str]:
-    """The methods of a cell, of those that there are, in the order of ``METHODS``."""
-    methods = set(methods)
-    return [name for name, each in METHODS.items() if {name, "all"} & methods or (each.core and "core" in methods)]
+        return int(metered(lambda: self.step(None), torch.device("cpu")).peak) + max(map(self.bytes_of, self.batches()))
