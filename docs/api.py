@@ -16,7 +16,7 @@ import torch_gas.extensions.monitor
 # What users meet, by task; names are below torch_gas.
 GROUPS = {
     "Cut and renumber a graph": "metis permute unpermute Partition save_partition load_partition",
-    "Make batches": "SubgraphLoader EvalSubgraphLoader SubData hot_nodes",
+    "Make batches": "SubgraphLoader EvalSubgraphLoader SubData labelled_mean hot_nodes",
     "Train a model that you have": "scale ScaledGNN ScaledGNN.__call__",
     "Train by exact gradients": "ExactGradient ExactGradient.backward ExactGradient.remove DropoutById",
     "Write a model": """ScalableGNN ScalableGNN.__call__ ScalableGNN.push_and_pull ScalableGNN.keep_hot check History dropout

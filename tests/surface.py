@@ -353,6 +353,14 @@ of_loader("SubgraphLoader")
 of_loader("EvalSubgraphLoader")
 
 
+@call_of("labelled_mean")
+def _() -> Call:
+    data = graph()
+    data.train_mask = torch.arange(N) % 3 == 0
+    batch = next(iter(SubgraphLoader(data, PTR, 2)))
+    return new(torch_gas.labelled_mean, losses=torch.rand(3), batch=batch)
+
+
 @call_of("SubgraphLoader.only")
 def _() -> Call:
     return Call(SubgraphLoader(graph(), PTR).only, {"batches": [[0, 2], [1]]})

@@ -4,6 +4,7 @@ from torch_gas import checkpoint, models
 from torch_gas._util.moved import keep_old_paths
 from torch_gas.batch.data import SubData
 from torch_gas.batch.hot_nodes import hot_nodes
+from torch_gas.batch.labels import labelled_mean
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.datasets import get_data
 from torch_gas.datasets.masks import gen_masks
@@ -51,6 +52,7 @@ __all__ = [
     "get_data",
     "hot_nodes",
     "in_degree",
+    "labelled_mean",
     "load_partition",
     "metis",
     "models",

@@ -69,12 +69,10 @@ def uninterrupted(**options: Any) -> list[tuple[list[int], int]]:
     batch_size=st.integers(1, 4),
     prefetch=st.integers(0, 3),
     drop_last=st.booleans(),
+    regroup=st.booleans(),
     data=st.data(),
 )
-def test_a_run_goes_on_where_it_stopped(
-    order: str, batch_size: int, prefetch: int, drop_last: bool, data: st.DataObject
-) -> None:
-    options: dict[str, Any] = {"order": order, "batch_size": batch_size, "prefetch": prefetch, "drop_last": drop_last}
+def test_a_run_goes_on_where_it_stopped(data: st.DataObject, **options: Any) -> None:
     stop = data.draw(st.integers(0, EPOCHS * len(make(**options))))
     assert resumed(stop, **options) == uninterrupted(**options)
 
@@ -82,12 +80,14 @@ def test_a_run_goes_on_where_it_stopped(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("regroup", [False, True])
 @pytest.mark.parametrize("order", ["seed", "global", "generator"])
-def test_with_workers(order: str, persistent: bool) -> None:
+def test_with_workers(order: str, regroup: bool, persistent: bool) -> None:
     """Workers take batches from the order long before they are handed out."""
-    options: dict[str, Any] = {"order": order, "num_workers": 2, "persistent_workers": persistent}
+    plain: dict[str, Any] = {"order": order, "regroup": regroup}
+    options: dict[str, Any] = {**plain, "num_workers": 2, "persistent_workers": persistent}
     expected = uninterrupted(**options)
-    assert expected == uninterrupted(order=order)
+    assert expected == uninterrupted(**plain)
     for stop in (0, 3, 5):
         assert resumed(stop, **options) == expected
 
@@ -211,6 +211,10 @@ OTHERS = {
     "no shuffling": (
         lambda: make("none"),
         r"sampler \(shuffle\) are others .*RandomSampler then, SequentialSampler now",
+    ),
+    "groups that stay": (
+        lambda: make(regroup=False),
+        r"rules by which parts are grouped \(regroup\) are others .*\(True then, False now\)",
     ),
     "no seed": (lambda: make("global"), r"random numbers \(seed, generator\) are others .*1 then, 0 now"),
 }

@@ -70,6 +70,17 @@ class Builder:
         values = {self.key: format_of(self.adj).values(self.adj)}
         return constants({key: self.data.get(key) for key in self.sampled_keys} | values)
 
+    def mask_sizes(self) -> dict[str, int]:
+        """How many nodes of the graph are in each mask, by name."""
+        return {key: int(torch.count_nonzero(self.data[key])) for key in self._masks()}
+
+    def _masks(self) -> list[str]:
+        """Names of the boolean attributes that have an entry for each node."""
+        values = ((key, self.data[key]) for key in self.node_keys)
+        return [
+            key for key, value in values if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 1
+        ]
+
     def __call__(self, parts: Sequence[int]) -> SubData:
         return self.batch(*self._ranges(parts))
 
@@ -113,6 +124,7 @@ class Builder:
             digest=digest(n_id),
             neighbors=self.neighbors,
             samples={name: rows.clone() for name, rows in samples.items()},
+            mask_rows={key: int(torch.count_nonzero(batch[key][:batch_size])) for key in self._masks()},
         )
         return SubData.of_record(batch, record, n_id)
 

@@ -168,6 +168,11 @@ def is_of_batch(data: Any) -> bool:
     return isinstance(data, Data) and not isinstance(data, SubData) and _IDS in data.__dict__
 
 
+def record_in(data: Data) -> BatchRecord | None:
+    """The record of the batch that ``data`` is or was unpacked from; None where there is none."""
+    return record_of(data.__dict__[_IDS][0]) if _IDS in data.__dict__ else None
+
+
 @functools.cache
 def _class_for(kind: Any) -> type[SubData]:
     """The class of the batches of a graph of this class, whose methods they have."""

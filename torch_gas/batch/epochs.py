@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
+from torch_gas.batch.groups import Groups
+
 _KEYS = {"loader", "given", "rest", "generators", "sampler"}
+_LATER_KEYS = {"number", "groups"}  # which states of 0.1 do not have
 
 
 class Epoch:
@@ -45,7 +48,8 @@ class Epochs:
 
     def __init__(self, batch_sampler: Any, generator: torch.Generator | None) -> None:
         self.batch_sampler = batch_sampler
-        self.sampler: Any = batch_sampler.sampler if type(batch_sampler) is BatchSampler else batch_sampler
+        is_known = type(batch_sampler) in (BatchSampler, Groups)
+        self.sampler: Any = batch_sampler.sampler if is_known else batch_sampler
         generators = [getattr(self.sampler, "generator", None), generator]
         self.generators = list({id(each): each for each in generators if isinstance(each, torch.Generator)}.values())
         self._latest = Epoch()
@@ -58,6 +62,11 @@ class Epochs:
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    @property
+    def groups(self) -> list[list[int]] | None:
+        """The parts that stay together while the order of batches is shuffled; None where none do."""
+        return self.batch_sampler.groups if isinstance(self.batch_sampler, Groups) else None
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         return iter(self.batch_sampler if self._latest.batches is None else self._latest.batches)
@@ -134,19 +143,21 @@ class Epochs:
             "rest": None if rest is None else [[int(index) for index in batch] for batch in rest],
             "generators": [generator.get_state() for generator in self.generators],
             "sampler": self.sampler.state_dict() if self._has_state else None,
+            "groups": None if self.groups is None else [list(group) for group in self.groups],
         }
 
     def _facts(self, loader: dict[str, Any]) -> dict[str, Any]:
         """What must be the same where a state is loaded."""
-        return {**loader, "sampler": type(self.sampler).__name__, "generators": len(self.generators)}
+        kind, is_regrouped = type(self.sampler).__name__, self.groups is None
+        return {**loader, "sampler": kind, "generators": len(self.generators), "regroup": is_regrouped}
 
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Goes on from ``state``; epochs under way are forgotten."""
         self._check_known()
-        if not isinstance(state, dict) or state.keys() - {"number"} != _KEYS:  # 0.1 did not number epochs
+        if not isinstance(state, dict) or state.keys() - _LATER_KEYS != _KEYS:
             raise ValueError("SubgraphLoader.load_state_dict: this is not what state_dict() of a loader returned")
         for name, value in self._facts(loader).items():
-            saved = state["loader"].get(name)
+            saved = state["loader"].get(name, True if name == "regroup" else None)
             if saved != value:
                 came = f"{_WHAT[name]} are others than when the state was saved ({saved} then, {value} now)"
                 advice = _ADVICE.get(name, "make the loader as it was")
@@ -154,12 +165,15 @@ class Epochs:
         number = state.get("number", 0)
         loaded = None if state["rest"] is None else Epoch(state["rest"], state["given"], number)
         pairs = list(zip(self.generators, state["generators"], strict=True))
+        groups = [[int(index) for index in group] for group in state.get("groups") or []]
         for generator, saved in pairs:
             torch.Generator(generator.device).set_state(saved)  # before anything changes, as it may be refused
         if self._has_state:
             self.sampler.load_state_dict(state["sampler"])
         for generator, saved in pairs:
             generator.set_state(saved)
+        if self.groups is not None:
+            self.batch_sampler.groups = groups
         self._under_way, self._number, self._loaded = [], number, loaded
 
 
@@ -172,6 +186,7 @@ _WHAT = {
     "perm": "the nodes of the parts (checksums of data.perm)",
     "sampler": "the sampler (shuffle)",
     "generators": "the sources of random numbers (seed, generator)",
+    "regroup": "the rules by which parts are grouped (regroup)",
 }
 _SAVED = "partition once, and keep the result with save_partition() and load_partition()"
 _ADVICE = {"num_parts": _SAVED, "ptr": _SAVED, "perm": _SAVED}

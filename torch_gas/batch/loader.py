@@ -22,6 +22,7 @@ from torch_gas.batch.cache import BatchCache, Contents, learned
 from torch_gas.batch.courier import Courier
 from torch_gas.batch.data import SubData
 from torch_gas.batch.epochs import Epoch, Epochs, checksum
+from torch_gas.batch.groups import Groups
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
@@ -46,18 +47,24 @@ class SubgraphLoader(DataLoader[SubData]):
             belong to the halo. Layers that read both directions need it; its adjacency has B+S rows.
         log: accepted for PyGAS scripts; nothing is precomputed, so there is nothing to print.
         shuffle: whether parts are grouped anew at random in each epoch.
-        seed: makes the order reproducible whatever the global random state is.
+        regroup: with ``shuffle``, False has the same parts meet in each epoch, and only the order of batches drawn anew. Batches
+            are then kept (``cache_size``). The groups are drawn at random when the loader is made: parts from anywhere mix better
+            than parts that follow one another, which partitioners make of neighbours. For groups of k such parts leave out the
+            starts between, ``ptr=torch.cat([ptr[:-1:k], ptr[-1:]])``. Without ``shuffle`` it changes nothing.
+        seed: makes groups and order reproducible whatever the global random state is.
         prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. By default 2 where the
             thread has a core to itself or batches go to a GPU, and 0 where torch's threads have all cores. With
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
         device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
             memory. By default all of a batch does, and ``batch.to(device)`` moves it.
-        cache_size: bytes for batches that are the same in each epoch (no shuffling, or one part a batch). They are made anew
-            where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a gradient).
+        cache_size: bytes for batches that are the same in each epoch (no shuffling, ``regroup=False``, or one part a batch). They
+            are made anew where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a
+            gradient).
         **kwargs: further arguments of :class:`torch.utils.data.DataLoader`, such as ``num_workers``.
 
     Raises:
-        ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to.
+        ValueError: if ``ptr`` does not ascend from 0 to N, or ``data`` is not in the order that ``ptr`` belongs to, or
+            ``shuffle=True`` or ``regroup=False`` comes with a sampler.
         RuntimeError: where an epoch begins, if the edges are others than when the loader was made.
 
     Example:
@@ -83,6 +90,7 @@ class SubgraphLoader(DataLoader[SubData]):
         *,
         neighbors: str = "in",
         shuffle: bool = False,
+        regroup: bool = True,
         seed: int | None = None,
         prefetch: int | None = None,
         cache_size: int = 2**30,
@@ -112,20 +120,33 @@ class SubgraphLoader(DataLoader[SubData]):
         self._transposes = False  # whether the model used the edges of the last batch by source as well
         self._courier: Courier | None = None
         self._process = os.getpid()
-        capacity = cache_size if batch_size == 1 or not shuffle else 0
+        capacity = cache_size if batch_size == 1 or not (shuffle and regroup) else 0
         self._cache = BatchCache(capacity, is_sent=self.device.type == "cuda")
         self._features: Samples = {}
         self._contents: Contents | None = None  # of which the kept batches are
         self._learned: str | None = None  # an attribute of the graph that gradients are wanted of
         if seed is not None and kwargs.get("generator") is not None:
             raise ValueError("SubgraphLoader: give seed or generator, not both")
+        samplers = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
+        if samplers and (shuffle or not regroup):
+            beside = "shuffle=True" if shuffle else "regroup=False"
+            raise ValueError(
+                f"SubgraphLoader: {samplers[0]} says which parts meet, and so would {beside}; leave one of them out"
+            )
         self._parts: list[int] = (ptr.diff() > 0).nonzero().view(-1).tolist()
-        if shuffle and seed is not None:
-            # A sampler of its own, because workers would draw from the loader's generator as well.
-            generator = torch.Generator().manual_seed(seed)
-            shuffle, kwargs["sampler"] = False, RandomSampler(self._parts, generator=generator)
+        # A generator of its own, because workers would draw from the loader's as well.
+        generator = kwargs.get("generator") if seed is None else torch.Generator().manual_seed(seed)
+        groups: Groups | None = None
+        order: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle}
+        if shuffle and not regroup:
+            groups = Groups(len(self._parts), batch_size, kwargs.pop("drop_last", False), generator)
+            order = {"batch_sampler": groups}
+        elif shuffle and seed is not None:
+            order = {"batch_size": batch_size, "sampler": RandomSampler(self._parts, generator=generator)}
         # DataLoader wants a data set of batches; its items are numbers of parts, of which the builder makes a batch.
-        super().__init__(self._parts, batch_size=batch_size, shuffle=shuffle, collate_fn=self.builder, **kwargs)  # type: ignore[arg-type]
+        super().__init__(self._parts, collate_fn=self.builder, **order, **kwargs)  # type: ignore[arg-type]
+        if groups is not None:  # DataLoader leaves these empty where it is given a batch sampler
+            vars(self).update(batch_size=batch_size, drop_last=groups.drop_last, sampler=groups.sampler)
         self._epochs = Epochs(self.batch_sampler, self.generator)
 
     @property
@@ -180,6 +201,7 @@ class SubgraphLoader(DataLoader[SubData]):
             _of_parents.append(self._iterator)  # of workers that persist
             self._iterator, self._process = None, os.getpid()
         is_sampled = self._cache.capacity == 0 and not self.persistent_workers
+        mask_sizes = self.builder.mask_sizes()
         contents = Contents(self.data, is_sampled, beside=self.builder.adj if is_sampled else None)
         if self._contents is None or contents.differ(self._contents):
             self._contents, self._features = contents, self.builder.features()
@@ -194,7 +216,8 @@ class SubgraphLoader(DataLoader[SubData]):
             if self._courier is not None and arrived is not None:
                 self._courier.receive(batch, arrived)
             place: dict[str, Any] = {} if epoch is None else self._epochs.hand_out(epoch)
-            yield batch.hand_out(lookahead=Lookahead(self, ahead), features=self._features, **place)
+            known = {"lookahead": Lookahead(self, ahead), "features": self._features, "mask_sizes": mask_sizes}
+            yield batch.hand_out(**known, **place)
             edges = kept_edges(batch[self.builder.key])
             self._transposes = edges is not None and edges.is_used_by_source
 
@@ -239,8 +262,9 @@ class SubgraphLoader(DataLoader[SubData]):
         """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
 
         It holds what is left of the epoch under way, and what decides the order of the next: the state of ``seed`` or
-        ``generator``. Where that is the global random state, save it as well, as :func:`torch_gas.checkpoint.save` does. An epoch
-        that was left by ``break`` counts as under way until the next one begins.
+        ``generator``, and the groups of ``regroup=False``. Where the order comes from the global random state, save that as well,
+        as :func:`torch_gas.checkpoint.save` does. An epoch that was left by ``break`` counts as under way until the next one
+        begins.
 
         Raises:
             TypeError: if the order comes from a sampler of the user's that has no ``state_dict`` and ``load_state_dict``, which
@@ -251,10 +275,16 @@ class SubgraphLoader(DataLoader[SubData]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from ``state``: whoever iterates next gets the rest of the epoch that was under way.
 
+        With ``regroup=False`` the groups are then those of the state, whatever this loader drew.
+
         Raises:
             ValueError: if it is of a loader of another graph, partition, order of nodes, batch size or way of shuffling.
         """
+        groups = self._epochs.groups
         self._epochs.load_state_dict(state, self._identity)
+        if self._epochs.groups != groups:
+            vars(self).pop("largest_halo", None)
+            self._cache = copy.copy(self._cache)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -272,24 +302,26 @@ class SubgraphLoader(DataLoader[SubData]):
     def largest_halo(self) -> int | None:
         """The most halo nodes that a batch may have, max S; None where a sampler of the user's decides on batches.
 
-        With shuffling it is an upper bound: the sum of the largest halos of single parts.
+        Where parts are grouped anew it is an upper bound: the sum of the largest halos of single parts.
         """
         if not isinstance(self._epochs.sampler, (RandomSampler, SequentialSampler)):
             return None
         sizes = sorted(halo.numel() for halo in self.halos())
-        number = 1 if self._fixed_size else self._epochs.batch_sampler.batch_size
+        number = self._epochs.batch_sampler.batch_size if self._fixed_batches is None else 1
         return min(sum(sizes[-number:]), self.num_nodes)
 
     @property
-    def _fixed_size(self) -> int | None:
-        """The number of parts in a batch, where batches are the same in each epoch."""
-        is_fixed = isinstance(self._epochs.sampler, SequentialSampler)
-        return self._epochs.batch_sampler.batch_size if is_fixed else None
+    def _fixed_batches(self) -> list[list[int]] | None:
+        """The parts of each batch, where batches are the same in each epoch."""
+        groups: Any = self._epochs.groups
+        if isinstance(self._epochs.sampler, SequentialSampler):
+            groups = self._epochs.batch_sampler
+        return None if groups is None else [[self._parts[i] for i in group] for group in groups]
 
     def halos(self) -> Iterator[Tensor]:
         """Ids of the halo of each batch, or of each part where batches are not always the same."""
-        size = self._fixed_size or 1
-        return (self.builder.halo(self._parts[i : i + size]) for i in range(0, len(self._parts), size))
+        batches = self._fixed_batches
+        return map(self.builder.halo, [[part] for part in self._parts] if batches is None else batches)
 
     def _make(self, parts: tuple[int, ...]) -> SubData:
         if self._cache.capacity == 0 or self._learned:  # a gradient reaches the graph through a batch of this step

@@ -62,6 +62,8 @@ class BatchRecord:
         num_batches: of the epoch; None where a sampler decides on the way.
         samples: of the features, edges and edge attributes that it was made with; see :func:`torch_gas.graph.sample.of_batch`.
         features: samples of the features of the graph and of the weights of its edges, by name.
+        mask_rows: how many of the batch's own nodes are in each mask (a boolean attribute with an entry for each node), by name.
+        mask_sizes: how many nodes of the graph are.
         lookahead: what comes next, or None.
     """
 
@@ -79,6 +81,8 @@ class BatchRecord:
     num_batches: int | None = None
     samples: Samples = field(default_factory=dict, repr=False)
     features: Samples = field(default_factory=dict, repr=False)
+    mask_rows: dict[str, int] = field(default_factory=dict, repr=False)
+    mask_sizes: dict[str, int] = field(default_factory=dict, repr=False)
     lookahead: Lookahead | None = field(default=None, repr=False)
 
     @property

@@ -193,6 +193,7 @@ class _Tables(Extension):
 
     tables = (_TABLES,)
     sums = True
+    scratch = True
 
 
 def _fixed(loader: SubgraphLoader) -> SubgraphLoader:

@@ -203,7 +203,7 @@ class ScalableGNN(HistoryModel):
                 batch_size = call.batch_size  # a plain int, for which code is not made anew each time
             out = super().__call__(x, adj_t, batch_size, n_id, offset, count, **kwargs)
             call.check_used()
-            self._session.end(call)
+            out = self._session.end(call, out)
         if call.met is not None:
             self._session.met.check(self, call, (x, adj_t, batch_size, n_id, offset, count), kwargs)
         return out

@@ -23,8 +23,8 @@ class Extension:
         tables: names of tables that each history gets for the extension, ``model.extension_tables[name][layer]``: a
             :class:`~torch_gas.History` of the same size, device, tier and storage type, which is saved, committed, moved and
             planned for with the history.
-        sums: whether rows are added to these tables, which then hold numbers of at least float32 whatever the histories do. They
-            are zero between two steps, and no part of a ``state_dict`` or of a checkpoint.
+        sums: whether rows are added to these tables, which then hold numbers of at least float32 whatever the histories do.
+        scratch: whether these tables are zero between two steps, and so no part of a ``state_dict`` or of a checkpoint.
         takes_part: whether it changes what training computes. Steps that are no training, such as those by which
             :func:`torch_gas.plan` measures memory, leave out those that only watch.
 
@@ -52,6 +52,7 @@ class Extension:
 
     tables: tuple[str, ...] = ()
     sums: ClassVar[bool] = False
+    scratch: ClassVar[bool] = False
     takes_part: ClassVar[bool] = False
 
     def added(self, model: HistoryModel) -> None:
@@ -94,6 +95,10 @@ class Extension:
             What is added to the gradient of the batch's rows, [B, C]; None for nothing.
         """
         return None
+
+    def output(self, call: Call, out: Any) -> Any:
+        """Told of what ``forward`` returned, of a batch its own rows; returns what the call returns."""
+        return out
 
     def end(self, call: Call) -> None:
         """Told that the forward pass of a call has ended without an error."""

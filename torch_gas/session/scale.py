@@ -321,8 +321,7 @@ class ScaledGNN(HistoryModel):
             handler = self._wire(call)
             self._session.wired(call)
             out = Module.__call__(self, *args, **kwargs)
-            self._session.end(call)
-            out = out if call.n_id is None else self._cut(out, call)
+            out = self._session.end(call, out if call.n_id is None else self._cut(out, call))
         if handler is not None:
             handler.check_met((args, kwargs))
         return out

@@ -181,14 +181,16 @@ class Session:
             extension.epoch(number, complete)
 
     @untraced
-    def end(self, call: Call) -> None:
-        """Ends a call whose forward pass has met no error."""
+    def end(self, call: Call, out: Any) -> Any:
+        """Ends a call whose forward pass has met no error and returned ``out``; returns what the call returns."""
         for extension in self.told():
+            out = extension.output(call, out)
             extension.end(call)
         self.next_batch = call.next_batch  # whose pulls are under way
         record = self._epoch
         if call.is_step and record is not None and call.record is record and record.completes_epoch:
             self._end_epoch(complete=self._seen == record.num_batches)
+        return out
 
     # -- transfers -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,177 @@
+"""One forward pass of training, until its backward pass has gone by: what is read from gradient tables, and what is added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.utils import _pytree as pytree
+
+from torch_gas.session.call import Call
+from torch_gas.table import Table
+
+
+class Watcher(Protocol):
+    """What decides on a pass."""
+
+    def arrives(self, grads: Sequence[Tensor]) -> None:
+        """Told of the gradients by what the model returned, when they arrive."""
+
+    def injected(self, layer: int, grad: Tensor, own: Tensor) -> Tensor:
+        """What the gradient of a batch's rows becomes, from what arrived and the rows of the gradient table, both [B, C]."""
+
+    def finish(self, passed: Pass) -> None:
+        """Told that the backward pass is over, without an error."""
+
+
+class Pass:
+    """What a forward pass and its backward pass have to do with gradient tables.
+
+    All that a backward pass changes waits until it is over: one that ends with an error leaves tables as they are.
+
+    Args:
+        watcher: what decides.
+        call: the forward pass.
+        read: the table of each layer from which the rows of the batch are read.
+
+    Attributes:
+        is_used: whether a backward pass has come.
+        taken: layers whose rows were read.
+        added: for layers, the gradient of the rows of the halo, [S, C].
+    """
+
+    def __init__(self, watcher: Watcher, call: Call, read: Sequence[Table]) -> None:
+        assert call.n_id is not None
+        self.watcher, self.read = watcher, read
+        batch_size = call.n_id.numel() if call.batch_size is None else call.batch_size
+        self.ids, self.halo = call.n_id[:batch_size], call.n_id[batch_size:]
+        self.ranges = None if call.offset is None or call.count is None else (call.offset, call.count)
+        self.parameters = [each for each in call.model.parameters() if each.requires_grad]
+        self.name = call.model._name
+        self.is_used = False
+        self.taken: list[int] = []
+        self.added: dict[int, Tensor] = {}
+        self._task: int | None = None  # the backward pass that counts
+        self._rows: list[Tensor] = []  # of the batch, whose gradients must arrive
+
+    def watch(self, layer: int, rows: Tensor) -> None:
+        """Has the rows of a batch that were pushed, [B, C], get what the table holds for them."""
+        rows.register_hook(partial(self._inject, layer))
+        self._rows.append(rows)
+
+    def hang(self, out: Any) -> Any:
+        """``out`` of the model, whose backward pass reaches all rows that were pushed, whether the batch's loss read them or not."""
+        rows, self._rows = self._rows, []
+        leaves, spec = pytree.tree_flatten(out)
+        learned = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not rows:
+            self.is_used = True  # there is nothing to wait for
+            return out
+        if not learned:
+            raise RuntimeError(
+                f"{self.name} returned nothing that has a gradient, so that Compensation cannot see its backward pass; return "
+                "tensors with gradient, alone or in tuples, lists and dictionaries"
+            )
+        hung = _Hung.apply(self, [leaves[i] for i in learned], *(leaves[i] for i in learned), *rows)
+        for i, leaf in zip(learned, hung, strict=True):
+            leaves[i] = leaf
+        return pytree.tree_unflatten(leaves, spec)
+
+    def arrives(self, grads: Sequence[Tensor | None]) -> None:
+        """Told that a backward pass has reached what the model returned."""
+        if not self._accumulates():
+            return  # a gradient for somebody who looks at it, such as a penalty
+        if self.is_used:
+            raise RuntimeError(
+                f"{self.name}: a second backward pass of one forward pass would add to gradient tables twice. Add up the losses "
+                "and call backward() once; for gradients that no optimiser gets, call torch.autograd.grad()"
+            )
+        self.is_used, self._task = True, torch._C._current_graph_task_id()
+        self.watcher.arrives([grad for grad in grads if grad is not None])
+        engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+        engine.queue_callback(self._finish)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the backward pass that runs is the one that counts."""
+        return self._task is not None and self._task == torch._C._current_graph_task_id()
+
+    def halo_grad(self, layer: int, grad: Tensor) -> None:
+        """Notes the gradient of the halo's rows, [S, C]."""
+        if self.is_under_way:
+            self.added[layer] = grad
+        elif self._accumulates():
+            raise RuntimeError(
+                f"{self.name}: a backward pass came to histories beside what the model returned, and Compensation cannot tell "
+                "how often it does; add that loss to the one of the model's output, and call backward() once"
+            )
+
+    def _inject(self, layer: int, grad: Tensor) -> Tensor | None:
+        if not self.is_under_way:
+            return None
+        table = self.read[layer]
+        own = torch.empty(grad.shape, dtype=table.dtype, device=grad.device)
+        table.read(self.ids, own)
+        self.taken.append(layer)
+        return self.watcher.injected(layer, grad, own)
+
+    def _finish(self) -> None:
+        self._task = None
+        self.watcher.finish(self)
+        self.added.clear()
+
+    def _accumulates(self) -> bool:
+        """Whether the backward pass that runs is that of backward(), which adds to ``.grad``."""
+        for parameter in self.parameters:
+            try:
+                if torch._C._will_engine_execute_node(get_gradient_edge(parameter).node):
+                    return True
+            except RuntimeError:  # torch.autograd.grad() by this parameter
+                return False
+        return False
+
+
+class _Hung(torch.autograd.Function):
+    """What the model returned, with an edge to all rows that were pushed."""
+
+    @staticmethod
+    def forward(ctx: Any, passed: Pass, out: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.passed, ctx.rows = passed, [(each.shape, each.dtype, each.device) for each in tensors[len(out) :]]
+        return tuple(each.detach() for each in out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.passed.arrives(grads)
+        # Zeros of one number, so that hooks of rows run that nothing else reaches.
+        zeros = (torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.rows)
+        return None, None, *grads, *zeros
+
+
+Change = Callable[[], None]
+
+
+class Log:
+    """Changes of tables that are made in their order, each once, also where Ctrl-C comes in between."""
+
+    def __init__(self) -> None:
+        self._changes: list[tuple[Table, Change]] = []
+        self._version: int | None = None  # of the first one's table when it began
+
+    def add(self, changes: Iterable[tuple[Table, Change]]) -> None:
+        """Adds changes, each with the one table that it writes to once."""
+        self._changes = [*self._changes, *changes]
+
+    def finish(self) -> None:
+        """Makes those that have not been made."""
+        while self._changes:
+            table, change = self._changes[0]
+            if self._version is None:
+                self._version = table.version
+            if self._version == table.version:
+                change()
+            self._changes, self._version = self._changes[1:], None
