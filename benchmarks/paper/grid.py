@@ -18,6 +18,7 @@ from torch_gas import get_data, in_degree, models
 from torch_gas.models.base import Model
 
 METIS, RANDOM = "metis", "random"
+SUM_FEATURES = ("SAGEMax",)  # over neighbours, as they are, for which they must not be a sparse matrix
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,10 @@ def prepare(
 ) -> Task:
     """The graph of a cell in so many parts; random ones are drawn by the seed."""
     data, *widths = load(root, dataset, synthetic)
-    return Task(*arrange(copy.copy(data), kind, num_parts, parts, seed), *widths)
+    graph, ptr = arrange(copy.copy(data), kind, num_parts, parts, seed)
+    if kind in SUM_FEATURES:
+        graph.x = graph.x.to_dense()
+    return Task(graph, ptr, *widths)
 
 
 def make(cell: Cell, task: Task) -> Model:

@@ -10,8 +10,6 @@ from grid import METIS, RANDOM, Cell
 from samplers import Sampling
 from trainers import Compensated, Exact, Histories, Refreshed, Trainer
 
-from torch_gas import extensions
-
 
 @dataclass(frozen=True)
 class Method:
@@ -59,15 +57,9 @@ METHODS: dict[str, Method] = {
     FULL: Method(Trainer, "black", fixed=_ALONE, core=True, full=True),
     GAS: Method(Histories, "tab:blue", core=True),
     "GAS, refreshed": Method(Refreshed, "tab:cyan", core=True),
-    **(
-        {
-            "compensation, auto": Method(Compensated, "tab:red", options={"trust": "auto"}, core=True),
-            "compensation": Method(Compensated, "tab:orange", options={"trust": 1.0}, core=True),
-            "compensation, swapped": Method(Compensated, "tab:olive", options={"trust": 1.0, "tables": "swapped"}),
-        }
-        if hasattr(extensions, "Compensation")
-        else {}
-    ),
+    "compensation, auto": Method(Compensated, "tab:red", options={"trust": "auto"}, core=True),
+    "compensation": Method(Compensated, "tab:orange", options={"trust": 1.0}, core=True),
+    "compensation, swapped": Method(Compensated, "goldenrod", options={"trust": 1.0, "schedule": "swapped"}),
     "exact mode": Method(Exact, "tab:gray", fixed=_BY_TEN, core=True),
     "Cluster-GCN": Method(Sampling, "tab:green", "--", {"by": "clusters"}, fixed=_FOUR_CLUSTERS),
     "GraphSAGE sampling": Method(Sampling, "tab:purple", "--", {"by": "neighbors"}, fixed=_NO_PARTS),

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 from training import Task, split_of
 
-from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader, extensions
+from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader
+from torch_gas.extensions.compensation import Compensation
 from torch_gas.extensions.refresh import EveryEpochs
 from torch_gas.graph.formats import all_tensors
 from torch_gas.planner.meter import metered
@@ -127,11 +128,11 @@ class Compensated(Histories):
     """GAS with the gradient of rows that other batches pulled, which their own batch adds to its own.
 
     Args:
-        trust, tables: of :class:`torch_gas.extensions.Compensation`.
+        trust, schedule: of :class:`~torch_gas.extensions.compensation.Compensation`.
     """
 
-    def extend(self, trust: float | str, tables: str = "consumed") -> None:
-        self.model.add_extension(extensions.Compensation(trust=trust, tables=tables))
+    def extend(self, **options: Any) -> None:
+        self.model.add_extension(Compensation(**options))
 
 
 class Refreshed(Histories):
