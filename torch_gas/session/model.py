@@ -156,9 +156,9 @@ class HistoryModel(Module):
         """The tables that an extension names."""
         return {
             name: ModuleList(
-                self._new_table(history.embedding_dim, f"{name}_{number}", history, extension.sums, extension.scratch).to(
-                    self.device
-                )
+                self._new_table(
+                    history.embedding_dim, f"{name}_{number}", history, extension.sums, extension.scratch
+                ).to(self.device)
                 for number, history in enumerate(histories)
             )
             for name in extension.tables

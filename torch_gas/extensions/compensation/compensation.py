@@ -3,28 +3,92 @@
 from __future__ import annotations
 
 import warnings
-import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from torch_gas._util.arguments import checked
+from torch_gas.extensions.compensation.labels import LabelledRows
 from torch_gas.extensions.compensation.passes import Log, Pass
-from torch_gas.extensions.compensation.trust import Auto, Fixed, Trust
+from torch_gas.extensions.compensation.scale import Scale, unknown_scaler
+from torch_gas.extensions.compensation.schedules import SCHEDULES
+from torch_gas.extensions.compensation.trust import Auto, Fixed
 from torch_gas.history import History
 from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
-from torch_gas.table import Table
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
-
-Schedule = Literal["consumed", "swapped"]
-_TABLES = {"consumed": ("gradient",), "swapped": ("gradient", "next_gradient")}
 
 
 class Compensation(Extension):
+    r"""Has the gradients of batches not end at the rows that they take from histories.
+
+    With histories, the forward pass is that of the whole graph, and the gradient of a batch is not: by the rows of the halo it
+    is computed and dropped. Here it is added to a *gradient table* :math:`G^{(l)}`, one for each history, and the batch that
+    computes these rows goes on from there:
+
+    .. math::
+        G^{(l)}_w &\leftarrow G^{(l)}_w + \frac{\partial \mathcal{L}_B}{\partial \bar h^{(l)}_w}
+            && \text{for } w \in N(B) \setminus B \\
+        \frac{\partial \mathcal{L}}{\partial h^{(l)}_v} &\approx \frac{\partial \mathcal{L}_B}{\partial h^{(l)}_v}
+            + \beta^{(l)} G^{(l)}_v, \qquad G^{(l)}_v \leftarrow 0 && \text{for } v \in B
+
+    By the chain rule, with exact histories, frozen parameters and :math:`\beta = 1`, gradients summed over epochs are those of the
+    full batch, for any layer. While parameters move, rows of a table are as old as those of a history, and a path through k
+    batches has waited k times; :math:`\beta` weighs them. https://arxiv.org/abs/2302.00924 compensates GCN and GCNII by
+    computing rows of the halo as well; this needs no other layers and no further rows, and costs one table for each history, of
+    its size in float32 or wider.
+
+    Call ``backward()`` once for each batch, on the sum of its losses, also for a batch without labelled rows, whose sum over
+    ``out[mask]`` is 0: it carries the gradient of others. All losses need one scale: :func:`torch_gas.labelled_mean`, or a sum
+    over a constant. A mean over the batch's own labelled rows works where their numbers are alike, and minimises the sum of these
+    means; there is a warning where numbers differ by more than 2. What ``torch.autograd.grad`` computes, for a
+    penalty say, neither reads tables nor adds to them.
+
+    Tables change when a backward pass is over, and not where it ends with an error or with numbers that are not finite. They
+    are saved in checkpoints, and forgotten with the histories by ``model.reset_parameters()``.
+
+    Args:
+        trust: :math:`\beta`, in 0 .. 1, or ``"auto"``, by which it is decided for each history and step: see
+            :class:`torch_gas.extensions.compensation.trust.Auto`.
+        schedule: ``"consumed"`` for a table whose rows are cleared when they are read. ``"swapped"`` for two tables for each
+            history, one of which is read while the other is added to, and which change places after each complete epoch; groups of
+            parts should then stay the same, :class:`~torch_gas.SubgraphLoader` ``(regroup=False)``.
+        scaler: what scales the loss, for float16. Tables hold gradients without its scale, and stay as they are where it skips a
+            step.
+
+    Attributes:
+        trust, schedule, scaler: the same.
+
+    Raises:
+        ValueError: if ``trust`` is neither ``"auto"`` nor in 0 .. 1.
+        RuntimeError: in a step, if the model is compiled or in one of several processes, if it returned nothing that has a
+            gradient, or if a second backward pass comes.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> from torch_geometric.nn import GCN
+        >>> from torch_gas import SubgraphLoader, labelled_mean, metis, permute, scale
+        >>> from torch_gas.datasets import synthetic
+        >>> from torch_gas.extensions import Compensation
+        >>> data = synthetic(1000)
+        >>> perm, ptr = metis(data, num_parts=8, backend="random", log=False)
+        >>> data = permute(data, perm, log=False)
+        >>> model = scale(GCN(data.num_features, 16, num_layers=3, out_channels=10), data)
+        >>> model.add_extension(Compensation())
+        >>> for batch in SubgraphLoader(data, ptr, shuffle=True):
+        ...     mask, y = batch.train_mask[: batch.batch_size], batch.y[: batch.batch_size]
+        ...     out = model(batch)
+        ...     labelled_mean(F.cross_entropy(out[mask], y[mask], reduction="none"), batch).backward()
+        >>> len(model.extensions[0].betas)  # of each history
+        2
+    """
+
     sums = True
     takes_part = True
 
@@ -33,69 +97,159 @@ class Compensation(Extension):
         self,
         trust: float | Literal["auto"] = "auto",
         *,
-        schedule: Schedule = "consumed",
-        scaler: torch.amp.GradScaler | None = None,
+        schedule: Literal["consumed", "swapped"] = "consumed",
+        scaler: GradScaler | None = None,
     ) -> None:
         if trust != "auto" and not 0 <= trust <= 1:
             raise ValueError(f'Compensation: trust must be "auto" or in 0 .. 1, but is {trust}')
         self.trust, self.schedule, self.scaler = trust, schedule, scaler
-        self.tables = _TABLES[schedule]
-        self._trust: Trust = Auto() if trust == "auto" else Fixed(float(trust))
-        self._passes: weakref.WeakKeyDictionary[Call, Pass] = weakref.WeakKeyDictionary()
+        self._schedule = SCHEDULES[schedule]()
+        self.tables = self._schedule.names
+        self._trust = Auto() if trust == "auto" else Fixed(float(trust))
+        self._labelled = LabelledRows()
+        self._checks_scaler = scaler is None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._passes: WeakKeyDictionary[Call, Pass] = WeakKeyDictionary()
         self._last: Pass | None = None
         self._log = Log()
+        self._scale: Scale | None = None
+
+    @property
+    def betas(self) -> list[float]:
+        """:math:`\\beta` of each history in the last step, [L - 1]; empty before the first."""
+        return self._trust.betas()
+
+    # -- what the model tells ------------------------------------------------------------------------------------------
 
     def before(self, model: HistoryModel) -> None:
         self._log.finish()
 
     def begin(self, call: Call) -> None:
+        """Begins a pass, where ``call`` is a training step on a batch."""
         if not call.is_step:
             return
         model = call.model
+        _refuse(model)
         if self._last is not None and not self._last.is_used:
             warnings.warn(
-                f"{model._name}: backward() was not called on the loss of the batch before, so that it passed no gradient on to "
-                "other batches. Call it on each batch, also on one without labelled rows, on a *sum* over out[mask], which is 0 "
-                "there: F.cross_entropy(out[mask], y[mask], reduction='sum') / num_labelled; or use torch.no_grad() for a "
-                "forward pass that trains nothing",
+                f"{model._name}: backward() was not called after the forward pass before this one, so that what other batches found "
+                "has not gone through its batch. Call it for each batch, also for one without labelled rows, on a *sum* over "
+                "out[mask], which is 0 there, such as labelled_mean(F.cross_entropy(out[mask], y[mask], reduction='none'), batch); "
+                "call the model under torch.no_grad() where nothing is to be learned",
                 stacklevel=2,
             )
-        tables: Any = model.extension_tables[self.tables[0]]
-        self._last = self._passes[call] = Pass(self, call, [each.table for each in tables])
+        tables: Any = [model.extension_tables[name] for name in self.tables]
+        read, add = self._schedule.begin([[each.table for each in layers] for layers in tables])
+        self._last = self._passes[call] = Pass(self, call, read, add)
 
-    def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> Tensor | None:
+    def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
+        """Has the batch's rows get what the table holds for them."""
         passed = self._passes.get(call)
         if passed is not None and rows.requires_grad:
-            passed.watch(list(call.model.histories).index(history), rows)
-        return None
+            passed.watch(_layer(call, history), rows)
 
     def output(self, call: Call, out: Any) -> Any:
+        """Sees the backward pass begin."""
         passed = self._passes.get(call)
         return out if passed is None else passed.hang(out)
 
-    def backward(self, call: Call, history: History, grad: Tensor) -> Tensor | None:
+    def backward(self, call: Call, history: History, grad: Tensor) -> None:
+        """Keeps the gradient of the halo's rows until the backward pass is over."""
         passed = self._passes.get(call)
         if passed is not None:
-            passed.halo_grad(list(call.model.histories).index(history), grad[-passed.halo.numel() :] if passed.halo.numel() else grad[:0])
-        return None
+            passed.receive(_layer(call, history), grad)
 
-    def arrives(self, grads) -> None:
-        pass
+    def epoch(self, number: int, complete: bool) -> None:
+        """Swaps tables, where there are two; warns where losses have no common scale."""
+        self._schedule.epoch(complete)
+        found = self._labelled.epoch()
+        if found is not None:
+            warnings.warn(f"Compensation: {found}", stacklevel=2)
 
-    def injected(self, layer, grad, own):
-        return self._trust.add(layer, grad, own)
+    # -- what a pass tells ---------------------------------------------------------------------------------------------
+
+    def arrives(self, passed: Pass, grads: Sequence[Tensor]) -> None:
+        """Told that the backward pass of a step has begun."""
+        self._check_scaler()
+        self._scale = Scale(self.scaler, grads[0].device)
+        self._labelled.add([grad for grad in grads if grad.shape[:1] == (passed.batch_size,)])
+
+    def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
+        """Adds rows of a table to the gradient that has arrived."""
+        assert self._scale is not None
+        own = self._scale.apply(own, grad.dtype)
+        beta = self._trust.beta(passed, layer, grad, own)
+        return grad + beta * own if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:
-        changes = []
-        for layer in passed.taken:
-            table = passed.read[layer]
-            def clear(table=table):
-                zeros = torch.zeros(passed.ids.numel(), table.width, dtype=table.dtype, device=table.device)
-                if passed.ranges: table.write_ranges(*passed.ranges, zeros)
-                else: table.write(passed.ids, zeros)
-            changes.append((table, clear))
-        for layer, grad in passed.added.items():
-            table = passed.read[layer]
-            changes.append((table, partial(table.add, passed.halo, grad)))
-        self._log.add(changes)
+        """Changes the tables, now that the backward pass is over."""
+        scale, self._scale = self._scale, None
+        assert scale is not None
+        if not scale.is_finite(passed.added.values(), passed.parameters):
+            return
+        added = [
+            (passed.add[layer], partial(passed.add[layer].add, passed.halo, scale.remove(grad)))
+            for layer, grad in passed.added.items()
+        ]
+        self._log.add([*self._schedule.changes(passed), *added])
         self._log.finish()
+
+    def _check_scaler(self) -> None:
+        """Warns, once, where losses may be scaled by something that nobody has told of."""
+        if self._checks_scaler and unknown_scaler() is not None:
+            warnings.warn(
+                "Compensation: there is a GradScaler in this process. If it scales this loss, tell of it, "
+                "Compensation(scaler=scaler): else tables hold gradients of different scales",
+                stacklevel=2,
+            )
+        self._checks_scaler = False
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trust": self._trust.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.keys() != {"trust", "schedule"} or state["schedule"].keys() != self._schedule.state_dict().keys():
+            raise ValueError(
+                "Compensation.load_state_dict: this is not the state of a Compensation of the same schedule; make it as it was"
+            )
+        self._trust.load_state_dict(state["trust"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        passing = ("_passes", "_last", "_log", "_scale")  # a copy belongs to no call
+        return {name: value for name, value in vars(self).items() if name not in passing}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def __repr__(self) -> str:
+        betas = ", ".join(f"{beta:.2f}" for beta in self.betas)
+        return f"Compensation(trust={self.trust!r}, schedule={self.schedule!r}, betas=[{betas}])"
+
+
+def _layer(call: Call, history: History) -> int:
+    return [each is history for each in call.model.histories].index(True)
+
+
+def _refuse(model: HistoryModel) -> None:
+    """Raises RuntimeError where gradients of the halo would be lost."""
+    if is_called_compiled() or any(map(is_compiled, model.modules())):
+        raise RuntimeError(
+            f"{model._name}: torch.compile computes no gradients of rows that come from histories; call the model as it is, or "
+            "remove the Compensation"
+        )
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise RuntimeError(
+            f"{model._name}: Compensation keeps gradients in the tables of one process, which those of other processes' rows would "
+            "never leave; train in one process, or remove the Compensation"
+        )

@@ -18,10 +18,10 @@ from torch_gas.table import Table
 class Watcher(Protocol):
     """What decides on a pass."""
 
-    def arrives(self, grads: Sequence[Tensor]) -> None:
+    def arrives(self, passed: Pass, grads: Sequence[Tensor]) -> None:
         """Told of the gradients by what the model returned, when they arrive."""
 
-    def injected(self, layer: int, grad: Tensor, own: Tensor) -> Tensor:
+    def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
         """What the gradient of a batch's rows becomes, from what arrived and the rows of the gradient table, both [B, C]."""
 
     def finish(self, passed: Pass) -> None:
@@ -37,18 +37,20 @@ class Pass:
         watcher: what decides.
         call: the forward pass.
         read: the table of each layer from which the rows of the batch are read.
+        add: the table of each layer to which those of the halo are added.
 
     Attributes:
+        batch_size: B.
         is_used: whether a backward pass has come.
         taken: layers whose rows were read.
         added: for layers, the gradient of the rows of the halo, [S, C].
     """
 
-    def __init__(self, watcher: Watcher, call: Call, read: Sequence[Table]) -> None:
+    def __init__(self, watcher: Watcher, call: Call, read: Sequence[Table], add: Sequence[Table]) -> None:
         assert call.n_id is not None
-        self.watcher, self.read = watcher, read
-        batch_size = call.n_id.numel() if call.batch_size is None else call.batch_size
-        self.ids, self.halo = call.n_id[:batch_size], call.n_id[batch_size:]
+        self.watcher, self.read, self.add = watcher, read, add
+        self.batch_size = call.n_id.numel() if call.batch_size is None else call.batch_size
+        self.ids, self.halo = call.n_id[: self.batch_size], call.n_id[self.batch_size :]
         self.ranges = None if call.offset is None or call.count is None else (call.offset, call.count)
         self.parameters = [each for each in call.model.parameters() if each.requires_grad]
         self.name = call.model._name
@@ -91,7 +93,7 @@ class Pass:
                 "and call backward() once; for gradients that no optimiser gets, call torch.autograd.grad()"
             )
         self.is_used, self._task = True, torch._C._current_graph_task_id()
-        self.watcher.arrives([grad for grad in grads if grad is not None])
+        self.watcher.arrives(self, [grad for grad in grads if grad is not None])
         engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
         engine.queue_callback(self._finish)
 
@@ -100,10 +102,10 @@ class Pass:
         """Whether the backward pass that runs is the one that counts."""
         return self._task is not None and self._task == torch._C._current_graph_task_id()
 
-    def halo_grad(self, layer: int, grad: Tensor) -> None:
-        """Notes the gradient of the halo's rows, [S, C]."""
+    def receive(self, layer: int, grad: Tensor) -> None:
+        """Notes the gradient by what came of an exchange, [B + S, C]."""
         if self.is_under_way:
-            self.added[layer] = grad
+            self.added[layer] = grad[self.batch_size :].detach()
         elif self._accumulates():
             raise RuntimeError(
                 f"{self.name}: a backward pass came to histories beside what the model returned, and Compensation cannot tell "
@@ -117,7 +119,7 @@ class Pass:
         own = torch.empty(grad.shape, dtype=table.dtype, device=grad.device)
         table.read(self.ids, own)
         self.taken.append(layer)
-        return self.watcher.injected(layer, grad, own)
+        return self.watcher.inject(self, layer, grad, own)
 
     def _finish(self) -> None:
         self._task = None

@@ -1,17 +1,33 @@
 """How much of a gradient table is added to the gradient that arrives."""
-from __future__ import annotations
-from torch import Tensor
-from typing import Protocol
 
-class Trust(Protocol):
-    def add(self, layer: int, grad: Tensor, own: Tensor) -> Tensor: ...
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torch_gas.extensions.compensation.passes import Pass
+
 
 class Fixed:
+    """The same part in each step."""
+
     def __init__(self, beta: float) -> None:
-        self.beta = beta
-    def add(self, layer, grad, own):
-        return grad.add(own, alpha=self.beta) if own.dtype == grad.dtype else grad + (self.beta * own).to(grad.dtype)
+        self._beta = beta
+        self._layers = 0
+
+    def beta(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
+        return self._beta
+
+    def betas(self) -> list[float]:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
 
 class Auto(Fixed):
-    """x"""
-    def __init__(self): super().__init__(1.0)
+    def __init__(self) -> None:
+        super().__init__(1.0)
