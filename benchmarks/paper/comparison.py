@@ -28,7 +28,7 @@ def collect(recipes: list[Cell], cells: Cells, of: Of) -> Found:
     found: dict[str, tuple[Cell, Runs]] = {}
     for cell in recipes:
         _, runs = found.setdefault(str(cell.of), (cell, {}))
-        for name in named(cell.methods):
+        for name in named((*cell.methods, FULL)):  # full batch is the same for all partitions
             settings = METHODS[name].settings(cell)
             there = {seed: cells.get(of(name, cell, seed), settings) for seed in range(MOST_SEEDS)}
             done = {seed: run for seed, run in there.items() if run is not None}
@@ -96,6 +96,71 @@ def difference_rows(found: Found) -> list[dict[str, Any]]:
             gaps = {name: difference(tests(cell, runs.get(name, {})), gas) for name in core}
             rows.append({**title(cell), **gaps})
     return rows
+
+
+def best_rate_rows(found: Found) -> list[dict[str, Any]]:
+    """For each base whose full batch was run at several rates: methods beside the full batch at the best of them.
+
+    The best rate is chosen by test accuracy, in favour of the full batch, and apart for as many epochs and for all of its steps.
+    """
+    rows: list[dict[str, Any]] = []
+    seen = set()
+    for cell, runs in found:
+        graph = (cell.name, cell.data)
+        if graph in seen:
+            continue
+        seen.add(graph)  # by its base, which comes first
+        rates = {other.lr: done[FULL] for other, done in found if (other.name, other.data) == graph and FULL in done}
+        if len(rates) < 2:
+            continue
+        epochs = {lr: tests(cell, done) for lr, done in rates.items()}
+        steps = {lr: {seed: test_of(run) for seed, run in done.items()} for lr, done in rates.items()}
+        best = [max(each.items(), key=lambda item: statistics.fmean(item[1].values())) for each in (epochs, steps)]
+        head = {"model": cell.name, "data set": cell.data, "batches": cell.batches}
+        for (lr, accuracies), count in zip(best, (cell.epochs, cell.full_epochs), strict=True):
+            row = {"method": f"{FULL}, {count} steps", "rate": f"{lr:g}", "seeds": len(accuracies)}
+            rows.append(
+                {**head, **row, "test, %": spread(list(accuracies.values())), **dict.fromkeys(_MINUS_BEST, "-")}
+            )
+        for name, done in runs.items():
+            if name != FULL and not METHODS[name].fixed:
+                here = tests(cell, done)
+                row = {
+                    "method": name,
+                    "rate": f"{cell.lr:g}",
+                    "seeds": len(done),
+                    "test, %": spread(list(here.values())),
+                }
+                gaps = (difference(here, accuracies) for _, accuracies in best)
+                rows.append({**head, **row, **dict(zip(_MINUS_BEST, gaps, strict=True))})
+    return rows
+
+
+_MINUS_BEST = ("minus full batch of as many epochs", "minus full batch of as many steps")
+
+
+def verdict(found: Found, name: str) -> str:
+    """How a method compares with GAS over all cells, in words."""
+    pairs = []
+    for cell, runs in found:
+        pair = paired(tests(cell, runs.get(name, {})), tests(cell, runs.get(GAS, {})))
+        if pair is not None:
+            pairs.append((pair, " ".join(map(str, title(cell).values()))))
+    if not pairs:
+        return ""
+    below = [
+        f"{where} ({mean:+.2f} ± {error:.2f})" for (mean, error, _), where in pairs if mean < -1 and mean < -2 * error
+    ]
+    between = [
+        f"{where} ({mean:+.2f})"
+        for (mean, error, _), where in pairs
+        if mean < 0 and not (mean < -1 and mean < -2 * error)
+    ]
+    return (
+        f" {name}: mean of {len(pairs)} cells {statistics.fmean(mean for (mean, *_), _ in pairs):+.2f} points; below GAS by "
+        f"more than a point and two standard errors in {', '.join(below) or 'none'}; "
+        f"below it by less in {', '.join(between) or 'none'}."
+    )
 
 
 def reached(run: Run, full: Run) -> tuple[int, float] | None:
@@ -209,6 +274,10 @@ NOTE = (
 PAIRED = (
     "Mean difference over seeds, and its standard error. Full batch has as many epochs as the others, of one step each."
 )
+BEST = (
+    "The rate of the full batch is the best of those that were run, by mean test accuracy, apart for as many epochs and for as "
+    "many steps. Differences are paired over seeds, with their standard error."
+)
 COST = (
     f"Epochs and seconds are medians over seeds until validation accuracy first is {GOAL:.0%} of the best that the full batch "
     "reaches with the same seed in all its epochs. Seconds are those of the process on one core, without evaluation. Memory: "
@@ -224,11 +293,15 @@ def report(args: Any, recipes: list[Cell], cells: Cells, of: Of) -> None:
     tables = [table("Accuracy of all cells", accuracy_rows(found), NOTE)]
     differences = difference_rows(found)
     if differences:
-        tables.append(table("Minus GAS", differences, PAIRED))
+        words = "".join(verdict(found, name) for name in METHODS if name.startswith("compensation"))
+        tables.append(table("Minus GAS", differences, PAIRED + words))
         save_picture(draw_differences(found), args.out, "gradients_differences")
     costs = cost_rows([(cell, runs) for cell, runs in found if cell.stage < 2])
     if costs:
         tables.append(table("Cost of each method", costs, COST))
+    rates = best_rate_rows(found)
+    if rates:
+        tables.append(table("Beside the full batch at its best rate", rates, BEST))
     if bases:
         save_picture(draw(bases), args.out, "gradients")
     save(args, "gradients", args.question, cells.machine(), tables)
