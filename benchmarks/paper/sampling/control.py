@@ -5,8 +5,8 @@ of what has changed since:
 
     z_v = sum_(u in N(v)) A_vu h*_u + A_vv (h_v - h*_v) + (d_v / k) sum_(u in sample of N(v)) A_vu (h_u - h*_u)
 
-The histories h* of the sampled nodes are then replaced by their h, without a gradient. The first layer uses all neighbours, as in the
-paper, where their features are summed up once.
+The histories h* of the sampled nodes are then replaced by their h, without a gradient. The first layer uses all neighbours, as in
+the paper, where their features are summed up once.
 """
 
 from __future__ import annotations
