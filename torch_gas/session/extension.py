@@ -118,6 +118,10 @@ class Extension:
         """What the last call adds to the loss of training, a scalar; None where that is not its business."""
         return None
 
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the last step, by name, that a :class:`~torch_gas.Monitor` of the model prints and logs."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the tables."""
         return {}

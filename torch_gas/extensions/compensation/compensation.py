@@ -211,6 +211,9 @@ class Compensation(Extension):
             )
         self._checks_scaler = False
 
+    def scalars(self) -> dict[str, float]:
+        return {f"compensation/{layer}/beta": beta for layer, beta in enumerate(self.betas, 1)}
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
