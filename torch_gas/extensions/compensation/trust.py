@@ -116,13 +116,12 @@ class Auto(Trust):
         seen = self._average("rows", number, window)
         longer = window * (ENOUGH / (seen * window).clamp(min=1.0)).clamp(min=1.0)
         total, count = self._average("norms", norms, longer), self._average("counts", number, longer)
-        now = total / count.clamp(min=torch.finfo(total.dtype).tiny)
-        first = self._state.setdefault("first", now)
+        now = torch.where(count > 0, total / count, torch.inf)  # no batch had labelled rows yet
+        first = self._state.get("first", now)
+        self._state["first"] = torch.where(first.isfinite(), first, now)
         best = self._state.get("best", now)
-        self._state["best"] = torch.minimum(
-            best * (1 + 0.03 / window), now
-        )  # the best of long ago does not count for ever
-        return (now > PATIENCE * best) & (now > best + SHARE * first)
+        self._state["best"] = torch.minimum(best * (1 + 0.03 / window), now)  # the best of long ago does not count for ever
+        return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
 
     def _wrong(self, window: float) -> Tensor:
         """Whether tables pointed away from what arrived, in the steps before this one."""
