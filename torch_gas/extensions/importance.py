@@ -63,6 +63,10 @@ class Important(Ranked):
 
     importance: Tensor | None = field(default=None, repr=False)
 
+    # A policy keeps one of equal refreshes, and tensors do not say whether they are equal.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __post_init__(self) -> None:
         super().__post_init__()
         given = self.importance
