@@ -13,7 +13,6 @@ from graphs import adjacency, random_graph
 from nets import Net, assert_same, refresh, tables
 from plain_models import OUT, C, H
 from torch import Tensor
-from torch_geometric.data import Data
 
 from torch_gas import EvalSubgraphLoader, History, SubData, SubgraphLoader, scale
 from torch_gas.extensions import AgeWeights, Extension

@@ -119,7 +119,9 @@ def test_a_budget_is_one_number(given: dict[str, int]) -> None:
 def test_a_budget_holds_the_largest_batch() -> None:
     with pytest.raises(ValueError, match="Important: batches must be a whole number of at least 1, but is 0"):
         Important(batches=0)
-    with pytest.raises(ValueError, match="Important: nodes is 22, but the largest batch of the loader has 23; raise it"):
+    with pytest.raises(
+        ValueError, match="Important: nodes is 22, but the largest batch of the loader has 23; raise it"
+    ):
         refreshed([1, 1, 1, 1], Important(nodes=22))
 
 
@@ -128,7 +130,9 @@ def test_a_budget_holds_the_largest_batch() -> None:
     [torch.zeros(N), -torch.ones(N), torch.full((N,), float("inf")), torch.full((N,), float("nan"))],
 )
 def test_importance_is_a_share(importance: Tensor) -> None:
-    with pytest.raises(ValueError, match="Important: importance must be finite, at least 0, and more than 0 for one node"):
+    with pytest.raises(
+        ValueError, match="Important: importance must be finite, at least 0, and more than 0 for one node"
+    ):
         Important(batches=1, importance=importance)
 
 

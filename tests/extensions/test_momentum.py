@@ -265,7 +265,9 @@ def test_a_forward_that_cuts_halo_rows_is_refused() -> None:
     data = graph()
     model = Cuts(N, H).double()
     model.add_extension(Momentum(BETA))
-    with pytest.raises(ValueError, match=r"Cuts: Momentum needs .* the 14 rows of the batch only; leave the other \d+ rows"):
+    with pytest.raises(
+        ValueError, match=r"Cuts: Momentum needs .* the 14 rows of the batch only; leave the other \d+ rows"
+    ):
         model(next(iter(loader_of(data))))
     model.remove_extension(model.extensions[0])
     assert model(next(iter(loader_of(data)))).shape == (14, 3)

@@ -21,7 +21,7 @@ from torch_gas.extensions.refresh import BeforeTraining, EverySteps
 N = 60
 PTR = torch.tensor([0, 14, 37, 50, N])
 DATA = random_graph(N, 4 * N, seed=1)
-KINDS = ["explicit", "scaled"]
+KINDS = ["explicit", pytest.param("scaled", marks=pytest.mark.slow)]
 Make = Callable[[Any], Extension]
 
 

@@ -92,6 +92,8 @@ VALID = {
     ("_core.entry_softmax*", "slope", "negative"): "a slope may be negative",
     ("_core.product", "rows", "one column less"): "rows may have any width",
     ("_core.dropout_rows", "x", "one column less"): "rows may have any width",
+    ("extensions.Important", "importance", "one row *"): "the graph that it is of comes later",
+    ("extensions.Important", "importance", "integers"): "importance may be whole numbers",
     ("_core.subgraph", "col", "one row more"): "edges behind the last row belong to nobody",
 }  # fmt: skip
 

@@ -13,6 +13,8 @@ from torch_gas.history import History
 from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 
+Unit = Literal["step", "epoch"]
+
 
 class AgeWeights(Extension):
     r"""In training, rows of the halo count less the older they are, after VISAGNN (https://arxiv.org/abs/2511.12434).
@@ -57,7 +59,7 @@ class AgeWeights(Extension):
     takes_part = True
 
     @checked
-    def __init__(self, rate: float = 0.5, unit: Literal["step", "epoch"] = "epoch", falls: bool = True) -> None:
+    def __init__(self, rate: float = 0.5, unit: Unit = "epoch", falls: bool = True) -> None:
         if not (rate >= 0 and math.isfinite(rate)):
             raise ValueError(f"AgeWeights: rate must be at least 0, but is {rate}")
         if unit not in ("step", "epoch"):

@@ -27,8 +27,8 @@ class Important(Ranked):
 
     with the importance :math:`c_v` of a node and the age :math:`a_v` of its rows in steps, summed over histories; a row that was
     never pushed is older than any other. REST runs more forward passes than backward ones, and in its second form spends them
-    by importance: ``EverySteps(1, Important(batches=2))`` is two passes of a batch for each step. The paper draws at random; here
-    the batches of the highest scores come, and since their ages are 0 then, others follow.
+    by importance: ``EverySteps(1, Important(batches=2))`` is two forward passes for each step. The batches of the highest
+    scores come, without a draw; their ages are 0 then, so that others follow.
 
     The default importance is how many batches of the loader read a row, so that a refresh is spent where most of it is read. With
     the same importance for all nodes, it is a :class:`~torch_gas.extensions.refresh.Stalest`.

@@ -73,7 +73,9 @@ class Momentum(Extension):
             if isinstance(other, Momentum):
                 raise ValueError("add_extension: the model has a Momentum already; remove it first, or change its beta")
             if isinstance(other, AgeWeights):  # whose weights would go into the history, once more in each step
-                raise ValueError("add_extension: add Momentum before AgeWeights, which changes the rows that were pulled")
+                raise ValueError(
+                    "add_extension: add Momentum before AgeWeights, which changes the rows that were pulled"
+                )
 
     def begin(self, call: Call) -> None:
         """Asks for the halo's rows, and finds the nodes that get messages from the batch."""

@@ -19,16 +19,15 @@ class Waves(Refresh):
         \qquad \text{for all batches } B, \quad i = 1, \ldots, \text{passes}
 
     This is waveform relaxation: each part is computed of what the others were last, over and over, until what they exchange
-    settles. Without dropout, the history of layer l is that of the parameters as they are after l passes. A pass over one batch alone,
-    repeated, would change nothing: its rows depend on its halo, which only other batches renew.
+    settles. Without dropout and batch norms, the history of layer l is exact after l passes. Passes over one batch alone would
+    all give the same rows: these depend on its halo, which only other batches renew.
 
-    It is a way to refresh, so a policy says when: ``EveryEpochs(1, Waves(2))`` before each epoch but the first,
-    ``EverySteps(1, Waves(2))`` before each step, as often as the loader has batches. The paper's gradients of histories
-    are no part of it.
+    It is a way to refresh, so a policy says when: ``EveryEpochs(1, Waves(2))`` between epochs, ``EverySteps(1, Waves(2))``
+    between steps, each time two forward passes of each batch. The paper's gradients of histories are no part of it.
 
-    A :class:`~torch_gas.extensions.refresh.Sweep` does the same in evaluation mode. Here dropout draws masks, and batch norms take
-    the statistics of batches, as in the steps that read the rows; running statistics move with each pass. Random numbers are
-    afterwards what they were before.
+    A :class:`~torch_gas.extensions.refresh.Sweep` does the same in evaluation mode. Here dropout draws masks, and batch norms
+    take the statistics of batches, as in the steps that read the rows; running statistics move with each pass. Random numbers
+    are afterwards what they were before.
 
     Args:
         passes: how many; 0 for none.
