@@ -38,7 +38,9 @@ class Momentum(Extension):
     convolutions and must leave them there: a residual connection is ``h + x[: h.size(0)]``.
 
     Args:
-        beta: weight of the new rows, from 0 (training without momentum, to the bit) to 1. It may be changed during training.
+        beta: weight of the new rows, from 0 (training without momentum, to the bit) to 1. It may be changed during training. A
+            row moves once for each batch that reads it, until its own batch computes it whole: of the whole row, n others leave
+            :math:`(1 - \beta)^n`.
 
     Raises:
         ValueError: if ``beta`` is not in [0, 1]; in training, if a batch lacks the edges out of its nodes, or ``forward`` cuts
@@ -54,7 +56,7 @@ class Momentum(Extension):
         >>> perm, ptr = metis(data, num_parts=8, log=False)
         >>> data = permute(data, perm, log=False)
         >>> model = scale(GraphSAGE(data.num_features, 16, num_layers=3, out_channels=10), data)
-        >>> model.add_extension(Momentum(beta=0.3))
+        >>> model.add_extension(Momentum(beta=0.1))
         >>> for batch in SubgraphLoader(data, ptr, batch_size=4, neighbors="both"):
         ...     model(batch).square().mean().backward()
     """
@@ -62,7 +64,7 @@ class Momentum(Extension):
     takes_part = True
 
     @checked
-    def __init__(self, beta: float = 0.3) -> None:
+    def __init__(self, beta: float = 0.1) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"Momentum: beta must be from 0 to 1, but is {beta}")
         self.beta = beta
