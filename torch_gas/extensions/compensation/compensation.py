@@ -115,6 +115,7 @@ class Compensation(Extension):
         self._last: Pass | None = None
         self._log = Log()
         self._scale: Scale | None = None
+        self._arrived: list[Pass] = []  # in the backward pass under way
 
     @property
     def betas(self) -> list[float]:
@@ -174,6 +175,10 @@ class Compensation(Extension):
         """Told that the backward pass of a step has begun."""
         self._check_scaler()
         self._scale = Scale(self.scaler, grads[0].device)
+        self._arrived = [
+            *(each for each in self._arrived if each.is_under_way),
+            passed,
+        ]  # without those that an error ended
         self._labelled.add([grad for grad in grads if grad.shape[:1] == (passed.batch_size,)])
 
     def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
@@ -184,16 +189,21 @@ class Compensation(Extension):
         return grad + beta * own if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:
-        """Changes the tables, now that the backward pass is over."""
+        """Changes the tables, now that the backward pass is over, for all forward passes that it went through at once.
+
+        What one of them adds to rows of another is read by the step after, and so comes after these rows are cleared.
+        """
         scale, self._scale = self._scale, None
-        assert scale is not None
-        if not scale.is_finite(passed.added.values(), passed.parameters):
+        arrived, self._arrived = self._arrived, []
+        if scale is None:
+            return  # this was done with another one
+        added = [(each, layer, grad) for each in arrived for layer, grad in each.added.items()]
+        if not scale.is_finite([grad for *_, grad in added], passed.parameters):
             return
-        added = [
-            (passed.add[layer], partial(passed.add[layer].add, passed.halo, scale.remove(grad)))
-            for layer, grad in passed.added.items()
-        ]
-        self._log.add([*self._schedule.changes(passed), *added])
+        changes = [change for each in arrived for change in self._schedule.changes(each)]
+        for each, layer, grad in added:
+            changes.append((each.add[layer], partial(each.add[layer].add, each.halo, scale.remove(grad))))
+        self._log.add(changes)
         self._log.finish()
 
     def _check_scaler(self) -> None:
@@ -221,7 +231,7 @@ class Compensation(Extension):
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_passes", "_last", "_log", "_scale")  # a copy belongs to no call
+        passing = ("_passes", "_last", "_log", "_scale", "_arrived")  # a copy belongs to no call
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

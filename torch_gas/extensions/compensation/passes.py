@@ -57,7 +57,7 @@ class Pass:
         self.is_used = False
         self.taken: list[int] = []
         self.added: dict[int, Tensor] = {}
-        self._outside: list[Any] = []  # nodes that accumulate gradients of what learns, where that is nothing of the model
+        self._outside: list[Any] = []  # nodes that accumulate gradients, where nothing of the model learns
         self._task: int | None = None  # the backward pass that counts
         self._rows: list[Tensor] = []  # of the batch, whose gradients must arrive
 
