@@ -64,9 +64,9 @@ of 48 nodes with self-loops and isolated nodes. It compares the model with itsel
 * **inference**: the output of `model(loader=...)`;
 * **exact gradient**: that of all parameters by `ExactGradient` from batches of one part, in training mode, where dropout
   draws its masks by ids;
-* **compensated gradient**: that of all parameters with `Compensation(1.0)`, summed over batches of one part in a fixed order, with
-  histories and gradient tables exact, no dropout and batch norm by its running statistics; the larger difference of both
-  schedules.
+* **compensated gradient**: that of all parameters with `Compensation(1.0)`, summed over batches of one part in a fixed order,
+  with exact histories and gradient tables, without dropout, and with batch norm by its running statistics; the larger
+  difference of both schedules.
 
 The last two have a column of their own, over all formats.
 

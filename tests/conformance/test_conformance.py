@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from conformance import CASES, EXACT, REFUSED, SCALED, WIRINGS, WITHOUT, Case, c
 from conformance.__main__ import main
 from conformance.graph import N
 from conformance.page import Key, counts, page, standing
+from torch_gas.extensions.compensation import Compensation
 from torch_gas.wiring import refuse
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -126,6 +129,17 @@ def test_wrong_gradient_is_found() -> None:
     assert result.errors["forward"] < 1e-5 and result.errors["inference"] < 1e-5
     assert result.errors["gradient"] == pytest.approx(0.5)
     assert result.errors["exact gradient"] > 0.1 and result.errors["compensated gradient"] > 0.1
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_gradient_that_is_not_compensated_is_found(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(trust: float, **options: Any) -> Compensation:
+        return Compensation(0.0, **options)
+
+    monkeypatch.setattr(sys.modules["conformance.measure"], "Compensation", without)
+    result = measure(CASES["SAGEConv"], wiring, "edge_index")
+    assert result.outcome == "WRONG"
+    assert result.errors.pop("compensated gradient") > 0.1 and max(result.errors.values()) < 1e-5
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), ValueError("another rule"), NotImplementedError()])

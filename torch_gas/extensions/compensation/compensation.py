@@ -175,10 +175,8 @@ class Compensation(Extension):
         """Told that the backward pass of a step has begun."""
         self._check_scaler()
         self._scale = Scale(self.scaler, grads[0].device)
-        self._arrived = [
-            *(each for each in self._arrived if each.is_under_way),
-            passed,
-        ]  # without those that an error ended
+        # Without those of a backward pass that an error has ended.
+        self._arrived = [*(each for each in self._arrived if each.is_under_way), passed]
         self._labelled.add([grad for grad in grads if grad.shape[:1] == (passed.batch_size,)])
 
     def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
