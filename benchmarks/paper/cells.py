@@ -1,15 +1,18 @@
 """Results of single runs ("cells" of a table), kept in a file, so that a command that was stopped goes on where it was.
 
 A cell is a line of JSON, added when it is finished: what was run, by which recipe, and what came out. Several commands may add to
-one file at the same time. A cell whose recipe has changed since is run again.
+one file at the same time: they share the work, as each leaves out what another one is at. A cell whose recipe has changed since
+is run again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,9 +43,7 @@ class Cells:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._found: dict[str, dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            cell = json.loads(line)
-            self._found[_name(cell["of"])] = cell
+        self._read()
 
     def get(self, of: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any] | None:
         """The result of the cell, if it was run by this recipe."""
@@ -51,12 +52,37 @@ class Cells:
 
     def run(self, jobs: Iterable[Job], tasks: Tasks) -> None:
         """Computes and adds what is not there yet; jobs on data sets that are not there are left out."""
-        for job in (progress := tqdm(list(jobs))):
-            if self.get(job.of, job.recipe) is None:
+        for job in (progress := tqdm(list(jobs), mininterval=1)):
+            if self.get(job.of, job.recipe) is not None:
+                continue
+            with self._claim(job.of) as claimed:
+                if not claimed:
+                    continue
+                self._read()  # another command may have finished it
+                if self.get(job.of, job.recipe) is not None:
+                    continue
                 progress.set_description(f"{job.of['model']} on {job.of['data']}")
                 task = tasks.get(job.of["model"], job.of["data"], *job.settings)
                 if task is not None:
                     self._add(job.of, job.recipe, job.compute(task=task))
+
+    def _read(self) -> None:
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            cell = json.loads(line)
+            self._found[_name(cell["of"])] = cell
+
+    @contextmanager
+    def _claim(self, of: dict[str, Any]) -> Iterator[bool]:
+        """Whether no other command is at the cell. A command that is killed is at none, because the system drops its locks."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        place = int(hashlib.sha256(_name(of).encode()).hexdigest()[:15], 16)  # a byte of the file for each cell
+        with open(self.path.with_suffix(".lock"), "w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError:
+                yield False
+            else:
+                yield True
 
     def _add(self, of: dict[str, Any], recipe: dict[str, Any], result: dict[str, Any]) -> None:
         machine = {"date": today(), **host()}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from baselines import NeighborSampling, without_halo
 from baselines import TrimmedNorms as TrimmedNorms
+from torch_geometric.data import Data
 from training import FULL_BATCH, HISTORIES, Recipe, Task, arrange, step
 
 from torch_gas import SubgraphLoader, dropout, get_data, in_degree, models
@@ -46,15 +47,21 @@ class LargeRecipe(Recipe):
 def prepare_large(root: str, model: str, dataset: str, recipe: LargeRecipe) -> Task:
     """The graph of a recipe, ready for ``model``."""
     if recipe.synthetic:
-        data = synthetic(**recipe.synthetic)
-        rowptr = torch.searchsorted(data.edge_index[1], torch.arange(data.num_nodes + 1))
-        ones, size = torch.ones(data.num_edges), (data.num_nodes, data.num_nodes)
-        data.adj_t = torch.sparse_csr_tensor(rowptr, data.edge_index[0], ones, size, check_invariants=False)
-        del data.edge_index
+        data = made_graph(recipe.synthetic)
         shape = data.num_features, int(data.y.max()) + 1
     else:
         data, *shape = get_data(root, dataset, layout="csr")
     return Task(*arrange(data, model, recipe.parts), *shape)
+
+
+def made_graph(arguments: dict[str, Any]) -> Data:
+    """A synthetic graph with its edges as a CSR matrix."""
+    data = synthetic(**arguments)
+    rowptr = torch.searchsorted(data.edge_index[1], torch.arange(data.num_nodes + 1))
+    ones, size = torch.ones(data.num_edges), (data.num_nodes, data.num_nodes)
+    data.adj_t = torch.sparse_csr_tensor(rowptr, data.edge_index[0], ones, size, check_invariants=False)
+    del data.edge_index
+    return data
 
 
 def make_large(name: str, task: Task, recipe: LargeRecipe, device: str) -> models.base.Model:

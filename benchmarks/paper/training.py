@@ -77,8 +77,8 @@ def prepare(root: str, model: str, dataset: str, parts: int, partition: str = "m
     return Task(*arrange(data, model, parts, partition), in_channels, out_channels)
 
 
-def arrange(data: Data, model: str, parts: int, partition: str = "metis") -> tuple[Data, Tensor]:
-    """The graph with what ``model`` needs, in the order of its parts, and where these start."""
+def arrange(data: Data, model: str, parts: int, partition: str = "metis", seed: int = 0) -> tuple[Data, Tensor]:
+    """The graph with what ``model`` needs, in the order of its parts, and where these start; ``seed`` draws random ones."""
     if model in NORMALISED:
         data = gcn_norm(data)
     elif model == "GAT":
@@ -86,7 +86,7 @@ def arrange(data: Data, model: str, parts: int, partition: str = "metis") -> tup
     if partition == "metis":
         perm, ptr = metis(data, parts, log=False)
     else:
-        perm = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(0))
+        perm = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(seed))
         ptr = torch.linspace(0, data.num_nodes, parts + 1).long()
     if float((data.x != 0).float().mean()) < SPARSE:
         data.x = data.x.to_sparse_csr()

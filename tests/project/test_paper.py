@@ -309,7 +309,7 @@ def test_recipes_of_storage_types_are_those_of_other_tables() -> None:
     assert storage["WordNet"].settings == convergence["WordNet"].settings
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/comparison.md"])
 def test_pages_have_the_tables_that_are_committed(name: str) -> None:
     from page import PAGES, ROOT, filled
 

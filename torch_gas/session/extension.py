@@ -27,6 +27,8 @@ class Extension:
         scratch: whether these tables are zero between two steps, and so no part of a ``state_dict`` or of a checkpoint.
         takes_part: whether it changes what training computes. Steps that are no training, such as those by which
             :func:`torch_gas.plan` measures memory, leave out those that only watch.
+        of_batches: whether that is about what batches lack beside the whole graph, so that
+            :class:`~torch_gas.ExactGradient`, which lacks nothing, goes without.
 
     Example:
         >>> from torch_gas import SubgraphLoader, metis, permute
@@ -54,6 +56,7 @@ class Extension:
     sums: ClassVar[bool] = False
     scratch: ClassVar[bool] = False
     takes_part: ClassVar[bool] = False
+    of_batches: ClassVar[bool] = False
 
     def added(self, model: HistoryModel) -> None:
         """Told that it is being added to ``model``; an error keeps it from that."""
@@ -114,6 +117,10 @@ class Extension:
     def loss(self) -> Tensor | None:
         """What the last call adds to the loss of training, a scalar; None where that is not its business."""
         return None
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the last step, by name, that a :class:`~torch_gas.Monitor` of the model prints and logs."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the tables."""

@@ -136,19 +136,16 @@ class HistoryModel(Module):
         for each in tables:
             self.extension_tables.update(each)
 
-    def _new_table(
-        self, width: int, name: str, beside: History | None = None, sums: bool = False, scratch: bool = False
-    ) -> History:
+    def _new_table(self, width: int, name: str, beside: History | None = None, of: Extension | None = None) -> History:
         options, tier = dict(self._history_options), self._history_options["tier"]
         if isinstance(tier, FileTier):  # in a copy of a model, tables are in memory
             options["tier"] = tier.part(name) if beside is None or beside.tier == "file" else None
-        if beside is not None and sums:
+        if beside is not None and of is not None and of.sums:
             options["dtype"] = torch.promote_types(beside.model_dtype, torch.float32)
-        if scratch:
-            options["persistent"] = False
-        table = History(self.num_nodes, width, **options)
-        table.is_scratch = scratch
-        if scratch and isinstance(table.table, FileTable):
+        is_scratch = of is not None and of.scratch
+        table = History(self.num_nodes, width, **options | ({"persistent": False} if is_scratch else {}))
+        table.is_scratch = is_scratch
+        if is_scratch and isinstance(table.table, FileTable):
             table.table.unlink()  # no process goes on with it
         return table
 
@@ -156,9 +153,7 @@ class HistoryModel(Module):
         """The tables that an extension names."""
         return {
             name: ModuleList(
-                self._new_table(
-                    history.embedding_dim, f"{name}_{number}", history, extension.sums, extension.scratch
-                ).to(self.device)
+                self._new_table(history.embedding_dim, f"{name}_{number}", history, extension).to(self.device)
                 for number, history in enumerate(histories)
             )
             for name in extension.tables

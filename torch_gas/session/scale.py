@@ -53,6 +53,7 @@ def scale(
     num_nodes: int | None = None,
     inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
     regularization: Extension | None = None,
+    compensation: Extension | None = None,
     **options: Any,
 ) -> ScaledGNN:
     r"""Makes a model train with historical embeddings, without a change to it.
@@ -70,6 +71,7 @@ def scale(
             default the attributes of its parameters' names.
         regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
             :class:`torch_gas.extensions.regularization.LocalPerturbation`.
+        compensation: :class:`torch_gas.extensions.Compensation`, by which gradients of batches do not end at histories.
         **options: of the histories and their transfers (``device``, ``history_dtype``, ``tier``, ...), as in
             :class:`ScalableGNN`.
 
@@ -90,8 +92,7 @@ def scale(
         >>> data = permute(data, perm, log=False)
         >>> model = scale(GCN(data.num_features, 16, num_layers=3, out_channels=10), data)
         >>> for batch in SubgraphLoader(data, ptr, batch_size=4):
-        ...     out = model(batch)
-        ...     assert out.shape == (batch.batch_size, 10)
+        ...     assert model(batch).shape == (batch.batch_size, 10)
     """
     for child in model.modules():
         if isinstance(child, HistoryModel):
@@ -118,8 +119,8 @@ def scale(
     if data is not None:
         scaled._order = order_key(data.get("perm"))
         scaled._try_out(data, scaled._arguments, data)
-    if regularization is not None:
-        scaled.add_extension(regularization)
+    for extension in filter(None, (regularization, compensation)):
+        scaled.add_extension(extension)
     return scaled
 
 

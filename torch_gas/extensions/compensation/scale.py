@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 
 import torch
@@ -27,7 +28,7 @@ class Scale:
 
     def remove(self, grad: Tensor) -> Tensor:
         """A gradient as the table has it."""
-        return grad if self.factor is None else grad.float() / self.factor
+        return grad if self.factor is None else grad.to(torch.promote_types(grad.dtype, torch.float32)) / self.factor
 
     def is_finite(self, grads: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
         """Whether a step will be made of these gradients, as far as that is known.
@@ -46,7 +47,6 @@ def _values(grad: Tensor) -> Tensor:
 
 def unknown_scaler() -> GradScaler | None:
     """A GradScaler that has scaled something in this process."""
-    import gc
-
+    gc.collect()  # those of earlier runs that nobody has any more
     found = (each for each in gc.get_objects() if issubclass(type(each), GradScaler))
     return next((each for each in found if each.is_enabled() and each._scale is not None), None)

@@ -314,9 +314,14 @@ class Monitor(Extension):
     def table(self) -> str:
         """What was counted, as text."""
         head = f"Monitor of {self.model._name}: {self.steps:,} training steps, halo ratio S / B {self.halo_ratio:.2f}"
-        return "\n".join([head, report.statistics_table(self.statistics()), *map(_remedy, self.advice())])
+        others = [f"{name}: {value:.3g}" for name, value in self._of_others().items()]
+        return "\n".join([head, report.statistics_table(self.statistics()), *others, *map(_remedy, self.advice())])
 
     __str__ = table
+
+    def _of_others(self) -> dict[str, float]:
+        """Numbers of other extensions of the model."""
+        return {name: value for extension in self.model.extensions for name, value in extension.scalars().items()}
 
     def figure(self, errors: list[LayerError] | None = None, bound: list[LayerBound] | None = None) -> Figure:
         """What was counted, and what :meth:`errors` and :meth:`bound` returned, as a figure of matplotlib's.
@@ -346,6 +351,8 @@ class Monitor(Extension):
                 writer.add_scalar(f"histories/{layer.layer}/{name}", value, step)
             if not math.isnan(layer.storage):
                 writer.add_scalar(f"histories/{layer.layer}/storage_error", layer.storage, step)
+        for name, value in self._of_others().items():
+            writer.add_scalar(name, value, step)
         self._logged = copy.deepcopy(self._counts)
 
 
