@@ -311,7 +311,7 @@ def test_fixed_groups_in_random_order_are_exact_in_each_epoch_if_swapped(name: s
     check(frozen(RESIDUAL[name](), data), data, in_pairs(data, regroup=False), labelled, schedules=["swapped"])
 
 
-# -- one backward pass for several batches -------------------------------------------------------------------------------
+# -- loops of other kinds ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*backward.. was not called after the forward pass:UserWarning")
@@ -332,6 +332,29 @@ def test_one_backward_pass_through_several_batches(schedule: str) -> None:
                 torch.stack(waiting).sum().backward()
                 waiting.clear()
         assert not waiting
+    assert_same(grads(model), want)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_batch_that_an_error_ended_is_done_again(schedule: str) -> None:
+    torch.manual_seed(0)
+    data = graph()
+    model = frozen(nn.GCN(C, 8, 3, OUT), data, inputs=plain)
+    want = full_batch(model, data, criterion)
+    compensated(model, data, schedule)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in the last layer")
+
+    for _ in range(len(model.histories) + 1):
+        model.zero_grad()
+        for batch in batches(data):
+            with (
+                model.convs[-1].register_forward_pre_hook(fail),
+                pytest.raises(RuntimeError, match="in the last layer"),
+            ):
+                model(batch)
+            run(model, [batch], criterion)
     assert_same(grads(model), want)
 
 

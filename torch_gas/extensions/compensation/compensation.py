@@ -146,7 +146,7 @@ class Compensation(Extension):
             )
         tables: Any = [model.extension_tables[name] for name in self.tables]
         read, add = self._schedule.begin([[each.table for each in layers] for layers in tables], call.record)
-        self._last = self._passes[call] = Pass(self, call, read, add)
+        self._passes[call] = Pass(self, call, read, add)
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
         """Has the batch's rows get what the table holds for them."""
@@ -157,7 +157,11 @@ class Compensation(Extension):
     def output(self, call: Call, out: Any) -> Any:
         """Sees the backward pass begin."""
         passed = self._passes.get(call)
-        return out if passed is None else passed.hang(out)
+        if passed is None:
+            return out
+        out = passed.hang(out)
+        self._last = passed  # whose backward pass is to come
+        return out
 
     def backward(self, call: Call, history: History, grad: Tensor) -> None:
         """Keeps the gradient of the halo's rows until the backward pass is over."""
