@@ -1,4 +1,4 @@
-"""Measures one case: rows, gradients, layer-wise inference and exact gradients with histories, against the plain model."""
+"""Measures one case: rows, gradients, layer-wise inference, exact and compensated gradients, against the plain model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn import Module, ModuleList, Parameter
 from torch_geometric.data import Data
 
@@ -16,11 +17,13 @@ from conformance.graph import PTR, C, N, graph
 from conformance.layers import Case
 from torch_gas.batch.loader import EvalSubgraphLoader, SubgraphLoader
 from torch_gas.exact import DropoutById, ExactGradient
+from torch_gas.extensions.compensation import Compensation
 from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.scale import scale
 
 WIRINGS = ("explicit", "automatic")
+SCHEDULES: tuple[Literal["consumed", "swapped"], ...] = ("consumed", "swapped")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 Outcome = Literal["exact", "refused", "not applicable", "WRONG"]
@@ -35,8 +38,8 @@ class Result(NamedTuple):
     Args:
         outcome: ``"exact"``, ``"refused"`` by torch_gas, ``"not applicable"`` where plain PyG fails on the whole graph, or
             ``"WRONG"``, which is a bug of torch_gas.
-        errors: the largest difference relative to the largest value, for ``"forward"``, ``"gradient"``, ``"inference"`` and
-            ``"exact gradient"``; without the last where PyG fails in training.
+        errors: the largest difference relative to the largest value, for ``"forward"``, ``"gradient"``, ``"inference"``,
+            ``"compensated gradient"`` and ``"exact gradient"``; without the last where PyG fails in training.
         message: of the error that was raised.
     """
 
@@ -46,7 +49,7 @@ class Result(NamedTuple):
 
 
 def measure(
-    case: Case, wiring: str, fmt: str, dtype: torch.dtype = torch.float32, exact_gradient: bool = True
+    case: Case, wiring: str, fmt: str, dtype: torch.dtype = torch.float32, summed_gradients: bool = True
 ) -> Result:
     """Measures two layers of ``case``, each with weights of its own, with a linear map before and another with tanh between.
 
@@ -54,7 +57,7 @@ def measure(
         case: of :data:`conformance.CASES`, or one's own.
         wiring: ``"explicit"`` (a :class:`torch_gas.ScalableGNN`) or ``"automatic"`` (:func:`torch_gas.scale`).
         fmt: one of :data:`conformance.FORMATS`.
-        exact_gradient: whether to measure that as well, which takes longer than all others.
+        summed_gradients: whether to measure compensated and exact gradients as well, which takes longer than all others.
         dtype: ``torch.float32`` or ``torch.float64``; what is exact must be so within :data:`TOLERANCE`.
 
     Example:
@@ -74,7 +77,7 @@ def measure(
         except Exception as error:  # of any type: what a layer raises on a format that it does not take
             return Result("not applicable", {}, _describe(error))
         try:
-            errors = _errors(net, data, full.detach(), wiring, exact_gradient)
+            errors = _errors(net, data, full.detach(), wiring, summed_gradients)
         except Exception as error:  # of any type: what is no refusal is a result as well, and a wrong one
             if isinstance(error, ValueError) and _REFUSAL.search(str(error)):
                 return Result("refused", {}, str(error))
@@ -139,7 +142,7 @@ class _Explicit(ScalableGNN):
         )
 
 
-def _errors(net: _Net, data: Data, full: Tensor, wiring: str, exact_gradient: bool) -> dict[str, float]:
+def _errors(net: _Net, data: Data, full: Tensor, wiring: str, summed_gradients: bool) -> dict[str, float]:
     model: ScalableGNN
     if wiring == "explicit":
         model, neighbors = _Explicit(net).to(net.between.dtype).eval(), "in"
@@ -159,15 +162,21 @@ def _errors(net: _Net, data: Data, full: Tensor, wiring: str, exact_gradient: bo
         history.reset_parameters()
     inference = _difference(model(loader=EvalSubgraphLoader(data, PTR, neighbors=neighbors)), full)
     errors = {"forward": float(forward), "gradient": float(gradient), "inference": float(inference)}
-    if not exact_gradient:
+    if not summed_gradients:
         return errors
+
+    def whole() -> Tensor:
+        return model(*args, **kwargs)
+
+    compensated = [_compensated_gradient_error(model, net, data, parts, whole, each) for each in SCHEDULES]
+    errors["compensated gradient"] = float(torch.stack(compensated).max())
     model.train()
     try:
         net(*net.inputs(data))
     except Exception:  # of any type, as above: what PyG cannot train on this format
         return errors
     try:
-        exact = float(_exact_gradient_error(model, net, data, parts, lambda: model(*args, **kwargs)))
+        exact = float(_exact_gradient_error(model, net, data, parts, whole))
     except ValueError as error:
         if not str(error).startswith("ExactGradient: "):
             raise
@@ -218,6 +227,37 @@ def _gradient(rows: Tensor, weights: Tensor, parameters: list[Parameter]) -> Ten
     return torch.cat([gradient.flatten() for gradient in found])
 
 
+def _compensated_gradient_error(
+    model: ScalableGNN,
+    net: _Net,
+    data: Data,
+    parts: SubgraphLoader,
+    whole: Callable[[], Tensor],
+    schedule: Literal["consumed", "swapped"],
+) -> Tensor:
+    """Of all parameters, summed over batches of one part, once gradient tables are exact."""
+    model.eval()
+    model.training = True  # calls are steps of training, while layers compute as in evaluation
+    full = net(*net.inputs(data))
+    weights = torch.randn(full.shape, dtype=full.dtype)
+    parameters = list(net.parameters())
+    want = _gradient(full, weights, parameters)
+    with torch.no_grad():
+        whole()  # makes the histories exact
+    # Told that nothing scales the loss, it does not look through all objects for what may.
+    compensation = Compensation(1.0, schedule=schedule, scaler=GradScaler("cpu", enabled=False))
+    model.add_extension(compensation)
+    for _ in range(len(model.histories) + 1):  # an epoch for each history, and the one that is compared
+        net.zero_grad()
+        for batch in parts:
+            out = model(batch)
+            (out * weights[batch.n_id[: len(out)]]).sum().backward()
+    model.remove_extension(compensation)
+    found = _accumulated(parameters)
+    net.zero_grad()
+    return _difference(found, want)
+
+
 def _exact_gradient_error(
     model: ScalableGNN, net: _Net, data: Data, parts: SubgraphLoader, whole: Callable[[], Tensor]
 ) -> Tensor:
@@ -233,5 +273,10 @@ def _exact_gradient_error(
     parameters = list(net.parameters())
     want = _gradient(full, weights, parameters)
     ExactGradient(model, parts).backward(lambda out, batch: (out * weights[batch.n_id[: len(out)]]).sum())
+    return _difference(_accumulated(parameters), want)
+
+
+def _accumulated(parameters: list[Parameter]) -> Tensor:
+    """What ``backward()`` has added to their gradients, one after the other."""
     found = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    return _difference(torch.cat([gradient.flatten() for gradient in found]), want)
+    return torch.cat([gradient.flatten() for gradient in found])

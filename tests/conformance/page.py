@@ -31,7 +31,7 @@ Results = dict[Key, Result]
 _Reason = TypeVar("_Reason", str, tuple[str, str])
 
 _NONE = "\u2013"
-_EXACT = "exact gradient"
+_OVER_FORMATS = ("exact gradient", "compensated gradient")  # errors that have a column over all formats
 _STANDINGS = ("exact", "exact with some options", "refused", "not applicable", "WRONG")
 
 _HEAD = """\
@@ -63,7 +63,12 @@ of 48 nodes with self-loops and isolated nodes. It compares the model with itsel
   where this layer reads one hop;
 * **inference**: the output of `model(loader=...)`;
 * **exact gradient**: that of all parameters by `ExactGradient` from batches of one part, in training mode, where dropout
-  draws its masks by ids. It has a column of its own, over all formats.
+  draws its masks by ids;
+* **compensated gradient**: that of all parameters with `Compensation(1.0)`, summed over batches of one part in a fixed order,
+  with exact histories and gradient tables, without dropout, and with batch norm by its running statistics; the larger
+  difference of both schedules.
+
+The last two have a column of their own, over all formats.
 
 A cell holds the largest difference in these, relative to the largest value, in float32 · float64:
 
@@ -139,22 +144,24 @@ def _table(results: Results, wiring: str, names: Sequence[str], formats: Sequenc
     rows = []
     for name in names:
         found = [[results[Key(wiring, name, fmt, dtype)] for dtype in DTYPES] for fmt in formats]
-        exact = map(_exact_gradient, zip(*found, strict=True))
-        rows.append([_title(name), *map(_cell, map(_others, found)), _cell(list(exact))])
-    return _markdown(["layer", *(f"`{fmt}`" for fmt in formats), _EXACT], rows)
+        over = [_cell([_in_all(each, of) for each in zip(*found, strict=True)]) for of in _OVER_FORMATS]
+        rows.append([_title(name), *map(_cell, map(_others, found)), *over])
+    return _markdown(["layer", *(f"`{fmt}`" for fmt in formats), *_OVER_FORMATS], rows)
 
 
-def _exact_gradient(results: Sequence[Result]) -> Result:
-    """What holds for it in all formats."""
+def _in_all(results: Sequence[Result], of: str) -> Result:
+    """What holds for an error in all formats."""
     worst = max(
-        results,
-        key=lambda each: (each.outcome == "WRONG", each.errors.get(_EXACT, -1), each.outcome != "not applicable"),
+        results, key=lambda each: (each.outcome == "WRONG", each.errors.get(of, -1), each.outcome != "not applicable")
     )
-    return worst._replace(errors={_EXACT: worst.errors[_EXACT]} if _EXACT in worst.errors else {})
+    return worst._replace(errors={of: worst.errors[of]} if of in worst.errors else {})
 
 
 def _others(results: Sequence[Result]) -> list[Result]:
-    return [each._replace(errors={of: error for of, error in each.errors.items() if of != _EXACT}) for each in results]
+    return [
+        each._replace(errors={of: error for of, error in each.errors.items() if of not in _OVER_FORMATS})
+        for each in results
+    ]
 
 
 def _cell(results: Sequence[Result]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from conformance import CASES, EXACT, REFUSED, SCALED, WIRINGS, WITHOUT, Case, c
 from conformance.__main__ import main
 from conformance.graph import N
 from conformance.page import Key, counts, page, standing
+from torch_gas.extensions.compensation import Compensation
 from torch_gas.wiring import refuse
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -53,20 +56,20 @@ def test_automatic_in_another_format(number: int) -> None:
 
 def check(wiring: str, name: str, fmt: str) -> None:
     # Some products of PyG over its other formats exist in float32 only.
-    takes_turn = fmt == "edge_index" or wiring == "automatic"  # docs/conformance.md has exact gradients of all formats
+    takes_turn = fmt == "edge_index" or wiring == "automatic"  # docs/conformance.md has gradients of all formats
     dtype = torch.float64 if fmt == "edge_index" else torch.float32
-    result = measure(CASES[name], wiring, fmt, dtype, exact_gradient=takes_turn)
+    result = measure(CASES[name], wiring, fmt, dtype, summed_gradients=takes_turn)
     if result.outcome == "not applicable":
         missing = "ImportError" in result.message
         assert missing or fmt != "edge_index" or name in REFUSED, result.message
         pytest.skip(f"PyG: {result.message.splitlines()[0]}")
     is_exact = name in EXACT or (name in SCALED and wiring == "automatic")
     assert result.outcome == ("exact" if is_exact else "refused"), result
-    measured = {"forward", "gradient", "inference", "exact gradient"} if is_exact else set()
-    if not takes_turn or (
-        name.startswith("SuperGATConv") and fmt in ("EdgeIndex", "csr")
-    ):  # which PyG cannot train with them
-        measured.discard("exact gradient")
+    measured = {"forward", "gradient", "inference"} if is_exact else set()
+    if is_exact and takes_turn:
+        measured.add("compensated gradient")
+        if not (name.startswith("SuperGATConv") and fmt in ("EdgeIndex", "csr")):  # which PyG cannot train with them
+            measured.add("exact gradient")
     assert set(result.errors) == measured
 
 
@@ -125,7 +128,18 @@ def test_wrong_gradient_is_found() -> None:
     assert result.outcome == "WRONG"
     assert result.errors["forward"] < 1e-5 and result.errors["inference"] < 1e-5
     assert result.errors["gradient"] == pytest.approx(0.5)
-    assert result.errors["exact gradient"] > 0.1
+    assert result.errors["exact gradient"] > 0.1 and result.errors["compensated gradient"] > 0.1
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_gradient_that_is_not_compensated_is_found(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(trust: float, **options: Any) -> Compensation:
+        return Compensation(0.0, **options)
+
+    monkeypatch.setattr(sys.modules["conformance.measure"], "Compensation", without)
+    result = measure(CASES["SAGEConv"], wiring, "edge_index")
+    assert result.outcome == "WRONG"
+    assert result.errors.pop("compensated gradient") > 0.1 and max(result.errors.values()) < 1e-5
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), ValueError("another rule"), NotImplementedError()])
@@ -168,7 +182,10 @@ def test_unknown_choice_is_refused(wiring: str, fmt: str, rule: str) -> None:
 def test_command_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--layers", "LGConv,WLConv", "--formats", "edge_index,csr"]) == 0
     out = capsys.readouterr().out
-    assert "| layer | `edge_index` | `csr` | exact gradient |\n| --- | ---: | ---: | ---: |\n" in out
+    assert (
+        "| layer | `edge_index` | `csr` | exact gradient | compensated gradient |\n| --- | ---: | ---: | ---: | ---: |\n"
+        in out
+    )
     assert out.count("| `LGConv` | `refused` | `refused` | `refused` |") == 1  # in explicit wiring
     assert out.count("| `LGConv` (normalize=False) |") == 2
     assert "| exact with some options | 1 | 0 |" in out
@@ -232,7 +249,7 @@ def test_format_that_is_not_installed_is_left_out(
     assert main(["--layers", "WLConv"]) == 0
     out = capsys.readouterr().out
     assert "SparseTensor is left out: torch-sparse was not installed." in out
-    assert "| layer | `edge_index` | `EdgeIndex` | `csr` | exact gradient |\n" in out
+    assert "| layer | `edge_index` | `EdgeIndex` | `csr` | exact gradient | compensated gradient |\n" in out
 
 
 def test_page_tells_what_is_not_applicable() -> None:

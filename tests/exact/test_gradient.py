@@ -11,58 +11,27 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.nn as nn
 from full_batch import N, assert_same, batches, buffers, compare, criterion, grads, graph, whole, wired
+from gradient_models import JK, PYG, SHIPPED, of_pyg, plain
 from graphs import FORMATS
 from plain_models import MODELS, OUT, C, H, Stack
 from torch import Tensor
 from torch.nn import BatchNorm1d, Linear, Module, ModuleList, Parameter, ReLU, Sequential
 from torch_geometric.nn import MessagePassing
 
-from torch_gas import ScalableGNN, SubgraphLoader, in_degree
+from torch_gas import ScalableGNN, SubgraphLoader
 from torch_gas.exact import DropoutById, ExactGradient
 from torch_gas.extensions.regularization import spectral_norm
-from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, PNA, PNA_JK, SAGE
-
-
-def plain(data: Any) -> tuple[Any, ...]:
-    """Inputs without attributes of edges."""
-    return data.x, data.edge_index
-
+from torch_gas.models import GCN, GCN2, GIN, SAGE
 
 # -- models of PyG -----------------------------------------------------------------------------------------------------
 
 
-def degrees() -> Tensor:
-    return graph().edge_index[1].bincount(minlength=N).bincount()
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "GCN": {},
-    "GraphSAGE": {},
-    "GAT": {"heads": 2},
-    "GIN": {},
-    "PNA": {"aggregators": ["mean", "max", "std"], "scalers": ["identity", "amplification"]},
-    "EdgeCNN": {},
-}
-NORMS: list[dict[str, Any]] = [
-    {},
-    {"norm": "batch_norm"},
-    {"norm": "layer_norm", "norm_kwargs": {"mode": "node"}},
-    {"norm": "instance_norm", "norm_kwargs": {"affine": True, "track_running_stats": True}},
-]
-JK = [None, "cat", "max", "lstm"]
-
-
-@pytest.mark.parametrize("jk", range(len(JK)), ids=map(str, JK))
-@pytest.mark.parametrize("kind", range(len(OPTIONS)), ids=list(OPTIONS))
-def test_models_of_pyg(kind: int, jk: int) -> None:
-    """Norms take turns, so that each kind of model and of jumping knowledge meets each of them."""
-    name = list(OPTIONS)[kind]
-    options = OPTIONS[name] | NORMS[(kind + jk) % len(NORMS)] | {"jk": JK[jk]}
-    if name == "PNA":
-        options = options | {"deg": degrees()}
+@pytest.mark.parametrize("jk", JK)
+@pytest.mark.parametrize("name", PYG)
+def test_models_of_pyg(name: str, jk: str | None) -> None:
     torch.manual_seed(0)
     data = graph()
-    compare(wired(getattr(nn, name)(C, 8, 3, OUT, dropout=0.3, **options), data, inputs=plain), data)
+    compare(wired(of_pyg(name, jk), data, inputs=plain), data)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "LayerDrop"])
@@ -82,18 +51,6 @@ def test_formats(name: str, fmt: str) -> None:
 
 
 # -- models of this package --------------------------------------------------------------------------------------------
-
-DEGREES = in_degree(graph().edge_index, N)
-SHIPPED: dict[str, Callable[[], Module]] = {
-    "GCN": lambda: GCN(N, C, 8, OUT, 3, dropout=0.3, batch_norm=True, residual=True),
-    "GAT": lambda: GAT(N, C, 4, 2, OUT, 2, 3, dropout=0.3),
-    "SAGE": lambda: SAGE(N, C, 8, OUT, 3, dropout=0.3, batch_norm=True),
-    "GIN": lambda: GIN(N, C, 8, OUT, 3, dropout=0.3),
-    "PNA": lambda: PNA(N, C, 8, OUT, 3, ["mean", "max"], ["identity", "attenuation"], DEGREES),
-    "PNA_JK": lambda: PNA_JK(N, C, 8, OUT, 3, ["mean", "min"], ["identity"], DEGREES, dropout=0.3, batch_norm=True),
-    "APPNP": lambda: APPNP(N, C, 8, OUT, 4, 0.1, dropout=0.3),
-    "GCN2": lambda: GCN2(N, C, 8, OUT, 4, 0.1, 0.5, dropout=0.3, batch_norm=True),
-}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -185,6 +185,25 @@ def test_an_epoch_in_which_the_model_left_a_batch_out_is_not_complete() -> None:
     assert epochs(recorder) == [(0, False)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_count_once_for_epochs(kind: str) -> None:
+    """Also where the model is called on them several times, or an error ended the first of these calls."""
+    model, recorder = model_of(kind), Recorder()
+    model.add_extension(recorder)
+    last_layer = [module for module in model.modules() if isinstance(module, nn.MessagePassing)][-1]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in the last layer")
+
+    loader = loader_of(graph())
+    for batch in [*loader, *loader]:
+        with last_layer.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="in the last layer"):
+            model(batch)
+        for _ in range(3):
+            model(batch)
+    assert epochs(recorder) == [(0, True), (1, True)]
+
+
 def test_only_training_counts_for_epochs() -> None:
     data, model, recorder = graph(), Net(N, H).eval(), Recorder()
     model.add_extension(recorder)

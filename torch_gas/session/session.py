@@ -75,7 +75,8 @@ class Session:
         self.kept: list[Extension] = []
         self._extensions: list[weakref.ref[Extension]] = []
         self._epoch: BatchRecord | None = None  # of the last training call
-        self._seen = 0  # batches of its epoch
+        self._seen: set[int | None] = set()  # places of batches in its epoch
+        self._last: BatchRecord | None = None  # the batch that ended an epoch
 
     @property
     def model(self) -> HistoryModel:
@@ -171,12 +172,14 @@ class Session:
             self._end_epoch(complete=False)
 
     def _note_epoch(self, call: Call) -> None:
-        if call.is_step and call.record is not None and call.record.epoch is not None:
-            self._epoch, self._seen = call.record, self._seen + 1
+        record = call.record
+        if call.is_step and record is not None and record.epoch is not None and record is not self._last:
+            self._epoch = record
+            self._seen.add(record.index)  # a batch counts once, however often the model is called on it
 
     def _end_epoch(self, complete: bool) -> None:
         assert self._epoch is not None and self._epoch.epoch is not None
-        number, self._epoch, self._seen = self._epoch.epoch, None, 0
+        number, self._epoch, self._seen = self._epoch.epoch, None, set()
         for extension in self.told():
             extension.epoch(number, complete)
 
@@ -189,7 +192,8 @@ class Session:
         self.next_batch = call.next_batch  # whose pulls are under way
         record = self._epoch
         if call.is_step and record is not None and call.record is record and record.completes_epoch:
-            self._end_epoch(complete=self._seen == record.num_batches)
+            self._last = record
+            self._end_epoch(complete=len(self._seen) == record.num_batches)
         return out
 
     # -- transfers -----------------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ class Compensation(Extension):
         self._last: Pass | None = None
         self._log = Log()
         self._scale: Scale | None = None
+        self._arrived: list[Pass] = []  # in the backward pass under way
 
     @property
     def betas(self) -> list[float]:
@@ -145,7 +146,7 @@ class Compensation(Extension):
             )
         tables: Any = [model.extension_tables[name] for name in self.tables]
         read, add = self._schedule.begin([[each.table for each in layers] for layers in tables], call.record)
-        self._last = self._passes[call] = Pass(self, call, read, add)
+        self._passes[call] = Pass(self, call, read, add)
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
         """Has the batch's rows get what the table holds for them."""
@@ -156,7 +157,11 @@ class Compensation(Extension):
     def output(self, call: Call, out: Any) -> Any:
         """Sees the backward pass begin."""
         passed = self._passes.get(call)
-        return out if passed is None else passed.hang(out)
+        if passed is None:
+            return out
+        out = passed.hang(out)
+        self._last = passed  # whose backward pass is to come
+        return out
 
     def backward(self, call: Call, history: History, grad: Tensor) -> None:
         """Keeps the gradient of the halo's rows until the backward pass is over."""
@@ -177,6 +182,8 @@ class Compensation(Extension):
         """Told that the backward pass of a step has begun."""
         self._check_scaler()
         self._scale = Scale(self.scaler, grads[0].device)
+        # Without those of a backward pass that an error has ended.
+        self._arrived = [*(each for each in self._arrived if each.is_under_way), passed]
         rows = [self._scale.remove(grad) for grad in grads if grad.shape[:1] == (passed.batch_size,)]
         self._labelled.add(rows)
         self._trust.step(rows, passed.num_batches)
@@ -189,16 +196,21 @@ class Compensation(Extension):
         return grad.addcmul(own, beta.to(own.dtype)) if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:
-        """Changes the tables, now that the backward pass is over."""
+        """Changes the tables, now that the backward pass is over, for all forward passes that it went through at once.
+
+        What one of them adds to rows of another is read by the step after, and so comes after these rows are cleared.
+        """
         scale, self._scale = self._scale, None
-        assert scale is not None
-        if not scale.is_finite(passed.added.values(), passed.parameters):
+        arrived, self._arrived = self._arrived, []
+        if scale is None:
+            return  # this was done with another one
+        added = [(each, layer, grad) for each in arrived for layer, grad in each.added.items()]
+        if not scale.is_finite([grad for *_, grad in added], passed.parameters):
             return
-        added = [
-            (passed.add[layer], partial(passed.add[layer].add, passed.halo, scale.remove(grad)))
-            for layer, grad in passed.added.items()
-        ]
-        self._log.add([*self._schedule.changes(passed), *added])
+        changes = [change for each in arrived for change in self._schedule.changes(each)]
+        for each, layer, grad in added:
+            changes.append((each.add[layer], partial(each.add[layer].add, each.halo, scale.remove(grad))))
+        self._log.add(changes)
         self._log.finish()
 
     def _check_scaler(self) -> None:
@@ -229,7 +241,7 @@ class Compensation(Extension):
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_passes", "_last", "_log", "_scale")  # a copy belongs to no call
+        passing = ("_passes", "_last", "_log", "_scale", "_arrived")  # a copy belongs to no call
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

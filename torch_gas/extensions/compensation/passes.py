@@ -59,6 +59,7 @@ class Pass:
         self.is_used = False
         self.taken: list[int] = []
         self.added: dict[int, Tensor] = {}
+        self._outside: list[Any] = []  # nodes that accumulate gradients, where nothing of the model learns
         self._task: int | None = None  # the backward pass that counts
         self._rows: list[Tensor] = []  # of the batch, whose gradients must arrive
 
@@ -80,6 +81,8 @@ class Pass:
                 f"{self.name} returned nothing that has a gradient, so that Compensation cannot see its backward pass; return "
                 "tensors with gradient, alone or in tuples, lists and dictionaries"
             )
+        if not self.parameters:
+            self._outside = _leaves(rows)
         hung = _Hung.apply(self, [leaves[i] for i in learned], *(leaves[i] for i in learned), *rows)
         for i, leaf in zip(learned, hung, strict=True):
             leaves[i] = leaf
@@ -130,13 +133,24 @@ class Pass:
 
     def _accumulates(self) -> bool:
         """Whether the backward pass that runs is that of backward(), which adds to ``.grad``."""
-        for parameter in self.parameters:
+        for leaf in self._outside or (get_gradient_edge(each).node for each in self.parameters):
             try:
-                if torch._C._will_engine_execute_node(get_gradient_edge(parameter).node):
+                if torch._C._will_engine_execute_node(leaf):
                     return True
-            except RuntimeError:  # torch.autograd.grad() by this parameter
+            except RuntimeError:  # torch.autograd.grad() by this leaf
                 return False
         return False
+
+
+def _leaves(tensors: Sequence[Tensor]) -> list[Any]:
+    """The nodes that accumulate gradients of what ``tensors`` were computed from; they keep nothing else of the graph alive."""
+    waiting: list[Any] = [get_gradient_edge(each).node for each in tensors]
+    met = set(waiting)
+    while waiting:
+        new = {node for node, _ in waiting.pop().next_functions if node is not None} - met
+        met |= new
+        waiting.extend(new)
+    return [node for node in met if node.name().endswith("AccumulateGrad")]
 
 
 class _Hung(torch.autograd.Function):

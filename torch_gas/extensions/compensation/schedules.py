@@ -54,7 +54,7 @@ class Swapped(Consumed):
 
     def __init__(self) -> None:
         self._read = 0  # which of both is read
-        self._steps = 0  # of the epoch, also of those before a run was resumed
+        self._met: set[int | None] = set()  # places of batches in the epoch, also of those before a run was resumed
         self._num_batches: int | None = None  # of the epoch
         self._has_ended = False  # the epoch has; its last step reads its tables still
 
@@ -67,12 +67,13 @@ class Swapped(Consumed):
                 'complete; take batches of a loader, or schedule="consumed"'
             )
         if self._has_ended:
-            if self._steps == self._num_batches:
+            if len(self._met) == self._num_batches:
                 self._read = 1 - self._read
             for table in tables[1 - self._read]:
                 table.clear()
-            self._has_ended, self._steps = False, 0
-        self._steps, self._num_batches = self._steps + 1, record.num_batches
+            self._has_ended, self._met = False, set()
+        self._met.add(record.index)
+        self._num_batches = record.num_batches
         return tables[self._read], tables[1 - self._read]
 
     def changes(self, passed: Pass) -> list[Change]:
@@ -82,14 +83,16 @@ class Swapped(Consumed):
         self._has_ended = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, f"_{name}") for name in _STATE}
+        return {
+            "read": self._read,
+            "met": list(self._met),
+            "num_batches": self._num_batches,
+            "has_ended": self._has_ended,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in _STATE:
-            setattr(self, f"_{name}", state[name])
-
-
-_STATE = ("read", "steps", "num_batches", "has_ended")
+        self._read, self._met = state["read"], set(state["met"])
+        self._num_batches, self._has_ended = state["num_batches"], state["has_ended"]
 
 
 SCHEDULES: dict[str, type[Consumed]] = {"consumed": Consumed, "swapped": Swapped}
