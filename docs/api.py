@@ -19,6 +19,7 @@ GROUPS = {
     "Make batches": "SubgraphLoader EvalSubgraphLoader SubData labelled_mean hot_nodes",
     "Train a model that you have": "scale ScaledGNN ScaledGNN.__call__",
     "Train by exact gradients": "ExactGradient ExactGradient.backward ExactGradient.remove DropoutById",
+    "Compensate what batches cut": "extensions.Compensation",
     "Write a model": """ScalableGNN ScalableGNN.__call__ ScalableGNN.push_and_pull ScalableGNN.keep_hot check History dropout
         AsyncIOPool""",
     "Models of the paper": """models models.base.Model models.GCN models.SAGE models.GAT models.APPNP models.GCN2 models.GIN

@@ -506,6 +506,11 @@ def _() -> Call:
     return new(extensions.DropoutById, seed=0)
 
 
+@call_of("extensions.Compensation")
+def _() -> Args:
+    return new(extensions.Compensation, trust=0.5)
+
+
 @call_of("extensions.AgeWeights")
 def _() -> Call:
     return new(extensions.AgeWeights, rate=0.5)

@@ -57,6 +57,7 @@ class AgeWeights(Extension):
     """
 
     takes_part = True
+    of_batches = True
 
     @checked
     def __init__(self, rate: float = 0.5, unit: Unit = "epoch", falls: bool = True) -> None:

@@ -62,6 +62,7 @@ class Momentum(Extension):
     """
 
     takes_part = True
+    of_batches = True
 
     @checked
     def __init__(self, beta: float = 0.1) -> None:

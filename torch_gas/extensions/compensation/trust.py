@@ -67,16 +67,17 @@ class Auto(Trust):
     r"""As much as what is measured speaks for.
 
     .. math::
-        \beta^{(l)} = c \cdot \min\!\Big(1, \frac{\|g^{(l)}\|}{\|G^{(l)}\|}\Big)
+        \beta^{(l)} = c \cdot \min\!\Big(1, \frac{2 \|g^{(l)}\|}{\|G^{(l)}\|}\Big)
 
     with the gradient g that arrives at a batch's rows and the rows G of the table. Both come from neighbours of the same nodes,
-    some of them in the batch and some of them not; g is fresh, and G is up to an epoch old, and the older the more batches its
-    paths went through. What is old may not be louder than what is new: that bounds what a step does that was computed for other
-    parameters. :math:`c` is 1, and 0 for steps in which
+    some of them in the batch and some of them not. But g is fresh, and G is the older the more batches its paths went through.
+    While a model learns fast its gradients get smaller from step to step, and old ones, which are too large, would decide alone:
+    so what is old may be twice as large as what is new, and no more. In a batch without labelled rows, the average of the last
+    epoch stands for the norm of g. :math:`c` is 1, and 0 for steps in which
 
     * the loss is rising: gradients by the batch's output, which the loss decides on alone, are larger than they were in the best
-      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of
-      a table can follow. Steps whose gradients are cut do not make that worse, and it ends soon;
+      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of a
+      table can follow;
     * g and G point away from each other, over all histories in the mean of some steps and beyond three standard errors. Rows
       of the same nodes should not: so the table is wrong.
 
