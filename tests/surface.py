@@ -507,7 +507,7 @@ def _() -> Call:
 
 
 @call_of("extensions.Compensation")
-def _() -> Args:
+def _() -> Call:
     return new(extensions.Compensation, trust=0.5)
 
 

@@ -14,7 +14,7 @@ from torch_geometric.nn import GCN
 from torch_gas import Monitor, SubgraphLoader, labelled_mean, metis, permute, scale
 from torch_gas.datasets import synthetic
 from torch_gas.extensions import Compensation
-from torch_gas.extensions.compensation.trust import Auto, Fixed
+from torch_gas.extensions.compensation.trust import START, Auto, Fixed, highest
 
 
 def run(wrong: bool, epochs: int = 4, seed: int = 0) -> list[float]:
@@ -51,18 +51,35 @@ def run(wrong: bool, epochs: int = 4, seed: int = 0) -> list[float]:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_table_of_wrong_signs_is_turned_off_within_an_epoch(seed: int) -> None:
     right, wrong = run(False, seed=seed), run(True, seed=seed)
-    assert all(beta > 0.3 for beta in right)
+    assert all(beta > 0.15 for beta in right)
     assert all(beta < 0.05 for beta in wrong[2:])  # the first epoch has half-empty tables
 
 
 def test_no_more_is_added_than_twice_what_has_arrived() -> None:
     trust, rows = Auto(), torch.randn(50, 8)
-    trust.step([torch.randn(50, 3)], 10)
-    assert float(trust.beta(0, rows, 4 * rows)) == pytest.approx(0.5)
-    assert float(trust.beta(1, rows, 0.5 * rows)) == 1
-    assert float(trust.beta(2, rows, torch.zeros_like(rows))) == 1
+    trust.step([torch.randn(50, 3)], 10, 2)
+    assert float(trust.beta(0, rows, 4 * rows)) == pytest.approx(0.5 * START)
+    assert float(trust.beta(1, rows, 0.5 * rows)) == START
+    assert float(trust.beta(2, rows, torch.zeros_like(rows))) == START
     assert float(trust.beta(3, torch.zeros_like(rows), rows)) == 0
-    assert trust.betas() == pytest.approx([0.5, 1, 1, 0])
+    assert trust.betas() == pytest.approx([0.5 * START, START, START, 0])
+
+
+@pytest.mark.parametrize(("num_histories", "expected"), [(0, 1), (1, 1), (2, 1), (3, 0.811), (15, 0.667), (63, 0.667)])
+def test_the_highest_level_is_the_lower_the_deeper_a_model_is(num_histories: int, expected: float) -> None:
+    assert highest(num_histories) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_level_rises_with_progress_and_falls_without() -> None:
+    torch.manual_seed(0)
+    trust = Auto()
+    for step in range(100):
+        decided(trust, 0.99**step)
+    assert trust.betas() == [1.0]
+    trust = Auto()
+    for _ in range(100):
+        decided(trust, 1.0)
+    assert trust.betas()[0] < 0.01
 
 
 def gradients(size: float, labelled: int = 20) -> list[Tensor]:
@@ -74,7 +91,7 @@ def gradients(size: float, labelled: int = 20) -> list[Tensor]:
 
 def decided(trust: Auto, size: float, labelled: int = 20) -> bool:
     """Whether a step adds something."""
-    trust.step(gradients(size, labelled), 10)
+    trust.step(gradients(size, labelled), 10, 2)
     rows = torch.ones(100, 8)
     return bool(trust.beta(0, rows, rows))
 
@@ -111,7 +128,7 @@ def test_the_scale_of_the_loss_decides_nothing() -> None:
 
 def test_a_fixed_part_is_fixed() -> None:
     trust = Fixed(0.3)
-    trust.step(gradients(1.0), 10)
+    trust.step(gradients(1.0), 10, 2)
     assert trust.beta(0, torch.zeros(2, 2), torch.ones(2, 2)) == 0.3 and trust.betas() == [0.3]
 
 

@@ -186,7 +186,7 @@ class Compensation(Extension):
         self._arrived = [*(each for each in self._arrived if each.is_under_way), passed]
         rows = [self._scale.remove(grad) for grad in grads if grad.shape[:1] == (passed.batch_size,)]
         self._labelled.add(rows)
-        self._trust.step(rows, passed.num_batches)
+        self._trust.step(rows, passed.num_batches, len(passed.read))
 
     def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
         """Adds rows of a table to the gradient that has arrived."""

@@ -15,6 +15,11 @@ PATIENCE = 1.25  # by how much gradients of the output may grow
 SHARE = 0.1  # of those of the first steps, by which they must have grown as well
 ENOUGH = 32  # labelled rows, over which they are averaged at least
 SURE = 3.0  # standard errors
+START = 0.25  # the level of trust
+FALL, RISE = 0.5, 1.25  # its factors after epochs that bring nothing, and after others
+REACH = 2.0  # batches that a gradient has gone through, in the mean, at the highest level
+PROGRESS = 0.999  # of the gradients of the output an epoch ago: what is larger is no progress
+HIGH = 0.5  # of the first gradients of the output: what is smaller need not get smaller still
 
 
 class Trust(ABC):
@@ -27,11 +32,12 @@ class Trust(ABC):
         """Those of the last step, by history."""
         return [float(beta) for _, beta in sorted(self._betas.items())]
 
-    def step(self, grads: Sequence[Tensor], num_batches: int | None) -> None:
+    def step(self, grads: Sequence[Tensor], num_batches: int | None, num_histories: int) -> None:
         """Begins a step, whose gradients by the batch's output are ``grads``, [B, ...], without the scale of a scaler.
 
         Args:
             grads: one for each output with a row for each node.
+            num_histories: L - 1.
             num_batches: of the epoch, where that is known.
         """
         self._betas = {}
@@ -50,6 +56,17 @@ class Trust(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # what has no state needs none
         """Goes on from ``state``."""
+
+
+def highest(num_histories: int) -> float:
+    """The level of trust at which gradients have gone through :data:`REACH` batches, in the mean: sum of beta^k, k = 1 .. L-1."""
+    low, high = 0.0, 1.0
+    if num_histories <= REACH:
+        return high
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**k for k in range(1, num_histories + 1)) < REACH else (low, middle)
+    return low
 
 
 class Fixed(Trust):
@@ -73,11 +90,16 @@ class Auto(Trust):
     some of them in the batch and some of them not. But g is fresh, and G is the older the more batches its paths went through.
     While a model learns fast its gradients get smaller from step to step, and old ones, which are too large, would decide alone:
     so what is old may be twice as large as what is new, and no more. In a batch without labelled rows, the average of the last
-    epoch stands for the norm of g. :math:`c` is 1, and 0 for steps in which
+    epoch stands for the norm of g.
 
-    * the loss is rising: gradients by the batch's output, which the loss decides on alone, are larger than they were in the best
-      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of a
-      table can follow;
+    :math:`c` is a level that begins with a quarter, because parameters move fastest at first. After each epoch it rises by a
+    quarter, or is halved if the epoch brought nothing: gradients by the batch's output, which the loss decides on alone, are as
+    large as they were an epoch ago and more than half as large as at first, or they are larger than they ever were since. A path
+    through k batches is weighed by :math:`\beta^k` and has waited k times, so the level ends where
+    :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen. And nothing is added in steps in which
+
+    * the loss is rising: gradients by the output are larger than they were in the best steps so far, by a quarter and by a tenth
+      of those of the first steps. Parameters then move faster than the gradients of a table can follow;
     * g and G point away from each other, over all histories in the mean of some steps and beyond three standard errors. Rows
       of the same nodes should not: so the table is wrong.
 
@@ -89,18 +111,23 @@ class Auto(Trust):
         self._state: dict[str, Tensor] = {}
         self._steps = 0
         self._window = 10.0  # steps of an epoch
-        self._open: Tensor | None = None  # c of this step
+        self._factor: Tensor | None = None  # c of this step
         self._labelled: Tensor | None = None  # the number of rows of this step that have a gradient by the loss
         self._cosines: list[Tensor] = []  # of this step's histories
 
-    def step(self, grads: Sequence[Tensor], num_batches: int | None) -> None:
-        super().step(grads, num_batches)
+    def step(self, grads: Sequence[Tensor], num_batches: int | None, num_histories: int) -> None:
+        super().step(grads, num_batches, num_histories)
         self._steps += 1
         self._window = float(max(num_batches or 10, 4))
         window = self._window / 2  # steps that averages are over
         rising = self._rising(grads, window)
         wrong = self._wrong(window)
-        self._open = None if rising is None else 1.0 - torch.maximum(rising, wrong.to(rising.device)).float()
+        if rising is None:
+            self._factor = None
+            return
+        if self._steps % int(self._window) == 0:
+            self._learn(rising, highest(num_histories))
+        self._factor = self._level(rising.device) * (1.0 - torch.maximum(rising, wrong.to(rising.device)).float())
 
     def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
         stride = -(-len(grad) // SAMPLE)
@@ -114,7 +141,7 @@ class Auto(Trust):
         if self._labelled is not None:  # a batch without labels has next to nothing of its own
             arrives = torch.where(self._labelled.to(arrives.device) > 0, arrives, average)
         limit = (LIMIT * arrives / size.clamp(min=torch.finfo(inner.dtype).tiny)).clamp(max=1.0)
-        return limit if self._open is None else limit * self._open.to(limit.device)
+        return limit if self._factor is None else limit * self._factor.to(limit.device)
 
     def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor | None:
         """Whether gradients by the output are larger than they were."""
@@ -131,11 +158,24 @@ class Auto(Trust):
         now = torch.where(count > 0, total / count, torch.inf)  # no batch had labelled rows yet
         first = self._state.get("first", now)
         self._state["first"] = torch.where(first.isfinite(), first, now)
+        self._state["now"] = now
         best = self._state.get("best", now)
         self._state["best"] = torch.minimum(
             best * (1 + 0.03 / window), now
         )  # the best of long ago does not count for ever
         return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
+
+    def _learn(self, rising: Tensor, most: float) -> None:
+        """Moves the level of trust, once an epoch, by what the epoch has brought."""
+        now = self._state["now"]
+        before = self._state.get("before", self._state["first"]).to(now.device)
+        stands = (now > PROGRESS * before) & (now > HIGH * self._state["first"].to(now.device))
+        level = self._level(now.device)
+        self._state["level"] = torch.where(stands | rising, level * FALL, (level * RISE).clamp(max=most))
+        self._state["before"] = now
+
+    def _level(self, device: torch.device) -> Tensor:
+        return self._state.setdefault("level", torch.full((), START, device=device)).to(device)
 
     def _wrong(self, window: float) -> Tensor:
         """Whether tables pointed away from what arrived, in the steps before this one."""
