@@ -46,7 +46,9 @@ def filled(page: str, sections: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "paper", help="folder of results")
-    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, help="default: README.md, results.md, comparison.md")
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", default=PAGES, help="default: README.md, results.md, comparison.md"
+    )
     args = parser.parse_args()
     sections = json.loads((args.results / "results.json").read_text())
     for page in args.pages:
