@@ -44,9 +44,7 @@ class Trainer:
         self.train_mask, *self.held_out = split_of(self.graph, seed)
         self.labelled = int(self.train_mask.sum())
         self._evaluated = make(cell, task).eval()
-        self._evaluated.histories = (
-            self.model.histories
-        )  # which it neither reads nor writes, so that it needs none of its own
+        self._evaluated.histories = self.model.histories  # instead of its own: it neither reads nor writes any
         self._evaluated.push_and_pull = lambda history, x, *ids: x
         self.set_up()
 

@@ -158,7 +158,7 @@ class ExactGradient:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("ExactGradient.backward computes gradients; call it outside of torch.no_grad()")
         for extension in model.extensions:
-            if extension.takes_part and not isinstance(extension, DropoutById):
+            if extension.takes_part and not (extension.of_batches or isinstance(extension, DropoutById)):
                 raise ValueError(
                     f"ExactGradient: {type(extension).__name__} changes what batches compute in training, which the "
                     "whole graph does not; remove it by model.remove_extension()"

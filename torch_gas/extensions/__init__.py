@@ -1,6 +1,7 @@
 """What watches training or takes part in it, and what a model does not need to know."""
 
 from torch_gas.exact.dropout import DropoutById
+from torch_gas.extensions.compensation import Compensation
 from torch_gas.session.extension import Extension
 
-__all__ = ["DropoutById", "Extension"]
+__all__ = ["Compensation", "DropoutById", "Extension"]

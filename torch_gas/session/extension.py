@@ -27,6 +27,8 @@ class Extension:
         scratch: whether these tables are zero between two steps, and so no part of a ``state_dict`` or of a checkpoint.
         takes_part: whether it changes what training computes. Steps that are no training, such as those by which
             :func:`torch_gas.plan` measures memory, leave out those that only watch.
+        of_batches: whether that is about what batches lack beside the whole graph, so that
+            :class:`~torch_gas.ExactGradient`, which lacks nothing, goes without.
 
     Example:
         >>> from torch_gas import SubgraphLoader, metis, permute
@@ -54,6 +56,7 @@ class Extension:
     sums: ClassVar[bool] = False
     scratch: ClassVar[bool] = False
     takes_part: ClassVar[bool] = False
+    of_batches: ClassVar[bool] = False
 
     def added(self, model: HistoryModel) -> None:
         """Told that it is being added to ``model``; an error keeps it from that."""

@@ -1,11 +1,11 @@
 r"""Cluster-GCN (Chiang et al., KDD 2019, https://arxiv.org/abs/1905.07953).
 
-A batch is a union of METIS clusters, chosen anew in each epoch, with the edges inside of it (its Equation 5 and Algorithm 1):
+A batch is a union of METIS clusters, chosen anew in each epoch, with the edges inside of it (its Algorithm 1):
 
     h_B^(l) = act( A_BB h_B^(l-1) W^(l) )
 
-Rows are normalised again, as in its section 3.3: weights of the edges that are left are scaled so that each row sums up to what
-it does in the whole graph.
+Rows are normalised again, as there: weights of the edges that are left are scaled so that each row sums up to what it does in the
+whole graph.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 r"""VR-GCN's control variate (Chen, Zhu and Song, ICML 2018, https://arxiv.org/abs/1710.10568).
 
 Neighbours are sampled as in GraphSAGE, two of each. A sum over neighbours is that of histories over all of them, plus an estimate
-of what has changed since (its Equation 5):
+of what has changed since:
 
     z_v = sum_(u in N(v)) A_vu h*_u + A_vv (h_v - h*_v) + (d_v / k) sum_(u in sample of N(v)) A_vu (h_u - h*_u)
 
-The histories h* of the sampled nodes are then replaced by their h, without a gradient. In the first layer of GCN, whose rows are
-features, all neighbours are used: nothing changes there.
+The histories h* of the sampled nodes are then replaced by their h, without a gradient. The first layer uses all neighbours, as in
+the paper, where their features are summed up once.
 """
 
 from __future__ import annotations

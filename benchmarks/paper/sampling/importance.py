@@ -2,18 +2,18 @@ r"""Sampling of layers: FastGCN and LADIES.
 
 FastGCN (Chen, Ma and Xiao, ICLR 2018, https://arxiv.org/abs/1801.10247) draws s nodes for each layer from the whole graph, by
 
-    q(u) ~ || A_(:,u) ||^2                                        (its Equation 12)
+    q(u) ~ || A_(:,u) ||^2
 
 LADIES (Zou et al., NeurIPS 2019, https://arxiv.org/abs/1911.07323) draws them among neighbours of the layer above, S:
 
-    q(u) ~ || A_(S,u) ||^2                                        (its Equation 5)
+    q(u) ~ || A_(S,u) ||^2
 
-In both, a sum over neighbours is estimated by those that were drawn (FastGCN's Equation 10):
+In both, a sum over neighbours is estimated by those that were drawn, as FastGCN has it:
 
     z_v = A_vv h_v + sum over draws j of A_(v,u_j) h_(u_j) / (s q(u_j))
 
 Destinations are among the sources as well, with their exact weights, for self-loops and initial residuals need them; draws are of
-other nodes.
+other nodes. LADIES divides rows by their sums as well, which is left out, so that sums are right on average.
 """
 
 from __future__ import annotations

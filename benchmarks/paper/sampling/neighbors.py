@@ -1,7 +1,7 @@
 r"""GraphSAGE's sampling of neighbours (Hamilton, Ying and Leskovec, NeurIPS 2017, https://arxiv.org/abs/1706.02216).
 
 A batch is of labelled nodes. Of each, k_L neighbours are drawn without replacement, of each of these k_(L-1), and so on (its
-Algorithm 2). Sums over all d neighbours are estimated by the sample (Equation 2, with a weighted sum in place of the mean):
+Algorithm 2). Sums over all d neighbours, which are weighted here, are estimated by the sample:
 
     z_v = A_vv h_v + (d_v / k) sum_(u in sample of N(v)) A_vu h_u
 

@@ -1,8 +1,8 @@
 r"""GraphSAINT with random walks (Zeng et al., ICLR 2020, https://arxiv.org/abs/1907.04931).
 
-A batch is the subgraph of all nodes that walks from r random roots visit (its section 3.3). How often a node v and an edge (u, v)
+A batch is the subgraph of all nodes that walks from r random roots visit. How often a node v and an edge (u, v)
 is in a batch is counted over T subgraphs that are drawn first, as C_v and C_uv. Sums over neighbours and the loss are then right
-on average (its section 3.2, Equations 2 and 3):
+on average (its section 3.2):
 
     z_v = sum_(u in batch) A_vu h_u C_v / C_uv,    loss = sum_(v in batch) loss_v T / (C_v * number of labelled nodes)
 """

@@ -38,8 +38,8 @@ class Compensation(Extension):
         \frac{\partial \mathcal{L}}{\partial h^{(l)}_v} &\approx \frac{\partial \mathcal{L}_B}{\partial h^{(l)}_v}
             + \beta^{(l)} G^{(l)}_v, \qquad G^{(l)}_v \leftarrow 0 && \text{for } v \in B
 
-    By the chain rule, with exact histories, frozen parameters and :math:`\beta = 1`, gradients summed over epochs are those of the
-    full batch, for any layer. While parameters move, rows of a table are as old as those of a history, and a path through k
+    By the chain rule, with exact histories, frozen parameters and :math:`\beta = 1`, gradients summed over epochs are those of
+    the full batch, for any layer. While parameters move, rows of a table are as old as those of a history, and a path through k
     batches has waited k times; :math:`\beta` weighs them. https://arxiv.org/abs/2302.00924 compensates GCN and GCNII by
     computing rows of the halo as well; this needs no other layers and no further rows, and costs one table for each history, of
     its size in float32 or wider.
@@ -57,8 +57,8 @@ class Compensation(Extension):
         trust: :math:`\beta`, in 0 .. 1, or ``"auto"``, by which it is decided for each history and step: see
             :class:`torch_gas.extensions.compensation.trust.Auto`.
         schedule: ``"consumed"`` for a table whose rows are cleared when they are read. ``"swapped"`` for two tables for each
-            history, one of which is read while the other is added to, and which change places after each complete epoch; groups of
-            parts should then stay the same, :class:`~torch_gas.SubgraphLoader` ``(regroup=False)``.
+            history, one of which is read while the other is added to, and which change places after each complete epoch; groups
+            of parts should then stay the same, :class:`~torch_gas.SubgraphLoader` ``(regroup=False)``.
         scaler: what scales the loss, for float16. Tables hold gradients without its scale, and stay as they are where it skips a
             step.
 
@@ -91,6 +91,7 @@ class Compensation(Extension):
 
     sums = True
     takes_part = True
+    of_batches = True
 
     @checked
     def __init__(
@@ -100,8 +101,10 @@ class Compensation(Extension):
         schedule: Literal["consumed", "swapped"] = "consumed",
         scaler: GradScaler | None = None,
     ) -> None:
-        if trust != "auto" and not 0 <= trust <= 1:
-            raise ValueError(f'Compensation: trust must be "auto" or in 0 .. 1, but is {trust}')
+        if (isinstance(trust, str) and trust != "auto") or (not isinstance(trust, str) and not 0 <= trust <= 1):
+            raise ValueError(f'Compensation: trust must be "auto" or in 0 .. 1, but is {trust!r}')
+        if schedule not in SCHEDULES:
+            raise ValueError(f"Compensation: schedule must be one of {', '.join(SCHEDULES)}, but is {schedule!r}")
         self.trust, self.schedule, self.scaler = trust, schedule, scaler
         self._schedule = SCHEDULES[schedule]()
         self.tables = self._schedule.names
@@ -134,14 +137,14 @@ class Compensation(Extension):
         _refuse(model)
         if self._last is not None and not self._last.is_used:
             warnings.warn(
-                f"{model._name}: backward() was not called after the forward pass before this one, so that what other batches found "
-                "has not gone through its batch. Call it for each batch, also for one without labelled rows, on a *sum* over "
-                "out[mask], which is 0 there, such as labelled_mean(F.cross_entropy(out[mask], y[mask], reduction='none'), batch); "
-                "call the model under torch.no_grad() where nothing is to be learned",
+                f"{model._name}: backward() was not called after the forward pass before this one, so that what other batches "
+                "found has not gone through its batch. Call it for each batch, also for one without labelled rows, on a *sum* "
+                "over out[mask], which is 0 there: labelled_mean(F.cross_entropy(out[mask], y[mask], reduction='none'), batch). "
+                "Where nothing is to be learned, call the model under torch.no_grad()",
                 stacklevel=2,
             )
         tables: Any = [model.extension_tables[name] for name in self.tables]
-        read, add = self._schedule.begin([[each.table for each in layers] for layers in tables])
+        read, add = self._schedule.begin([[each.table for each in layers] for layers in tables], call.record)
         self._last = self._passes[call] = Pass(self, call, read, add)
 
     def exchange(self, call: Call, history: History, rows: Tensor, pulled: Tensor) -> None:
@@ -163,7 +166,7 @@ class Compensation(Extension):
 
     def epoch(self, number: int, complete: bool) -> None:
         """Swaps tables, where there are two; warns where losses have no common scale."""
-        self._schedule.epoch(complete)
+        self._schedule.epoch()
         found = self._labelled.epoch()
         if found is not None:
             warnings.warn(f"Compensation: {found}", stacklevel=2)
@@ -174,14 +177,16 @@ class Compensation(Extension):
         """Told that the backward pass of a step has begun."""
         self._check_scaler()
         self._scale = Scale(self.scaler, grads[0].device)
-        self._labelled.add([grad for grad in grads if grad.shape[:1] == (passed.batch_size,)])
+        rows = [self._scale.remove(grad) for grad in grads if grad.shape[:1] == (passed.batch_size,)]
+        self._labelled.add(rows)
+        self._trust.step(rows, passed.num_batches)
 
     def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
         """Adds rows of a table to the gradient that has arrived."""
         assert self._scale is not None
         own = self._scale.apply(own, grad.dtype)
-        beta = self._trust.beta(passed, layer, grad, own)
-        return grad + beta * own if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
+        beta = self._trust.beta(layer, grad, own)
+        return grad.addcmul(own, beta.to(own.dtype)) if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:
         """Changes the tables, now that the backward pass is over."""
@@ -250,6 +255,6 @@ def _refuse(model: HistoryModel) -> None:
         and torch.distributed.get_world_size() > 1
     ):
         raise RuntimeError(
-            f"{model._name}: Compensation keeps gradients in the tables of one process, which those of other processes' rows would "
-            "never leave; train in one process, or remove the Compensation"
+            f"{model._name}: Compensation keeps gradients in the tables of one process, where those of other processes' rows "
+            "would stay; train in one process, or remove the Compensation"
         )

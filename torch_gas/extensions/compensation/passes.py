@@ -41,6 +41,7 @@ class Pass:
 
     Attributes:
         batch_size: B.
+        num_batches: of the epoch, where that is known.
         is_used: whether a backward pass has come.
         taken: layers whose rows were read.
         added: for layers, the gradient of the rows of the halo, [S, C].
@@ -54,6 +55,7 @@ class Pass:
         self.ranges = None if call.offset is None or call.count is None else (call.offset, call.count)
         self.parameters = [each for each in call.model.parameters() if each.requires_grad]
         self.name = call.model._name
+        self.num_batches = None if call.record is None else call.record.num_batches
         self.is_used = False
         self.taken: list[int] = []
         self.added: dict[int, Tensor] = {}
@@ -66,7 +68,7 @@ class Pass:
         self._rows.append(rows)
 
     def hang(self, out: Any) -> Any:
-        """``out`` of the model, whose backward pass reaches all rows that were pushed, whether the batch's loss read them or not."""
+        """``out`` of the model, from which a backward pass reaches all rows that were pushed, also those that no loss reads."""
         rows, self._rows = self._rows, []
         leaves, spec = pytree.tree_flatten(out)
         learned = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -94,7 +96,7 @@ class Pass:
             )
         self.is_used, self._task = True, torch._C._current_graph_task_id()
         self.watcher.arrives(self, [grad for grad in grads if grad is not None])
-        engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+        engine: Any = torch.autograd.Variable._execution_engine
         engine.queue_callback(self._finish)
 
     @property

@@ -27,7 +27,7 @@ class Scale:
 
     def remove(self, grad: Tensor) -> Tensor:
         """A gradient as the table has it."""
-        return grad if self.factor is None else grad.float() / self.factor
+        return grad if self.factor is None else grad.to(torch.promote_types(grad.dtype, torch.float32)) / self.factor
 
     def is_finite(self, grads: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
         """Whether a step will be made of these gradients, as far as that is known.

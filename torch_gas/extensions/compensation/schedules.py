@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_gas.batch.record import BatchRecord
 from torch_gas.extensions.compensation.passes import Pass
 from torch_gas.table import Table
 
@@ -22,15 +23,17 @@ class Consumed:
 
     names: tuple[str, ...] = ("gradient",)
 
-    def begin(self, tables: Sequence[Sequence[Table]]) -> tuple[Sequence[Table], Sequence[Table]]:
-        """The tables that a step reads and those that it adds to, of all that there are, by name and layer."""
+    def begin(
+        self, tables: Sequence[Sequence[Table]], record: BatchRecord | None
+    ) -> tuple[Sequence[Table], Sequence[Table]]:
+        """The tables that a step on a batch reads and those that it adds to, of all that there are, by name and layer."""
         return tables[0], tables[0]
 
     def changes(self, passed: Pass) -> list[Change]:
         """What a backward pass changes beside what it adds."""
         return [(passed.read[layer], partial(_clear, passed.read[layer], passed)) for layer in passed.taken]
 
-    def epoch(self, complete: bool) -> None:
+    def epoch(self) -> None:
         """Told that an epoch has ended."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,28 +54,42 @@ class Swapped(Consumed):
 
     def __init__(self) -> None:
         self._read = 0  # which of both is read
-        self._ended: bool | None = None  # whether the epoch that has ended was complete; its last step may read still
+        self._steps = 0  # of the epoch, also of those before a run was resumed
+        self._num_batches: int | None = None  # of the epoch
+        self._has_ended = False  # the epoch has; its last step reads its tables still
 
-    def begin(self, tables: Sequence[Sequence[Table]]) -> tuple[Sequence[Table], Sequence[Table]]:
-        if self._ended is not None:
-            if self._ended:
+    def begin(
+        self, tables: Sequence[Sequence[Table]], record: BatchRecord | None
+    ) -> tuple[Sequence[Table], Sequence[Table]]:
+        if record is None or record.epoch is None:
+            raise ValueError(
+                'Compensation(schedule="swapped"): the batch is of no epoch of a loader, and nothing tells when tables are '
+                'complete; take batches of a loader, or schedule="consumed"'
+            )
+        if self._has_ended:
+            if self._steps == self._num_batches:
                 self._read = 1 - self._read
             for table in tables[1 - self._read]:
                 table.clear()
-            self._ended = None
+            self._has_ended, self._steps = False, 0
+        self._steps, self._num_batches = self._steps + 1, record.num_batches
         return tables[self._read], tables[1 - self._read]
 
     def changes(self, passed: Pass) -> list[Change]:
         return []
 
-    def epoch(self, complete: bool) -> None:
-        self._ended = complete
+    def epoch(self) -> None:
+        self._has_ended = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"read": self._read, "ended": self._ended}
+        return {name: getattr(self, f"_{name}") for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._read, self._ended = state["read"], state["ended"]
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name])
+
+
+_STATE = ("read", "steps", "num_batches", "has_ended")
 
 
 SCHEDULES: dict[str, type[Consumed]] = {"consumed": Consumed, "swapped": Swapped}

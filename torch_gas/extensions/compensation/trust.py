@@ -2,32 +2,151 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from torch_gas.extensions.compensation.passes import Pass
+SAMPLE = 4096  # rows of a batch that are looked at, at most
+PATIENCE = 1.25  # by how much gradients of the output may grow
+SHARE = 0.1  # of those of the first steps, by which they must have grown as well
+ENOUGH = 32  # labelled rows, over which they are averaged at least
+SURE = 3.0  # standard errors
 
 
-class Fixed:
-    """The same part in each step."""
+class Trust(ABC):
+    """Decides on :math:`\\beta` of each history in each step."""
 
-    def __init__(self, beta: float) -> None:
-        self._beta = beta
-        self._layers = 0
-
-    def beta(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
-        return self._beta
+    def __init__(self) -> None:
+        self._betas: dict[int, float | Tensor] = {}  # of the last step
 
     def betas(self) -> list[float]:
-        return []
+        """Those of the last step, by history."""
+        return [float(beta) for _, beta in sorted(self._betas.items())]
+
+    def step(self, grads: Sequence[Tensor], num_batches: int | None) -> None:
+        """Begins a step, whose gradients by the batch's output are ``grads``, [B, ...], without the scale of a scaler.
+
+        Args:
+            grads: one for each output with a row for each node.
+            num_batches: of the epoch, where that is known.
+        """
+        self._betas = {}
+
+    def beta(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
+        """For a batch's rows, from the gradient that has arrived and the rows of the table, both [B, C]."""
+        self._betas[layer] = self._decide(layer, grad, own)
+        return self._betas[layer]
+
+    @abstractmethod
+    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor: ...
 
     def state_dict(self) -> dict[str, Any]:
+        """What decides on the next steps."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # what has no state needs none
+        """Goes on from ``state``."""
 
 
-class Auto(Fixed):
+class Fixed(Trust):
+    """The same in all steps."""
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self._beta = beta
+
+    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float:
+        return self._beta
+
+
+class Auto(Trust):
+    r"""As much as what is measured speaks for.
+
+    .. math::
+        \beta^{(l)} = c \cdot \min\!\Big(1, \frac{\|g^{(l)}\|}{\|G^{(l)}\|}\Big)
+
+    with the gradient g that arrives at a batch's rows and the rows G of the table. Both come from neighbours of the same nodes,
+    some of them in the batch and some of them not; g is fresh, and G is up to an epoch old, and the older the more batches its
+    paths went through. What is old may not be louder than what is new: that bounds what a step does that was computed for other
+    parameters. :math:`c` is 1, and 0 for steps in which
+
+    * the loss is rising: gradients by the batch's output, which the loss decides on alone, are larger than they were in the best
+      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of
+      a table can follow. Steps whose gradients are cut do not make that worse, and it ends soon;
+    * g and G point away from each other, over all histories in the mean of some steps and beyond three standard errors. Rows
+      of the same nodes should not: so the table is wrong.
+
+    All is measured on a sample of a batch's rows, and stays on their device.
+    """
+
     def __init__(self) -> None:
-        super().__init__(1.0)
+        super().__init__()
+        self._state: dict[str, Tensor] = {}
+        self._steps = 0
+        self._open: Tensor | None = None  # c of this step
+        self._cosines: list[Tensor] = []  # of this step's histories
+
+    def step(self, grads: Sequence[Tensor], num_batches: int | None) -> None:
+        super().step(grads, num_batches)
+        self._steps += 1
+        window = max(num_batches or 10, 4) / 2  # steps that averages are over
+        rising = self._rising(grads, window)
+        wrong = self._wrong(window)
+        self._open = None if rising is None else 1.0 - torch.maximum(rising, wrong.to(rising.device)).float()
+
+    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
+        stride = -(-len(grad) // SAMPLE)
+        new, old = (each[self._steps % stride :: stride].flatten().float() for each in (grad, own))
+        inner, of_new, of_old = new.dot(old), new.dot(new), old.dot(old)
+        self._cosines.append(inner / (of_new * of_old).sqrt().clamp(min=torch.finfo(inner.dtype).tiny))
+        limit = (of_new / of_old.clamp(min=torch.finfo(inner.dtype).tiny)).sqrt().clamp(max=1.0)
+        return limit if self._open is None else limit * self._open.to(limit.device)
+
+    def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor | None:
+        """Whether gradients by the output are larger than they were."""
+        rows = [each.detach().flatten(1).float().norm(dim=1) for each in grads]
+        if not rows:
+            return None
+        norms = torch.stack([each.sum() for each in rows]).sum()
+        number = torch.stack([(each > 0).sum() for each in rows]).sum()
+        # Averages over so many steps as have enough labelled rows, each row with the same weight.
+        seen = self._average("rows", number, window)
+        longer = window * (ENOUGH / (seen * window).clamp(min=1.0)).clamp(min=1.0)
+        total, count = self._average("norms", norms, longer), self._average("counts", number, longer)
+        now = total / count.clamp(min=torch.finfo(total.dtype).tiny)
+        first = self._state.setdefault("first", now)
+        best = self._state.get("best", now)
+        self._state["best"] = torch.minimum(
+            best * (1 + 0.03 / window), now
+        )  # the best of long ago does not count for ever
+        return (now > PATIENCE * best) & (now > best + SHARE * first)
+
+    def _wrong(self, window: float) -> Tensor:
+        """Whether tables pointed away from what arrived, in the steps before this one."""
+        if not self._cosines:
+            return torch.zeros((), dtype=torch.bool, device="cpu")
+        cosine = torch.stack(self._cosines).mean()
+        self._cosines = []
+        mean = self._average("cosine", cosine, window)
+        square = self._average("square", cosine * cosine, window)
+        error = ((square - mean * mean).clamp(min=0) / min(self._steps, window)).sqrt()
+        return (mean < -SURE * error) & (mean < 0)
+
+    def _average(self, name: str, value: Tensor, window: float | Tensor) -> Tensor:
+        """The average of ``value`` over the last ``window`` steps, or over all as long as there are fewer."""
+        value = value.float()
+        before = self._state.get(name, value).to(value.device)
+        share = torch.as_tensor(1.0 / window, device=value.device).clamp(min=1.0 / max(self._steps, 1))
+        self._state[name] = before + share * (value - before)
+        return self._state[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._state, "steps": self._steps, "cosines": self._cosines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        self._steps, self._cosines = state.pop("steps"), list(state.pop("cosines"))
+        self._state = state
