@@ -8,7 +8,7 @@ from typing import Any
 
 from grid import METIS, RANDOM, Cell
 from samplers import Sampling
-from trainers import Compensated, Exact, Histories, Refreshed, Trainer
+from trainers import Compensated, Exact, Histories, Moved, Refreshed, Trainer
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ METHODS: dict[str, Method] = {
     "compensation, auto": Method(Compensated, "tab:red", options={"trust": "auto"}, core=True),
     "compensation": Method(Compensated, "tab:orange", options={"trust": 1.0}, core=True),
     "compensation, swapped": Method(Compensated, "goldenrod", options={"trust": 1.0, "schedule": "swapped"}),
+    "WaveGAS": Method(Refreshed, "tab:cyan", "--", {"waves": 2}),
+    "momentum": Method(Moved, "tab:gray", "--", {"beta": 0.3}),
     "exact mode": Method(Exact, "tab:gray", fixed=_BY_TEN, core=True),
     "Cluster-GCN": Method(Sampling, "tab:green", "--", {"by": "clusters"}, fixed=_FOUR_CLUSTERS),
     "GraphSAGE sampling": Method(Sampling, "tab:purple", "--", {"by": "neighbors"}, fixed=_NO_PARTS),

@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 from training import Task, split_of
 
 from torch_gas import EvalSubgraphLoader, ExactGradient, SubgraphLoader
+from torch_gas.extensions import Momentum, Waves
 from torch_gas.extensions.compensation import Compensation
 from torch_gas.extensions.refresh import EveryEpochs
 from torch_gas.graph.formats import all_tensors
@@ -102,10 +103,13 @@ class Trainer:
 class Histories(Trainer):
     """GAS: batches with their halo, whose rows come from histories that were filled once. Their gradients end there."""
 
+    neighbors = "in"
+
     def set_up(self) -> None:
         with torch.no_grad():
             self.model.eval()(self.graph.x, self.graph.adj_t)
-        self.loader = SubgraphLoader(self.graph, self.ptr, self.cell.grouped, shuffle=True, seed=self.seed, prefetch=0)
+        options = {"shuffle": True, "seed": self.seed, "prefetch": 0, "neighbors": self.neighbors}
+        self.loader = SubgraphLoader(self.graph, self.ptr, self.cell.grouped, **options)
         self.extend(**self.options)
 
     def extend(self) -> None:
@@ -133,12 +137,30 @@ class Compensated(Histories):
         self.model.add_extension(Compensation(**options))
 
 
-class Refreshed(Histories):
-    """GAS whose histories are made exact after each epoch, in a pass over the whole graph."""
+class Moved(Histories):
+    """GraphFM-OB: halo rows move towards what the batch can compute of them.
 
-    def extend(self) -> None:
+    Args:
+        beta: of :class:`~torch_gas.extensions.Momentum`.
+    """
+
+    neighbors = "both"
+
+    def extend(self, beta: float) -> None:
+        self.model.add_extension(Momentum(beta=beta))
+
+
+class Refreshed(Histories):
+    """GAS whose histories are renewed after each epoch: made exact in a pass over the whole graph, or by waves.
+
+    Args:
+        waves: passes of :class:`~torch_gas.extensions.Waves` instead.
+    """
+
+    def extend(self, waves: int = 0) -> None:
         loader = EvalSubgraphLoader(self.graph, self.ptr, self.cell.grouped)
-        self.refresher = EveryEpochs().bind(self.model, loader, self.graph)
+        policy = EveryEpochs(1, Waves(waves)) if waves else EveryEpochs()
+        self.refresher = policy.bind(self.model, loader, self.graph)
 
     def epoch(self) -> None:
         super().epoch()
