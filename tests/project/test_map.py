@@ -10,8 +10,9 @@ import torch_gas
 
 PACKAGE = Path(torch_gas.__file__).parent
 ROOMS = (
-    "_util", "_core", "transfer", "table", "graph", "partition", "batch", "history", "checkpoint", "datasets", "wiring",
-    "wiring.trial", "session", "models", "exact", "planner", "extensions.compensation", "extensions", "extensions.monitor", "pygas", "",
+    "_util", "_core", "transfer", "table", "graph", "partition", "batch", "history", "checkpoint", "datasets",
+    "wiring", "wiring.trial", "session", "models", "exact", "planner", "extensions.compensation",
+    "extensions", "extensions.monitor", "pygas", "",
 )  # fmt: skip
 # What the root of the package says for all rooms.
 ALL = {"_C"}

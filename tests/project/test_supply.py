@@ -24,7 +24,8 @@ MAY_UNPICKLE = {
     f"test_{name}.py"
     for name in (
         "extension", "history", "history_machine", "hot", "labelled_mean", "loader", "loader_ahead", "loader_both",
-        "loader_groups", "loader_state", "monitor", "origin", "record", "regularization", "scalable", "scaled", "storage", "tables",
+        "loader_groups", "loader_state", "monitor", "origin", "record", "regularization", "scalable", "scaled", "storage",
+        "tables",
     )
 }  # fmt: skip
 MAY_EXECUTE = {
