@@ -28,7 +28,8 @@ GROUPS = {
     "Watch": """Monitor Monitor.errors Monitor.gradient_error Monitor.bound extensions.monitor.errors_table
         extensions.monitor.bound_table extensions.Extension""",
     "Refresh histories": """refresh refresh.Refresher refresh.BeforeTraining refresh.EveryEpochs refresh.EverySteps refresh.Never
-        refresh.Exact refresh.Sweep refresh.Stalest""",
+        refresh.Exact refresh.Sweep refresh.Stalest extensions.Important extensions.Waves""",
+    "Weigh and move stale rows": "extensions.AgeWeights extensions.Momentum",
     "Regularise": """regularization regularization.LocalPerturbation regularization.local_perturbation
         regularization.parameter_groups regularization.spectral_norm""",
     "Save a run": "checkpoint checkpoint.save checkpoint.load",

@@ -57,6 +57,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "FileRows": (_core.FileRows,),
     "FileTier": (FileTier,),
     "Sync": (str,),
+    "Unit": (str,),
     "np.ndarray": (np.ndarray,),
     "History": (History,),
     "SubData": (SubData,),

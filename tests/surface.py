@@ -506,6 +506,26 @@ def _() -> Call:
     return new(extensions.DropoutById, seed=0)
 
 
+@call_of("extensions.AgeWeights")
+def _() -> Call:
+    return new(extensions.AgeWeights, rate=0.5)
+
+
+@call_of("extensions.Momentum")
+def _() -> Call:
+    return new(extensions.Momentum, beta=0.3)
+
+
+@call_of("extensions.Waves")
+def _() -> Call:
+    return new(extensions.Waves, passes=2)
+
+
+@call_of("extensions.Important")
+def _() -> Call:
+    return new(extensions.Important, batches=2, importance=torch.ones(N))
+
+
 @call_of("regularization.LocalPerturbation")
 def _() -> Call:
     return new(regularization.LocalPerturbation)

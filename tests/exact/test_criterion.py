@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_gas import SubgraphLoader
 from torch_gas.exact import ExactGradient
+from torch_gas.models import GCN
 
 
 def data_with_masks() -> Any:
@@ -243,3 +244,22 @@ def test_check_leaves_the_batch_alone() -> None:
     assert left[:2] == right[:2] == (7, 7)
     for number in (2, 3, 4):
         assert torch.equal(torch.cat([left[number], right[number]]), seen[0][number][:14])
+
+
+def test_sparse_features() -> None:
+    """A criterion may read them, of a batch and of its halves."""
+    data = data_with_masks()
+    data.x = data.x.relu().to_sparse_csr()
+    torch.manual_seed(0)
+    model = wired(GCN(N, C, 8, OUT, 3), data)
+
+    def loss(out: Tensor, batch: Any) -> Tensor:
+        rows = batch.x.to_dense()[: len(out)]
+        return F.cross_entropy(out, batch.y[: len(out)], reduction="sum") + (out[:, :1] * rows[:, :1]).sum()
+
+    exact = ExactGradient(model, batches(data, model))
+    exact.backward(loss)
+    want = copy.deepcopy(model)
+    want.zero_grad()
+    loss(whole(want, data), data).backward()
+    assert_same(grads(model), grads(want))

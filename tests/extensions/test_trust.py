@@ -55,14 +55,14 @@ def test_a_table_of_wrong_signs_is_turned_off_within_an_epoch(seed: int) -> None
     assert all(beta < 0.05 for beta in wrong[2:])  # the first epoch has half-empty tables
 
 
-def test_no_more_is_added_than_has_arrived() -> None:
+def test_no_more_is_added_than_twice_what_has_arrived() -> None:
     trust, rows = Auto(), torch.randn(50, 8)
     trust.step([torch.randn(50, 3)], 10)
-    assert float(trust.beta(0, rows, 4 * rows)) == pytest.approx(0.25)
+    assert float(trust.beta(0, rows, 4 * rows)) == pytest.approx(0.5)
     assert float(trust.beta(1, rows, 0.5 * rows)) == 1
     assert float(trust.beta(2, rows, torch.zeros_like(rows))) == 1
     assert float(trust.beta(3, torch.zeros_like(rows), rows)) == 0
-    assert trust.betas() == pytest.approx([0.25, 1, 1, 0])
+    assert trust.betas() == pytest.approx([0.5, 1, 1, 0])
 
 
 def gradients(size: float, labelled: int = 20) -> list[Tensor]:

@@ -94,6 +94,8 @@ VALID = {
     ("_core.dropout_rows", "x", "one column less"): "rows may have any width",
     ("labelled_mean", "batch", "*edge*"): "it looks at no edges",
     ("labelled_mean", "batch", "two adjacencies"): "it looks at no edges",
+    ("extensions.Important", "importance", "one row *"): "the graph that it is of comes later",
+    ("extensions.Important", "importance", "integers"): "importance may be whole numbers",
     ("_core.subgraph", "col", "one row more"): "edges behind the last row belong to nobody",
 }  # fmt: skip
 

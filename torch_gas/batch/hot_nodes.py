@@ -34,8 +34,14 @@ def hot_nodes(loader: SubgraphLoader, number: int | None = None) -> Tensor:
     """
     if number is not None and number < 0:
         raise ValueError(f"hot_nodes: number must not be negative, but is {number}")
+    counts = num_reads(loader)
+    order = counts.argsort(descending=True, stable=True)
+    return order[: int((counts > 0).sum())][:number]
+
+
+def num_reads(loader: SubgraphLoader) -> Tensor:
+    """How many halos each node is in, [N], int64, on the CPU. Where parts meet at random, each part counts as a batch."""
     counts = torch.zeros(loader.num_nodes, dtype=torch.int64, device="cpu")
     for halo in loader.halos():
         counts[halo] += 1
-    order = counts.argsort(descending=True, stable=True)
-    return order[: int((counts > 0).sum())][:number]
+    return counts

@@ -76,13 +76,20 @@ def _rows_of(out: Any, rows: slice, batch_size: int) -> Any:
     return pytree.tree_map(cut, out)
 
 
+def _narrow(value: Tensor, dim: int, rows: slice) -> Tensor:
+    if value.layout == torch.strided:
+        return value.narrow(dim, rows.start, rows.stop - rows.start)
+    ids = torch.arange(rows.start, rows.stop, device=value.device)
+    return value.to_sparse_coo().index_select(dim, ids).to_sparse(layout=value.layout)  # rows of CSR cannot be selected
+
+
 def _part(batch: SubData, rows: slice) -> SubData:
     """Some of the batch's rows as a batch without edges and halo."""
     data, of_nodes = copy.copy(batch.data), {}
     for name, value in data.to_dict().items():
         if isinstance(value, Tensor) and data.is_node_attr(name):
             dim = data.__cat_dim__(name, value)
-            of_nodes[name] = value.narrow(dim, rows.start, rows.stop - rows.start)
+            of_nodes[name] = _narrow(value, dim, rows)
         elif data.is_edge_attr(name):
             del data[name]
     n_id = of_nodes.pop("n_id", batch.n_id[rows])

@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked, checked_fields
@@ -77,9 +78,10 @@ def _check_positive(value: int, what: str) -> None:
 
 
 class Refresh(ABC):
-    """A way to renew histories: in evaluation mode, without gradient, with the parameters as they are."""
+    """A way to renew histories: without gradient, with the parameters as they are, and in evaluation mode by default."""
 
     exact: ClassVar[bool] = False  # whether all histories are exact afterwards, and the outputs are known
+    in_training: ClassVar[bool] = False  # whether it runs in training mode
 
     @abstractmethod
     def run(self, refresher: Refresher) -> Any:
@@ -135,10 +137,10 @@ class Sweep(Refresh):
 
 @checked_fields
 @dataclass(frozen=True)
-class Stalest(Refresh):
-    """Forward passes of the batches whose rows are the oldest, until a budget is spent.
+class Ranked(Refresh):
+    """Forward passes of the batches that come first by a score of their rows, until a budget is spent.
 
-    The age of a batch is the mean over its rows and all histories; a row that was never pushed is older than any other.
+    The score of a batch is the mean over its rows.
 
     Args:
         batches: how many batches of the loader.
@@ -149,34 +151,57 @@ class Stalest(Refresh):
     nodes: int | None = None
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if (self.batches is None) == (self.nodes is None):
-            raise ValueError("Stalest: give a budget, either batches or nodes")
-        for name, budget in vars(self).items():
+            raise ValueError(f"{name}: give a budget, either batches or nodes")
+        for key, budget in (("batches", self.batches), ("nodes", self.nodes)):
             if budget is not None:
-                _check_positive(budget, f"Stalest: {name}")
+                _check_positive(budget, f"{name}: {key}")
+
+    @abstractmethod
+    def scores(self, refresher: Refresher) -> Tensor:
+        """The score of each row, [N], on the CPU."""
 
     def run(self, refresher: Refresher) -> None:
-        loader, histories = refresher.loader, refresher.model.histories
-        parts = torch.tensor(
-            loader.dataset, device="cpu"
-        )  # those that are not empty; a batch is of parts that follow each other
+        loader = refresher.loader
+        # Those that are not empty; a batch is of parts that follow each other.
+        parts = torch.tensor(loader.dataset, device="cpu")
         batches = parts.split(loader.batch_size or 1)
         bounds = torch.cat([loader.ptr[parts[:: loader.batch_size or 1]], loader.ptr[-1:]])
-        sizes = bounds.diff()
-        ages = torch.zeros(loader.num_nodes, dtype=torch.int64, device="cpu")
-        for history in histories:
-            ages += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
-        sums = torch.cat([ages.new_zeros(1), ages.cumsum(0)])[bounds].diff()
+        sizes, scores = bounds.diff(), self.scores(refresher)
+        sums = torch.cat([scores.new_zeros(1), scores.cumsum(0)])[bounds].diff()
         order = (sums / sizes).argsort(descending=True, stable=True)
         if self.nodes is not None:
             largest = int(sizes.max())
             if self.nodes < largest:
                 raise ValueError(
-                    f"Stalest: nodes is {self.nodes}, but the largest batch of the loader has {largest}; raise it, or make the "
-                    "loader's batches smaller"
+                    f"{type(self).__name__}: nodes is {self.nodes}, but the largest batch of the loader has {largest}; raise it, "
+                    "or make the loader's batches smaller"
                 )
             order = order[sizes[order].cumsum(0) <= self.nodes]
         refresher.forward(loader.only([batches[i].tolist() for i in order[: self.batches]]))
+
+
+class Stalest(Ranked):
+    """Forward passes of the batches whose rows are the oldest, until a budget is spent.
+
+    The age of a batch is the mean over its rows and all histories; a row that was never pushed is older than any other.
+
+    Args:
+        batches: how many batches of the loader.
+        nodes: instead, how many rows B these may have together.
+    """
+
+    def scores(self, refresher: Refresher) -> Tensor:
+        return ages(refresher)
+
+
+def ages(refresher: Refresher) -> Tensor:
+    """Steps since each row was pushed, summed over all histories, [N], int64; one step more than there were if it never was."""
+    total = torch.zeros(refresher.loader.num_nodes, dtype=torch.int64, device="cpu")
+    for history in refresher.model.histories:
+        total += (history.clock.to(history.pushed_at.device) - history.pushed_at).cpu()  # pushed_at is -1 for never
+    return total
 
 
 # -- when --------------------------------------------------------------------------------------------------------------
@@ -358,14 +383,14 @@ class Refresher(Extension):
     def _refresh(self, moment: Moment, count: int) -> Any:
         outputs = None
         for refresh in self.policy.due(moment, count):
-            with self._evaluation():
+            with self._aside(refresh.in_training):
                 outputs = refresh.run(self)
             self.cost.refreshes += 1
         return outputs
 
     @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """Evaluation mode without gradient, whose time counts and which leaves modes and random numbers as they were."""
+    def _aside(self, in_training: bool) -> Iterator[None]:
+        """One mode, without gradient; its time counts, and it leaves modes and random numbers as they were."""
         modes = [(module, module.training) for module in self.model.modules()]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         for each in devices:
@@ -373,7 +398,8 @@ class Refresher(Extension):
         start = time.perf_counter()
         try:
             with torch.random.fork_rng(devices), torch.no_grad():
-                self.model.eval()
+                if not (in_training and self.model.training):  # where each module has the mode that its user gave it
+                    self.model.train(in_training)
                 yield
             for each in devices:
                 finish(each)

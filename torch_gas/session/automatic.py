@@ -83,7 +83,8 @@ class Automatic(Handler):
             if need.number not in self._read:
                 self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)
-        rows = value[:batch_size].flatten(1) if value.dim() > 1 else value[:batch_size].view(-1, 1)
+        value = value if self.call.keeps_halo() else value[:batch_size]
+        rows = value.flatten(1) if value.dim() > 1 else value.view(-1, 1)
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
         return out.view(-1, *need.shape)
 

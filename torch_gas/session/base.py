@@ -270,7 +270,7 @@ class ScalableGNN(HistoryModel):
             layers = find_layers(self)
             refuse_evaluation(self, call.batch_size, self.num_nodes)
             session, replay = self._session, self._session.replay
-            rows = Rows(call.batch_size, call.n_id, self.num_nodes, session.any_rows)
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, session.any_rows, call.keeps_halo)
             batch = Batch(layers, layers.convs, rows, call.neighbors == "in")
             batch.wire(call.undo)
             call.met = batch.met

@@ -60,6 +60,9 @@ class Call:
         used: the histories whose exchange has been made.
         met: convolutions that were called, where the model is wired by hand to a batch.
         pushes: whether exchanges write to histories.
+        asks_for_halo: whether an extension asked, when the call began, for what layers compute for the halo. They compute
+            something for it on a batch that holds the edges out of its nodes as well.
+        of_halo: that, for the exchange under way, [S, C]; None where it was not asked for, or forward cut it off.
         rehearsals: while what they make is entered, layers may be called beside the forward pass, without being counted.
         adj: the adjacency of the batch or the graph.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
@@ -74,6 +77,8 @@ class Call:
         self.used: set[History] = set()
         self.met: list[Module] | None = None
         self.pushes = True
+        self.asks_for_halo = False
+        self.of_halo: Tensor | None = None
         self.forbidden: str | None = None
         self.rehearsals: list[Callable[[], AbstractContextManager[None]]] = []
         self.adj: Any = None
@@ -234,6 +239,10 @@ class Call:
                 "holds: also where it has no edges, a layer is skipped at random, or an exception is caught; num_layers counts "
                 "one more than the histories"
             )
+
+    def keeps_halo(self) -> bool:
+        """Whether layers give their halo rows as well: where they are asked for, up to the last exchange."""
+        return self.asks_for_halo and len(self.used) < len(self.model.histories)
 
     # -- transfers -----------------------------------------------------------------------------------------------------
 

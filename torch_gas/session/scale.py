@@ -407,7 +407,7 @@ class ScaledGNN(HistoryModel):
         rows = None
         if call.n_id is not None and call.batch_size is not None:
             refuse_evaluation(self.model, call.batch_size, self.num_nodes)
-            rows = Rows(call.batch_size, call.n_id, self.num_nodes, self._session.any_rows)
+            rows = Rows(call.batch_size, call.n_id, self.num_nodes, self._session.any_rows, call.keeps_halo)
         kinds: frozenset[Kind] = frozenset({"output", *(place.kind for place in found.needs)})
         places = Places(self.model, handler, self.num_nodes if call.n_id is None else call.n_id.numel(), kinds)
         places.wire(call.undo, rows, handler.bipartite, found.of_edges)

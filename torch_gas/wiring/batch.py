@@ -50,12 +50,14 @@ class Rows(NamedTuple):
         n_id: ids of the batch's and then the halo's nodes, [B + S], by which layers find their parameters for a node.
         num_nodes: N.
         any_rows: whether layers that are not computed may be called with another number of rows.
+        keeps_halo: whether a layer is to give what it computes for halo nodes as well, asked when it has run.
     """
 
     batch_size: int
     n_id: Tensor
     num_nodes: int
     any_rows: bool = False
+    keeps_halo: Callable[[], bool] | None = None
 
 
 class Batch:
@@ -286,6 +288,9 @@ class _Layer(_Met):
         if not isinstance(rows, Tensor) or rows.dim() == 0:
             return None
         if (self.num_edges and self._is_of_edges(conv, rows.size(0))) or rows.size(0) != num_rows:
+            return None
+        keeps_halo = self.batch.rows.keeps_halo
+        if keeps_halo is not None and not torch.compiler.is_compiling() and keeps_halo():
             return None
         return with_first(out, rows[:batch_size]) if isinstance(out, tuple) else rows[:batch_size]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 4096  # rows of a batch that are looked at, at most
+LIMIT = 2.0  # of the norm of what is added, as a multiple of what arrives
 PATIENCE = 1.25  # by how much gradients of the output may grow
 SHARE = 0.1  # of those of the first steps, by which they must have grown as well
 ENOUGH = 32  # labelled rows, over which they are averaged at least
@@ -86,23 +87,32 @@ class Auto(Trust):
         super().__init__()
         self._state: dict[str, Tensor] = {}
         self._steps = 0
+        self._window = 10.0  # steps of an epoch
         self._open: Tensor | None = None  # c of this step
+        self._labelled: Tensor | None = None  # the number of rows of this step that have a gradient by the loss
         self._cosines: list[Tensor] = []  # of this step's histories
 
     def step(self, grads: Sequence[Tensor], num_batches: int | None) -> None:
         super().step(grads, num_batches)
         self._steps += 1
-        window = max(num_batches or 10, 4) / 2  # steps that averages are over
+        self._window = float(max(num_batches or 10, 4))
+        window = self._window / 2  # steps that averages are over
         rising = self._rising(grads, window)
         wrong = self._wrong(window)
         self._open = None if rising is None else 1.0 - torch.maximum(rising, wrong.to(rising.device)).float()
 
     def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
         stride = -(-len(grad) // SAMPLE)
-        new, old = (each[self._steps % stride :: stride].flatten().float() for each in (grad, own))
-        inner, of_new, of_old = new.dot(old), new.dot(new), old.dot(old)
+        new, old = (each[self._steps % stride :: stride].float() for each in (grad, own))
+        inner, of_new, of_old = (
+            left.flatten().dot(right.flatten()) for left, right in ((new, old), (new, new), (old, old))
+        )
         self._cosines.append(inner / (of_new * of_old).sqrt().clamp(min=torch.finfo(inner.dtype).tiny))
-        limit = (of_new / of_old.clamp(min=torch.finfo(inner.dtype).tiny)).sqrt().clamp(max=1.0)
+        size, arrives = (norm.sqrt() / max(len(new), 1) ** 0.5 for norm in (of_old, of_new))
+        average = self._average(f"arrives {layer}", arrives, self._window)
+        if self._labelled is not None:  # a batch without labels has next to nothing of its own
+            arrives = torch.where(self._labelled.to(arrives.device) > 0, arrives, average)
+        limit = (LIMIT * arrives / size.clamp(min=torch.finfo(inner.dtype).tiny)).clamp(max=1.0)
         return limit if self._open is None else limit * self._open.to(limit.device)
 
     def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor | None:
@@ -112,17 +122,19 @@ class Auto(Trust):
             return None
         norms = torch.stack([each.sum() for each in rows]).sum()
         number = torch.stack([(each > 0).sum() for each in rows]).sum()
+        self._labelled = number
         # Averages over so many steps as have enough labelled rows, each row with the same weight.
         seen = self._average("rows", number, window)
         longer = window * (ENOUGH / (seen * window).clamp(min=1.0)).clamp(min=1.0)
         total, count = self._average("norms", norms, longer), self._average("counts", number, longer)
-        now = total / count.clamp(min=torch.finfo(total.dtype).tiny)
-        first = self._state.setdefault("first", now)
+        now = torch.where(count > 0, total / count, torch.inf)  # no batch had labelled rows yet
+        first = self._state.get("first", now)
+        self._state["first"] = torch.where(first.isfinite(), first, now)
         best = self._state.get("best", now)
         self._state["best"] = torch.minimum(
             best * (1 + 0.03 / window), now
         )  # the best of long ago does not count for ever
-        return (now > PATIENCE * best) & (now > best + SHARE * first)
+        return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
 
     def _wrong(self, window: float) -> Tensor:
         """Whether tables pointed away from what arrived, in the steps before this one."""
