@@ -26,6 +26,7 @@ SUITES = {
         "accuracy",
         "inference",
         "exact",
+        "compensation",
         "gradients",
         "plan",
     ),

@@ -337,6 +337,13 @@ def test_inference(run, tmp_path: Path) -> None:
     picture(tmp_path / "inference.png")
 
 
+def test_compensation(run) -> None:
+    (rows,) = run("compensation", CPU, ())
+    assert [row["model"] for row in rows] == ["GCN", "SAGE", "GIN", "GAT", "GCNII"]
+    assert all(row["auto, MB"] > row["histories alone, MB"] and row["auto / histories alone"] > 0 for row in rows)
+    assert all(row["MB of tables"] == 2 * 600 * 16 * 4 / 1e6 for row in rows)
+
+
 def test_exact_gradients(run) -> None:
     steps, growth = run("exact", CPU, ())
     sides = ("full batch", "one batch", "epoch of batches", "exact")
