@@ -33,12 +33,16 @@ class Scale:
     def is_finite(self, grads: Iterable[Tensor], parameters: Iterable[Tensor]) -> bool:
         """Whether a step will be made of these gradients, as far as that is known.
 
-        A scaler skips it where the gradient of a parameter is not finite. Without one, nothing of a GPU is waited for.
+        A scaler skips it where the gradient of a parameter is not finite. Numbers of 16 bits may also overflow in single rows.
+        Without a scaler, nothing of a GPU is waited for.
         """
-        looked_at = [grad for grad in grads if self.factor is not None or not grad.is_cuda]
-        if self.factor is not None:
-            looked_at += [each.grad for each in parameters if each.grad is not None]
-        return all(bool(_values(grad).sum(dtype=torch.float32).isfinite()) for grad in looked_at)
+        of_parameters = [each.grad for each in parameters if each.grad is not None]
+        of_rows = list(grads)
+        if self.factor is None:
+            of_parameters, of_rows = ([each for each in both if not each.is_cuda] for both in (of_parameters, of_rows))
+        if self.factor is None and of_parameters:  # which are not finite where those of float32 rows are not
+            of_rows = [each for each in of_rows if each.dtype.itemsize < torch.float32.itemsize]
+        return all(bool(_values(grad).sum(dtype=torch.float32).isfinite()) for grad in (*of_parameters, *of_rows))
 
 
 def _values(grad: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SAMPLE = 4096  # rows of a batch that are looked at, at most
+SAMPLE = 1024  # rows of a batch that are looked at, at most
 LIMIT = 2.0  # of the norm of what is added, as a multiple of what arrives
 PATIENCE = 1.25  # by how much gradients of the output may grow
 SHARE = 0.1  # of those of the first steps, by which they must have grown as well
