@@ -508,7 +508,9 @@ def _() -> Call:
 
 @call_of("extensions.Compensation")
 def _() -> Call:
-    return new(extensions.Compensation, trust=0.5)
+    return new(
+        extensions.Compensation, trust=0.5, schedule="swapped", scaler=torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 @call_of("extensions.AgeWeights")

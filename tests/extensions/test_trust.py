@@ -70,16 +70,21 @@ def test_the_highest_level_is_the_lower_the_deeper_a_model_is(num_histories: int
     assert highest(num_histories) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_level_rises_with_progress_and_falls_without() -> None:
+def test_the_level_rises_and_is_halved_where_the_loss_rises() -> None:
     torch.manual_seed(0)
     trust = Auto()
     for step in range(100):
         decided(trust, 0.99**step)
     assert trust.betas() == [1.0]
-    trust = Auto()
-    for _ in range(100):
+    for _ in range(50):
         decided(trust, 1.0)
-    assert trust.betas()[0] < 0.01
+    for _ in range(200):
+        decided(trust, 0.2)
+    assert float(trust._state["level"]) == 1.0
+    before = float(trust._state["level"])
+    for _ in range(12):
+        decided(trust, 1.0)
+    assert float(trust._state["level"]) < before
 
 
 def gradients(size: float, labelled: int = 20) -> list[Tensor]:

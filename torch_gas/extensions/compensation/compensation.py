@@ -24,6 +24,9 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 
+Automatic = Literal["auto"]
+Schedule = Literal["consumed", "swapped"]
+
 
 class Compensation(Extension):
     r"""Has the gradients of batches not end at the rows that they take from histories.
@@ -96,9 +99,9 @@ class Compensation(Extension):
     @checked
     def __init__(
         self,
-        trust: float | Literal["auto"] = "auto",
+        trust: float | Automatic = "auto",
         *,
-        schedule: Literal["consumed", "swapped"] = "consumed",
+        schedule: Schedule = "consumed",
         scaler: GradScaler | None = None,
     ) -> None:
         if (isinstance(trust, str) and trust != "auto") or (not isinstance(trust, str) and not 0 <= trust <= 1):

@@ -16,10 +16,8 @@ SHARE = 0.1  # of those of the first steps, by which they must have grown as wel
 ENOUGH = 32  # labelled rows, over which they are averaged at least
 SURE = 3.0  # standard errors
 START = 0.25  # the level of trust
-FALL, RISE = 0.5, 1.25  # its factors after epochs that bring nothing, and after others
+FALL, RISE = 0.5, 1.25  # its factors after epochs at whose end the loss rises, and after others
 REACH = 2.0  # batches that a gradient has gone through, in the mean, at the highest level
-PROGRESS = 0.999  # of the gradients of the output an epoch ago: what is larger is no progress
-HIGH = 0.5  # of the first gradients of the output: what is smaller need not get smaller still
 
 
 class Trust(ABC):
@@ -93,13 +91,13 @@ class Auto(Trust):
     epoch stands for the norm of g.
 
     :math:`c` is a level that begins with a quarter, because parameters move fastest at first. After each epoch it rises by a
-    quarter, or is halved if the epoch brought nothing: gradients by the batch's output, which the loss decides on alone, are as
-    large as they were an epoch ago and more than half as large as at first, or they are larger than they ever were since. A path
-    through k batches is weighed by :math:`\beta^k` and has waited k times, so the level ends where
-    :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen. And nothing is added in steps in which
+    quarter, or is halved if the loss is rising. A path through k batches is weighed by :math:`\beta^k` and has waited k times,
+    so the level ends where :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen. And nothing is
+    added in steps in which
 
-    * the loss is rising: gradients by the output are larger than they were in the best steps so far, by a quarter and by a tenth
-      of those of the first steps. Parameters then move faster than the gradients of a table can follow;
+    * the loss is rising: gradients by the batch's output, which the loss decides on alone, are larger than they were in the best
+      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of a
+      table can follow;
     * g and G point away from each other, over all histories in the mean of some steps and beyond three standard errors. Rows
       of the same nodes should not: so the table is wrong.
 
@@ -158,7 +156,6 @@ class Auto(Trust):
         now = torch.where(count > 0, total / count, torch.inf)  # no batch had labelled rows yet
         first = self._state.get("first", now)
         self._state["first"] = torch.where(first.isfinite(), first, now)
-        self._state["now"] = now
         best = self._state.get("best", now)
         self._state["best"] = torch.minimum(
             best * (1 + 0.03 / window), now
@@ -166,13 +163,9 @@ class Auto(Trust):
         return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
 
     def _learn(self, rising: Tensor, most: float) -> None:
-        """Moves the level of trust, once an epoch, by what the epoch has brought."""
-        now = self._state["now"]
-        before = self._state.get("before", self._state["first"]).to(now.device)
-        stands = (now > PROGRESS * before) & (now > HIGH * self._state["first"].to(now.device))
-        level = self._level(now.device)
-        self._state["level"] = torch.where(stands | rising, level * FALL, (level * RISE).clamp(max=most))
-        self._state["before"] = now
+        """Moves the level of trust, once an epoch."""
+        level = self._level(rising.device)
+        self._state["level"] = torch.where(rising, level * FALL, (level * RISE).clamp(max=most))
 
     def _level(self, device: torch.device) -> Tensor:
         return self._state.setdefault("level", torch.full((), START, device=device)).to(device)
