@@ -505,11 +505,15 @@ def test_plan_leaves_tables_alone_and_counts_them() -> None:
     data, memory = graph(), 2**30
     model = scale(nn.GraphSAGE(C, 8, 3, OUT).double(), data, inputs=plain)
     before = plan(data, model, host_memory=memory, device_memory=memory)
-    model.add_extension(Compensation(1.0))
+    model.add_extension(Compensation())
     epoch(model.train())
-    rows = tables(model)
+    rows, state = tables(model), copy.deepcopy(model.extensions[0].state_dict())
     after = plan(data, model, host_memory=memory, device_memory=memory)
     assert same(tables(model), rows) and any(table.any() for table in rows)
+    assert model.extensions[0].state_dict() == state
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        epoch(model)
     assert after.history_bytes - before.history_bytes >= sum(table.nbytes for table in rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +105,7 @@ def _training_mode(model: HistoryModel) -> Iterator[None]:
     rows = ("histories.", "tables.", "extension_tables.")
     small = [key for key, _ in model.named_buffers() if not key.startswith(rows)]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    states = [(each, copy.deepcopy(each.state_dict())) for each in model.extensions if each.takes_part]
     with restored(model, small):
         try:
             model.train()
@@ -114,6 +116,8 @@ def _training_mode(model: HistoryModel) -> Iterator[None]:
             model._session.watching = True
             for parameter, grad in grads:
                 parameter.grad = grad
+            for extension, state in states:
+                extension.load_state_dict(state)
 
 
 @contextmanager

@@ -112,7 +112,6 @@ class Compensation(Extension):
         self._schedule = SCHEDULES[schedule]()
         self.tables = self._schedule.names
         self._trust = Auto() if trust == "auto" else Fixed(float(trust))
-        self._labelled = LabelledRows()
         self._checks_scaler = scaler is None
         self._begin()
 
@@ -122,6 +121,7 @@ class Compensation(Extension):
         self._log = Log()
         self._scale: Scale | None = None
         self._arrived: list[Pass] = []  # in the backward pass under way
+        self._labelled = LabelledRows()
 
     @property
     def betas(self) -> list[float]:
@@ -244,7 +244,7 @@ class Compensation(Extension):
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_passes", "_last", "_log", "_scale", "_arrived")  # a copy belongs to no call
+        passing = ("_passes", "_last", "_log", "_scale", "_arrived", "_labelled")  # a copy belongs to no call
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
