@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from cells import MOST_SEEDS, Cells
 from command import check_found, save, spread
-from grid import Cell
+from grid import METIS, Cell
 from matplotlib import pyplot as plt
 from registry import FULL, GAS, METHODS, named
 from shared import save_picture, table
@@ -237,6 +237,33 @@ def draw(found: Found) -> Any:
     return figure
 
 
+SHORT = {"GCN-3 on WordNet": 20, "GCNII-16 on Cora": 10}  # batches of an epoch
+
+
+def draw_short(found: Found) -> Any:
+    """Two cells over epochs, each method with the parts that it was run on: the best validation accuracy so far."""
+    figure, panels = plt.subplots(1, len(SHORT), figsize=(10.5, 3.8), layout="constrained")
+    for axes, (name, batches) in zip(panels, SHORT.items(), strict=True):
+        for cell, runs in found:
+            is_shown = f"{cell.name} on {cell.data}" == name and cell.batches == batches and cell.lr == 0.01
+            for method, done in runs.items() if is_shown and cell.grouped == 1 else ():
+                number = min(cell.epochs, *(run["last"][0] for run in done.values()))
+                epochs = np.arange(1, number + 1)
+                val = np.mean([_best_so_far(run, epochs) for run in done.values()], axis=0) / 100
+                parts = METHODS[method].cell(cell).parts
+                label = (
+                    method if METHODS[method].full else f"{method} ({'METIS' if parts == METIS else 'random'} parts)"
+                )
+                line = METHODS[method].line
+                if label not in axes.get_legend_handles_labels()[1]:
+                    axes.plot(epochs, val, color=METHODS[method].color, linestyle=line, label=label)
+        axes.set(title=name, xlabel="epochs", ylabel="best validation accuracy so far, %", ylim=(40, None))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
 def _best_so_far(run: Run, epochs: Any) -> Any:
     """The best validation accuracy of the first 1, 2, ... epochs."""
     records = np.array(run["records"])
@@ -304,4 +331,5 @@ def report(args: Any, recipes: list[Cell], cells: Cells, of: Of) -> None:
         tables.append(table("Beside the full batch at its best rate", rates, BEST))
     if bases:
         save_picture(draw(bases), args.out, "gradients")
+        save_picture(draw_short(found), args.out, "gradients_short")
     save(args, "gradients", args.question, cells.machine(), tables)

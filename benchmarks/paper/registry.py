@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
     "compensation": Method(Compensated, "tab:orange", options={"trust": 1.0}, core=True),
     "compensation, swapped": Method(Compensated, "goldenrod", options={"trust": 1.0, "schedule": "swapped"}),
     "WaveGAS": Method(Refreshed, "tab:cyan", "--", {"waves": 2}),
-    "momentum": Method(Moved, "tab:gray", "--", {"beta": 0.3}),
+    "momentum": Method(Moved, "tab:gray", "--", {"beta": 0.1}),
     "exact mode": Method(Exact, "tab:gray", fixed=_BY_TEN, core=True),
     "Cluster-GCN": Method(Sampling, "tab:green", "--", {"by": "clusters"}, fixed=_FOUR_CLUSTERS),
     "GraphSAGE sampling": Method(Sampling, "tab:purple", "--", {"by": "neighbors"}, fixed=_NO_PARTS),
