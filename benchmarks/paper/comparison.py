@@ -251,9 +251,8 @@ def draw_short(found: Found) -> Any:
                 epochs = np.arange(1, number + 1)
                 val = np.mean([_best_so_far(run, epochs) for run in done.values()], axis=0) / 100
                 parts = METHODS[method].cell(cell).parts
-                label = (
-                    method if METHODS[method].full else f"{method} ({'METIS' if parts == METIS else 'random'} parts)"
-                )
+                drawn = "" if METHODS[method].fixed else " (random parts)"  # samplers draw nodes from the whole graph
+                label = f"{method}{' (METIS parts)' if parts == METIS else drawn}"
                 line = METHODS[method].line
                 if label not in axes.get_legend_handles_labels()[1]:
                     axes.plot(epochs, val, color=METHODS[method].color, linestyle=line, label=label)
