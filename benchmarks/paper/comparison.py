@@ -259,7 +259,8 @@ def draw_short(found: Found) -> Any:
         axes.set(title=name, xlabel="epochs", ylabel="best validation accuracy so far, %", ylim=(40, None))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 

@@ -47,8 +47,8 @@ def naming(call: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            enter()
             try:
+                enter()  # Ctrl-C may end this line, and only when it is done: so it belongs into the block
                 return function(*args, **kwargs)
             finally:
                 leave()
