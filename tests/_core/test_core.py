@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from twins import int64
 
 from torch_gas import _core
+from torch_gas._core import naming
+from torch_gas._core.build import _C
 
 
 def test_concurrent_callers() -> None:
@@ -97,3 +100,21 @@ def test_missing_build_is_explained() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search(r"ImportError: the compiled core .*pip install -e \.", done.stderr)
+
+
+def test_ctrl_c_while_a_call_is_named_leaves_no_name_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may end the line that enters a name as soon as that is done."""
+
+    class Interrupted:
+        def __init__(self, call: str, names: dict[str, str]) -> None:
+            self.naming = _C.Naming(call, names)
+            self.leave = self.naming.leave
+
+        def enter(self) -> None:
+            self.naming.enter()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(naming, "_C", SimpleNamespace(Naming=Interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        naming.naming("read", index="ids")(lambda: None)()
+    assert naming.at("write", "index") == "write: `index`"
