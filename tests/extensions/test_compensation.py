@@ -20,6 +20,7 @@ from torch.nn import Module
 from torch_gas import ExactGradient, SubgraphLoader, checkpoint, labelled_mean, plan, scale
 from torch_gas.extensions import Compensation, DropoutById
 from torch_gas.extensions.compensation import passes, schedules
+from torch_gas.extensions.compensation.trust import START
 from torch_gas.models import GCN
 
 
@@ -226,6 +227,27 @@ def test_outputs_of_any_kind() -> None:
     assert any(table.any() for table in tables(model))
 
 
+class OwnLoss(Module):
+    """Computes its loss itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = torch.nn.ModuleList([nn.SAGEConv(C, 8), nn.SAGEConv(8, OUT)])
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.convs[1](self.convs[0](x, edge_index).relu(), edge_index)
+        return out, out[:3].square().sum()
+
+
+@pytest.mark.parametrize("trust", [1.0, "auto"])
+def test_a_loss_that_the_model_returns(trust: Any) -> None:
+    model = model_of(Compensation(trust), net=OwnLoss())
+    for batch in loader_of(model):
+        model(batch)[1].backward()
+    assert any(table.any() for table in tables(model))
+    assert model.extensions[0].betas == [1.0 if trust == 1.0 else pytest.approx(START, rel=0.3)]
+
+
 def test_no_output_with_gradient_is_an_error() -> None:
     model = model_of(Compensation(1.0), net=Several("none"))
     with pytest.raises(RuntimeError, match="returned nothing that has a gradient"):
@@ -426,7 +448,6 @@ def test_ctrl_c_while_tables_change_is_finished_by_the_next_call(schedule: Any) 
         model = model_of(Compensation(1.0, schedule=schedule))
         epoch(model)
         batch = next(iter(loader_of(model)))
-        model.extensions[0]._last._task = None
         loss = loss_of(model(batch), batch)
         log = model.extensions[0]._log
         finish, came = log.finish, []
@@ -488,6 +509,12 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(trust: Any, schedule: Any, 
 def test_a_state_of_another_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="same schedule"):
         Compensation(schedule="swapped").load_state_dict(Compensation().state_dict())
+
+
+def test_a_state_of_another_trust_is_refused() -> None:
+    for left, right_ in ((1.0, "auto"), ("auto", 1.0)):
+        with pytest.raises(ValueError, match="decides in another way"):
+            Compensation(left).load_state_dict(Compensation(right_).state_dict())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

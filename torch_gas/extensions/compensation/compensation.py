@@ -235,9 +235,15 @@ class Compensation(Extension):
         return {"trust": self._trust.state_dict(), "schedule": self._schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.keys() != {"trust", "schedule"} or state["schedule"].keys() != self._schedule.state_dict().keys():
+        own = self.state_dict()
+        if state.keys() != own.keys() or state["schedule"].keys() != own["schedule"].keys():
             raise ValueError(
                 "Compensation.load_state_dict: this is not the state of a Compensation of the same schedule; make it as it was"
+            )
+        if bool(state["trust"]) != bool(own["trust"]):
+            raise ValueError(
+                f"Compensation.load_state_dict: trust is {self.trust!r} here, and the state is of one that decides in another "
+                "way; make it as it was"
             )
         self._trust.load_state_dict(state["trust"])
         self._schedule.load_state_dict(state["schedule"])

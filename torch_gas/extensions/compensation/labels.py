@@ -23,12 +23,11 @@ class LabelledRows:
 
     def add(self, grads: Sequence[Tensor]) -> None:
         """Counts the rows of a batch, from the gradients by what the model returned, [B, ...]."""
-        if self._epochs < ENOUGH:
-            norms = torch.stack([grad.detach().flatten(1).float().norm(dim=1) for grad in grads if grad.dim() > 0]).sum(
-                0
-            )
-            number = (norms > 0).sum()
-            self._batches.append(torch.stack([number.float(), norms.sum() / number.clamp(min=1)]))
+        if self._epochs >= ENOUGH or not grads:  # a model may return its loss alone
+            return
+        norms = torch.stack([grad.detach().flatten(1).float().norm(dim=1) for grad in grads]).sum(0)
+        number = (norms > 0).sum()
+        self._batches.append(torch.stack([number.float(), norms.sum() / number.clamp(min=1)]))
 
     def epoch(self) -> str | None:
         """What is wrong with the loss in the epoch that has ended, if anything is."""

@@ -34,9 +34,9 @@ class Trust(ABC):
         """Begins a step, whose gradients by the batch's output are ``grads``, [B, ...], without the scale of a scaler.
 
         Args:
-            grads: one for each output with a row for each node.
-            num_histories: L - 1.
+            grads: one for each output with a row for each node; none where the model returns its loss alone.
             num_batches: of the epoch, where that is known.
+            num_histories: L - 1.
         """
         self._betas = {}
 
@@ -109,7 +109,7 @@ class Auto(Trust):
         self._state: dict[str, Tensor] = {}
         self._steps = 0
         self._window = 10.0  # steps of an epoch
-        self._factor: Tensor | None = None  # c of this step
+        self._factor = torch.zeros((), device="cpu")  # c of this step
         self._labelled: Tensor | None = None  # the number of rows of this step that have a gradient by the loss
         self._cosines: list[Tensor] = []  # of this step's histories
 
@@ -118,11 +118,7 @@ class Auto(Trust):
         self._steps += 1
         self._window = float(max(num_batches or 10, 4))
         window = self._window / 2  # steps that averages are over
-        rising = self._rising(grads, window)
-        wrong = self._wrong(window)
-        if rising is None:
-            self._factor = None
-            return
+        rising, wrong = self._rising(grads, window), self._wrong(window)
         if self._steps % int(self._window) == 0:
             self._learn(rising, highest(num_histories))
         self._factor = self._level(rising.device) * (1.0 - torch.maximum(rising, wrong.to(rising.device)).float())
@@ -139,13 +135,14 @@ class Auto(Trust):
         if self._labelled is not None:  # a batch without labels has next to nothing of its own
             arrives = torch.where(self._labelled.to(arrives.device) > 0, arrives, average)
         limit = (LIMIT * arrives / size.clamp(min=torch.finfo(inner.dtype).tiny)).clamp(max=1.0)
-        return limit if self._factor is None else limit * self._factor.to(limit.device)
+        return limit * self._factor.to(limit.device)
 
-    def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor | None:
-        """Whether gradients by the output are larger than they were."""
+    def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor:
+        """Whether gradients by the output are larger than they were; not where there are none."""
+        self._labelled = None
         rows = [each.detach().flatten(1).float().norm(dim=1) for each in grads]
         if not rows:
-            return None
+            return torch.zeros((), dtype=torch.bool, device="cpu")
         norms = torch.stack([each.sum() for each in rows]).sum()
         number = torch.stack([(each > 0).sum() for each in rows]).sum()
         self._labelled = number
@@ -157,9 +154,8 @@ class Auto(Trust):
         first = self._state.get("first", now)
         self._state["first"] = torch.where(first.isfinite(), first, now)
         best = self._state.get("best", now)
-        self._state["best"] = torch.minimum(
-            best * (1 + 0.03 / window), now
-        )  # the best of long ago does not count for ever
+        # The best of long ago does not count for ever.
+        self._state["best"] = torch.minimum(best * (1 + 0.03 / window), now)
         return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
 
     def _learn(self, rising: Tensor, most: float) -> None:
