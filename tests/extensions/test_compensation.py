@@ -22,6 +22,7 @@ from torch_gas.extensions import Compensation, DropoutById
 from torch_gas.extensions.compensation import passes, schedules
 from torch_gas.extensions.compensation.trust import START
 from torch_gas.models import GCN
+from torch_gas.table import table
 
 
 def plain(data: Any) -> tuple[Any, ...]:
@@ -442,7 +443,7 @@ def test_an_error_in_the_backward_pass_gives_back_what_was_read(layer: int) -> N
 def test_ctrl_c_while_tables_change_is_finished_by_the_next_call(schedule: Any) -> None:
     """Wherever it comes in the code that changes tables, they end up as if it had not come."""
 
-    files: set[str | None] = {passes.__file__, schedules.__file__}
+    files: set[str | None] = {passes.__file__, schedules.__file__, table.__file__}
 
     def run(number: int) -> tuple[list[Tensor], bool]:
         model = model_of(Compensation(1.0, schedule=schedule))
