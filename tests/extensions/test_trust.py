@@ -1,7 +1,8 @@
-"""Trust "auto": full where nothing speaks against it, and none in a table that is wrong or while the loss rises."""
+"""Trust "auto": full where a table says something, and none in a table that is wrong or noise, or while the loss rises."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch_gas.datasets import synthetic
 from torch_gas.extensions import Compensation
 from torch_gas.extensions.compensation.trust import START, Auto, Fixed, highest
 
+Planted = Callable[[Tensor], Tensor]
 
-def run(wrong: bool, epochs: int = 4, seed: int = 0) -> list[float]:
-    """The mean beta of each epoch; gradients are added to the tables with the wrong sign if they are to be."""
+
+def run(planted: Planted | None = None, first: int = 0, epochs: int = 7, seed: int = 0) -> list[float]:
+    """The mean beta of each epoch; from epoch ``first`` on, gradients are something else when they come to the tables."""
     torch.manual_seed(seed)
     data = synthetic(1000)
     perm, ptr = metis(data, num_parts=10, backend="random", log=False)
@@ -29,12 +32,13 @@ def run(wrong: bool, epochs: int = 4, seed: int = 0) -> list[float]:
     )
     with torch.no_grad():
         model.train()(data)
-    for history in model.extension_tables["gradient"] if wrong else ():
-        add = history.table.add
-        history.table.add = lambda ids, rows, add=add: add(ids, -rows)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     betas = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if planted is not None and epoch == first:
+            for history in model.extension_tables["gradient"]:
+                add = history.table.add
+                history.table.add = lambda ids, rows, add=add: add(ids, planted(rows))
         of_epoch = []
         for batch in SubgraphLoader(data, ptr, shuffle=True, seed=0):
             optimizer.zero_grad()
@@ -49,20 +53,59 @@ def run(wrong: bool, epochs: int = 4, seed: int = 0) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_table_of_wrong_signs_is_turned_off_within_an_epoch(seed: int) -> None:
-    right, wrong = run(False, seed=seed), run(True, seed=seed)
-    assert all(beta > 0.15 for beta in right)
-    assert all(beta < 0.05 for beta in wrong[2:])  # the first epoch has half-empty tables
+def test_tables_are_trusted_after_some_epochs(seed: int) -> None:
+    betas = run(seed=seed)
+    assert betas[0] < 0.1 and all(beta > 0.15 for beta in betas[1:]) and betas[-1] > 0.6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_of_wrong_signs_is_never_trusted(seed: int) -> None:
+    assert max(run(torch.neg, seed=seed)) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_whose_signs_turn_wrong_is_turned_off_within_an_epoch(seed: int) -> None:
+    betas = run(torch.neg, first=4, epochs=8, seed=seed)
+    # In epoch 4 rows of both signs are read, in epoch 5 it is turned off.
+    assert betas[3] > 0.4 and betas[5] < 0.3 and max(betas[6:]) < 0.06
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_of_noise_is_not_trusted(seed: int) -> None:
+    betas = run(lambda rows: torch.randn_like(rows) * rows.norm() / rows.numel() ** 0.5, seed=seed)
+    assert mean(betas) < 0.1
 
 
 def test_no_more_is_added_than_twice_what_has_arrived() -> None:
+    torch.manual_seed(0)
     trust, rows = Auto(), torch.randn(50, 8)
-    trust.step([torch.randn(50, 3)], 10, 2)
-    assert float(trust.beta(0, rows, 4 * rows)) == pytest.approx(0.5 * START)
-    assert float(trust.beta(1, rows, 0.5 * rows)) == START
-    assert float(trust.beta(2, rows, torch.zeros_like(rows))) == START
-    assert float(trust.beta(3, torch.zeros_like(rows), rows)) == 0
-    assert trust.betas() == pytest.approx([0.5 * START, START, START, 0])
+    sizes = {0: 4.0, 1: 0.5, 2: 1.0}  # of what is in the table
+    for step in range(200):
+        trust.step([(1 - 0.001 * step) * torch.ones(50, 3)], 10, 2)
+        betas = [float(trust.beta(layer, rows, rows, size * rows)) for layer, size in sizes.items()]
+    assert betas == pytest.approx([0.5, 1.0, 1.0])
+    assert float(trust.beta(1, rows, rows, torch.zeros_like(rows))) > 0.9  # there was nothing to be added
+    assert float(trust.beta(0, rows, torch.zeros_like(rows), rows)) == 0
+
+
+def test_no_table_is_trusted_at_first() -> None:
+    trust, rows = Auto(), torch.randn(50, 8)
+    trust.step([torch.ones(50, 3)], 10, 2)
+    assert float(trust.beta(0, rows, rows, rows)) < 0.3 * START
+
+
+def test_gradients_of_parameters_that_cancel_are_no_noise() -> None:
+    """Rows that say nothing of each other, and whose sums over the rows of a history do, with the other sign."""
+    torch.manual_seed(0)
+    trust, values = Auto(), torch.randn(500, 8)
+    direction = torch.randn(8, 8)
+    for _ in range(100):
+        trust.step([torch.ones(500, 3)], 10, 2)
+        ours, theirs = (torch.randn(500, 8) + sign * 0.3 * values @ direction / 8**0.5 for sign in (1, -1))
+        theirs += 0.2 * ours  # by row they agree
+        beta = float(trust.beta(0, values, ours, theirs))
+        noise = float(trust.beta(1, values, torch.randn(500, 8), torch.randn(500, 8)))
+    assert beta > 0.9 and noise < 0.1
 
 
 @pytest.mark.parametrize(("num_histories", "expected"), [(0, 1), (1, 1), (2, 1), (3, 0.811), (15, 0.667), (63, 0.667)])
@@ -98,7 +141,7 @@ def decided(trust: Auto, size: float, labelled: int = 20) -> bool:
     """Whether a step adds something."""
     trust.step(gradients(size, labelled), 10, 2)
     rows = torch.ones(100, 8)
-    return bool(trust.beta(0, rows, rows))
+    return bool(trust.beta(0, rows, rows, rows) > 0.01)
 
 
 def test_nothing_is_added_while_the_loss_rises() -> None:
@@ -134,7 +177,7 @@ def test_the_scale_of_the_loss_decides_nothing() -> None:
 def test_a_fixed_part_is_fixed() -> None:
     trust = Fixed(0.3)
     trust.step(gradients(1.0), 10, 2)
-    assert trust.beta(0, torch.zeros(2, 2), torch.ones(2, 2)) == 0.3 and trust.betas() == [0.3]
+    assert trust.beta(0, torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2)) == 0.3 and trust.betas() == [0.3]
 
 
 def test_the_monitor_and_the_extension_show_beta() -> None:

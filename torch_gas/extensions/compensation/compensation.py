@@ -191,11 +191,11 @@ class Compensation(Extension):
         self._labelled.add(rows)
         self._trust.step(rows, passed.num_batches, len(passed.read))
 
-    def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
+    def inject(self, passed: Pass, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> Tensor:
         """Adds rows of a table to the gradient that has arrived."""
         assert self._scale is not None
         own = self._scale.apply(own, grad.dtype)
-        beta = self._trust.beta(layer, grad, own)
+        beta = self._trust.beta(layer, rows, grad, own)
         return grad.addcmul(own, beta.to(own.dtype)) if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
 
     def finish(self, passed: Pass) -> None:

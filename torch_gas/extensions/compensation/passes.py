@@ -21,8 +21,8 @@ class Watcher(Protocol):
     def arrives(self, passed: Pass, grads: Sequence[Tensor]) -> None:
         """Told of the gradients by what the model returned, when they arrive."""
 
-    def inject(self, passed: Pass, layer: int, grad: Tensor, own: Tensor) -> Tensor:
-        """What the gradient of a batch's rows becomes, from what arrived and the rows of the gradient table, both [B, C]."""
+    def inject(self, passed: Pass, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> Tensor:
+        """What the gradient of ``rows`` of a batch becomes, from what arrived and the rows of the table, all [B, C]."""
 
     def finish(self, passed: Pass) -> None:
         """Told that the backward pass is over, without an error."""
@@ -65,7 +65,7 @@ class Pass:
 
     def watch(self, layer: int, rows: Tensor) -> None:
         """Has the rows of a batch that were pushed, [B, C], get what the table holds for them."""
-        rows.register_hook(partial(self._inject, layer))
+        rows.register_hook(partial(self._inject, layer, rows.detach()))
         self._rows.append(rows)
 
     def hang(self, out: Any) -> Any:
@@ -117,14 +117,14 @@ class Pass:
                 "how often it does; add that loss to the one of the model's output, and call backward() once"
             )
 
-    def _inject(self, layer: int, grad: Tensor) -> Tensor | None:
+    def _inject(self, layer: int, rows: Tensor, grad: Tensor) -> Tensor | None:
         if not self.is_under_way:
             return None
         table = self.read[layer]
         own = torch.empty(grad.shape, dtype=table.dtype, device=grad.device)
         table.read(self.ids, own)
         self.taken.append(layer)
-        return self.watcher.inject(self, layer, grad, own)
+        return self.watcher.inject(self, layer, rows, grad, own)
 
     def _finish(self) -> None:
         self._task = None

@@ -14,9 +14,12 @@ LIMIT = 2.0  # of the norm of what is added, as a multiple of what arrives
 PATIENCE = 1.25  # by how much gradients of the output may grow
 SHARE = 0.1  # of those of the first steps, by which they must have grown as well
 ENOUGH = 32  # labelled rows, over which they are averaged at least
-SURE = 3.0  # standard errors
 START = 0.25  # the level of trust
 FALL, RISE = 0.5, 1.25  # its factors after epochs at whose end the loss rises, and after others
+WIDTH = 64  # columns of a history's rows by which gradients of parameters are estimated, at most
+MEMORY = 4.0  # epochs that agreement is averaged over
+AGREE = (0.02, 0.05)  # cosine of g and G at which a table is trusted not at all, and fully
+RELATED = (0.1, 0.2)  # the same of |cosine| of the gradients of parameters
 REACH = 2.0  # batches that a gradient has gone through, in the mean, at the highest level
 
 
@@ -40,13 +43,13 @@ class Trust(ABC):
         """
         self._betas = {}
 
-    def beta(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
+    def beta(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float | Tensor:
         """For a batch's rows, from the gradient that has arrived and the rows of the table, both [B, C]."""
-        self._betas[layer] = self._decide(layer, grad, own)
+        self._betas[layer] = self._decide(layer, rows, grad, own)
         return self._betas[layer]
 
     @abstractmethod
-    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor: ...
+    def _decide(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float | Tensor: ...
 
     def state_dict(self) -> dict[str, Any]:
         """What decides on the next steps."""
@@ -74,7 +77,7 @@ class Fixed(Trust):
         super().__init__()
         self._beta = beta
 
-    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float:
+    def _decide(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float:
         return self._beta
 
 
@@ -82,7 +85,7 @@ class Auto(Trust):
     r"""As much as what is measured speaks for.
 
     .. math::
-        \beta^{(l)} = c \cdot \min\!\Big(1, \frac{2 \|g^{(l)}\|}{\|G^{(l)}\|}\Big)
+        \beta^{(l)} = c \cdot a^{(l)} \cdot \min\!\Big(1, \frac{2 \|g^{(l)}\|}{\|G^{(l)}\|}\Big)
 
     with the gradient g that arrives at a batch's rows and the rows G of the table. Both come from neighbours of the same nodes,
     some of them in the batch and some of them not. But g is fresh, and G is the older the more batches its paths went through.
@@ -92,14 +95,21 @@ class Auto(Trust):
 
     :math:`c` is a level that begins with a quarter, because parameters move fastest at first. After each epoch it rises by a
     quarter, or is halved if the loss is rising. A path through k batches is weighed by :math:`\beta^k` and has waited k times,
-    so the level ends where :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen. And nothing is
-    added in steps in which
+    so the level ends where :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen.
 
-    * the loss is rising: gradients by the batch's output, which the loss decides on alone, are larger than they were in the best
-      steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move faster than the gradients of a
-      table can follow;
-    * g and G point away from each other, over all histories in the mean of some steps and beyond three standard errors. Rows
-      of the same nodes should not: so the table is wrong.
+    Nothing is added in steps in which the loss is rising: gradients by the batch's output, which the loss decides on alone, are
+    larger than they were in the best steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move
+    faster than the gradients of a table can follow.
+
+    :math:`a` tells tables that say something, 1, from tables of noise, 0, by the larger of two measures, both of the last epochs:
+
+    * the cosine of g and G, from 0.02 to 0.05. Neighbours of one node mostly ask the same of it. Where it is negative in the
+      mean of the last steps, the table is wrong, and :math:`a` is 0 whatever else;
+    * the cosine of the sums of :math:`H^\top g` and of :math:`H^\top G` over an epoch, with the rows H of the history, of either
+      sign, from 0.1 to 0.2. They stand for the gradients of parameters. These agree while a model learns, and cancel each other
+      where the loss is smallest; those of noise do neither.
+
+    Both begin with 0, so that it takes some epochs until a table is trusted.
 
     All is measured on a sample of a batch's rows, and stays on their device.
     """
@@ -111,31 +121,47 @@ class Auto(Trust):
         self._window = 10.0  # steps of an epoch
         self._factor = torch.zeros((), device="cpu")  # c of this step
         self._labelled: Tensor | None = None  # the number of rows of this step that have a gradient by the loss
-        self._cosines: list[Tensor] = []  # of this step's histories
 
     def step(self, grads: Sequence[Tensor], num_batches: int | None, num_histories: int) -> None:
         super().step(grads, num_batches, num_histories)
         self._steps += 1
         self._window = float(max(num_batches or 10, 4))
-        window = self._window / 2  # steps that averages are over
-        rising, wrong = self._rising(grads, window), self._wrong(window)
+        rising = self._rising(grads, self._window / 2)
         if self._steps % int(self._window) == 0:
             self._learn(rising, highest(num_histories))
-        self._factor = self._level(rising.device) * (1.0 - torch.maximum(rising, wrong.to(rising.device)).float())
+        self._factor = self._level(rising.device) * (1.0 - rising.float())
 
-    def _decide(self, layer: int, grad: Tensor, own: Tensor) -> float | Tensor:
+    def _decide(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float | Tensor:
         stride = -(-len(grad) // SAMPLE)
-        new, old = (each[self._steps % stride :: stride].float() for each in (grad, own))
-        inner, of_new, of_old = (
-            left.flatten().dot(right.flatten()) for left, right in ((new, old), (new, new), (old, old))
-        )
-        self._cosines.append(inner / (of_new * of_old).sqrt().clamp(min=torch.finfo(inner.dtype).tiny))
-        size, arrives = (norm.sqrt() / max(len(new), 1) ** 0.5 for norm in (of_old, of_new))
+        first = self._steps % stride  # other rows in each step
+        values, new, old = (each[first::stride].flatten(1).float() for each in (rows, grad, own))
+        tiny = torch.finfo(new.dtype).tiny
+        size, arrives = (each.norm() / max(len(new), 1) ** 0.5 for each in (old, new))
         average = self._average(f"arrives {layer}", arrives, self._window)
         if self._labelled is not None:  # a batch without labels has next to nothing of its own
             arrives = torch.where(self._labelled.to(arrives.device) > 0, arrives, average)
-        limit = (LIMIT * arrives / size.clamp(min=torch.finfo(inner.dtype).tiny)).clamp(max=1.0)
-        return limit * self._factor.to(limit.device)
+        limit = (LIMIT * arrives / size.clamp(min=tiny)).clamp(max=1.0)
+        return limit * self._agreement(layer, values, new, old * limit) * self._factor.to(limit.device)
+
+    def _agreement(self, layer: int, values: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        """How much a table says, in 0 .. 1, after another step."""
+        ours, theirs = (
+            self._average(f"{name} {layer}", values[:, :WIDTH].T @ each, self._window)
+            for name, each in (("ours", new), ("theirs", old))
+        )
+        cosine = _cosine(new, old)
+        recent, rows = (
+            self._average(f"recent {layer}", cosine, self._window / 2),
+            self._lasting(f"rows {layer}", cosine),
+        )
+        parameters = self._lasting(f"parameters {layer}", _cosine(ours, theirs))
+        return torch.where(recent < 0, 0.0, torch.maximum(_part(rows, *AGREE), _part(parameters.abs(), *RELATED)))
+
+    def _lasting(self, name: str, value: Tensor) -> Tensor:
+        """The average of ``value`` over some epochs, which begins with 0."""
+        before = self._state.get(name, torch.zeros_like(value)).to(value.device)
+        self._state[name] = before + (value - before) / (MEMORY * self._window)
+        return self._state[name]
 
     def _rising(self, grads: Sequence[Tensor], window: float) -> Tensor:
         """Whether gradients by the output are larger than they were; not where there are none."""
@@ -166,17 +192,6 @@ class Auto(Trust):
     def _level(self, device: torch.device) -> Tensor:
         return self._state.setdefault("level", torch.full((), START, device=device)).to(device)
 
-    def _wrong(self, window: float) -> Tensor:
-        """Whether tables pointed away from what arrived, in the steps before this one."""
-        if not self._cosines:
-            return torch.zeros((), dtype=torch.bool, device="cpu")
-        cosine = torch.stack(self._cosines).mean()
-        self._cosines = []
-        mean = self._average("cosine", cosine, window)
-        square = self._average("square", cosine * cosine, window)
-        error = ((square - mean * mean).clamp(min=0) / min(self._steps, window)).sqrt()
-        return (mean < -SURE * error) & (mean < 0)
-
     def _average(self, name: str, value: Tensor, window: float | Tensor) -> Tensor:
         """The average of ``value`` over the last ``window`` steps, or over all as long as there are fewer."""
         value = value.float()
@@ -186,9 +201,20 @@ class Auto(Trust):
         return self._state[name]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._state, "steps": self._steps, "cosines": self._cosines}
+        return {**self._state, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        self._steps, self._cosines = state.pop("steps"), list(state.pop("cosines"))
+        self._steps = state.pop("steps")
         self._state = state
+
+
+def _cosine(left: Tensor, right: Tensor) -> Tensor:
+    """Of all entries; 0 where one has none."""
+    product = left.flatten().dot(right.flatten())
+    return product / (left.norm() * right.norm()).clamp(min=torch.finfo(product.dtype).tiny)
+
+
+def _part(value: Tensor, none: float, full: float) -> Tensor:
+    """Where ``value`` lies between two limits, in 0 .. 1."""
+    return ((value - none) / (full - none)).clamp(0.0, 1.0)
