@@ -63,6 +63,7 @@ class Call:
         asks_for_halo: whether an extension asked, when the call began, for what layers compute for the halo. They compute
             something for it on a batch that holds the edges out of its nodes as well.
         of_halo: that, for the exchange under way, [S, C]; None where it was not asked for, or forward cut it off.
+        joined: what exchanges returned until the call ends, where extensions are told of its gradient, [B + S, C] each.
         rehearsals: while what they make is entered, layers may be called beside the forward pass, without being counted.
         adj: the adjacency of the batch or the graph.
         forbidden: why no history may be used now, for those who call layers beside the forward pass.
@@ -80,6 +81,7 @@ class Call:
         self.asks_for_halo = False
         self.of_halo: Tensor | None = None
         self.forbidden: str | None = None
+        self.joined: list[Tensor] = []
         self.rehearsals: list[Callable[[], AbstractContextManager[None]]] = []
         self.adj: Any = None
         self.next_batch: NextBatch | None = None  # where its pulls have been asked for
@@ -249,6 +251,7 @@ class Call:
     def begin(self) -> None:
         """Counts an optimiser step, and has the rows of the halo come."""
         session, histories = self.session, self.model.histories
+        self.undo.add(self.joined.clear)  # whose functions hold the call
         if self.is_step:
             for history in self.model._history_tables:
                 history.tick()
@@ -313,7 +316,9 @@ class Call:
                 own = own if more is None else own + more
             return own
 
-        return join(rows, full, backward)
+        out = join(rows, full, backward)
+        self.joined.append(out)
+        return out
 
     def _ask_ahead(self) -> None:
         """Asks for rows of the batch that the loader has made ahead, from histories that have this one's."""

@@ -278,7 +278,7 @@ class Session:
                 f"and halo ({n_id.numel()})"
             )
         history.check_rows(x)
-        rows = x[:batch_size]
+        rows = x if x.size(0) == batch_size else x[:batch_size]  # the gradient of a slice is copied
         call.of_halo = x[batch_size:].detach() if call.asks_for_halo and x.size(0) > batch_size else None
         self._check_finite(history, rows)
         return (call.exchange if replay is None else replay.push)(history, rows, n_id, *ranges)

@@ -162,7 +162,7 @@ class Compensation(Extension):
         passed = self._passes.get(call)
         if passed is None:
             return out
-        out = passed.hang(out)
+        out = passed.hang(out, call.joined)
         self._last = passed  # whose backward pass is to come
         return out
 
@@ -196,7 +196,11 @@ class Compensation(Extension):
         assert self._scale is not None
         own = self._scale.apply(own, grad.dtype)
         beta = self._trust.beta(layer, rows, grad, own)
-        return grad.addcmul(own, beta.to(own.dtype)) if isinstance(beta, Tensor) else grad.add(own, alpha=beta)
+        # In the memory of ``own``: new memory takes the time of another pass over it. Not with create_graph=True.
+        out = None if torch.is_grad_enabled() else own
+        if isinstance(beta, Tensor):
+            return torch.addcmul(grad, own, beta.to(own.dtype), out=out)
+        return torch.add(grad, own, alpha=beta, out=out)
 
     def finish(self, passed: Pass) -> None:
         """Changes the tables, now that the backward pass is over, for all forward passes that it went through at once.

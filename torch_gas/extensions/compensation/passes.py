@@ -61,19 +61,17 @@ class Pass:
         self.added: dict[int, Tensor] = {}
         self._outside: list[Any] = []  # nodes that accumulate gradients, where nothing of the model learns
         self._task: int | None = None  # the backward pass that counts
-        self._rows: list[Tensor] = []  # of the batch, whose gradients must arrive
 
     def watch(self, layer: int, rows: Tensor) -> None:
         """Has the rows of a batch that were pushed, [B, C], get what the table holds for them."""
         rows.register_hook(partial(self._inject, layer, rows.detach()))
-        self._rows.append(rows)
 
-    def hang(self, out: Any) -> Any:
-        """``out`` of the model, from which a backward pass reaches all rows that were pushed, also those that no loss reads."""
-        rows, self._rows = self._rows, []
+    def hang(self, out: Any, joined: Sequence[Tensor]) -> Any:
+        """``out`` of the model, from which a backward pass reaches all exchanges, also those that no loss reads."""
+        exchanges = [each for each in joined if each.requires_grad]
         leaves, spec = pytree.tree_flatten(out)
         learned = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not rows:
+        if not exchanges:
             self.is_used = True  # there is nothing to wait for
             return out
         if not learned:
@@ -82,8 +80,8 @@ class Pass:
                 "tensors with gradient, alone or in tuples, lists and dictionaries"
             )
         if not self.parameters:
-            self._outside = _leaves(rows)
-        hung = _Hung.apply(self, [leaves[i] for i in learned], *(leaves[i] for i in learned), *rows)
+            self._outside = _leaves(exchanges)
+        hung = _Hung.apply(self, [leaves[i] for i in learned], *(leaves[i] for i in learned), *exchanges)
         for i, leaf in zip(learned, hung, strict=True):
             leaves[i] = leaf
         return pytree.tree_unflatten(leaves, spec)
@@ -154,20 +152,19 @@ def _leaves(tensors: Sequence[Tensor]) -> list[Any]:
 
 
 class _Hung(torch.autograd.Function):
-    """What the model returned, with an edge to all rows that were pushed."""
+    """What the model returned, with an edge to all exchanges."""
 
     @staticmethod
     def forward(ctx: Any, passed: Pass, out: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.passed, ctx.rows = passed, [(each.shape, each.dtype, each.device) for each in tensors[len(out) :]]
+        ctx.passed, ctx.num_exchanges = passed, len(tensors) - len(out)
         return tuple(each.detach() for each in out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.passed.arrives(grads)
-        # Zeros of one number, so that hooks of rows run that nothing else reaches.
-        zeros = (torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.rows)
-        return None, None, *grads, *zeros
+        # No gradient, which costs nothing where another one arrives, and is zeros for an exchange that nothing else reaches.
+        return None, None, *grads, *(None for _ in range(ctx.num_exchanges))
 
 
 Change = Callable[[], None]
