@@ -134,22 +134,22 @@ class Auto(Trust):
     def _decide(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float | Tensor:
         stride = -(-len(grad) // SAMPLE)
         first = self._steps % stride  # other rows in each step
-        values, new, old = (each[first::stride].flatten(1).float() for each in (rows, grad, own))
+        values, new, old = (each[first::stride].flatten(1).contiguous().float() for each in (rows, grad, own))
+        of_new, of_old = new.norm(), old.norm()
         tiny = torch.finfo(new.dtype).tiny
-        size, arrives = (each.norm() / max(len(new), 1) ** 0.5 for each in (old, new))
-        average = self._average(f"arrives {layer}", arrives, self._window)
+        cosine = new.flatten().dot(old.flatten()) / (of_new * of_old).clamp(min=tiny)
+        average = self._average(f"arrives {layer}", of_new / max(len(new), 1) ** 0.5, self._window)
         if self._labelled is not None:  # a batch without labels has next to nothing of its own
-            arrives = torch.where(self._labelled.to(arrives.device) > 0, arrives, average)
-        limit = (LIMIT * arrives / size.clamp(min=tiny)).clamp(max=1.0)
-        return limit * self._agreement(layer, values, new, old * limit) * self._factor.to(limit.device)
+            of_new = torch.where(self._labelled.to(of_new.device) > 0, of_new, average * len(new) ** 0.5)
+        limit = (LIMIT * of_new / of_old.clamp(min=tiny)).clamp(max=1.0)
+        values = values[:, :WIDTH].T
+        agreement = self._agreement(layer, cosine, values @ new, limit * (values @ old))
+        return limit * agreement * self._factor.to(limit.device)
 
-    def _agreement(self, layer: int, values: Tensor, new: Tensor, old: Tensor) -> Tensor:
-        """How much a table says, in 0 .. 1, after another step."""
-        ours, theirs = (
-            self._average(f"{name} {layer}", values[:, :WIDTH].T @ each, self._window)
-            for name, each in (("ours", new), ("theirs", old))
-        )
-        cosine = _cosine(new, old)
+    def _agreement(self, layer: int, cosine: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+        """How much a table says, in 0 .. 1, after another step: its cosine by rows, and what both mean for parameters, [K, C]."""
+        ours = self._average(f"ours {layer}", ours, self._window)
+        theirs = self._average(f"theirs {layer}", theirs, self._window)
         recent, rows = (
             self._average(f"recent {layer}", cosine, self._window / 2),
             self._lasting(f"rows {layer}", cosine),
@@ -196,8 +196,11 @@ class Auto(Trust):
         """The average of ``value`` over the last ``window`` steps, or over all as long as there are fewer."""
         value = value.float()
         before = self._state.get(name, value).to(value.device)
-        share = torch.as_tensor(1.0 / window, device=value.device).clamp(min=1.0 / max(self._steps, 1))
-        self._state[name] = before + share * (value - before)
+        if isinstance(window, Tensor):
+            share: Any = (1.0 / window).clamp(min=1.0 / max(self._steps, 1)).to(value.device)
+        else:
+            share = max(1.0 / window, 1.0 / max(self._steps, 1))
+        self._state[name] = torch.lerp(before, value, share)
         return self._state[name]
 
     def state_dict(self) -> dict[str, Any]:
