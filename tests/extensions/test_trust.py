@@ -155,6 +155,14 @@ def test_nothing_is_added_while_the_loss_rises() -> None:
     assert not falling[0] and all(falling[15:])
 
 
+def test_nothing_is_added_while_the_loss_is_above_that_of_the_first_steps() -> None:
+    torch.manual_seed(0)
+    trust = Auto()
+    assert all([decided(trust, 1.0) for _ in range(30)][5:])
+    assert not any([decided(trust, 1.1) for _ in range(30)][10:])  # less than a quarter above the best steps
+    assert all([decided(trust, 1.0) for _ in range(30)][10:])
+
+
 def test_batches_without_labels_and_small_rises_decide_nothing() -> None:
     torch.manual_seed(0)
     trust = Auto()

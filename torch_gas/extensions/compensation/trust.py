@@ -13,6 +13,7 @@ SAMPLE = 1024  # rows of a batch that are looked at, at most
 LIMIT = 2.0  # of the norm of what is added, as a multiple of what arrives
 PATIENCE = 1.25  # by how much gradients of the output may grow
 SHARE = 0.1  # of those of the first steps, by which they must have grown as well
+WORSE = 1.05  # of those of the first steps, above which a model is worse than an untrained one
 ENOUGH = 32  # labelled rows, over which they are averaged at least
 START = 0.25  # the level of trust
 FALL, RISE = 0.5, 1.25  # its factors after epochs at whose end the loss rises, and after others
@@ -98,8 +99,8 @@ class Auto(Trust):
     so the level ends where :math:`\sum_{k=1}^{L-1} \beta^k = 2`: at 1 for three layers, at 0.67 for sixteen.
 
     Nothing is added in steps in which the loss is rising: gradients by the batch's output, which the loss decides on alone, are
-    larger than they were in the best steps so far, by a quarter and by a tenth of those of the first steps. Parameters then move
-    faster than the gradients of a table can follow.
+    larger than they were in the best steps so far, by a quarter and by a tenth of those of the first; or larger than those of the
+    first steps, by a twentieth. Parameters then move faster than the gradients of a table can follow.
 
     :math:`a` tells tables that say something, 1, from tables of noise, 0, by the larger of two measures, both of the last epochs:
 
@@ -182,7 +183,8 @@ class Auto(Trust):
         best = self._state.get("best", now)
         # The best of long ago does not count for ever.
         self._state["best"] = torch.minimum(best * (1 + 0.03 / window), now)
-        return (now > PATIENCE * best) & (now > best + SHARE * first) & now.isfinite()
+        is_larger = (now > PATIENCE * best) & (now > best + SHARE * first)
+        return (is_larger | (now > WORSE * first)) & now.isfinite()
 
     def _learn(self, rising: Tensor, most: float) -> None:
         """Moves the level of trust, once an epoch."""
