@@ -253,7 +253,8 @@ def draw_short(found: Found) -> Any:
                 parts = METHODS[method].cell(cell).parts
                 drawn = "" if METHODS[method].fixed else " (random parts)"  # samplers draw nodes from the whole graph
                 label = f"{method}{' (METIS parts)' if parts == METIS else drawn}"
-                line = METHODS[method].line
+                is_base = parts != METIS or METHODS[method].fixed
+                line = METHODS[method].line if is_base else ":"
                 if label not in axes.get_legend_handles_labels()[1]:
                     axes.plot(epochs, val, color=METHODS[method].color, linestyle=line, label=label)
         axes.set(title=name, xlabel="epochs", ylabel="best validation accuracy so far, %", ylim=(40, None))
