@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -228,6 +229,30 @@ def test_outputs_of_any_kind() -> None:
     assert any(table.any() for table in tables(model))
 
 
+class Sometimes(GCN):
+    """Returns what it has of the first layer, with or without an output that reads its exchange."""
+
+    reads = True
+
+    def forward(self, x: Any, adj_t: Any, *ids: Any) -> Any:
+        out = super().forward(x, adj_t, *ids)
+        return out if self.reads else (0.0 * next(self.convs[-1].parameters()).sum()).expand(len(out), OUT)
+
+
+def test_rows_that_no_output_reads_get_what_others_found() -> None:
+    model = model_of(Compensation(1.0), net=Sometimes(N, C, 8, OUT, 3))
+    first, *_, last = batches = list(loader_of(model))
+    assert len(batches) > 1
+    loss_of(model(first), first).backward()
+    owned = [table[last.n_id[: last.batch_size]] for table in tables(model)]
+    assert all(rows.any() for rows in owned)
+    model.zero_grad()
+    model.reads = False
+    loss_of(model(last), last).backward()
+    assert all(each.grad.any() for each in model.convs[0].parameters())
+    assert not any(table[last.n_id[: last.batch_size]].any() for table in tables(model))
+
+
 class OwnLoss(Module):
     """Computes its loss itself."""
 
@@ -247,6 +272,43 @@ def test_a_loss_that_the_model_returns(trust: Any) -> None:
         model(batch)[1].backward()
     assert any(table.any() for table in tables(model))
     assert model.extensions[0].betas == [1.0 if trust == 1.0 else pytest.approx(START, rel=0.3)]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")  # of a cycle, which zero_grad() breaks
+@pytest.mark.parametrize("trust", [0.5, "auto"])
+def test_a_backward_pass_with_a_graph_of_its_own_gives_the_same(trust: Any) -> None:
+    found = []
+    for create_graph in (False, True):
+        model = model_of(Compensation(trust))
+        for batch in [*loader_of(model), *loader_of(model)]:
+            inputs = [each for each in model.parameters() if each.requires_grad]
+            loss_of(model(batch), batch).backward(create_graph=create_graph)
+        found.append([*tables(model), *(each.grad.detach().clone() for each in inputs)])
+        model.zero_grad()
+    assert same(*found)
+
+
+class Fails(Exception):
+    """Raised by a layer."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_that_is_over_holds_no_graph(fails: bool) -> None:
+    model, calls = model_of(Compensation(1.0)), []
+    begin = model.extensions[0].begin
+    model.extensions[0].begin = lambda call: (calls.append(call), begin(call))[1]
+    if fails:
+        last = [each for each in model.modules() if isinstance(each, nn.SAGEConv)][-1]
+
+        def fail(*_: Any) -> None:
+            assert calls[0].joined
+            raise Fails
+
+        last.register_forward_pre_hook(fail)
+    batch = next(iter(loader_of(model)))
+    with pytest.raises(Fails) if fails else contextlib.nullcontext():
+        model(batch)
+    assert len(calls) == 1 and not calls[0].joined
 
 
 def test_no_output_with_gradient_is_an_error() -> None:

@@ -94,18 +94,36 @@ def test_no_table_is_trusted_at_first() -> None:
     assert float(trust.beta(0, rows, rows, rows)) < 0.3 * START
 
 
-def test_gradients_of_parameters_that_cancel_are_no_noise() -> None:
-    """Rows that say nothing of each other, and whose sums over the rows of a history do, with the other sign."""
-    torch.manual_seed(0)
-    trust, values = Auto(), torch.randn(500, 8)
+def with_cosine(rows: Tensor, other: Tensor, cosine: float) -> Tensor:
+    """``rows`` without their part along ``other``, and so much of that as to have this cosine."""
+    rows = rows - (rows * other).sum() / other.square().sum() * other
+    return rows + cosine / (1 - cosine**2) ** 0.5 * rows.norm() / other.norm() * other
+
+
+def decide(trust: Auto, values: Tensor, relation: float, cosine: float) -> float:
+    """The last decision on gradients with this cosine by rows, whose sums over ``values`` are related by ``relation``."""
     direction = torch.randn(8, 8)
     for _ in range(100):
         trust.step([torch.ones(500, 3)], 10, 2)
-        ours, theirs = (torch.randn(500, 8) + sign * 0.3 * values @ direction / 8**0.5 for sign in (1, -1))
-        theirs += 0.2 * ours  # by row they agree
-        beta = float(trust.beta(0, values, ours, theirs))
-        noise = float(trust.beta(1, values, torch.randn(500, 8), torch.randn(500, 8)))
-    assert beta > 0.9 and noise < 0.1
+        signal = 0.3 * values @ direction / 8**0.5
+        ours = torch.randn(500, 8) + signal
+        beta = float(trust.beta(0, values, ours, with_cosine(torch.randn(500, 8) + relation * signal, ours, cosine)))
+    return beta
+
+
+@pytest.mark.parametrize("relation", [1.0, -1.0])
+def test_gradients_of_parameters_that_agree_or_cancel_are_no_noise(relation: float) -> None:
+    """Rows that say next to nothing of each other, and whose sums over the rows of a history do, with either sign."""
+    torch.manual_seed(0)
+    assert decide(Auto(), torch.randn(500, 8), relation, cosine=0.01) > 0.9
+    assert decide(Auto(), torch.randn(500, 8), relation, cosine=-0.01) == 0
+
+
+def test_rows_that_agree_are_no_noise() -> None:
+    torch.manual_seed(0)
+    nothing = torch.zeros(500, 8)  # of which there are no sums
+    assert decide(Auto(), nothing, 0.0, cosine=0.06) > 0.9
+    assert decide(Auto(), nothing, 0.0, cosine=0.01) == 0
 
 
 @pytest.mark.parametrize(("num_histories", "expected"), [(0, 1), (1, 1), (2, 1), (3, 0.811), (15, 0.667), (63, 0.667)])

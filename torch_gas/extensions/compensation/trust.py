@@ -45,7 +45,7 @@ class Trust(ABC):
         self._betas = {}
 
     def beta(self, layer: int, rows: Tensor, grad: Tensor, own: Tensor) -> float | Tensor:
-        """For a batch's rows, from the gradient that has arrived and the rows of the table, both [B, C]."""
+        """For ``rows`` of a batch, from the gradient that has arrived and the rows of the table, [B, C] each."""
         self._betas[layer] = self._decide(layer, rows, grad, own)
         return self._betas[layer]
 
