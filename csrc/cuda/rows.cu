@@ -256,6 +256,16 @@ int64_t most_blocks(const Stream& stream, bool host_table, int64_t load) {
   return int64_t{4} * processors;  // of 512 threads: no multiprocessor holds more
 }
 
+template <class Argument>
+void start(void (*kernel)(Argument), const std::remove_const_t<Argument>& argument, int64_t blocks,
+           dim3 block, const Stream& stream, const char* name) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = block;
+  config.stream = static_cast<cudaStream_t>(stream.handle);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, argument), name);
+}
+
 template <class From, class To, int V>
 void launch(const Move& move, int64_t packs) {
   constexpr bool kScales = is_scaled<To> && !is_scaled<From>;
@@ -280,9 +290,7 @@ void launch(const Move& move, int64_t packs) {
   } else {
     kernel = move_rows_kernel<From, To, V>;
   }
-  kernel<<<static_cast<unsigned>(blocks), block, 0,
-           static_cast<cudaStream_t>(move.stream.handle)>>>(matrices);
-  check_cuda(cudaGetLastError(), kScales ? "scale_kernel" : "move_rows_kernel");
+  start(kernel, matrices, blocks, block, move.stream, kScales ? "scale_kernel" : "move_rows_kernel");
 }
 
 bool aligned(const Side& side, int64_t bytes) {
@@ -417,9 +425,7 @@ void launch_sums(const Table& table, const RowMap& map, const int64_t* order, co
                                order,
                                rows.num_rows,
                                packs};
-  add_rows_kernel<From, To, V>
-      <<<static_cast<unsigned>(blocks), block, 0, static_cast<cudaStream_t>(stream.handle)>>>(sums);
-  check_cuda(cudaGetLastError(), "add_rows_kernel");
+  start(add_rows_kernel<From, To, V>, sums, blocks, block, stream, "add_rows_kernel");
 }
 
 // Runs of rows as copies of one type. Copy engines make them and leave the multiprocessors to the
