@@ -7,9 +7,10 @@ LOCK ?=
 BIN := $(VENV)/bin
 PIN := $(if $(LOCK),--constraint $(LOCK))
 FUZZ_SECONDS ?= 600
+SEEDS ?= 20
 KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric stream product dropout memory fuzz)
 
-.PHONY: demo test check hooks conformance api oldest lint sparse sanitize fuzz audit lock clean
+.PHONY: demo test check hooks conformance api oldest lint sparse sanitize emulated faults fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -70,6 +71,14 @@ sanitize: $(VENV)/.installed
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(BIN)/pytest -q -p no:cacheprovider $(KERNEL_TESTS)
+
+# The CUDA code on an emulated device, under sanitizers: needs a C++ compiler, and neither CUDA nor the environment.
+emulated:
+	$(PYTHON) tests/native/emulated.py --seeds $(SEEDS)
+
+# Which faults that are planted in the CUDA code the emulated device finds (about half an hour).
+faults: $(VENV)/.installed
+	$(BIN)/python tests/native/faults.py
 
 # What all calls do with odd tensors, and the bindings with arguments that nobody thought of; findings and new inputs lie in build/fuzz.
 fuzz: $(VENV)/.installed

@@ -3,6 +3,7 @@
 // bounds. Usage: core [seeds] [first seed]
 #include <cuda_runtime.h>
 #include <emulated.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -130,7 +131,7 @@ std::unique_ptr<Memory> on_device(const std::vector<T>& values) {
 
 struct StreamOwner {
   StreamOwner() { check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "stream"); }
-  cuda::Stream on_device() const { return {0, handle}; }
+  cuda::Stream on_device(int device = 0) const { return {device, handle}; }
   cudaStream_t handle;
 };
 
@@ -153,6 +154,7 @@ Bytes random_rows(Random& random, DType dtype, int64_t num_rows, int64_t num_col
     values[2 * num_cols] = INFINITY;
   }
   Bytes out(num_rows * row_bytes(dtype, num_cols));
+  if (values.empty()) return out;
   convert_rows(out.data(), dtype, reinterpret_cast<const char*>(values.data()), DType::f32, num_rows,
                num_cols);
   return out;
@@ -224,7 +226,8 @@ void moves(Random& random, DType table_type, DType rows_type, Place place, int64
   const Table table{table_memory.data(), table_type, num_nodes, num_cols};
   const Table host_table{host_numbers.data(), table_type, num_nodes, num_cols};
   const bool in_host = place != Place::device;
-  const StreamOwner stream;
+  StreamOwner stream;
+  if (random() % 4 == 0) stream.handle = nullptr;  // the default stream, which takes no batches of copies
 
   const auto name = [&](const char* call) {
     return name_of(call, table_type, rows_type, num_cols, num_rows);
@@ -407,6 +410,11 @@ void staged(Random& random) {
   const Memory buffer(Place::locked, (2 + below(random, 9)) * row_bytes(rows_type, num_cols) + 7);
   const StreamOwner staging_stream;
   const cuda::Staging staging{buffer.data(), int64_t(buffer.size()), staging_stream.handle};
+  // Pushes go by way of the same buffer, or of another one.
+  const Memory other_buffer(Place::locked, buffer.size());
+  const StreamOwner other_stream;
+  cuda::Staging for_pushes{other_buffer.data(), int64_t(buffer.size()), other_stream.handle};
+  if (random() % 2) for_pushes = staging;
   const Random begin = random;
   const auto run = [&](const auto& table) {
     Random again = begin;
@@ -418,7 +426,7 @@ void staged(Random& random) {
         },
         [&](Parts parts, const Rows& rows, const cuda::Stream& stream) {
           cuda::staged_write_chunks(table, parts.offset.data(), parts.count.data(), parts.size(), rows,
-                                    stream, staging, 1);
+                                    stream, for_pushes, 1);
           std::fill(parts.offset.begin(), parts.offset.end(), -1);
         });
     const Parts parts = random_parts(again, num_nodes);
@@ -491,9 +499,10 @@ void in_place(Random& random, Place place) {
   require(same(table_type, memory.get(), host_numbers), name_of("epoch", table_type, rows_type, num_cols, num_nodes));
 }
 
-// Memory is page-locked while kernels may use it, and no longer.
-void registration(Random& random) {
+// Memory is page-locked while kernels of a device may use it, and no longer.
+void registration(Random& random, int device) {
   const int64_t num_nodes = 30;
+  check(cudaSetDevice(device), "cudaSetDevice");
   Bytes numbers = random_rows(random, DType::f32, num_nodes, 4);
   const Memory memory(Place::pageable, numbers.size());
   memory.put(numbers);
@@ -502,17 +511,20 @@ void registration(Random& random) {
   const auto there = on_device(ids);
   const StreamOwner stream;
   const Table table{memory.data(), DType::f32, num_nodes, 4};
+  check(cudaSetDevice(0), "cudaSetDevice");
   {
-    const cuda::HostRegistration lock(memory.data(), memory.size(), 0);
+    const cuda::HostRegistration lock(memory.data(), memory.size(), device);
     const std::string twice = error_of([&] { cuda::HostRegistration(memory.data(), memory.size(), 0); });
     require(twice.find("cudaErrorHostMemoryAlreadyRegistered") != twice.npos, "registered twice: " + twice);
     cuda::gather_rows(table, {there->data(), 64}, {out.data(), DType::f32, num_nodes},
-                      stream.on_device(), true);
+                      stream.on_device(device), true);
   }
+  check(cudaSetDevice(device), "cudaSetDevice");
   Bytes expected(numbers.size());
   gather_rows(Table{numbers.data(), DType::f32, num_nodes, 4}, ids.data(),
               {expected.data(), DType::f32, num_nodes}, 1);
   require(out.get() == expected, "a table that is unregistered behind a call");
+  check(cudaSetDevice(0), "cudaSetDevice");
   // It may be registered again.
   const cuda::HostRegistration lock(memory.data(), memory.size(), 1);
 }
@@ -601,6 +613,23 @@ void errors(Random& random) {
   cuda::read_chunks(there, &offset, &count, 1, out, stream.on_device(), false);
   require(rows.get() == numbers, "a call behind refused ones");
 
+  // A transfer by way of a buffer is refused before any of it is queued, or notes what a file refuses.
+  const Memory buffer(Place::locked, 64);
+  const cuda::Staging staging{buffer.data(), 64, stream.handle};
+  const File file(numbers);
+  const int64_t ids[] = {1, 10};
+  const std::string id = error_of([&] {
+    cuda::staged_gather_rows(FileTable{file.descriptor, 0, DType::f32, 10, 4}, ids,
+                             {rows.data(), DType::f32, 2}, stream.on_device(), staging, 1);
+  });
+  require(id.find("10") != id.npos, "an id out of range in a staged call: " + id);
+  const FileTable read_only{open("/dev/null", O_RDONLY), 0, DType::f32, 10, 4};
+  cuda::staged_write_chunks(read_only, &offset, &count, 1, out, stream.on_device(), staging, 1);
+  check(cudaStreamSynchronize(stream.handle), "a refused write");
+  require(!noted_failure(read_only.file).empty(), "a refused write was not noted");
+  forget_failure(read_only.file);
+  close(read_only.file);
+
   const std::string null = error_of([&] { cuda::HostRegistration(nullptr, 0, 0); });
   require(null.find("ulimit -l") != null.npos, "nothing to register: " + null);
   const std::string narrow = error_of([&] {
@@ -619,7 +648,8 @@ void run_all() {
     in_place(random, Place::device);
     in_place(random, Place::locked);
   }
-  registration(random);
+  registration(random, 0);
+  registration(random, 1);
   devices(random);
   errors(random);
   emulated::reset(seed);

@@ -4,7 +4,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "sanitizers.h"
@@ -34,7 +33,7 @@ struct Warp {
   Lane lanes[kWarp];
   int count;
   const Kernel* kernel;
-  std::string failure;
+  const char* failure;  // what failed in a lane, if anything
   ucontext_t scheduler;
   const void* scheduler_stack;
   size_t scheduler_stack_bytes;
@@ -45,6 +44,7 @@ Warp warp;
 Lane* current;  // of the executing thread, the only one that runs kernels
 
 void leave_lane() {
+  release(&warp.lanes);  // what follows the kernel follows all that a lane did
 #ifdef EMULATED_ASAN
   void* kept = nullptr;
   const bool ends = current->state == State::done || current->state == State::failed;
@@ -64,7 +64,6 @@ void lane_main() {
 #endif
   acquire(&warp);
   warp.kernel->run_thread();
-  release(&warp.lanes[0]);
   current->state = State::done;
   leave_lane();
 }
@@ -98,9 +97,19 @@ void prepare(Lane& lane) {
   lane.state = State::ready;
 }
 
+struct Number {
+  unsigned value;
+};
+
+std::vector<Number> numbers(unsigned count) {
+  std::vector<Number> all(count);
+  for (unsigned i = 0; i < count; ++i) all[i].value = i;
+  return all;
+}
+
 // Exchanges the values of lanes that have all come to one shuffle; says what is wrong if they have
 // not.
-std::string exchange() {
+const char* exchange() {
   uint32_t arrived = 0;
   for (int i = 0; i < warp.count; ++i) {
     if (warp.lanes[i].state == State::at_shuffle) arrived |= 1u << i;
@@ -124,27 +133,27 @@ std::string exchange() {
     lane.value = values[other];
     lane.state = State::ready;
   }
-  return "";
+  return nullptr;
 }
 
-std::string run_warp(std::mt19937_64& random) {
-  std::vector<int> order(warp.count);
-  std::iota(order.begin(), order.end(), 0);
+const char* run_warp(Random& random) {
+  int order[kWarp];
+  for (int i = 0; i < warp.count; ++i) order[i] = i;
   release(&warp);
   while (true) {
-    std::shuffle(order.begin(), order.end(), random);
+    random.shuffle(order, warp.count);
     bool waits = false;
-    for (const int i : order) {
+    for (int at = 0; at < warp.count; ++at) {
+      const int i = order[at];
       if (warp.lanes[i].state == State::ready) run(warp.lanes[i]);
-      if (!warp.failure.empty()) return warp.failure;
+      if (warp.failure != nullptr) return warp.failure;
       waits |= warp.lanes[i].state == State::at_shuffle;
     }
     if (!waits) break;
-    const std::string wrong = exchange();
-    if (!wrong.empty()) return wrong;
+    const char* const wrong = exchange();
+    if (wrong != nullptr) return wrong;
   }
-  acquire(&warp.lanes[0]);
-  return "";
+  return nullptr;
 }
 
 }  // namespace
@@ -170,17 +179,15 @@ void fail_assert(const char* what, const char*, int) {
   __builtin_unreachable();
 }
 
-std::string run_grid(const Kernel& kernel, dim3 grid, dim3 block, std::mt19937_64& random) {
+const char* run_grid(const Kernel& kernel, dim3 grid, dim3 block, Random& random) {
   const unsigned threads = block.x * block.y * block.z;
-  std::vector<unsigned> blocks(grid.x), warps((threads + kWarp - 1) / kWarp);
-  std::iota(blocks.begin(), blocks.end(), 0u);
-  std::iota(warps.begin(), warps.end(), 0u);
-  std::shuffle(blocks.begin(), blocks.end(), random);
+  std::vector<Number> blocks = numbers(grid.x), warps = numbers((threads + kWarp - 1) / kWarp);
+  random.shuffle(blocks.data(), blocks.size());
   warp.kernel = &kernel;
-  warp.failure.clear();
-  for (const unsigned b : blocks) {
-    std::shuffle(warps.begin(), warps.end(), random);
-    for (const unsigned w : warps) {
+  warp.failure = nullptr;
+  for (const auto [b] : blocks) {
+    random.shuffle(warps.data(), warps.size());
+    for (const auto [w] : warps) {
       warp.count = static_cast<int>(std::min<unsigned>(kWarp, threads - w * kWarp));
       for (int i = 0; i < warp.count; ++i) {
         const unsigned thread = w * kWarp + i;
@@ -191,14 +198,15 @@ std::string run_grid(const Kernel& kernel, dim3 grid, dim3 block, std::mt19937_6
                       block,
                       grid};
       }
-      const std::string wrong = run_warp(random);
-      if (!wrong.empty()) {
+      const char* const wrong = run_warp(random);
+      acquire(&warp.lanes);
+      if (wrong != nullptr) {
         for (Lane& lane : warp.lanes) lane.state = State::failed;
         return wrong;
       }
     }
   }
-  return "";
+  return nullptr;
 }
 
 }  // namespace emulated

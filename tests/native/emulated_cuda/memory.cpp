@@ -13,7 +13,7 @@ namespace emulated {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kAlignment = 256;  // of cudaMalloc
+constexpr size_t kAlignment = 256;  // as cudaMalloc has it
 
 // Pages of their own, with one on each side that nobody may touch.
 struct Pages {
@@ -146,7 +146,7 @@ cudaError_t unlock_host(void* address) {
 
 void* pageable(size_t bytes) {
   const Lock lock;
-  return map(bytes, 1, -1);
+  return map(bytes, kAlignment, -1);
 }
 void free_pageable(void* address) {
   const Lock lock;

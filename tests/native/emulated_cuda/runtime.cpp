@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "grid.h"
@@ -21,7 +20,7 @@ constexpr unsigned kMostThreads = 1024, kMostBlocks = 0x7fffffff;
 thread_local int device_of_thread = 0;
 thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t sticky = cudaSuccess;  // a kernel failed: no call works any more
-std::string assertion;
+const char* assertion = "";
 EmulatedStream default_streams[kDevices] = {{0, true, {}}, {1, true, {}}};
 std::vector<EmulatedStream*> made;
 
@@ -72,10 +71,10 @@ Task* give(EmulatedStream* stream, Work* work, bool sees_device, Task* event = n
 struct Launch final : Work {
   Launch(const cudaLaunchConfig_t& config, const Kernel* kernel) : config(config), kernel(kernel) {}
   ~Launch() override { delete kernel; }
-  void run(std::mt19937_64& random) override {
+  void run(Random& random) override {
     if (sticky != cudaSuccess) return;
-    const std::string wrong = run_grid(*kernel, config.gridDim, config.blockDim, random);
-    if (wrong.empty()) return;
+    const char* const wrong = run_grid(*kernel, config.gridDim, config.blockDim, random);
+    if (wrong == nullptr) return;
     assertion = wrong;
     sticky = cudaErrorAssert;
   }
@@ -85,7 +84,7 @@ struct Launch final : Work {
 
 struct HostFunction final : Work {
   HostFunction(cudaHostFn_t function, void* data) : function(function), data(data) {}
-  void run(std::mt19937_64&) override { function(data); }
+  void run(Random&) override { function(data); }
   cudaHostFn_t function;
   void* data;
 };
@@ -99,8 +98,8 @@ struct Copy {
 // Copies of one call, in any order.
 struct Copies final : Work {
   explicit Copies(std::vector<Copy> copies) : copies(std::move(copies)) {}
-  void run(std::mt19937_64& random) override {
-    std::shuffle(copies.begin(), copies.end(), random);
+  void run(Random& random) override {
+    random.shuffle(copies.data(), copies.size());
     for (const Copy& each : copies) std::memcpy(each.to, each.from, each.bytes);
   }
   std::vector<Copy> copies;
@@ -111,7 +110,7 @@ struct StagedCopy final : Work {
   explicit StagedCopy(const Copy& copy) : to(copy.to), kept(copy.bytes) {
     std::memcpy(kept.data(), copy.from, copy.bytes);
   }
-  void run(std::mt19937_64&) override { std::memcpy(to, kept.data(), kept.size()); }
+  void run(Random&) override { std::memcpy(to, kept.data(), kept.size()); }
   void* to;
   std::vector<char> kept;
 };
@@ -148,7 +147,7 @@ void reset(uint64_t seed) {
   for (EmulatedStream* stream : made) delete stream;
   made.clear();
   sticky = last_error = cudaSuccess;
-  assertion.clear();
+  assertion = "";
   device_of_thread = 0;
 }
 

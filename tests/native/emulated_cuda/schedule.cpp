@@ -34,14 +34,14 @@ Task* given = nullptr;
 bool has_device_thread = false;
 thread_local bool is_device_thread = false;
 
-std::mt19937_64 random_;
+Random random_;
 double eagerness = 0;  // chance that the device does something when it need not
 std::vector<EmulatedStream*> streams;
 
 void do_task(Task* task) {
   EmulatedStream* const stream = task->stream;
   if (stream->fiber == nullptr) stream->fiber = new Fiber;
-  auto* const fiber = static_cast<Fiber*>(stream->fiber);
+  Fiber* const fiber = stream->fiber;
   fiber->enter();
   acquire(task);
   for (Task* before : task->after) acquire(before);
@@ -95,12 +95,8 @@ std::vector<EmulatedStream*> ready_streams() {
 bool advance_any() {
   const auto ready = ready_streams();
   if (ready.empty()) return false;
-  advance(ready[random_() % ready.size()]);
+  advance(ready[random_.below(ready.size())]);
   return true;
-}
-
-bool by_chance(double chance) {
-  return std::uniform_real_distribution<>(0, 1)(random_) < chance;
 }
 
 // As much as must be done before `task` is, and no more.
@@ -130,13 +126,13 @@ Task* enqueue(EmulatedStream* stream, Work* work, std::vector<Task*> after, bool
   if (std::find(streams.begin(), streams.end(), stream) == streams.end()) streams.push_back(stream);
   release(task);
   stream->queue.push_back(task);
-  while (by_chance(eagerness) && advance_any()) {
+  while (random_.by_chance(eagerness) && advance_any()) {
   }
   return task;
 }
 
 void finish_task(Task* task) {
-  while (!task->done && by_chance(eagerness) && advance_any()) {
+  while (!task->done && random_.by_chance(eagerness) && advance_any()) {
   }
   do_needed(task);
   acquire(task);
@@ -165,9 +161,11 @@ void reset_schedule(uint64_t seed) {
     }
     stream->queue.clear();
     stream->next = 0;
+    delete stream->fiber;
+    stream->fiber = nullptr;
   }
   streams.clear();
-  random_.seed(seed);
+  random_ = Random(seed);
   constexpr double kEagerness[] = {0, 0.1, 0.5, 0.9};
   eagerness = kEagerness[seed % 4];
 }

@@ -4,15 +4,18 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <random>
 #include <vector>
 
+#include "random.h"
+
 namespace emulated {
+
+class Fiber;
 
 // Something that a stream does. The device deletes it when it is done.
 struct Work {
   virtual ~Work() = default;
-  virtual void run(std::mt19937_64& random) = 0;
+  virtual void run(Random& random) = 0;
 };
 
 // A piece of work in its place: behind all that its stream was given before, and behind `after`.
@@ -51,7 +54,7 @@ struct EmulatedStream {
   bool blocking;  // puts itself in order with the default stream
   std::vector<emulated::Task*> queue;
   size_t next = 0;
-  void* fiber = nullptr;
+  emulated::Fiber* fiber = nullptr;
 };
 
 struct EmulatedEvent {

@@ -15,7 +15,6 @@ void reset(uint64_t seed);
 void finish();
 
 // Pageable host memory that kernels and copy engines cannot see: they fault where they touch it.
-// Whole pages, of which the last byte is the last of the memory.
 void* pageable(size_t bytes);
 void free_pageable(void* address);
 

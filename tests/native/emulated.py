@@ -1,0 +1,68 @@
+"""Builds csrc/cuda with the emulated runtime and runs it beside the same calls of csrc/cpu.
+
+`python tests/native/emulated.py --seeds 100` runs a hundred schedules with each sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from compiling import ADDRESS, CACHE, ROOT, THREAD, Unit, build, missing, run
+
+HERE = Path(__file__).parent
+RUNTIME = HERE / "emulated_cuda"
+TOLD = {ADDRESS: "-DEMULATED_ASAN", THREAD: "-DEMULATED_TSAN"}
+# Warnings are errors, as where nvcc compiles it; g++ does not know `#pragma unroll`.
+STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+# A report of a race is an error at once; of memory, leaks are found as well.
+OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
+
+
+def program(binary: Path, sanitizer: str, csrc: Path = ROOT / "csrc", cache: Path = CACHE) -> Path:
+    """Builds the program that runs csrc/cuda of a tree; objects are kept in ``cache``.
+
+    Raises:
+        CompileError: where it cannot be compiled.
+    """
+    flags = (f"-I{RUNTIME / 'include'}", TOLD[sanitizer], *STRICT)
+    core = [
+        *sorted((csrc / "cuda").glob("*.cu")),
+        *(csrc / "cpu" / f"{name}.cpp" for name in ("rows", "file", "memory")),
+    ]
+    units = [Unit(path, flags) for path in (*core, HERE / "core.cpp")]
+    units += [Unit(path, flags, sanitized=False) for path in sorted(RUNTIME.glob("*.cpp"))]
+    headers = [*sorted(csrc.glob("**/*.h")), *sorted(RUNTIME.glob("**/*.h")), RUNTIME / "include" / "cassert"]
+    return build(binary, sanitizer, units, headers, cache)
+
+
+def failure(binary: Path, seeds: int, first: int = 0) -> str | None:
+    """What the program says if it fails for one of the seeds."""
+    done = run(binary, str(seeds), str(first), **OPTIONS)
+    if done.returncode == 0 and done.stdout == "device and host agree\n":
+        return None
+    return f"{done.stdout}{done.stderr}exit status {done.returncode}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="schedules with each sanitizer (default: 20)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        for sanitizer in (ADDRESS, THREAD):
+            if reason := missing(sanitizer, Path(folder)):
+                raise SystemExit(reason)
+            found = failure(program(Path(folder) / "program", sanitizer), args.seeds, args.first)
+            if found:
+                raise SystemExit(f"-fsanitize={sanitizer}: {found}")
+            print(f"-fsanitize={sanitizer}: device and host agree in {args.seeds} schedules", flush=True)
+
+
+if __name__ == "__main__":
+    main()
