@@ -41,7 +41,7 @@ BATCHES, STEPS = 4, 400  # of an epoch, and of a run
 SEEDS = 3
 
 
-def mesh(root: str, nodes: int = NODES) -> Data:
+def mesh(root: str, nodes: int) -> Data:
     """A piece of the mesh with features [N, 6], the cost and the number of neighbours, and labels [N]."""
     stored = np.load(Path(root) / "plain" / "wing.npz")
     row, col = stored["edge_index"]
@@ -153,14 +153,14 @@ WHOLE = (Trainer, Exact, FixedStatistics)  # a step an epoch
 MODEL = {"hidden_channels": 32, "num_layers": 16, "batch_norm": True}
 
 
-def run(name: str, seed: int, task: Task) -> dict[str, Any]:
+def run(name: str, seed: int, steps: int, task: Task) -> dict[str, Any]:
     """One run: the best validation accuracy, test accuracy there, and the step from which it is."""
     way = WAYS[name]
-    steps = 1 if way.trainer in WHOLE else BATCHES
-    cell = Cell("SAGE-16", "mesh", "SAGE", MODEL, STEPS, STEPS, batches=BATCHES, parts=way.parts, lr=0.003)
+    stride = 1 if way.trainer in WHOLE else BATCHES
+    cell = Cell("SAGE-16", "mesh", "SAGE", MODEL, steps, steps, batches=BATCHES, parts=way.parts, lr=0.003)
     trainer = way.trainer(cell, task, seed, **way.options)
     best = (0.0, 0.0, 0)
-    for step in tqdm(range(steps, STEPS + 1, steps), leave=False, position=1, mininterval=1):
+    for step in tqdm(range(stride, steps + 1, stride), leave=False, position=1, mininterval=1):
         trainer.epoch()
         val, test = trainer.evaluate()
         best = max(best, (val, test, step), key=lambda each: each[0])
@@ -168,27 +168,28 @@ def run(name: str, seed: int, task: Task) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def loaded(root: str) -> Data:
+def loaded(root: str, nodes: int) -> Data:
     """The mesh, made once."""
-    return mesh(root)
+    return mesh(root, nodes)
 
 
-def prepare(root: str, model: str, data: str, parts: str, seed: int) -> Task:
+def prepare(root: str, model: str, data: str, nodes: int, parts: str, seed: int) -> Task:
     """The mesh in parts; random ones are drawn by the seed."""
-    graph, ptr = arrange(copy.copy(loaded(root)), "SAGE", BATCHES, parts, seed)
+    graph, ptr = arrange(copy.copy(loaded(root, nodes)), "SAGE", BATCHES, parts, seed)
     return Task(graph, ptr, graph.num_features, CLASSES)
 
 
-def job(name: str, seed: int) -> Job:
+def job(name: str, seed: int, nodes: int, steps: int) -> Job:
     """A run."""
     of = {"model": "SAGE-16", "data": "mesh", "method": name, "seed": seed}
-    recipe = {"model": MODEL, "steps": STEPS, "nodes": NODES, "parts": WAYS[name].parts}
-    return Job(of, recipe, partial(run, name, seed), (WAYS[name].parts, seed if WAYS[name].parts == RANDOM else 0))
+    parts = WAYS[name].parts
+    recipe = {"model": MODEL, "steps": steps, "nodes": nodes, "parts": parts}
+    return Job(of, recipe, partial(run, name, seed, steps), (nodes, parts, seed if parts == RANDOM else 0))
 
 
 NOTE = (
-    f"Mean and standard deviation over seeds of test accuracy at the best validation epoch, of {STEPS} steps. Full batch and "
-    f"exact mode make a step an epoch, the others {BATCHES}. Histories are filled once."
+    "Mean and standard deviation over seeds of test accuracy at the best validation epoch. All make as many steps: full batch "
+    f"and exact mode one an epoch, the others {BATCHES}. Histories are filled once."
 )
 
 
@@ -197,11 +198,13 @@ def main() -> None:
     root = os.environ.get("TORCH_GAS_DATA", "data")
     parser.add_argument("--root", default=root, help=f"folder of the data sets (default: {root})")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs with seeds 0, 1, ... (default: {SEEDS})")
+    parser.add_argument("--nodes", type=int, default=NODES, help=f"of the mesh (default: {NODES})")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of a run (default: {STEPS})")
     parser.add_argument("--page", action="store_true", help="only write the table of the runs that are there")
     parser.set_defaults(threads=1, question=__doc__)
     args = parse(parser)
     cells = Cells(args.out / "cells" / "longrange.jsonl")
-    jobs = [job(name, seed) for seed in range(args.seeds) for name in WAYS]
+    jobs = [job(name, seed, args.nodes, args.steps) for seed in range(args.seeds) for name in WAYS]
     if not args.page:
         cells.run(jobs, Tasks(partial(prepare, args.root)))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import image
@@ -394,3 +395,26 @@ def test_methods_are_compared_with_the_full_batch_at_its_best_rate() -> None:
         ("GAS", "0.01", "85.00"),
     ]
     assert list(rows[2].values())[-2:] == ["+5.00", "-5.00"]
+
+
+@pytest.mark.slow
+def test_ways_to_labels_of_many_hops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way trains on a small mesh, and the table has them all; what is there is not run again."""
+    side = torch.arange(400).view(20, 20)
+    pairs = [(side[:, :-1], side[:, 1:]), (side[:-1], side[1:])]
+    edges = torch.cat([torch.stack([left.flatten(), right.flatten()]) for left, right in pairs], dim=1)
+    (tmp_path / "plain").mkdir()
+    np.savez(tmp_path / "plain" / "wing.npz", edge_index=edges.numpy(), num_nodes=400)
+    module = runpy.run_path(str(PAPER / "longrange.py"))
+    data = module["mesh"](str(tmp_path), 300)
+    assert data.num_nodes == 300 and data.x.shape == (300, 6) and data.y.bincount().tolist() == [30] * 10
+    assert (data.train_mask.int() + data.val_mask.int() + data.test_mask.int() == 1).all()
+    arguments = ["--root", str(tmp_path), "--nodes", "300", "--steps", "4", "--seeds", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["longrange", *arguments])
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(str(PAPER / "longrange.py"), run_name="__main__")
+    (table,) = json.loads((tmp_path / "results.json").read_text())["longrange"]["tables"]
+    assert [row["way"] for row in table["rows"]] == list(module["WAYS"])
+    lines = (tmp_path / "cells" / "longrange.jsonl").read_text()
+    runpy.run_path(str(PAPER / "longrange.py"), run_name="__main__")
+    assert (tmp_path / "cells" / "longrange.jsonl").read_text() == lines
