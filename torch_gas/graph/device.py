@@ -48,6 +48,14 @@ def tell_order(adj: Any, copied: Any, num_dst: int, num_src: int, batch_size: in
         _told[holder] = _versions(copied), Order(num_dst, num_src, batch_size, num_inner)
 
 
+def pass_on(adj: Any, resized: Any) -> None:
+    """What was told of ``adj`` holds for ``resized`` as well, which differs in destinations without edges."""
+    order = _order_of(adj)
+    holder = None if order is None else format_of(resized).holder(resized)
+    if holder is not None:
+        _told[holder] = _versions(resized), order
+
+
 def _versions(adj: Any) -> list[int]:
     return [version(tensor) for tensor in format_of(adj).tensors(adj)]
 
@@ -56,7 +64,7 @@ def _order_of(adj: Any) -> Order | None:
     """What was told of ``adj``, if it still holds."""
     holder = format_of(adj).holder(adj)
     versions, order = (None, None) if holder is None else _told.get(holder, (None, None))
-    return order if versions == _versions(adj) else None
+    return order if order is not None and versions == _versions(adj) else None
 
 
 class _Entries(NamedTuple):
@@ -91,19 +99,22 @@ class DeviceEdges:
 
     @classmethod
     def of(cls, adj: Any, num_dst: int, num_src: int) -> DeviceEdges | None:
-        """Those of ``adj``, [num_dst, num_src]; None where it is no CSR matrix and nobody told that its edges are in order."""
-        rowptr, dst, src = format_of(adj).stored_edges(adj)
+        """Those of ``adj``, [num_dst, num_src]; None where it is no CSR matrix, and nobody says that its edges are in order."""
+        known = format_of(adj)
+        rowptr, dst, src = known.stored_edges(adj)
         order = _order_of(adj)
-        if any(tensor.is_inference() for tensor in format_of(adj).tensors(adj)):  # which autograd keeps none of
+        if any(tensor.is_inference() for tensor in known.tensors(adj)):  # which autograd keeps none of
             return None
         if dst is None:
             # torch-sparse keeps the order by source itself.
             is_mine = is_csr(adj) and tuple(adj.shape[:2]) == (num_dst, num_src)
             return cls(rowptr, None, src, num_src, order) if is_mine else None
         # Scatter, unlike cuSPARSE, can be made to give the same bits each time.
-        if order is None or torch.are_deterministic_algorithms_enabled():
+        is_known = order is not None or known.sort_order(adj) == "col"
+        if not is_known or torch.are_deterministic_algorithms_enabled():
             return None
-        if num_src != order.num_src or num_dst < order.num_dst:
+        least, most = (known.num_destinations(adj), adj.sparse_size(0)) if order is None else order[:2]
+        if most != num_src or least is None or least > num_dst:
             return None
         return cls(row_pointers(dst, num_dst), dst, src, num_src, order)
 
@@ -142,7 +153,8 @@ class DeviceEdges:
         elif order is not None:
             weight = weight.index_select(0, order)
         with torch.autocast(rows.device.type, enabled=False):
-            return torch.sparse.mm(_csr(rowptr, col, weight, num_cols), rows)[:num_rows]
+            out = torch.sparse.mm(_csr(rowptr, col, weight, num_cols), rows)
+        return out if num_rows is None else out[:num_rows]
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
         """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E]."""
