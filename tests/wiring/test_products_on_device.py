@@ -1,4 +1,4 @@
-"""Products as a GPU computes them, by torch's own kernels over a matrix and its transpose; here on the CPU, which has these too."""
+"""Products as a GPU computes them, by a matrix and its transpose and kernels of torch, which the CPU has as well."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class SubgraphLoader(DataLoader[SubData]):
         prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. By default 2 where the
             thread has a core to itself or batches go to a GPU, and 0 where torch's threads have all cores. With
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
-        device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
-            memory. By default all of a batch does, and ``batch.to(device)`` moves it.
+        device: a CUDA device that batches are brought to, from pinned memory while a step runs, by a thread that uses all cores
+            but two. Their ids stay in host memory. By default all of a batch does, and ``batch.to(device)`` moves it.
         cache_size: bytes for batches that are the same in each epoch (no shuffling, ``regroup=False``, or one part a batch). They
             are made anew where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a
             gradient).
