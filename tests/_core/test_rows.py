@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from twins import int64
 
 from torch_gas import _core
+from torch_gas._core import placement
 
 widths = st.sampled_from([(), (0,), (1,), (3,), (16,), (2, 5)])
 TABLE = torch.arange(8.0).view(4, 2)
@@ -341,3 +344,42 @@ def test_staging_refuses(call: str) -> None:
     staging = object.__new__(_core.Staging)  # a whole one needs a CUDA device
     with pytest.raises(ValueError, match=f"^{call}: `staging` is for tables on the host, but `table` is on meta"):
         getattr(_core, call)(TABLE.to("meta"), **arguments, staging=staging)
+
+
+@pytest.mark.parametrize(("threads", "half"), [(1, 1), (2, 1), (7, 3)])
+def test_staged_copies_use_half_of_the_threads(threads: int, half: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread has a team of its own."""
+    calls: list[tuple[str, int]] = []
+
+    class Core:
+        """The core as one with CUDA is called."""
+
+        Staging = staticmethod(lambda *args: args)
+
+        def __getattr__(self, name: str) -> Any:
+            is_call = name in ("write_chunks", "staged_write_chunks")
+            return (lambda *args: calls.append((name, args[-1]))) if is_call else getattr(placement_core, name)
+
+    class Stream:
+        cuda_stream = 0
+
+    placement_core = placement._C
+    monkeypatch.setattr(placement, "_C", Core())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    staging = object.__new__(_core.Staging)
+    staging.buffer, staging.stream = torch.empty(64, dtype=torch.uint8), Stream()
+    where = int64(2), int64(2)
+    placement.move("write_chunks", TABLE.clone(), ROWS, *(each.data_ptr() for each in where), 1, staging=staging)
+    placement.move("write_chunks", TABLE.clone(), ROWS, *(each.data_ptr() for each in where), 1)
+    assert calls == [("staged_write_chunks", half), ("write_chunks", threads)]
+
+
+def test_rows_of_a_batch_in_memory_that_is_given() -> None:
+    tables = [TABLE, torch.arange(4)]
+    out = [torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)]
+    found = _core.batch_rows_of(tables, int64(2), int64(2), int64(0), out=out)
+    assert all(left is right for left, right in zip(found, out, strict=True))
+    assert torch.equal(out[0], TABLE[[2, 3, 0]]) and torch.equal(out[1], int64(2, 3, 0))
+    for wrong in (out[:1], [out[0], torch.zeros(2, dtype=torch.int64)], [torch.zeros(3, 2, device="meta"), out[1]]):
+        with pytest.raises(ValueError, match=r"shorter|`out`"):
+            _core.batch_rows_of(tables, int64(2), int64(2), int64(0), out=wrong)

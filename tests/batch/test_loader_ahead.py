@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
@@ -28,10 +29,18 @@ class Courier:
     """Copies, and counts."""
 
     sent = received = pinned = 0
+    allocated: ClassVar[list[int]] = []  # addresses of rows
+    threads: ClassVar[set[int]] = set()  # how many torch used where batches were sent
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cuda"
         Courier.sent = Courier.received = Courier.pinned = 0
+        Courier.allocated, Courier.threads = [], set()
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        rows = torch.full(shape, -1, dtype=dtype)
+        Courier.allocated.append(rows.data_ptr())
+        return rows
 
     def pin(self, data: SubData) -> SubData:
         Courier.pinned += 1
@@ -39,6 +48,7 @@ class Courier:
 
     def send(self, data: SubData) -> tuple[SubData, str]:
         Courier.sent += 1
+        Courier.threads.add(torch.get_num_threads())
         sent = copy.copy(data)
         for key, value in data.to_dict().items():
             sent[key] = map_tensors(value, torch.clone)
@@ -134,6 +144,41 @@ def test_batches_on_a_device(courier: type[Courier], prefetch: int, workers: int
             assert right.record.num_nodes == N and right.record.digest == left.record.digest
     assert courier.sent == courier.received == 2 * len(there)
     assert courier.pinned == (0 if workers else len(there))  # kept batches, once and for all
+    assert len(courier.allocated) == (0 if workers else 2 * len(there))  # features and labels
+
+
+def test_rows_are_gathered_in_the_memory_that_they_are_sent_from(
+    courier: type[Courier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, send = [], courier.send
+
+    def note(self: Courier, data: SubData) -> tuple[SubData, str]:
+        sent.append([data.x.data_ptr(), data.y.data_ptr()])
+        return send(self, data)
+
+    monkeypatch.setattr(courier, "send", note)
+    there = list(SubgraphLoader(DATA, PTR, 2, device="cuda", shuffle=True))
+    assert len(sent) == len(there) and {each for pair in sent for each in pair} == set(courier.allocated)
+    for batch in there:
+        assert torch.equal(batch.x, DATA.x[batch.n_id]) and torch.equal(batch.y, DATA.y[batch.n_id])
+
+
+def test_the_thread_of_a_loader_uses_the_cores_that_a_model_on_a_gpu_leaves(
+    courier: type[Courier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    for cores, threads in ((6, 4), (3, 1), (2, 1), (1, 1)):
+        monkeypatch.setattr(loader, "_num_cores", lambda cores=cores: cores)
+        list(SubgraphLoader(DATA, PTR, 1, device="cuda"))
+        assert courier.threads == {threads} and torch.get_num_threads() == before
+    found = set()
+    builder = loader.Builder.batch
+    monkeypatch.setattr(
+        loader.Builder, "batch", lambda *args: found.add(torch.get_num_threads()) or builder(*args), raising=True
+    )
+    monkeypatch.setattr(loader, "_num_cores", lambda: 6)
+    list(SubgraphLoader(DATA, PTR, 1, prefetch=2))
+    assert found == {1}  # beside a model on the CPU
 
 
 def test_an_epoch_that_is_left_early_on_a_device(courier: type[Courier]) -> None:
@@ -159,8 +204,8 @@ class Stream:
     def __init__(self, device: torch.device) -> None:
         self.log: list[object] = []
 
-    def record(self) -> Stream:
-        self.log.append("record")
+    def record(self, blocking: bool = False) -> Stream:
+        self.log.append("record, to sleep until it" if blocking else "record")
         return self
 
     def wait(self, event: object) -> None:
@@ -185,7 +230,7 @@ def test_the_courier(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent, arrived = courier.send(data)
     assert courier.receive(sent, arrived) is sent
     tensors = all_tensors(sent.to_dict())
-    assert compute == ["record", "wait", *[tensor.data_ptr() for tensor in tensors]]
+    assert compute == ["record, to sleep until it", "wait", *[tensor.data_ptr() for tensor in tensors]]
     for left, right in zip(all_tensors(data.to_dict()), tensors, strict=True):
         assert torch.equal(left, right) and left.data_ptr() != right.data_ptr()
     # Two batches may have been received and not computed, but a third one is sent only then.

@@ -103,7 +103,9 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
     stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream) if rows.is_cuda else None
     with in_use(table, writes) if isinstance(table, FileRows) else _NOTHING:
         if staging is not None:
-            getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), threads)
+            # By a thread of the driver's, beside the main one: with a full team of its own it would take the cores from that.
+            half = max(1, threads // 2)
+            getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), half)
         elif rows.is_cuda:
             getattr(_C, f"cuda_{call}")(*arguments, stream, not table.is_cuda)
         else:

@@ -270,20 +270,31 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
 
 @naming("batch_rows", index="halo")
 def batch_rows_of(
-    tables: Sequence[Table], offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None
+    tables: Sequence[Table],
+    offset: Tensor,
+    count: Tensor,
+    halo: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """:func:`batch_rows` of several tables, for which the ids of a batch are checked once."""
+    """:func:`batch_rows` of several tables, for which the ids of a batch are checked once.
+
+    `out` has a tensor [B+S, C] for each table, on the host, to write to instead of a new one.
+    """
     call = "batch_rows"
     checks.kind(call, "tables", tables, Sequence, "a sequence of tables")
     halo = checks.ids(call, "halo", halo)
     offset, count = checks.ranges(call, "offset", offset, count)
     found, device = [], torch.device("cpu")
-    for table in tables:
+    given: Sequence[Tensor | None] = [None] * len(tables) if out is None else out
+    for table, wanted in zip(tables, given, strict=True):
         _table(call, table, offset, count)
         if isinstance(table, FileRows):
             table.before_use(halo)
         batch_size = int(count.clamp(0, table.shape[0]).sum())
-        rows = _output(call, table, batch_size + halo.numel(), dtype, None, device)
+        rows = _output(call, table, batch_size + halo.numel(), dtype, wanted, device)
+        checks.host(call, "out", rows)
         check_placement(call, table, "halo", device)
         move("read_chunks", table, rows[:batch_size], offset.data_ptr(), count.data_ptr(), offset.numel())
         move("gather_rows", table, rows[batch_size:], ID_BITS[halo.dtype], halo.data_ptr())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -54,6 +54,8 @@ class Builder:
         self.sampled_keys = list(dict.fromkeys(["x", *filter(self._holds_numbers, self.node_keys), *self.edge_keys]))
         self.signature = _signature(data)
         self.csc = _core.transpose(self.csr.rowptr, self.csr.col, self.num_nodes) if neighbors == "both" else None
+        # What gives memory for rows of features, by shape and type; by default, that of any tensor.
+        self.allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None
 
     def _holds_numbers(self, key: str) -> bool:
         """Whether a model may take it: it holds no masks, nor labels, which PyG calls so."""
@@ -95,16 +97,17 @@ class Builder:
         batch[self.key] = adj
         for key in self.other_keys:
             del batch[key]
-        halo, tables = n_id[batch_size:], []
+        halo, tables = n_id[batch_size:], {}
         for key in self.node_keys:
             value, dim = self.data[key], self.data.__cat_dim__(key, self.data[key])
             if isinstance(value, StoredFeatures):
                 batch[key] = value.batch_rows(offset, count, halo)
             elif dim == 0 and _core.is_table(value):
-                tables.append(key)
+                tables[key] = value
             else:
                 batch[key] = take(value, n_id, dim)
-        found = _core.batch_rows_of([self.data[key] for key in tables], offset, count, halo)
+        out = self.allocate and [self.allocate((n_id.numel(), *each.shape[1:]), each.dtype) for each in tables.values()]
+        found = _core.batch_rows_of(list(tables.values()), offset, count, halo, out=out)
         batch.update(dict(zip(tables, found, strict=True)))
         e_id = sub.e_id if self.csr.perm is None else self.csr.perm.index_select(0, sub.e_id)
         for key in self.edge_keys:

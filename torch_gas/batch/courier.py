@@ -53,13 +53,17 @@ class Courier:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # itself where it is pinned
 
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Pinned memory for rows of a batch, which are then sent without another copy."""
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+
     def pin(self, batch: SubData) -> SubData:
         """A copy of ``batch`` in pinned memory, for batches that are sent more than once."""
         return _map(batch, Tensor.pin_memory)
 
     def receive(self, batch: SubData, arrived: Event) -> SubData:
         """``batch`` of :meth:`send`, ready for the current stream."""
-        self._received.append(self._compute.record())
+        self._received.append(self._compute.record(blocking=True))
         self._compute.wait(arrived)
         for tensor in all_tensors(batch.to_dict()):
             if tensor.device == self.device:

@@ -24,6 +24,7 @@ from torch_gas.batch.data import SubData
 from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.groups import Groups
 from torch_gas.batch.record import Lookahead
+from torch_gas.graph.device import tell_order
 from torch_gas.graph.formats import num_destinations
 from torch_gas.graph.product import edges_of, kept_edges
 from torch_gas.graph.sample import Samples
@@ -55,8 +56,8 @@ class SubgraphLoader(DataLoader[SubData]):
         prefetch: batches that a thread makes ahead while a step runs; 0 makes each when it is asked for. By default 2 where the
             thread has a core to itself or batches go to a GPU, and 0 where torch's threads have all cores. With
             ``num_workers``, which make them instead, those that are brought to ``device`` ahead.
-        device: a CUDA device that batches are brought to, from pinned memory while a step runs. Their ids stay in host
-            memory. By default all of a batch does, and ``batch.to(device)`` moves it.
+        device: a CUDA device that batches are brought to, from pinned memory while a step runs, by a thread that uses all cores
+            but two. Their ids stay in host memory. By default all of a batch does, and ``batch.to(device)`` moves it.
         cache_size: bytes for batches that are the same in each epoch (no shuffling, ``regroup=False``, or one part a batch). They
             are made anew where ``data`` holds something else when an epoch begins, and each time where it is learned (requires a
             gradient).
@@ -225,6 +226,8 @@ class SubgraphLoader(DataLoader[SubData]):
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
         if self.device.type == "cuda" and self._courier is None:
             self._courier = Courier(self.device)
+            if self.num_workers == 0:  # other processes have no CUDA
+                self.builder.allocate = self._courier.allocate
         ahead: deque[Task[tuple[SubData, Event | None]]] = deque()
         # Rows that are learned change in each step: a batch that was made ahead would have older ones.
         prefetch = 0 if self._learned else self.prefetch
@@ -234,7 +237,9 @@ class SubgraphLoader(DataLoader[SubData]):
             return
         worker = Worker()
         try:
-            _use_one_thread(worker)
+            # On the CPU, two teams of threads would spin for the same cores. With a GPU, cores have nothing else to do but
+            # to launch kernels and to move rows of tables.
+            _use_threads(worker, max(1, _num_cores() - 2) if self.device.type == "cuda" else 1)
             for task in tasks:
                 ahead.append(worker.submit(partial(self._send, task)))
                 if len(ahead) > prefetch:
@@ -256,7 +261,16 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _send(self, task: MakeBatch) -> tuple[SubData, Event | None]:
         batch = task()
-        return (batch, None) if self._courier is None else self._courier.send(batch)
+        if self._courier is None:
+            return batch, None
+        sent, arrived = self._courier.send(batch)
+        num_dst = self._num_destinations(batch)
+        tell_order(batch[self.builder.key], sent[self.builder.key], num_dst, batch.n_id.numel(), batch.batch_size)
+        return sent, arrived
+
+    def _num_destinations(self, batch: SubData) -> int:
+        """Of its edges, B or B + S."""
+        return batch.batch_size if self.builder.neighbors == "in" else batch.n_id.numel()
 
     def state_dict(self) -> dict[str, Any]:
         """From which a loader made in the same way goes on with the very next batch, and with the epochs that follow.
@@ -336,8 +350,7 @@ class SubgraphLoader(DataLoader[SubData]):
         batch = self.builder(parts)
         if self._transposes:
             adj = batch[self.builder.key]
-            num_dst = batch.batch_size if self.builder.neighbors == "in" else batch.n_id.numel()
-            edges = edges_of(adj, num_destinations(adj) or num_dst, batch.n_id.numel())
+            edges = edges_of(adj, num_destinations(adj) or self._num_destinations(batch), batch.n_id.numel())
             if edges is not None:
                 edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
@@ -400,11 +413,11 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _use_one_thread(worker: Worker) -> None:
-    """Has torch use one thread inside of ``worker``: two teams of threads would spin for the same cores."""
+def _use_threads(worker: Worker, number: int) -> None:
+    """Has torch use so many threads inside of ``worker``."""
     num_threads = torch.get_num_threads()
     try:
-        worker.submit(partial(torch.set_num_threads, 1)).result()
+        worker.submit(partial(torch.set_num_threads, number)).result()
         # A thread takes the setting over when it first asks for it, so that it can then be put back for all others.
         worker.submit(torch.get_num_threads).result()
     finally:

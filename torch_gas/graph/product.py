@@ -1,7 +1,8 @@
-"""Message passing as sparse products on the CPU: the edges of an adjacency in both orders, and functions with gradients.
+"""Message passing as sparse products: the edges of an adjacency in both orders, and functions with gradients.
 
 PyG computes messages edge by edge over an ``edge_index``, and where it has a product, the backward pass sorts the edges again
-each time. Here edges are put in both orders once, and kept with the adjacency for all layers, steps and epochs.
+each time. Here edges are put in both orders once, and kept with the adjacency for all layers, steps and epochs: on the CPU
+by :class:`Edges`, for the kernels of the core, on a GPU by :class:`DeviceEdges`, for those of torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
+from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.edges import to_csr
 from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
 from torch_gas.graph.halo import batch_rows, join
@@ -71,13 +73,35 @@ class Edges:
         colptr, row, perm = _core.transpose(rowptr, col, num_src)
         return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
 
+    @classmethod
+    def of(cls, adj: Any, num_dst: int, num_src: int) -> Edges:
+        """As the class itself."""
+        return cls(adj, num_dst, num_src)
+
+    @property
+    def degrees(self) -> Tensor:
+        """The number of edges into each destination, [num_dst]."""
+        return self.by_destination.rowptr.diff()
+
     def matrix(self, transposed: bool) -> _core.Sparse:
         """The matrix [num_dst, num_src], or its transpose."""
         return self.by_source if transposed else self.by_destination
 
+    def multiply(self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None) -> Tensor:
+        """The matrix, or its transpose, times ``rows``; the first ``num_rows`` of the result, or all."""
+        matrix = self.matrix(transposed)
+        return _core.product(matrix if num_rows is None else matrix.first(num_rows), rows, weight)
 
-def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
-    """The edges of ``adj``, computed once; None where they are no matrix of numbers."""
+    def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
+        """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E] or, for each head, [E, H]."""
+        return _core.entry_dots(self.matrix(transposed), left, right)
+
+
+_CLASSES: dict[str, type[Edges | DeviceEdges]] = {"cpu": Edges, "cuda": DeviceEdges}
+
+
+def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | DeviceEdges | None:
+    """The edges of ``adj``, computed once; None where they are no matrix of numbers, or are not in order on a GPU."""
     known = find_format(adj)
     holder = None if known is None else known.holder(adj)
     if known is None or holder is None:
@@ -86,16 +110,17 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | None:
     if values is not None and not is_weight(values):
         return None
     tensors = known.tensors(adj)
-    if _tells_no_change(tensors):
-        return Edges(adj, num_dst, num_src)
+    kind = _CLASSES.get(tensors[0].device.type)
+    if kind is None or _tells_no_change(tensors):
+        return None if kind is None else kind.of(adj, num_dst, num_src)
     # Whole graphs are looked at as well, because users keep them, and write to them in ways that torch does not count.
     sample = _core.fingerprint(in_memory(tensors), _SAMPLE) if num_dst == num_src else 0
     key = (num_dst, num_src, sample, *map(version, tensors))
     state, edges = _kept.get(holder, (None, None))
     if state != key:
-        edges = Edges(adj, num_dst, num_src)
+        edges = kind.of(adj, num_dst, num_src)
         _kept[holder] = (key, edges)
-    return cast(Edges, edges)
+    return cast("Edges | DeviceEdges | None", edges)
 
 
 def forget_edges(adj: Any) -> None:
@@ -110,10 +135,10 @@ def _tells_no_change(tensors: list[Tensor]) -> bool:
     return any(tensor.is_inference() for tensor in tensors)
 
 
-def kept_edges(adj: Any) -> Edges | None:
+def kept_edges(adj: Any) -> Edges | DeviceEdges | None:
     """What :func:`edges_of` computed last for ``adj``, if anything."""
     holder = format_of(adj).holder(adj)
-    return None if holder is None else cast("Edges | None", _kept.get(holder, (None, None))[1])
+    return None if holder is None else cast("Edges | DeviceEdges | None", _kept.get(holder, (None, None))[1])
 
 
 def is_weight(value: Any) -> bool:
@@ -129,12 +154,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor | None, edges: Edges, transposed: bool, full: Tensor | None = None
+        ctx: Any, rows: Tensor, weight: Tensor | None, edges: Any, transposed: bool, full: Tensor | None = None
     ) -> Tensor:
         ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
         needs_weight = ctx.needs_input_grad[1]
         ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight, *edges.stated)
-        return _core.product(edges.matrix(transposed), rows if full is None else full, weight)
+        return cast(Tensor, edges.multiply(rows if full is None else full, weight, transposed))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -144,8 +169,7 @@ class _Product(torch.autograd.Function):
         if needs_rows and torch.is_grad_enabled():
             grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed)[: ctx.num_rows]
         elif needs_rows:
-            matrix = ctx.edges.matrix(not ctx.transposed).first(ctx.num_rows)
-            grad_rows = _core.product(matrix, grads[0], weight)
+            grad_rows = ctx.edges.multiply(grads[0], weight, not ctx.transposed, ctx.num_rows)
         if needs_weight:
             right = rows if full is None else join(rows, full)
             grad_weight = _Dots.apply(grads[0], right, ctx.edges, ctx.transposed)
@@ -156,10 +180,10 @@ class _Dots(torch.autograd.Function):
     """Dot products of the rows that edges connect: the gradient of a product with regard to its weights."""
 
     @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, edges: Edges, transposed: bool) -> Tensor:
+    def forward(ctx: Any, left: Tensor, right: Tensor, edges: Any, transposed: bool) -> Tensor:
         ctx.edges, ctx.transposed = edges, transposed
         ctx.save_for_backward(left, right, *edges.stated)
-        return _core.entry_dots(edges.matrix(transposed), left, right)
+        return cast(Tensor, edges.dots(left, right, transposed))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -202,13 +226,13 @@ def _softmax_backward(
     return grad_dst.squeeze(-1), grad_src.squeeze(-1)
 
 
-def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
+def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
     """The sum or mean of each destination's sources, [num_dst, C] or [num_dst, H, C].
 
     Types of less than 32 bits are summed up in float32.
 
     Args:
-        rows: [num_src, C] or, for each head, [num_src, H, C], on the CPU.
+        rows: [num_src, C] or, for each head and on the CPU only, [num_src, H, C], on the device of the edges.
         edges: the edges.
         weight: a number for each edge, [E], or for each edge and head, [E, H], that its row is multiplied by.
         mean: whether sums are divided by the number of edges.
@@ -224,7 +248,7 @@ def aggregate(rows: Tensor, edges: Edges, weight: Tensor | None = None, mean: bo
     own = batch_rows(x)  # the only ones that need a gradient, where they are known
     out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
     if mean:
-        out = out / edges.by_destination.rowptr.diff().clamp(min=1).to(dtype).view(-1, 1)
+        out = out / edges.degrees.clamp(min=1).to(dtype).view(-1, 1)
     return out.to(rows.dtype)
 
 

@@ -53,8 +53,9 @@ class CurrentStream(Lane):
         if event is not None:
             self.stream.wait_event(event)
 
-    def record(self) -> torch.cuda.Event:
-        return self.stream.record_event()
+    def record(self, blocking: bool = False) -> torch.cuda.Event:
+        """As of any lane; with ``blocking``, a host that waits for it sleeps, and leaves its core to others."""
+        return self.stream.record_event(torch.cuda.Event(blocking=blocking))
 
     def hold(self, tensor: Tensor) -> None:
         tensor.record_stream(self.stream)

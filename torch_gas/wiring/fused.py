@@ -1,7 +1,7 @@
-"""Layers that are sparse products are computed as such on the CPU, over whatever adjacency they are given.
+"""Layers that are sparse products are computed as such, on the CPU over whatever adjacency they are given.
 
 These are layers whose messages are rows, rows times edge weights or rows times GAT's attention coefficients, and are summed or
-averaged.
+averaged. On a GPU the first two are, over CSR matrices and over batches that a loader has brought there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
 from torch_gas.graph import product as sparse
-from torch_gas.graph.formats import format_of, is_csr, is_matrix
+from torch_gas.graph.device import DeviceEdges
+from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
 from torch_gas.graph.halo import linear
 from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight
 from torch_gas.wiring.batch import WIRING
@@ -86,8 +87,10 @@ class _Fused:
         out = self.product(edge_index, size, **kwargs) if self.is_product else None
         return self.own(edge_index, size=size, **kwargs) if out is None else out
 
-    def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | None:
+    def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | DeviceEdges | None:
         """The edges of a call with ``rows`` of sources and ``targets`` of destinations; None where they are no matrix."""
+        if any(tensor.device != rows.device for tensor in tensors_of(adj)):  # which PyG refuses
+            return None
         layer = getattr(self.conv, WIRING, None)
         if is_matrix(adj):
             num_dst = adj.size(0)
@@ -127,7 +130,7 @@ class _PropagateHeads(_Fused):
         if not isinstance(x, tuple) or not _is_rows(x[0], 3) or not isinstance(alpha, Tensor):
             return None
         edges = self.edges(adj, size, *x)
-        return None if edges is None else aggregate(x[0], edges, alpha)
+        return aggregate(x[0], edges, alpha) if isinstance(edges, Edges) else None
 
 
 class _Attention(_Fused):
@@ -139,12 +142,11 @@ class _Attention(_Fused):
         conv, (src, dst) = self.conv, alpha
         known = conv.lin_edge is None and dst is not None and _is_rows(src, 2)
         edges = self.edges(adj, size, src, dst) if known else None
-        if edges is None:
+        if not isinstance(edges, Edges):  # a GPU has no kernel for it
             return None
         alpha = attention(dst[: edges.num_dst], src, conv.negative_slope, edges)
         return getattr(conv, "drop_attention", F.dropout)(alpha, conv.dropout, conv.training)
 
 
 def _is_rows(value: Any, dim: int) -> bool:
-    on_cpu = isinstance(value, Tensor) and value.device.type == "cpu"
-    return on_cpu and value.dim() == dim and value.is_floating_point()
+    return isinstance(value, Tensor) and value.dim() == dim and value.is_floating_point()
