@@ -429,17 +429,24 @@ void staged(Random& random) {
                                     stream, for_pushes, 1);
           std::fill(parts.offset.begin(), parts.offset.end(), -1);
         });
+    // Two calls by way of one buffer, from streams that nothing else puts in order.
     const Parts parts = random_parts(again, num_nodes);
-    const size_t bytes = parts.total * row_bytes(rows_type, num_cols);
-    const Memory out(Place::device, bytes);
-    const StreamOwner stream;
+    const std::vector<int64_t> ids = any_ids(again, 30, num_nodes);
+    const size_t row = row_bytes(rows_type, num_cols);
+    const Memory chunks(Place::device, parts.total * row), gathered(Place::device, ids.size() * row);
+    const StreamOwner one, other;
     cuda::staged_read_chunks(table, parts.offset.data(), parts.count.data(), parts.size(),
-                             Rows{out.data(), rows_type, parts.total}, stream.on_device(), staging, 1);
-    Bytes expected(bytes);
-    check(cudaStreamSynchronize(stream.handle), "read_chunks");
+                             Rows{chunks.data(), rows_type, parts.total}, one.on_device(), staging, 1);
+    cuda::staged_gather_rows(table, ids.data(), Rows{gathered.data(), rows_type, 30}, other.on_device(),
+                             staging, 1);
+    check(cudaDeviceSynchronize(), "two pulls");
+    Bytes expected(chunks.size()), expected_rows(gathered.size());
     read_chunks(host_table, parts.offset.data(), parts.count.data(), parts.size(),
                 Rows{expected.data(), rows_type, parts.total}, 1);
-    require(same(rows_type, out.get(), expected), name_of("staged_read_chunks", table_type, rows_type, num_cols, num_nodes));
+    gather_rows(host_table, ids.data(), Rows{expected_rows.data(), rows_type, 30}, 1);
+    const std::string name = name_of("staged pulls", table_type, rows_type, num_cols, num_nodes);
+    require(same(rows_type, chunks.get(), expected), name);
+    require(same(rows_type, gathered.get(), expected_rows), name);
   };
   host_epoch(
       random, num_nodes, num_cols, rows_type,
