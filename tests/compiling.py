@@ -44,13 +44,19 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def build(
-    binary: Path, sanitizer: str, units: Sequence[Unit], headers: Iterable[Path] = (), cache: Path = CACHE
+    binary: Path,
+    sanitizer: str,
+    units: Sequence[Unit],
+    headers: Iterable[Path] = (),
+    cache: Path = CACHE,
+    link: Sequence[str] = (),
 ) -> Path:
     """Compiles and links ``units`` to ``binary``.
 
     Args:
         headers: which units include, beside those of csrc.
         cache: where objects are kept, one for each file and sanitizer.
+        link: further options of the linker.
 
     Raises:
         CompileError: where the compiler or linker does not accept it.
@@ -79,7 +85,7 @@ def build(
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, units))
-    done = run(COMPILER, instrument[0], "-pthread", *objects, "-ldl", "-o", binary)
+    done = run(COMPILER, instrument[0], "-pthread", *link, *objects, "-ldl", "-o", binary)
     if done.returncode:
         raise CompileError(done.stderr)
     return binary

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +25,48 @@ STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
 
 
+def _flags(sanitizer: str) -> tuple[str, ...]:
+    return (f"-I{RUNTIME / 'include'}", "-fPIC", TOLD[sanitizer], *STRICT)
+
+
+def _runtime(flags: tuple[str, ...]) -> list[Unit]:
+    """The runtime itself, of which sanitizers see nothing but what it tells them."""
+    return [Unit(RUNTIME / f"{name}.cpp", flags, sanitized=False) for name in ("grid", "memory", "runtime", "schedule")]
+
+
+def _headers(csrc: Path) -> list[Path]:
+    return [*sorted(csrc.glob("**/*.h")), *sorted(RUNTIME.glob("**/*.h")), RUNTIME / "include" / "cassert"]
+
+
 def program(binary: Path, sanitizer: str, csrc: Path = ROOT / "csrc", cache: Path = CACHE) -> Path:
     """Builds the program that runs csrc/cuda of a tree; objects are kept in ``cache``.
 
     Raises:
         CompileError: where it cannot be compiled.
     """
-    flags = (f"-I{RUNTIME / 'include'}", TOLD[sanitizer], *STRICT)
+    flags = _flags(sanitizer)
     core = [
         *sorted((csrc / "cuda").glob("*.cu")),
         *(csrc / "cpu" / f"{name}.cpp" for name in ("rows", "file", "memory")),
     ]
     units = [Unit(path, flags) for path in (*core, HERE / "core.cpp")]
-    units += [Unit(path, flags, sanitized=False) for path in sorted(RUNTIME.glob("*.cpp"))]
-    headers = [*sorted(csrc.glob("**/*.h")), *sorted(RUNTIME.glob("**/*.h")), RUNTIME / "include" / "cassert"]
-    return build(binary, sanitizer, units, headers, cache)
+    return build(binary, sanitizer, [*units, *_runtime(flags)], _headers(csrc), cache)
+
+
+def module(library: Path, sanitizer: str, csrc: Path = ROOT / "csrc", cache: Path = CACHE) -> Path:
+    """Builds the core for Python with the emulated runtime in it; needs pybind11, whose headers are not of this project.
+
+    Raises:
+        CompileError: where it cannot be compiled.
+    """
+    import pybind11
+
+    flags = _flags(sanitizer)
+    python = ("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include(), "-fvisibility=hidden")
+    units = [Unit(path, flags) for path in sorted((csrc / "cuda").glob("*.cu")) + sorted((csrc / "cpu").glob("*.cpp"))]
+    units += [Unit(csrc / "bindings.cpp", (*flags, *python, "-DTORCH_GAS_WITH_CUDA"))]
+    units += [Unit(RUNTIME / "python.cpp", (*flags, *python), sanitized=False), *_runtime(flags)]
+    return build(library, sanitizer, units, _headers(csrc), cache, link=("-shared",))
 
 
 def failure(binary: Path, seeds: int, first: int = 0) -> str | None:

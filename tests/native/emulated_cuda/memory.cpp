@@ -155,5 +155,9 @@ void free_pageable(void* address) {
 void trust_host_memory(bool trust) {
   host_is_device = trust;
 }
+bool is_page_locked(const void* address, size_t bytes) {
+  const Lock lock;
+  return is_locked(address, bytes);
+}
 
 }  // namespace emulated

@@ -207,6 +207,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle:
       return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
     case cudaErrorAssert:
       return "cudaErrorAssert";
     case cudaErrorHostMemoryAlreadyRegistered:
@@ -322,6 +324,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t error = refuse()) return note(error);
   if (event->recorded != nullptr) finish_task(event->recorded);
   return note(sticky);
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const Lock lock;
+  if (const cudaError_t error = refuse()) return note(error);
+  return event->recorded == nullptr || event->recorded->done ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
   const Lock lock;

@@ -22,6 +22,9 @@ void free_pageable(void* address);
 // for programs whose tensors are all in host memory.
 void trust_host_memory(bool trust);
 
+// Whether a range of host memory is page-locked.
+bool is_page_locked(const void* address, size_t bytes);
+
 // The assertion of a kernel that failed, or nothing.
 std::string failed_assertion();
 
