@@ -42,6 +42,7 @@ __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
     "adjacent_pairs", "advise_huge_pages", "at_page", "batch_rows", "batch_rows_of", "clear_rows", "dropout",
     "dropout_rows", "entry_dots", "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure",
-    "gather_rows", "has_cuda", "is_table", "locked_by", "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype",
-    "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
+    "gather_rows", "has_cuda", "is_table", "locked_by", "noted_failure", "product", "read_ahead", "read_chunks",
+    "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width", "stream_parts", "subgraph", "symmetric",
+    "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

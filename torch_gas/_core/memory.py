@@ -22,9 +22,9 @@ _locked: WeakValueDictionary[tuple[int, int], object] = WeakValueDictionary()
 def register(tensor: Tensor, device: torch.device | str) -> object:
     """Page-locks the memory of a tensor in place, so that CUDA devices read and write it themselves.
 
-    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has. The whole storage is page-locked,
-    as far as views of it reach: `is_pinned()` of each view looks at the first byte of the storage alone. Calls for views of one
-    storage share what they get, and it stays page-locked as long as one of them keeps it.
+    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has. Its whole storage is locked,
+    because `is_pinned()` of any view looks at the first byte of the storage alone. Calls for views of one storage share what
+    they get, and it stays page-locked as long as somebody keeps that.
 
     Args:
         tensor: Contiguous tensor of any shape and type on the host, of at least one byte.
