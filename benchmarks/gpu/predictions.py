@@ -51,6 +51,8 @@ class Machine:
     sort_rate: float = 2.6e9
 
 
+PYGAS = "PyGAS's way"
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +207,7 @@ def place_seconds(step: Step, m: Machine) -> dict[str, float]:
         "concurrent": max(layers, pull + batch, push, host),
         "serial": max(layers + pull + push, host),
         "pageable": max(layers, staged, batch, host),
-        "PyGAS's way": max(max(gather + pull, first + forward) + max(backward, push), host),
+        PYGAS: max(max(gather + pull, first + forward) + max(backward, push), host),
     }
 
 
@@ -221,3 +223,71 @@ def full_batch_bytes(num_nodes: int, num_edges: int, features: int, hidden: int,
 def growth(way: str, num_nodes: int, least_nodes: int) -> float:
     """Memory of a step by that on the smallest graph: all of a full batch grows, nothing of a batch that keeps its size."""
     return num_nodes / least_nodes if way == "full batch" else 1.0
+
+
+# -- the tables of docs/gpu.md -----------------------------------------------------------------------------------------
+
+
+def halo_ratio(ratio: float, num_parts: int, parts_a_batch: int) -> float:
+    """S / B of batches of random parts, each with a random halo of ``ratio`` times its nodes outside of it."""
+    in_halo = 1 - (1 - ratio / (num_parts - 1)) ** parts_a_batch
+    return in_halo * (num_parts - parts_a_batch) / parts_a_batch
+
+
+def step_of_run(model: str, ratio: float, csr: bool = True) -> Step:
+    """A step of step.py on its large sizes."""
+    batch = 32_768
+    halo = round(batch * halo_ratio(ratio, num_parts=32, parts_a_batch=4))
+    return Step(model, batch, halo, round(20 * batch * (1 + ratio)), 64, (256,) * 3, 32, csr)
+
+
+def rows_table(m: Machine) -> list[dict[str, str]]:
+    """GB/s of the ways of rows.py, by bytes of a row."""
+    ways = {"pull, page-locked": "registered", "pull, 64 bytes behind a page": "64 bytes behind"}
+    ways |= {"pull, staged": "staged", "pull, torch on the host": "torch"}
+    found = []
+    for row_bytes in (64, 128, 256, 512, 1024, 4096):
+        rates = {title: rows_rate(way, row_bytes, True, 2**27, m) for title, way in ways.items()}
+        rates["push, page-locked"] = rows_rate("registered", row_bytes, False, 2**27, m)
+        found.append({"bytes a row": f"{row_bytes:,}"} | {title: f"{rate / 1e9:.0f}" for title, rate in rates.items()})
+    return found
+
+
+def steps_table(m: Machine) -> list[dict[str, str]]:
+    """Bytes and times of a step, by model and halo."""
+    found = []
+    for model, ratio in [("GCN", 0.25), ("GCN", 0.5), ("GCN", 1), ("GCN", 2), ("GAT", 1), ("GCNII", 1), ("PNA", 1)]:
+        step = step_of_run(model, ratio)
+        sizes = [step.pulled, step.pushed, step.batch_bytes]
+        times = {"layers": sum(layer_seconds(step, m)), "host": host_seconds(step, m), **place_seconds(step, m)}
+        row = {"model": model, "S / B": f"{step.halo / step.batch:.2f}"}
+        row["MB pulled, pushed, batch"] = ", ".join(f"{size / 1e6:.0f}" for size in sizes)
+        found.append(row | {f"{title}, ms": f"{1e3 * seconds:.1f}" for title, seconds in times.items()})
+    return found
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows as a table."""
+    head = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    return "\n".join(head + [f"| {' | '.join(row.values())} |" for row in rows])
+
+
+def sentences(m: Machine) -> list[str]:
+    """What the page says beside its tables."""
+    step, messages = step_of_run("GCN", 1), step_of_run("GCN", 1, csr=False)
+    full = Step("GCN", 8 * step.batch, 0, 8 * step.edges, step.features, step.widths, step.classes)
+    epoch = max(sum(layer_seconds(full, m)), host_seconds(full, m, histories=False))
+    places, small = place_seconds(step, m), Step("GCN", 512, 512, 5000, 500, (64,) * 3, 7)
+    on_gpu = [1e3 * place_seconds(each, m)["on the GPU"] for each in (step, messages)]
+    return [
+        f"{link_rate(m) / 1e9:.0f} GB/s each way",
+        f"{1e3 * epoch:.0f} ms for one step",
+        f"{8e3 * places['concurrent']:.0f} ms, and in PyGAS's way {8e3 * places[PYGAS]:.0f} ms",
+        f"takes {on_gpu[0]:.1f} ms over CSR and {on_gpu[1]:.1f} ms over an `edge_index`",
+        f"the host decides: {1e3 * place_seconds(small, m)['concurrent']:.1f} ms a step",
+    ]
+
+
+if __name__ == "__main__":
+    machine = Machine()
+    print(*sentences(machine), markdown(rows_table(machine)), markdown(steps_table(machine)), sep="\n\n")

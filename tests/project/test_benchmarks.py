@@ -731,7 +731,7 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
     assert list(summary) == [*STAGES, "step of other models"]
     assert summary["rows"].startswith("exit status 3") and summary["memory"].startswith("not done after")
     assert f"step.py --models GCN --out {out}" in done.stdout
-    kernels, models = re.findall(r"called: -m pytest .* (tests/.*)", done.stdout)
+    kernels, models = re.findall(r"called: -m pytest .*faulthandler_timeout=60 (tests/.*)", done.stdout)
     assert kernels == "tests/_core/test_cuda.py" and "tests/session/test_cuda_model.py" in models
     assert kernels not in models.split()
 

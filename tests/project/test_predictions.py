@@ -136,6 +136,26 @@ def test_messages_cost_more_than_products(predictions: Any) -> None:
     assert messages > 2 * products
 
 
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 2.0])
+def test_halos_of_batches_of_several_parts(predictions: Any, ratio: float) -> None:
+    from torch_gas import SubgraphLoader
+
+    data, ptr = __import__("workload").block_graph(32_000, 640_000, 32, ratio, 3, 4)
+    batch = next(iter(SubgraphLoader(data, ptr, 4, shuffle=True, seed=0)))
+    expected = predictions.halo_ratio(ratio, num_parts=32, parts_a_batch=4)
+    assert batch.halo_size / batch.batch_size == pytest.approx(expected, rel=0.02)
+
+
+def test_the_page_has_the_figures_that_are_computed() -> None:
+    """And says that nobody measured them."""
+    command = [sys.executable, str(GPU / "predictions.py")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = (GPU.parents[1] / "docs" / "gpu.md").read_text()
+    found = out.strip().split("\n\n")
+    assert len(found) == 7 and all(each in page or each in " ".join(page.split()) for each in found)
+    assert "Nothing on this page was measured." in page
+
+
 SECTION = {"question": "?", "machine": {"device": "none"}, "quick": False}
 
 

@@ -78,7 +78,7 @@ def at_page(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     storage = torch.UntypedStorage(nbytes + PAGE, device="cpu")
     start = -storage.data_ptr() % PAGE // dtype.itemsize
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, start, torch.Size(shape))
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, start, torch.Size(shape))  # type: ignore[call-overload]  # strides have a default
 
 
 def advise_huge_pages(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch_gas.transfer import AsyncIOPool
 class MemoryTable(Table):
     """A table whose rows are a tensor.
 
-    Where a GPU reads a table in host memory, it is page-locked in place and in its exact size, unless it is to stay pageable.
+    Where a GPU reads a table in host memory, it is page-locked in place, unless it is to stay pageable.
 
     Args:
         storage: the rows as they are stored, [N, C'], contiguous.
