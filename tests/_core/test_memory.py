@@ -15,6 +15,7 @@ import torch
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_gas import AsyncIOPool, _core
 from torch_gas._core import build, memory
@@ -187,6 +188,11 @@ def test_tables_begin_at_a_page(num_rows: int, dtype: torch.dtype) -> None:
         for storage in (*kept, table.storage):
             assert storage.data_ptr() % memory.PAGE == 0 and storage.is_contiguous() and not storage._is_view()
             assert storage.untyped_storage().nbytes() <= storage.nbytes + memory.PAGE
+
+
+def test_no_table_begins_where_there_is_no_memory() -> None:
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="leave FakeTensorMode"):
+        _core.at_page([4, 2], torch.float32)
 
 
 # -- fingerprints --------------------------------------------------------------------------------------------------------

@@ -74,11 +74,15 @@ def at_page(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
     A device reads host memory in lines of 128 bytes. Large tensors of torch begin 64 bytes behind a page, where a row of 128
     bytes takes two requests for lines and not one.
+
+    Raises:
+        RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
     """
-    nbytes = torch.Size(shape).numel() * dtype.itemsize
-    storage = torch.UntypedStorage(nbytes + PAGE, device="cpu")
-    start = -storage.data_ptr() % PAGE // dtype.itemsize
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, start, torch.Size(shape))  # type: ignore[call-overload]  # strides have a default
+    size = torch.Size(shape)
+    memory = torch.empty(size.numel() * dtype.itemsize + PAGE, dtype=torch.uint8, device="cpu")
+    start = -_address(memory) % PAGE // dtype.itemsize
+    whole = torch.empty(0, dtype=dtype, device="cpu")
+    return whole.set_(memory.untyped_storage(), start, size)  # type: ignore[call-overload]  # strides have a default
 
 
 def advise_huge_pages(tensor: Tensor) -> bool:
@@ -152,15 +156,21 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device |
         RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    address, nbytes = tensor.data_ptr() if type(tensor) is Tensor else 0, tensor.nbytes
-    if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
+    address, nbytes = _address(tensor), tensor.nbytes
+    if nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(address, nbytes)
+    return tensor
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a new tensor lies."""
+    address = tensor.data_ptr() if type(tensor) is Tensor else 0
+    if address == 0 and tensor.nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
         raise RuntimeError(
             f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "
             "transform of torch.func, for this call"
         )
-    if nbytes >= _LARGE and tensor.is_cpu:
-        _C.advise_huge_pages(address, nbytes)
-    return tensor
+    return address
 
 
 def mark_written(tensor: Tensor) -> None:
