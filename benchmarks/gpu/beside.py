@@ -3,7 +3,7 @@
 The same GCN of four layers on one random graph. The full batch is PyG's own model on the whole graph, one step an epoch.
 Sampled neighbourhoods have as many seeds as batches have nodes, all sampled nodes are rows, and every layer computes all rows,
 as NeighborLoader has it. Histories lie in host memory or on the GPU, and are moved by this library or as PyGAS does. Batches
-are made before, and all but those of histories in host memory are on the GPU before.
+are made before, and all but those of histories in host memory are on the GPU before; what making them costs stands below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common import in_turn, parse_args, peak_memory, save, table
 from host_gather import HostGather
-from predictions import Machine, Step, host_seconds, layer_seconds, place_seconds
+from predictions import Machine, Step, host_seconds, layer_seconds, loader_seconds, place_seconds
 from sampling import sampled_batch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -60,10 +60,10 @@ class Bench:
         batch_size, degree, self.hidden, self.features = (64, 8, 16, 8) if quick else (32_768, 40, 256, 64)
         self.num_batches, self.repeats = (4, 1) if quick else (8, 3)
         num_nodes, num_parts = batch_size * self.num_batches, self.num_batches * PARTS_A_BATCH
-        self.data, ptr = block_graph(num_nodes, num_nodes * degree, num_parts, 1.0, self.features, NUM_CLASSES)
+        self.data, self.ptr = block_graph(num_nodes, num_nodes * degree, num_parts, 1.0, self.features, NUM_CLASSES)
         options = {"shuffle": True, "regroup": False, "seed": 0, "cache_size": 2**34}
-        self.loader = SubgraphLoader(self.data, ptr, PARTS_A_BATCH, device=device, **options)
-        self.batches = [batch.to(device) for batch in SubgraphLoader(self.data, ptr, PARTS_A_BATCH, **options)]
+        self.loader = SubgraphLoader(self.data, self.ptr, PARTS_A_BATCH, device=device, **options)
+        self.batches = [batch.to(device) for batch in SubgraphLoader(self.data, self.ptr, PARTS_A_BATCH, **options)]
         generator = torch.Generator().manual_seed(0)
         seeds = torch.randperm(num_nodes, generator=generator).split(batch_size)
         self.sampled = [sampled_batch(self.data, each, NUM_SAMPLED, generator).to(device) for each in seeds]
@@ -104,6 +104,14 @@ class Bench:
         batches = self.sampled if way == SAMPLED else self.batches
         return [step(batch.batch_size, batch.halo_size, batch.data.num_edges) for batch in batches]
 
+    def batches_made(self) -> dict[str, float]:
+        """An epoch of batches that are made anew and brought to the device, with no step between them."""
+        loader = SubgraphLoader(self.data, self.ptr, PARTS_A_BATCH, shuffle=True, seed=0, device=self.device)
+        steps = {"batches": lambda: [None for _ in loader]}
+        predicted = sum(loader_seconds(step, Machine()) for step in self.steps(HOST))
+        median = in_turn(steps, self.repeats, self.device)["batches"]
+        return {"epoch of batches, ms": 1e3 * median, "epoch of batches, predicted ms": 1e3 * predicted}
+
     def row(self, way: str, seconds: float, peak: int | str) -> dict[str, Any]:
         """The figures of a way, beside what is predicted for it."""
         steps, machine = self.steps(way), Machine()
@@ -138,7 +146,10 @@ def main() -> None:
         f"others {bench.num_batches}. At most {NUM_SAMPLED} sampled neighbours by depth. Peaks are of torch's allocator, beyond "
         "batches that are on the GPU before. Predictions are of predictions.py, for an H200."
     )
-    save(args.out, "beside", __doc__, args.device, args.quick, [table("Epochs beside other ways", rows, note)])
+    tables = [table("Epochs beside other ways", rows, note)]
+    save(args.out, "beside", __doc__, args.device, args.quick, tables, shows=False)
+    tables.append(table("Batches made anew, without steps", [bench.batches_made()]))
+    save(args.out, "beside", __doc__, args.device, args.quick, tables)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class Machine:
         miss: time of a host thread for a row that no cache holds.
         threads: of the host that gather.
         host_rate: at which all of them move bytes to pinned memory.
+        edge: time of the loader's thread for an edge of a batch.
+        thread_gather: rate at which one thread gathers features.
+        thread_copy: rate at which one thread copies a batch to pinned memory.
         sort_rate: keys a second of a sort of 64-bit keys with values, on the device.
     """
 
@@ -48,6 +51,9 @@ class Machine:
     miss: float = 88e-9
     threads: int = 16
     host_rate: float = 26e9
+    edge: float = 14e-9
+    thread_gather: float = 4e9
+    thread_copy: float = 7e9
     sort_rate: float = 2.6e9
 
 
@@ -211,6 +217,12 @@ def place_seconds(step: Step, m: Machine) -> dict[str, float]:
     }
 
 
+def loader_seconds(step: Step, m: Machine) -> float:
+    """To make a batch on one thread and to copy it to pinned memory."""
+    features = 4 * step.features * (step.batch + step.halo)
+    return m.edge * step.edges + features / m.thread_gather + step.batch_bytes / m.thread_copy
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +294,7 @@ def sentences(m: Machine) -> list[str]:
     return [
         f"{link_rate(m) / 1e9:.0f} GB/s each way",
         f"{1e3 * epoch:.0f} ms for one step",
+        f"making the eight batches takes {8e3 * loader_seconds(step, m):.0f} ms",
         f"{8e3 * places['concurrent']:.0f} ms, and in PyGAS's way {8e3 * places[PYGAS]:.0f} ms",
         f"takes {on_gpu[0]:.1f} ms over CSR and {on_gpu[1]:.1f} ms over an `edge_index`",
         f"the host decides: {1e3 * place_seconds(small, m)['concurrent']:.1f} ms a step",

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One call on a machine with an NVIDIA GPU and nvcc: builds the extension for this GPU, runs the CUDA tests (absence of a GPU fails),
-# measures, and runs kernels under compute-sanitizer. It ends within seven minutes: stages come in the order of their worth, each has
-# its own limit and saves what it has as it goes, and one that fails or is cut loses no other. Needs torch, torch_geometric, pybind11,
-# pytest, hypothesis, tqdm and matplotlib in the Python that is used; no network and no METIS.
+# One call on a machine with an NVIDIA GPU and nvcc: builds the extension for this GPU, runs the CUDA tests (absence of a GPU
+# fails), measures, and runs kernels under compute-sanitizer. It ends within seven minutes: stages come in the order of their
+# worth, each has its own limit and saves what it has as it goes, and one that fails or is cut loses no other. Needs torch,
+# torch_geometric, pybind11, pytest, hypothesis, tqdm and matplotlib in the Python that is used; no network and no METIS.
 #
 #   OUT=benchmarks/results/gpu bash benchmarks/gpu/run.sh
 #
-# Writes results.json, results.md, pictures and run.log to the folder OUT, and prints one table of predictions and measurements at the
-# end. The exit status is 1 if a stage failed.
+# Writes results.json, results.md, pictures and run.log to the folder OUT, and prints one table of predictions and measurements at
+# the end. The exit status is 1 if a stage failed.
 set -uo pipefail
 out="$(realpath -m "${OUT:-$(dirname "$0")/../results/gpu}")"
 cd "$(dirname "$0")/../.." || exit 1
@@ -21,8 +21,8 @@ deadline=405
 summary=()
 failed=0
 
-# stage NAME SECONDS COMMAND...: runs the command within its limit and the time that is left, and notes how it went. It is cut by an
-# interrupt, upon which pytest says what has failed so far.
+# stage NAME SECONDS COMMAND...: runs the command within its limit and the time that is left, and notes how it went. It is cut by
+# an interrupt, upon which pytest says what has failed so far.
 stage() {
   local name="$1" limit="$2" start=$SECONDS status=0
   shift 2
@@ -55,8 +55,8 @@ cuda_tests() {
 }
 
 model_tests() {
-  local files
-  mapfile -t files < <(grep -rlE 'mark\.cuda' --include='test_*.py' tests | grep -v '_core/test_cuda\.py')  # others need more packages
+  local files  # others need packages that this script does not
+  mapfile -t files < <(grep -rlE 'mark\.cuda' --include='test_*.py' tests | grep -v '_core/test_cuda\.py')
   cuda_tests "${files[@]}"
 }
 
@@ -85,8 +85,8 @@ main() {
     stage "memory" 55 "$python" benchmarks/gpu/memory.py --out "$out"
     stage "model tests" 70 bash -c model_tests
     stage "beside" 40 "$python" benchmarks/gpu/beside.py --out "$out"
-    stage "memcheck" 30 bash -c 'sanitizer memcheck'
-    stage "racecheck" 30 bash -c 'sanitizer racecheck'
+    stage "memcheck" 40 bash -c 'sanitizer memcheck'
+    stage "racecheck" 40 bash -c 'sanitizer racecheck'
     stage "small" 30 "$python" benchmarks/gpu/small.py --out "$out"
     stage "step of other models" 150 "$python" benchmarks/gpu/step.py --models GAT GCNII PNA --out "$out"
   else

@@ -64,7 +64,7 @@ def figures(sections: dict[str, Any]) -> Iterator[tuple[str, str, str, Any, Any]
     for rows in tables("beside"):
         for row in rows:
             for figure, *rest in pairs(row):
-                yield "beside", f"{row['way']}, {figure}", *rest
+                yield "beside", f"{row.get('way', 'made anew')}, {figure}", *rest
     for rows in tables("small"):
         for row in rows:
             for figure, *rest in pairs(row):

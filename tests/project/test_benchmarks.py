@@ -149,7 +149,8 @@ def test_step(run, tmp_path: Path) -> None:
 
 
 def test_beside(run) -> None:
-    (rows,) = run("beside")
+    rows, (made,) = run("beside")
+    assert made["epoch of batches, ms"] > 0 and made["epoch of batches, predicted ms"] > 0
     ways = ["PyG, full batch", "sampled neighbourhoods", "host memory", "on the GPU", "PyGAS's way"]
     assert [row["way"] for row in rows] == ways and [row["steps an epoch"] for row in rows] == [1, 4, 4, 4, 4]
     assert all(
@@ -703,6 +704,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
 
 FAKE_PYTHON = """#!/bin/bash
 echo "called: $*"
+echo "lane ${TORCH_GAS_GPU_LANE:-no}, plugins off ${PYTEST_DISABLE_PLUGIN_AUTOLOAD:-no}"
 case "$*" in
   -c*) echo 90 ;;
   setup.py*) exit $BUILD ;;
@@ -733,7 +735,7 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
     assert f"step.py --models GCN --out {out}" in done.stdout
     kernels, models = re.findall(r"called: -m pytest .*faulthandler_timeout=60 (tests/.*)", done.stdout)
     assert kernels == "tests/_core/test_cuda.py" and "tests/session/test_cuda_model.py" in models
-    assert kernels not in models.split()
+    assert kernels not in models.split() and done.stdout.count("lane 1, plugins off 1") == 2
 
 
 def test_a_stage_that_is_cut_is_interrupted_and_ends() -> None:
