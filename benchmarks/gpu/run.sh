@@ -79,8 +79,8 @@ sanitizer() {
 main() {
   export -f build cuda_tests model_tests sanitizer
   if stage "build" 120 bash -c build; then
-    stage "kernel tests" 60 bash -c 'cuda_tests tests/_core/test_cuda.py'
-    stage "rows" 50 "$python" benchmarks/gpu/rows.py --out "$out"
+    stage "kernel tests" 70 bash -c 'cuda_tests tests/_core/test_cuda.py'
+    stage "rows" 55 "$python" benchmarks/gpu/rows.py --out "$out"
     stage "step" 75 "$python" benchmarks/gpu/step.py --models GCN --out "$out"
     stage "memory" 55 "$python" benchmarks/gpu/memory.py --out "$out"
     stage "model tests" 70 bash -c model_tests
