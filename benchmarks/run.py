@@ -30,7 +30,7 @@ SUITES = {
         "gradients",
         "plan",
     ),
-    "gpu": ("rows", "step", "memory", "small"),
+    "gpu": ("rows", "step", "memory", "beside", "small"),
 }
 
 

@@ -64,8 +64,9 @@ def save_section(
     machine: dict[str, str],
     quick: bool,
     tables: Iterable[dict[str, Any]],
+    shows: bool = True,
 ) -> None:
-    """Writes the section ``name`` of ``results.json`` and all of ``results.md``, and prints the section."""
+    """Writes the section ``name`` of ``results.json`` and all of ``results.md``, and prints the section unless more will come."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
     sections = json.loads(path.read_text()) if path.exists() else {}
@@ -77,7 +78,8 @@ def save_section(
     }
     path.write_text(json.dumps(sections, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     (out / "results.md").write_text(f"# {heading}\n\n" + "\n".join(markdown(n, s, out) for n, s in sections.items()))
-    print(markdown(name, sections[name], out), flush=True)
+    if shows:
+        print(markdown(name, sections[name], out), flush=True)
 
 
 def markdown(name: str, section: dict[str, Any], out: Path) -> str:

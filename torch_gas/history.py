@@ -28,7 +28,7 @@ class History(torch.nn.Module):
 
     The table stays where it was created: on ``device`` if that is a CUDA device, in host memory otherwise. Moving the
     module (``model.to("cuda")``) changes where rows are pulled to and pushed from, and page-locks a table in host memory, where
-    it lies and in its exact size, so that the device reads it there. ``model.share_memory()`` moves tables to memory that other
+    it lies, so that the device reads it there. ``model.share_memory()`` moves tables to memory that other
     processes of this machine map as well.
 
     Args:

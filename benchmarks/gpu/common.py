@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import shutil
 import statistics
@@ -26,13 +27,15 @@ NOT_ON_CPU = "not measured on the CPU"
 # -- arguments and the machine -----------------------------------------------------------------------------------------
 
 
-def parse_args(question: str) -> argparse.Namespace:
-    """``--out``, ``--device`` and ``--quick``; an error where the device is not there."""
+def parse_args(question: str, models: Sequence[str] = ()) -> argparse.Namespace:
+    """``--out``, ``--device`` and ``--quick``, and ``--models`` of those given; an error where the device is not there."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
     out = RESULTS / "gpu"
     parser.add_argument("--out", type=Path, default=out, help="folder of the results (default: benchmarks/results/gpu)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is a smoke run (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, whose figures say nothing")
+    if models:
+        parser.add_argument("--models", nargs="+", choices=models, default=models, help="default: all")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this benchmark measures a CUDA device, and there is none; --device cpu makes a smoke run")
@@ -40,6 +43,7 @@ def parse_args(question: str) -> argparse.Namespace:
     return args
 
 
+@functools.cache
 def machine(device: torch.device) -> dict[str, str]:
     """The hardware and the versions that figures hold for."""
     record = {"date": today(), "device": "CPU only: a smoke run"}
@@ -47,6 +51,8 @@ def machine(device: torch.device) -> dict[str, str]:
         record["device"] = torch.cuda.get_device_name(device)
         fields = ("driver_version", "pcie.link.gen.max", "pcie.link.width.max", "memory.total")
         record |= {name: value for name, value in zip(fields, _nvidia_smi(device, fields), strict=True) if value}
+    huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    record |= {"huge_pages": huge_pages.read_text().strip()} if huge_pages.exists() else {}
     return record | host()
 
 
@@ -143,7 +149,13 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | str:
 
 
 def save(
-    out: Path, name: str, question: str, device: torch.device, quick: bool, tables: Iterable[dict[str, Any]]
+    out: Path,
+    name: str,
+    question: str,
+    device: torch.device,
+    quick: bool,
+    tables: Iterable[dict[str, Any]],
+    shows: bool = True,
 ) -> None:
-    """Adds the section ``name`` to the results in ``out``, and prints it."""
-    save_section(out, "Results on a GPU", name, question, machine(device), quick, tables)
+    """Adds the section ``name``, or what there is of it, to the results in ``out``, and prints it unless more will come."""
+    save_section(out, "Results on a GPU", name, question, machine(device), quick, tables, shows)

@@ -1,21 +1,23 @@
 """How much device memory does a training step take, as the graph grows and as layers are added?
 
 First the graph grows sixteen-fold while the batch stays the same: full batch grows with it, and so do histories on the GPU;
-with histories in host memory the line should be flat. Then the shape of the paper's Table 3: two to four layers on graphs
-as large as two of its data sets, full batch, batches without their halo (as Cluster-GCN has them), and batches with
-histories, beside the share of the edges into a batch's nodes that each of them uses. Memory is the peak of torch's
-allocator over three steps: parameters, optimiser, the batch and the next one, activations, and the buffers of transfers.
+with histories in host memory the line should be flat. Then the shape of the paper's Table 3: two to four layers on graphs as
+large as two of its data sets, full batch, batches without their halo (as Cluster-GCN has them), and batches with histories,
+beside the share of the edges into a batch's nodes that each of them uses. Memory is the peak of torch's allocator over three
+steps: parameters, optimiser, the batch and the next one, activations, and the buffers of transfers.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from common import NOT_ON_CPU, parse_args, peak_memory, save, save_picture, table
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
+from predictions import full_batch_bytes, growth
 from torch import Tensor
 from torch_geometric.data import Data
 from workload import block_graph, make_model, train_step, without_histories
@@ -94,10 +96,10 @@ def without_halo(batch: SubData) -> Data:
     return Data(x=batch.data.x[:size].clone(), y=batch.data.y[:size].clone(), adj_t=inside)
 
 
-def growing(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """Peaks as N grows sixteen-fold and batches keep their size."""
+def growing(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+    """Peaks as N grows sixteen-fold and batches keep their size, and by what factor they are expected to grow."""
     part_size, hidden, features = (32, 16, 8) if quick else (16_384, 256, 128)
-    rows = []
+    least = 4 * part_size
     for num_parts in (4, 8, 16, 32, 64):
         num_nodes = num_parts * part_size
         data, ptr = block_graph(num_nodes, 20 * num_nodes, num_parts, 1.0, features, 32)
@@ -105,15 +107,15 @@ def growing(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"N": num_nodes}
         for way in (FULL, GPU, HOST):
             row[f"{way}, MiB"], buffer_bytes = bench.peak(way, num_layers=3)
+        row[f"{FULL}, predicted MiB"] = full_batch_bytes(num_nodes, data.num_edges, features, hidden, 3) / MIB
+        row[f"{HOST}, predicted growth"] = growth(HOST, num_nodes, least)
         row["of it buffers of transfers, MiB"] = NOT_ON_CPU if device.type == "cpu" else buffer_bytes / MIB
         row["histories, MiB"] = 2 * num_nodes * hidden * 4 / MIB
-        rows.append(row)
-    return rows
+        yield row
 
 
-def layers(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+def layers(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     """Peaks and used edges for two to four layers."""
-    rows = []
     for name, (num_nodes, num_edges, features, classes, paper) in GRAPHS.items():
         shrink = 1000 if quick else 1
         num_nodes, num_edges, hidden = num_nodes // shrink, num_edges // shrink, 16 if quick else 256
@@ -121,19 +123,16 @@ def layers(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         bench = Bench(data, ptr, hidden, device)
         for num_layers in (2, 3, 4):
             for way in (FULL, ALONE, HOST):
-                rows.append(
-                    {
-                        "as large as": name,
-                        "N": num_nodes,
-                        "E": num_edges,
-                        "layers": num_layers,
-                        "method": way,
-                        "MiB": bench.peak(way, num_layers)[0],
-                        "edges used": bench.edges_used[way],
-                        "the paper's GB": paper[way][num_layers - 2],
-                    }
-                )
-    return rows
+                yield {
+                    "as large as": name,
+                    "N": num_nodes,
+                    "E": num_edges,
+                    "layers": num_layers,
+                    "method": way,
+                    "MiB": bench.peak(way, num_layers)[0],
+                    "edges used": bench.edges_used[way],
+                    "the paper's GB": paper[way][num_layers - 2],
+                }
 
 
 def draw(grown: list[dict[str, Any]], layered: list[dict[str, Any]]) -> Any:
@@ -170,23 +169,29 @@ def draw(grown: list[dict[str, Any]], layered: list[dict[str, Any]]) -> Any:
 
 def main() -> None:
     args = parse_args(__doc__)
-    grown, layered = growing(args.device, args.quick), layers(args.device, args.quick)
-    save_picture(draw(grown, layered), args.out, "memory")
-    part = grown[0]["N"] // 4
+    grown: list[dict[str, Any]] = []
+    layered: list[dict[str, Any]] = []
     growth_note = (
-        f"GCN, 3 layers; batches of {part:,} nodes with as large a halo, 20 edges a node. Histories take N rows of each hidden "
-        "layer, wherever they are."
+        "GCN, 3 layers; batches of a fourth of the smallest graph with as large a halo, 20 edges a node. Histories take N rows "
+        "of each hidden layer, wherever they are. Predictions are of predictions.py."
     )
     layers_note = (
         "GCN on random graphs of these sizes, a sixteenth as batch, halo 1.5 times the batch, one width for all layers. The last "
         "column is the paper's (Table 3), on the real graph with its batches, widths and hardware: the shape compares, not the "
         "figures."
     )
-    tables = [
-        table("The graph grows, the batch does not", grown, growth_note),
-        table("Memory and edges by layers", layered, layers_note),
-    ]
-    save(args.out, "memory", __doc__, args.device, args.quick, tables)
+
+    def keep(last: bool = False) -> None:
+        tables = [table("The graph grows, the batch does not", grown, growth_note)]
+        tables += [table("Memory and edges by layers", layered, layers_note)] if layered else []
+        save(args.out, "memory", __doc__, args.device, args.quick, tables, shows=last)
+
+    for rows, measured in ((grown, growing), (layered, layers)):
+        for row in measured(args.device, args.quick):
+            rows.append(row)
+            keep()
+    save_picture(draw(grown, layered), args.out, "memory")
+    keep(last=True)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,62 @@
 """How fast do pull and push move rows between host memory and a GPU, beside a plain pinned copy of as many bytes?
 
-Three ways for rows that lie scattered in a table: the device reads or writes a pinned table itself; host threads move rows
-of a pageable table through pinned staging memory, piece by piece; torch gathers all rows on the host into pinned memory and
-copies them then (or copies, and writes them to the table), as one would without this library. Halo rows have random ids,
-ascending; batch rows are sixteen contiguous ranges. Rows arrive as float32, also from half-precision tables.
+Rows lie scattered in a table. The device reads or writes them in place where the table is page-locked: by torch (pinned), or
+in place, as histories are (registered), with small pages instead of huge ones, or beginning 64 bytes behind a page, as large
+tensors of torch do. Host threads move rows of a pageable table through pinned staging memory, piece by piece (staged). Or
+torch gathers all rows on the host into pinned memory and copies them then (or copies, and writes them to the table), as one
+would without this library. Halo rows have random ids, ascending; batch rows are sixteen contiguous ranges. Rows arrive as
+float32, also from half-precision tables. Calls are made on a stream that is not the default one, as a model's are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from common import NOT_ON_CPU, in_turn, parse_args, save, save_picture, synchronize, table
 from matplotlib import pyplot as plt
+from predictions import Machine, rows_rate
 from torch import Tensor
 from workload import spread
 
 from torch_gas import _core
 
-COPY = "copy"
-WAYS = ("pinned", "staged", "torch")
+COPY, REGISTERED, SMALL_PAGES, SHIFTED = "copy", "registered", "small pages", "64 bytes behind"
+IN_PLACE = ("pinned", REGISTERED, SMALL_PAGES, SHIFTED)
+WAYS = (*IN_PLACE, "staged", "torch")
+ON_CPU = ("pinned", SHIFTED, "torch")  # what a smoke run tries
 LABELS = {
     COPY: ("plain pinned copy", "black"),
-    "pinned": ("pinned table", "tab:blue"),
+    "pinned": ("table pinned by torch", "tab:blue"),
+    REGISTERED: ("page-locked in place, as histories", "tab:green"),
+    SMALL_PAGES: ("likewise, small pages", "tab:olive"),
+    SHIFTED: ("likewise, 64 bytes behind a page", "tab:purple"),
     "staged": ("pageable table, staged", "tab:orange"),
     "torch": ("pageable table, torch on the host", "tab:red"),
 }
 
+MEANINGS = [f"{name}: {label}" for name, (label, _) in LABELS.items()]
+
 
 class Bench:
-    """Tables in pinned and pageable host memory, and the three ways to move rows of them."""
+    """Tables in host memory, and the ways to move rows of them."""
 
     def __init__(self, device: torch.device, table_bytes: int, moved_bytes: int, repeats: int) -> None:
-        self.device, self.moved_bytes, self.repeats = device, moved_bytes, repeats
+        self.device, self.table_bytes, self.moved_bytes, self.repeats = device, table_bytes, moved_bytes, repeats
         self.is_cuda = device.type == "cuda"
         self.generator = torch.Generator().manual_seed(0)
-        self.pinned = self.host_bytes(table_bytes)
-        self.pageable = torch.empty(table_bytes, dtype=torch.uint8)
         self.buffer = self.host_bytes(moved_bytes)
+        pageable = torch.empty(table_bytes, dtype=torch.uint8)
+        self.tables = {"pinned": self.host_bytes(table_bytes), "staged": pageable, "torch": pageable}
+        whole = _core.at_page([table_bytes + 64], torch.uint8)
+        _core.advise_huge_pages(whole)
+        whole[table_bytes:] = 0
+        self.tables |= {REGISTERED: whole[:table_bytes], SHIFTED: whole[64:]}
+        self.tables[SMALL_PAGES] = _core.at_page([table_bytes], torch.uint8)
         if self.is_cuda:
+            self.held = [_core.register(self.tables[name], device) for name in (REGISTERED, SMALL_PAGES)]
             self.staging = _core.Staging(2**24, device)
 
     def host_bytes(self, size: int) -> Tensor:
@@ -46,22 +64,25 @@ class Bench:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self.is_cuda)
 
     def fill(self, dtype: torch.dtype) -> None:
-        """Random numbers in both tables: memory that nobody wrote to may be one page of zeros."""
-        numbers = self.pinned.view(dtype)
+        """Random numbers in all tables: memory that nobody wrote to may be one page of zeros."""
+        numbers = self.tables["torch"].view(dtype)
         for piece in numbers.split(2**26):
             piece.copy_(torch.rand(piece.numel(), device=self.device).to(dtype))
-        self.pageable.copy_(self.pinned)
+        for name in ("pinned", REGISTERED, SMALL_PAGES):
+            self.tables[name].copy_(self.tables["torch"])
 
     def measure(self, dtype: torch.dtype, row_bytes: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Rows of the tables of pulls and pushes."""
         width, num_rows = row_bytes // dtype.itemsize, self.moved_bytes // row_bytes
-        pinned, pageable = (memory.view(dtype).view(-1, width) for memory in (self.pinned, self.pageable))
+        ways = WAYS if self.is_cuda else ON_CPU
+        tables = {name: self.tables[name].view(dtype).view(-1, width) for name in ways}
+        pageable, length = tables["torch"], self.table_bytes // row_bytes
         buffer = self.buffer.view(dtype).view(-1, width)
         there = torch.empty(num_rows, width, dtype=dtype, device=self.device)
         rows = torch.empty(num_rows, width, device=self.device)
-        index = spread(num_rows, pinned.size(0), self.generator)
+        index = spread(num_rows, length, self.generator)
         device_index = index.to(self.device)
-        offset = torch.arange(16) * (pinned.size(0) // 16)
+        offset = torch.arange(16) * (length // 16)
         count = torch.full((16,), num_rows // 16)
         ranges = [slice(o, o + c) for o, c in zip(offset.tolist(), count.tolist(), strict=True)]
         pushed = torch.rand(num_rows // 16 * 16, width, device=self.device)
@@ -79,44 +100,52 @@ class Bench:
             for where, piece in zip(ranges, buffer[: len(pushed)].chunk(16), strict=True):
                 pageable[where] = piece
 
-        pulls = {
-            COPY: lambda: there.copy_(buffer, non_blocking=True),
-            "pinned": lambda: _core.gather_rows(pinned, device_index, out=rows),
-            "torch": gather_then_copy,
-        }
-        pushes = {
-            COPY: lambda: buffer.copy_(there, non_blocking=True),
-            "pinned": lambda: _core.write_chunks(pinned, offset, count, pushed),
-            "torch": copy_then_scatter,
-        }
+        def pull(table: Tensor) -> None:
+            _core.gather_rows(table, device_index, out=rows)
+
+        def push(table: Tensor, staging: _core.Staging | None = None) -> None:
+            sent = pushed.to(_core.sent_dtype(table, pushed.dtype), copy=True)  # as a model's are
+            _core.write_chunks(table, offset, count, sent, staging=staging)
+
+        pulls: dict[str, Callable[[], object]] = {COPY: lambda: there.copy_(buffer, non_blocking=True)}
+        pushes: dict[str, Callable[[], object]] = {COPY: lambda: buffer.copy_(there, non_blocking=True)}
+        pulls |= {name: partial(pull, tables[name]) for name in IN_PLACE if name in tables}
+        pushes |= {name: partial(push, tables[name]) for name in IN_PLACE if name in tables}
         if self.is_cuda:
-            pulls["staged"] = lambda: _core.gather_rows(pageable, index, out=rows, staging=self.staging)
-            pushes["staged"] = lambda: _core.write_chunks(pageable, offset, count, pushed, staging=self.staging)
+            pulls["staged"] = partial(_core.gather_rows, pageable, index, out=rows, staging=self.staging)
+            pushes["staged"] = partial(push, pageable, self.staging)
+        pulls["torch"], pushes["torch"] = gather_then_copy, copy_then_scatter
 
         # A figure counts only if the rows arrive, and arrive anew.
-        expected = pinned[index].float()
         for name in pulls.keys() - {COPY}:
             rows.fill_(torch.nan)
             pulls[name]()
-            assert torch.equal(rows.cpu(), expected), f"{name} pulled wrong rows"
+            assert torch.equal(rows.cpu(), tables[name][index].float()), f"{name} pulled wrong rows"
         expected = pushed.to(dtype).cpu()
         for name in pushes.keys() - {COPY}:
-            written = pinned if name == "pinned" else pageable
             for where in ranges:
-                written[where] = torch.nan
+                tables[name][where] = torch.nan
             pushes[name]()
             synchronize(self.device)
-            assert torch.equal(torch.cat([written[where] for where in ranges]), expected), f"{name} pushed wrong rows"
+            assert torch.equal(torch.cat([tables[name][where] for where in ranges]), expected), (
+                f"{name} pushed wrong rows"
+            )
 
         first = {"bytes a row": row_bytes, "table": str(dtype).removeprefix("torch.")}
         pulled, pushed_ = (in_turn(steps, self.repeats, self.device) for steps in (pulls, pushes))
-        return first | self.rates(pulled), first | self.rates(pushed_)
+        return first | self.rates(pulled, row_bytes, True), first | self.rates(pushed_, row_bytes, False)
 
-    def rates(self, median: dict[str, float]) -> dict[str, Any]:
-        """Bandwidths in GB/s of bytes in the table, and what share of the copy's each is."""
-        row: dict[str, Any] = {f"{COPY}, GB/s": self.moved_bytes / median[COPY] / 1e9}
+    def rates(self, median: dict[str, float], row_bytes: int, pull: bool) -> dict[str, Any]:
+        """Bandwidths in GB/s of bytes in the table, as predicted and as measured, and what share of the copy's each is."""
+
+        def predicted(name: str) -> dict[str, float]:
+            rate = rows_rate(name, row_bytes, pull, self.moved_bytes, Machine())
+            return {f"{name}, predicted GB/s": rate / 1e9}
+
+        row: dict[str, Any] = {f"{COPY}, GB/s": self.moved_bytes / median[COPY] / 1e9} | predicted(COPY)
         for name in WAYS:
             measured = name in median
+            row |= predicted(name)
             row[f"{name}, GB/s"] = self.moved_bytes / median[name] / 1e9 if measured else NOT_ON_CPU
             row[f"{name} / {COPY}"] = median[COPY] / median[name] if measured else NOT_ON_CPU
         return row
@@ -152,27 +181,33 @@ def main() -> None:
     if args.quick:
         bench, sizes = Bench(args.device, table_bytes=2**20, moved_bytes=2**17, repeats=2), (64, 4096)
     else:
-        bench = Bench(args.device, table_bytes=2**31, moved_bytes=2**27, repeats=10)
-        sizes = (64, 128, 256, 512, 1024, 2048, 4096)
-    pulls, pushes = [], []
-    for dtype in (torch.float32, torch.float16):
-        bench.fill(dtype)
-        for row_bytes in sizes:
-            pull, push = bench.measure(dtype, row_bytes)
-            pulls.append(pull)
-            pushes.append(push)
+        bench = Bench(args.device, table_bytes=2**31, moved_bytes=2**27, repeats=6)
+        sizes = (64, 128, 256, 512, 1024, 4096)
+    note = (
+        f"{bench.moved_bytes:,} bytes moved, of a table of {bench.table_bytes:,} bytes. {'; '.join(MEANINGS)}. GB/s counts "
+        "bytes as the table holds them."
+    )
+    pulls: list[dict[str, Any]] = []
+    pushes: list[dict[str, Any]] = []
+
+    def keep(last: bool = False) -> None:
+        tables = [
+            table("Pulls: scattered rows to the device", pulls, note),
+            table("Pushes: ranges of rows to the host", pushes, note),
+        ]
+        save(args.out, "rows", __doc__, args.device, args.quick, tables, shows=last)
+
+    side = torch.cuda.Stream(args.device) if bench.is_cuda else None
+    with torch.cuda.stream(side):
+        for dtype in (torch.float32, torch.float16):
+            bench.fill(dtype)
+            for row_bytes in sizes:
+                for rows, row in zip((pulls, pushes), bench.measure(dtype, row_bytes), strict=True):
+                    rows.append(row)
+                keep()
     name = torch.cuda.get_device_name(args.device) if bench.is_cuda else "itself (CPU smoke run)"
     save_picture(draw(pulls, pushes, name), args.out, "rows")
-    note = (
-        f"{bench.moved_bytes:,} bytes moved, of a table of {bench.pinned.nbytes:,} bytes. pinned: the device reads or writes a "
-        "pinned table; staged: host threads and pinned staging memory for a pageable table; torch: index_select or slices on the "
-        "host, and one copy. GB/s counts bytes as the table holds them."
-    )
-    tables = [
-        table("Pulls: scattered rows to the device", pulls, note),
-        table("Pushes: ranges of rows to the host", pushes, note),
-    ]
-    save(args.out, "rows", __doc__, args.device, args.quick, tables)
+    keep(last=True)
 
 
 if __name__ == "__main__":

@@ -283,13 +283,28 @@ def test_registration_goes_after_the_kernels() -> None:
 
 def test_register_says_what_failed() -> None:
     table = torch.ones(100_000, 8)
-    registration = _core.register(table, "cuda")
+    inside = table.untyped_storage(), table.data_ptr() + 4096, 4096, 0
+    registration = build._C.HostRegistration(*inside)  # by somebody else, of a part
     failed = r"^register: cudaHostRegister failed: cudaErrorHostMemoryAlreadyRegistered: .*`ulimit -l`.*`tier=\"host\"`"
     with pytest.raises(RuntimeError, match=failed):
         _core.register(table, "cuda")
+    del registration
+    registration = _core.register(table, "cuda")
     rows = _core.gather_rows(table, torch.arange(3, device="cuda"))  # the error does not come back here
     assert (rows == 1).all()
     del registration
+
+
+def test_views_share_a_registration() -> None:
+    whole = torch.ones(100_000, 8)
+    first = _core.register(whole[:100], "cuda")
+    second = _core.register(whole[50_000:], "cuda")
+    assert first is second
+    del first
+    rows = _core.gather_rows(whole[50_000:], torch.arange(3, device="cuda"))
+    assert (rows == 1).all()
+    del second
+    assert not whole.is_pinned()
 
 
 # --- by way of a pinned buffer --------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ import torch
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_gas import _core
-from torch_gas._core import build
+from torch_gas import AsyncIOPool, _core
+from torch_gas._core import build, memory
+from torch_gas.table.memory import MemoryTable
 
 TABLE = torch.arange(8.0).view(4, 2)
 
@@ -71,6 +76,126 @@ def test_register_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "has_cuda", lambda: False)
     with pytest.raises(RuntimeError, match=r"^register: .*built without CUDA; .*TORCH_GAS_CUDA=1 pip install"):
         _core.register(TABLE, "cuda")
+
+
+# -- page-locking, with a driver that keeps exact ranges -----------------------------------------------------------------
+
+
+class Driver:
+    """Page-locks ranges of addresses, and refuses what overlaps one, as CUDA does."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def is_locked(self, tensor: torch.Tensor) -> bool:
+        """As torch asks: whether the first byte of the storage is."""
+        first = tensor.untyped_storage().data_ptr()
+        return any(start <= first < end for start, end in self.ranges)
+
+    def covers(self, tensor: torch.Tensor) -> bool:
+        """Whether a device can read all of it."""
+        first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        return any(start <= first and end <= stop for start, stop in self.ranges)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    driver = Driver()
+
+    class HostRegistration:
+        def __init__(self, owner: object, address: int, num_bytes: int, device: int) -> None:
+            self.owner, self.range = owner, (address, address + num_bytes)
+            if any(address < end and start < address + num_bytes for start, end in driver.ranges):
+                raise RuntimeError("cudaErrorHostMemoryAlreadyRegistered")
+            driver.ranges.append(self.range)
+
+        def __del__(self) -> None:
+            if self.range in driver.ranges:
+                driver.ranges.remove(self.range)
+
+    monkeypatch.setattr(memory, "_C", SimpleNamespace(HostRegistration=HostRegistration))
+    monkeypatch.setattr(memory, "require_cuda", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: driver.is_locked(tensor))
+    yield driver
+    gc.collect()
+    assert driver.ranges == []
+
+
+def test_a_view_is_page_locked_with_its_storage(driver: Driver) -> None:
+    whole = torch.zeros(100, 8)
+    view = whole[3:50]
+    registration = _core.register(view, "cuda:0")
+    assert view.is_pinned() and view[10:].is_pinned() and driver.covers(whole)
+    assert _core.register(whole[60:], "cuda:0") is registration is _core.locked_by(whole)
+    del registration
+    assert driver.ranges == [] and _core.locked_by(view) is None
+
+
+def test_memory_that_somebody_else_has_page_locked_is_an_error(driver: Driver) -> None:
+    table = torch.zeros(100, 8)
+    somebody = memory._C.HostRegistration(None, table.data_ptr() + 64, 64, 0)
+    with pytest.raises(RuntimeError, match="AlreadyRegistered"):
+        _core.register(table, "cuda:0")
+    assert _core.locked_by(table) is None
+    del somebody
+
+
+def gpu_pool() -> AsyncIOPool:
+    pool = AsyncIOPool()
+    pool.device = torch.device("cuda", 0)
+    return pool
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_tables_on_views_of_one_storage_keep_it_page_locked(driver: Driver, dropped: int) -> None:
+    """Whichever of them goes first."""
+    whole, pool = torch.zeros(100, 8), gpu_pool()
+    views = [whole[:40], whole[40:]]
+    tables = [MemoryTable(view, 8) for view in views]
+    for table in tables:
+        table.use(pool)
+        table.use(pool)  # once more, as each change of the pool asks for it
+        assert table.tier == "pinned" and table.is_registered
+    assert len(driver.ranges) == 1
+    del table
+    tables.pop(dropped)
+    assert tables[0].tier == "pinned" and driver.covers(views[1 - dropped])
+
+
+def test_a_table_that_leaves_its_memory_unlocks_it(driver: Driver) -> None:
+    pool, old = gpu_pool(), torch.zeros(100, 8)[10:]
+    table = MemoryTable(old, 8)
+    table.use(pool)
+    table.storage = torch.zeros(50, 8)[5:]
+    assert not driver.covers(old) and driver.covers(table.storage)
+    table.share()
+    assert table.storage.is_shared() and driver.covers(table.storage) and len(driver.ranges) == 1
+    table.use(AsyncIOPool())
+    assert driver.ranges == [] and not table.is_registered
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+@pytest.mark.parametrize("num_rows", [1, 1000, 30_000])
+def test_tables_begin_at_a_page(num_rows: int, dtype: torch.dtype) -> None:
+    """Where torch would have a large one begin 64 bytes behind it."""
+    for huge_pages in (False, True):
+        table = MemoryTable.zeros(num_rows, 64, dtype, torch.device("cpu"), huge_pages=huge_pages, pageable=False)
+        kept = [table.storage] if dtype == torch.int8 else [table.storage, table.cast(torch.bfloat16)]
+        table.fill(torch.ones(num_rows, 64))
+        expected = table.storage.clone()
+        table.share()
+        assert torch.equal(table.storage, expected)
+        for storage in (*kept, table.storage):
+            assert storage.data_ptr() % memory.PAGE == 0 and storage.is_contiguous() and not storage._is_view()
+            assert storage.untyped_storage().nbytes() <= storage.nbytes + memory.PAGE
+
+
+def test_no_table_begins_where_there_is_no_memory() -> None:
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="leave FakeTensorMode"):
+        _core.at_page([4, 2], torch.float32)
+
+
+# -- fingerprints --------------------------------------------------------------------------------------------------------
 
 
 @given(twins.seeds, st.lists(st.integers(0, 400), max_size=3), st.sampled_from([0, 1, 2, 5, 2**58, 2**63, 2**64 - 1]))

@@ -240,6 +240,32 @@ def test_the_courier(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute.count("host waits") == 1
 
 
+def test_a_batch_is_held_for_the_stream_on_which_the_loop_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/gpu.md says: the stream that steps run on is entered around the loop."""
+
+    class Current:
+        def __init__(self) -> None:
+            self.waits, self.held = 0, []
+
+        def record_event(self) -> None:
+            return None
+
+        def wait_event(self, event: object) -> None:
+            self.waits += 1
+
+    streams = Current(), Current()
+    monkeypatch.setattr(batches, "SideStream", Stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.held.append(tensor.data_ptr()))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    courier = batches.Courier(torch.device("cpu"))
+    for current in streams:
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, current=current: current)
+        sent, arrived = courier.send(DATA)
+        courier.receive(sent, arrived)
+        assert current.waits == 1
+        assert current.held == [tensor.data_ptr() for tensor in all_tensors(sent.to_dict())]
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_edges_are_put_in_the_order_of_sources_ahead(fmt: str, prefetch: int) -> None:

@@ -24,8 +24,9 @@ from torch_gas.partition import Partition
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GPU, CPU = BENCHMARKS / "gpu", BENCHMARKS / "cpu"
 NOT_ON_CPU = "not measured on the CPU"
-WAYS = ("pinned", "staged", "torch")
-PLACES = ("no histories", "on the GPU", "concurrent", "serial", "pageable")
+WAYS = ("pinned", "registered", "small pages", "64 bytes behind", "staged", "torch")
+PLACES = ("no histories", "on the GPU", "concurrent", "serial", "pageable", "PyGAS's way")
+LIBRARIES = {"common", "host_gather", "predictions", "sampling", "sanitized", "summary", "timeline"}
 SMALL = ("histories in host memory", "histories on the GPU", "full batch")
 
 pytestmark = [
@@ -94,9 +95,15 @@ def load(name: str) -> ModuleType:
     return __import__(name)
 
 
+def load_beside(name: str) -> ModuleType:
+    """A library of the GPU's folder, which finds what all suites share by `common`."""
+    load("common")
+    return load(name)
+
+
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
-    names = {path.stem for path in GPU.glob("*.py")} - {"common", "timeline"}
-    assert names == {"rows", "step", "memory", "small"} == set(load("run").SUITES["gpu"])
+    names = {path.stem for path in GPU.glob("*.py")} - LIBRARIES
+    assert names == {"rows", "step", "memory", "beside", "small"} == set(load("run").SUITES["gpu"])
     names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "large", "sides"}
     assert names_on_cpu == set(load("run").SUITES["cpu"])
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
@@ -116,25 +123,85 @@ def test_rows(run, tmp_path: Path) -> None:
         ]
         for row in rows:
             for way in WAYS:
-                measured = way != "staged"
+                measured = way in ("pinned", "64 bytes behind", "torch")
                 assert isinstance(row[f"{way}, GB/s"], float if measured else str)
+                assert row[f"{way}, predicted GB/s"] > 0
                 assert not measured or row[f"{way} / copy"] == pytest.approx(row[f"{way}, GB/s"] / row["copy, GB/s"])
     picture(tmp_path / "rows.png")
 
 
 def test_step(run, tmp_path: Path) -> None:
-    sweep, layouts, copies = run("step")
+    sweep, copies, layouts = run("step")
     assert [row["model"] for row in sweep] == [name for name in ("GCN", "GAT", "GCNII", "PNA") for _ in range(2)]
     for row in sweep:
-        assert all(isinstance(row[f"{place}, ms"], float) for place in PLACES)
+        assert all(
+            isinstance(row[f"{place}, {figure}"], float) for place in PLACES for figure in ("ms", "predicted ms")
+        )
         assert row["serial / no histories"] == pytest.approx(row["serial, ms"] / row["no histories, ms"])
         assert row["link to the GPU, ms"] == row["link to the host, ms"] == NOT_ON_CPU
         assert row["MB pulled"] == pytest.approx(row["S / B"] * row["MB pushed"])
-    assert [round(row["S / B"], 1) for row in sweep[:2]] == [0.5, 1.0]
+    for lower, upper in zip(sweep[::2], sweep[1::2], strict=True):  # neighbours in other parts of a batch are no halo
+        assert 0.3 < lower["S / B"] < 0.5 and 0.6 < upper["S / B"] < 1
     assert [row["adjacency"] for row in layouts] == ["csr", "EdgeIndex", "edge_index"]
     assert list(copies[0]) == ["to the device, GB/s", "to the host, GB/s", "both at once, each, GB/s"]
     picture(tmp_path / "step.png")
     picture(tmp_path / "step_timeline.png")
+
+
+def test_beside(run) -> None:
+    rows, (made,) = run("beside")
+    assert made["epoch of batches, ms"] > 0 and made["epoch of batches, predicted ms"] > 0
+    ways = ["PyG, full batch", "sampled neighbourhoods", "host memory", "on the GPU", "PyGAS's way"]
+    assert [row["way"] for row in rows] == ways and [row["steps an epoch"] for row in rows] == [1, 4, 4, 4, 4]
+    assert all(
+        row["epoch, ms"] > 0 and row["epoch, predicted ms"] > 0 and row["peak, MiB"] == NOT_ON_CPU for row in rows
+    )
+
+
+def test_sampled_batches_hold_edges_of_the_graph() -> None:
+    workload, sampling = load("workload"), load_beside("sampling")
+    data, _ = workload.block_graph(400, 4000, 4, 1.0, 3, 4)
+    seeds = torch.arange(40, 80)
+    batch = sampling.sampled_batch(data, seeds, (3, 2), torch.Generator().manual_seed(0))
+    n_id, adj_t = batch.n_id, batch.data.adj_t
+    assert torch.equal(n_id[:40], seeds) and n_id.unique().numel() == n_id.numel()
+    assert torch.equal(batch.data.x, data.x[n_id])
+    row, col = adj_t.to_sparse_coo().indices()
+    dense = data.adj_t.to_dense() != 0
+    assert dense[n_id[row], n_id[col]].all()
+    degree = adj_t.crow_indices().diff()
+    assert degree[:40].min() >= 1 and degree[:40].max() <= 3
+    assert degree[40:].max() <= 2  # rows of the first hop, and none of the last
+    sums = torch.zeros(len(n_id)).index_add_(0, row, adj_t.values())
+    torch.testing.assert_close(sums, (degree > 0).float())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_way_of_pygas_trains_what_histories_train(parts: int) -> None:
+    from torch_gas import SubgraphLoader
+
+    workload, host_gather = load("workload"), load("host_gather")
+    data, ptr = workload.block_graph(400, 4000, 4, 1.0, 3, 4)
+    found: list[list[torch.Tensor]] = []
+    for other in (False, True):
+        model = workload.make_model("GCN", data, 4, 8, 3, torch.device("cpu"))
+        gather = host_gather.HostGather(model, torch.device("cpu")) if other else None
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in [*SubgraphLoader(data, ptr, parts)] * 3:
+            if gather is not None:
+                gather.begin(batch)
+            workload.train_step(model, optimizer, batch)
+        if gather is not None:
+            gather.finish()
+        found.append([*model.parameters(), *(history.emb for history in model.histories)])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right)
+    assert all(history.emb.any() for history in model.histories)
+
+
+def test_the_script_for_sanitizers() -> None:
+    command = [sys.executable, str(GPU / "sanitized.py"), "cpu"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "all rows are right\n"
 
 
 def test_memory(run, tmp_path: Path) -> None:
@@ -637,6 +704,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
 
 FAKE_PYTHON = """#!/bin/bash
 echo "called: $*"
+echo "lane ${TORCH_GAS_GPU_LANE:-no}, plugins off ${PYTEST_DISABLE_PLUGIN_AUTOLOAD:-no}"
 case "$*" in
   -c*) echo 90 ;;
   setup.py*) exit $BUILD ;;
@@ -644,6 +712,7 @@ case "$*" in
   *memory.py*) exit 124 ;;
 esac
 """
+STAGES = ["build", "kernel tests", "rows", "step", "memory", "model tests", "beside", "memcheck", "racecheck", "small"]
 
 
 @pytest.mark.parametrize("build", [0, 1])
@@ -657,9 +726,41 @@ def test_a_stage_that_fails_loses_no_other(build: int, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert (out / "run.log").read_text() == done.stdout
     summary = dict(re.findall(r"^(?:\w+) +([\w ]+): (.*)$", done.stdout.split("=== summary")[1], re.MULTILINE))
+    assert f"called: benchmarks/gpu/summary.py {out}" in done.stdout
     if build == 1:
         assert list(summary) == ["build"] and summary["build"].startswith("exit status 1")
         return
-    assert list(summary) == ["build", "CUDA tests", "rows", "step", "memory", "small", "memcheck", "racecheck"]
+    assert list(summary) == [*STAGES, "step of other models"]
     assert summary["rows"].startswith("exit status 3") and summary["memory"].startswith("not done after")
-    assert f"step.py --out {out}" in done.stdout and "tests/_core/test_cuda.py" in done.stdout
+    assert f"step.py --models GCN --out {out}" in done.stdout
+    kernels, models = re.findall(r"called: -m pytest .*faulthandler_timeout=60 (tests/.*)", done.stdout)
+    assert kernels == "tests/_core/test_cuda.py" and "tests/session/test_cuda_model.py" in models
+    assert kernels not in models.split() and done.stdout.count("lane 1, plugins off 1") == 2
+
+
+def test_a_stage_that_is_cut_is_interrupted_and_ends() -> None:
+    """So that pytest says what has failed until then, and a benchmark has saved what it has."""
+    script = (GPU / "run.sh").read_text()
+    stage = script[script.index("deadline=") : script.index("build() {")]
+    waits = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
+    program = f'{stage}\ndeadline=5\nstage slow 60 {sys.executable} -c "{waits}"\necho ${{summary[0]}}'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=50)
+    assert "interrupted" in done.stdout and "FAILED slow: not done after 5 s" in done.stdout
+
+
+def test_a_benchmark_that_is_cut_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["rows", "--device", "cpu", "--quick", "--out", str(tmp_path)])
+    rows, seen = load("rows"), []
+    measure = rows.Bench.measure
+
+    def measure_once(*args: Any) -> Any:
+        seen.append(args)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(rows.Bench, "measure", measure_once)
+    with pytest.raises(KeyboardInterrupt):
+        rows.main()
+    sections = json.loads((tmp_path / "results.json").read_text())
+    assert [len(table["rows"]) for table in sections["rows"]["tables"]] == [1, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -12,12 +13,18 @@ from torch_gas._core import checks
 from torch_gas._core.build import _C, require_cuda
 
 _LARGE = 2**22  # bytes: two huge pages of most systems
+PAGE = 4096  # bytes
+
+# What is page-locked now, by the addresses of its first and behind its last byte.
+_locked: WeakValueDictionary[tuple[int, int], object] = WeakValueDictionary()
 
 
 def register(tensor: Tensor, device: torch.device | str) -> object:
     """Page-locks the memory of a tensor in place, so that CUDA devices read and write it themselves.
 
-    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has.
+    Other than `pin_memory()`, this copies nothing, and takes no more memory than the tensor has. Its whole storage is locked,
+    because `is_pinned()` of any view looks at the first byte of the storage alone. Calls for views of one storage share what
+    they get, and it stays page-locked as long as somebody keeps that.
 
     Args:
         tensor: Contiguous tensor of any shape and type on the host, of at least one byte.
@@ -30,7 +37,7 @@ def register(tensor: Tensor, device: torch.device | str) -> object:
     Raises:
         TypeError: `tensor` is no tensor.
         ValueError: The tensor is not on the host, not contiguous or empty, or `device` is no CUDA device.
-        RuntimeError: The memory cannot be page-locked or is already, or the core was built without CUDA.
+        RuntimeError: The memory cannot be page-locked, somebody else has page-locked it, or the core was built without CUDA.
     """
     call = "register"
     checks.host(call, "tensor", tensor)
@@ -42,8 +49,40 @@ def register(tensor: Tensor, device: torch.device | str) -> object:
         raise ValueError(f'{call}: `device` must be a CUDA device, but is {device}; pass "cuda"')
     require_cuda(call, "device", device)
     index = torch.cuda.current_device() if device.index is None else device.index
-    # It holds the storage, because a tensor can be given another one.
-    return _C.HostRegistration(tensor.untyped_storage(), tensor.data_ptr(), tensor.nbytes, index)
+    held = locked_by(tensor)
+    if held is None:
+        # It holds the storage, because a tensor can be given another one.
+        storage = tensor.untyped_storage()
+        held = _C.HostRegistration(storage, storage.data_ptr(), storage.nbytes(), index)
+        _locked[_range(tensor)] = held
+    return held
+
+
+def locked_by(tensor: Tensor) -> object | None:
+    """What :func:`register` gave for the memory of a tensor on the host, if somebody still keeps it."""
+    first, end = _range(tensor)
+    return next((held for (start, stop), held in list(_locked.items()) if start <= first and end <= stop), None)
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def at_page(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in host memory that begins at a page.
+
+    A device reads host memory in lines of 128 bytes. Large tensors of torch begin 64 bytes behind a page, where a row of 128
+    bytes takes two requests for lines and not one.
+
+    Raises:
+        RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
+    """
+    size = torch.Size(shape)
+    memory = torch.empty(size.numel() * dtype.itemsize + PAGE, dtype=torch.uint8, device="cpu")
+    start = -_address(memory) % PAGE // dtype.itemsize
+    whole = torch.empty(0, dtype=dtype, device="cpu")
+    return whole.set_(memory.untyped_storage(), start, size)  # type: ignore[call-overload]  # strides have a default
 
 
 def advise_huge_pages(tensor: Tensor) -> bool:
@@ -117,15 +156,21 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype, device: torch.device |
         RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    address, nbytes = tensor.data_ptr() if type(tensor) is Tensor else 0, tensor.nbytes
-    if address == 0 and nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
+    address, nbytes = _address(tensor), tensor.nbytes
+    if nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(address, nbytes)
+    return tensor
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a new tensor lies."""
+    address = tensor.data_ptr() if type(tensor) is Tensor else 0
+    if address == 0 and tensor.nbytes > 0 and not tensor.is_meta:  # which `check_placement` refuses
         raise RuntimeError(
             f"torch_gas: a result of type {type(tensor).__name__} has no memory to be written to; leave FakeTensorMode, or the "
             "transform of torch.func, for this call"
         )
-    if nbytes >= _LARGE and tensor.is_cpu:
-        _C.advise_huge_pages(address, nbytes)
-    return tensor
+    return address
 
 
 def mark_written(tensor: Tensor) -> None:

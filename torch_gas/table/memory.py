@@ -17,7 +17,7 @@ from torch_gas.transfer import AsyncIOPool
 class MemoryTable(Table):
     """A table whose rows are a tensor.
 
-    Where a GPU reads a table in host memory, it is page-locked in place and in its exact size, unless it is to stay pageable.
+    Where a GPU reads a table in host memory, it is page-locked in place, unless it is to stay pageable.
 
     Args:
         storage: the rows as they are stored, [N, C'], contiguous.
@@ -87,10 +87,11 @@ class MemoryTable(Table):
         self._pin()
 
     def _pin(self) -> None:
-        """Page-locks rows in host memory for the GPU of the pool, unless they are to stay pageable."""
+        """Page-locks rows in host memory for the GPU of the pool, unless they are or are to stay pageable."""
         device, rows = self.pool.device, self._storage
-        if device.type == "cuda" and not (rows.is_cuda or self._pageable or rows.is_pinned()):
-            self._registration = _core.register(rows, device)
+        if device.type == "cuda" and not (rows.is_cuda or self._pageable):
+            # One of another table, which has views of the same memory, is kept as well.
+            self._registration = _core.locked_by(rows) if rows.is_pinned() else _core.register(rows, device)
 
     @property
     def is_shared(self) -> bool:
@@ -107,7 +108,9 @@ class MemoryTable(Table):
         if self._storage.device.type != "cpu":
             raise ValueError("History: a table on a GPU cannot move to shared memory; create it in host memory")
         self._registration = None  # of the memory that is left
-        self._storage.share_memory_()
+        if not self._storage.is_shared():
+            shared = torch.empty_like(self._storage).share_memory_()  # which begins at a page
+            self._storage.set_(shared.copy_(self._storage))
         self._pin()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,7 +119,9 @@ class MemoryTable(Table):
 
 
 def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device, huge_pages: bool) -> Tensor:
-    storage = torch.empty(shape, dtype=dtype, device=device)
-    if huge_pages and storage.device.type == "cpu":
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    storage = _core.at_page(shape, dtype)
+    if huge_pages:
         _core.advise_huge_pages(storage)  # before anybody writes to it; rows are found without them as well
     return storage
