@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compiling import ADDRESS, CACHE, ROOT, THREAD, Unit, build, missing, run
+from compiling import ADDRESS, CACHE, COMPILER, ROOT, THREAD, Unit, build, missing, run
 
 HERE = Path(__file__).parent
 RUNTIME = HERE / "emulated_cuda"
@@ -31,7 +31,10 @@ def _flags(sanitizer: str) -> tuple[str, ...]:
 
 def _runtime(flags: tuple[str, ...]) -> list[Unit]:
     """The runtime itself, of which sanitizers see nothing but what it tells them."""
-    return [Unit(RUNTIME / f"{name}.cpp", flags, sanitized=False) for name in ("grid", "memory", "runtime", "schedule")]
+    return [
+        Unit(RUNTIME / f"{name}.cpp", flags, sanitized=False)
+        for name in ("context", "grid", "memory", "runtime", "schedule")
+    ]
 
 
 def _headers(csrc: Path) -> list[Path]:
@@ -77,10 +80,26 @@ def failure(binary: Path, seeds: int, first: int = 0) -> str | None:
     return f"{done.stdout}{done.stderr}exit status {done.returncode}"
 
 
+def engine_failure(library: Path, sanitizer: str, seeds: int, *options: str) -> str | None:
+    """What engine.py says with a core that :func:`module` has built, if it fails; ``options`` are those of the command."""
+    names = {ADDRESS: ("libasan.so", "libstdc++.so"), THREAD: ("libtsan.so",)}[sanitizer]
+    preloaded = " ".join(run(COMPILER or "", f"-print-file-name={name}").stdout.strip() for name in names)
+    # Python and torch leave memory to the end of the process.
+    environment = {**OPTIONS, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1", "LD_PRELOAD": preloaded}
+    command = (sys.executable, "-W", "ignore", HERE / "engine.py", library, "--seeds", str(seeds), *options)
+    done = run(*command, **environment)
+    if done.returncode == 0 and done.stdout.endswith("device and host agree\n"):
+        return None
+    return f"{done.stdout}{done.stderr}exit status {done.returncode}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="schedules with each sanitizer (default: 20)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument(
+        "--engine", action="store_true", help="models on torch_gas/transfer as well; needs torch and pybind11"
+    )
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for sanitizer in (ADDRESS, THREAD):
@@ -90,6 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if found:
                 raise SystemExit(f"-fsanitize={sanitizer}: {found}")
             print(f"-fsanitize={sanitizer}: device and host agree in {args.seeds} schedules", flush=True)
+            if args.engine:
+                library, first = module(Path(folder) / "core.so", sanitizer), str(args.first)
+                found = engine_failure(library, sanitizer, args.seeds, "--first", first)
+                if found:
+                    raise SystemExit(f"-fsanitize={sanitizer}, engine: {found}")
+                print(f"-fsanitize={sanitizer}: models train alike in {args.seeds} schedules each", flush=True)
 
 
 if __name__ == "__main__":

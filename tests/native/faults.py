@@ -1,7 +1,8 @@
-"""Plants faults in csrc/cuda, one at a time, and tells which of them the emulated runtime finds.
+"""Plants faults in csrc/cuda and torch_gas/transfer, one at a time, and tells which of them tests find.
 
 Each is a change of the text that leaves it compiling: an event, a check or an offset is missing or another one. All must be
-found, by a wrong result, an error or a report of a sanitizer: `python tests/native/faults.py`. Names of faults run these alone.
+found: those of csrc/cuda on the emulated device, by a wrong result, an error or a report of a sanitizer, those of
+torch_gas/transfer by its tests on lanes of their own or by models on the emulated device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import emulated
-from compiling import ADDRESS, ROOT, THREAD
+from compiling import ADDRESS, ROOT, THREAD, run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,11 +26,11 @@ SEEDS = 4  # one of each eagerness of the device
 
 
 class Fault(NamedTuple):
-    """A change of a file of csrc/cuda.
+    """A change of a file.
 
     Args:
         name: what is wrong.
-        file: of csrc/cuda.
+        file: of csrc/cuda, or of torch_gas/transfer.
         old: text that occurs in it.
         new: what stands there instead.
         occurrence: which of several places, from 0.
@@ -41,17 +42,24 @@ class Fault(NamedTuple):
     new: str = ""
     occurrence: int = 0
 
+    @property
+    def in_python(self) -> bool:
+        """Whether it is one of the transfer engine."""
+        return self.file.endswith(".py")
+
 
 def load() -> list[Fault]:
     """All faults of faults.toml."""
     return [Fault(**entry) for entry in tomllib.loads((emulated.HERE / "faults.toml").read_text())["fault"]]
 
 
-def plant(fault: Fault, tree: Path) -> None:
-    """Makes ``tree`` a copy of csrc with the fault in it."""
+def plant(fault: Fault, folder: Path) -> None:
+    """Makes ``folder`` a copy of the source with the fault in it."""
+    source = ROOT / ("torch_gas" if fault.in_python else "csrc")
+    tree = folder / source.name
     shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(ROOT / "csrc", tree)
-    path = tree / "cuda" / fault.file
+    shutil.copytree(source, tree)
+    path = tree / ("transfer" if fault.in_python else "cuda") / fault.file
     pieces = path.read_text().split(fault.old)
     if len(pieces) < fault.occurrence + 2:
         raise SystemExit(f"{fault.name}: {fault.file} has no such text any more; change the fault with it")
@@ -60,10 +68,16 @@ def plant(fault: Fault, tree: Path) -> None:
 
 
 def finder(fault: Fault, folder: Path) -> str | None:
-    """The sanitizer with which the fault is found, if it is."""
-    plant(fault, folder / "csrc")
+    """What finds the fault, if anything does."""
+    plant(fault, folder)
+    cache = ROOT / "build" / "faults"
+    if fault.in_python:
+        tests = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", str(ROOT / "tests" / "transfer")]
+        if run(*tests, PYTHONPATH=str(folder), OMP_NUM_THREADS="1").returncode:
+            return "lanes"
+        library = emulated.module(folder / "core.so", THREAD, cache=cache)
+        return "engine" if emulated.engine_failure(library, THREAD, SEEDS, "--package", str(folder)) else None
     for sanitizer in (THREAD, ADDRESS):
-        cache = ROOT / "build" / "faults"
         program = emulated.program(folder / "program", sanitizer, folder / "csrc", cache)
         if emulated.failure(program, SEEDS) is not None:
             return sanitizer
@@ -78,9 +92,9 @@ def main() -> None:
     found = 0
     with tempfile.TemporaryDirectory() as folder:
         for fault in chosen:
-            sanitizer = finder(fault, Path(folder))
-            found += sanitizer is not None
-            print(f"{f'found ({sanitizer})' if sanitizer else 'NOT FOUND':26} {fault.file:10} {fault.name}", flush=True)
+            by = finder(fault, Path(folder))
+            found += by is not None
+            print(f"{f'found ({by})' if by else 'NOT FOUND':26} {fault.file:10} {fault.name}", flush=True)
     print(f"{found} of {len(chosen)} faults found")
     if found < len(chosen):
         raise SystemExit(1)

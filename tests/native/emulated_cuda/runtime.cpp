@@ -328,7 +328,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const Lock lock;
   if (const cudaError_t error = refuse()) return note(error);
-  return event->recorded == nullptr || event->recorded->done ? cudaSuccess : cudaErrorNotReady;
+  if (event->recorded == nullptr) return cudaSuccess;
+  return has_finished(event->recorded) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
   const Lock lock;

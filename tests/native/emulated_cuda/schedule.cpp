@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "context.h"
 #include "memory.h"
 #include "sanitizers.h"
 
@@ -38,22 +39,27 @@ Random random_;
 double eagerness = 0;  // chance that the device does something when it need not
 std::vector<EmulatedStream*> streams;
 
-void do_task(Task* task) {
-  EmulatedStream* const stream = task->stream;
-  if (stream->fiber == nullptr) stream->fiber = new Fiber;
-  Fiber* const fiber = stream->fiber;
-  fiber->enter();
+void do_work(void* argument) {
+  auto* const task = static_cast<Task*>(argument);
+  const int device = task->stream->device;
   acquire(task);
   for (Task* before : task->after) acquire(before);
   if (task->work != nullptr) {
-    if (task->sees_device) show_device(stream->device);
+    if (task->sees_device) show_device(device);
     task->work->run(random_);
-    if (task->sees_device) hide_device(stream->device);
+    if (task->sees_device) hide_device(device);
     delete task->work;
     task->work = nullptr;
   }
   release(task);
-  fiber->leave();
+}
+
+// On a stack of the stream: accesses of different streams to one place of a stack would be a race.
+void do_task(Task* task) {
+  Context*& context = task->stream->context;
+  if (context == nullptr) context = new Context;
+  context->start(do_work, task);
+  context->resume();
 }
 
 void* device_main(void*) {
@@ -138,6 +144,11 @@ void finish_task(Task* task) {
   acquire(task);
 }
 
+bool has_finished(Task* task) {
+  if (task->done) acquire(task);
+  return task->done;
+}
+
 void finish_device(int device) {
   for (size_t i = 0; i < streams.size(); ++i) {
     EmulatedStream* const stream = streams[i];
@@ -161,8 +172,8 @@ void reset_schedule(uint64_t seed) {
     }
     stream->queue.clear();
     stream->next = 0;
-    delete stream->fiber;
-    stream->fiber = nullptr;
+    delete stream->context;
+    stream->context = nullptr;
   }
   streams.clear();
   random_ = Random(seed);

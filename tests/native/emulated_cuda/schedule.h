@@ -10,7 +10,7 @@
 
 namespace emulated {
 
-class Fiber;
+class Context;
 
 // Something that a stream does. The device deletes it when it is done.
 struct Work {
@@ -40,6 +40,8 @@ class Lock {
 Task* enqueue(EmulatedStream* stream, Work* work, std::vector<Task*> after, bool sees_device);
 // Lets the device go on until `task` is done, which what the host does next then follows.
 void finish_task(Task* task);
+// Whether `task` is done, which what the host does next then follows.
+bool has_finished(Task* task);
 void finish_device(int device);
 void finish_all();
 // Forgets all that is queued, and draws from `seed`.
@@ -54,7 +56,7 @@ struct EmulatedStream {
   bool blocking;  // puts itself in order with the default stream
   std::vector<emulated::Task*> queue;
   size_t next = 0;
-  emulated::Fiber* fiber = nullptr;
+  emulated::Context* context = nullptr;
 };
 
 struct EmulatedEvent {
