@@ -76,7 +76,7 @@ sanitize: $(VENV)/.installed
 emulated:
 	$(PYTHON) tests/native/emulated.py --seeds $(SEEDS)
 
-# Which faults that are planted in the CUDA code the emulated device finds (about half an hour).
+# Which faults that are planted in the CUDA code and in the transfer engine are found (about an hour).
 faults: $(VENV)/.installed
 	$(BIN)/python tests/native/faults.py
 

@@ -30,9 +30,9 @@ class Machine:
         miss: time of a host thread for a row that no cache holds.
         threads: of the host that gather.
         host_rate: at which all of them move bytes to pinned memory.
-        edge: time of the loader's thread for an edge of a batch.
-        thread_gather: rate at which one thread gathers features.
-        thread_copy: rate at which one thread copies a batch to pinned memory.
+        edge: time of one thread of the loader for an edge of a batch.
+        team: how much faster all threads of the loader make the edges of a batch than one does.
+        thread_copy: rate at which one thread copies edges and ids to pinned memory.
         sort_rate: keys a second of a sort of 64-bit keys with values, on the device.
     """
 
@@ -52,7 +52,7 @@ class Machine:
     threads: int = 16
     host_rate: float = 26e9
     edge: float = 14e-9
-    thread_gather: float = 4e9
+    team: float = 5
     thread_copy: float = 7e9
     sort_rate: float = 2.6e9
 
@@ -112,10 +112,9 @@ OPERATORS = {"GCN": 231, "GAT": 399, "GCNII": 274, "PNA": 696}
 OF_A_HISTORY = 11
 # How often a layer reads or writes a number for each edge and channel, forward and backward.
 PASSES = {"GCN": (1, 1), "GCNII": (1, 1), "GAT": (6, 7), "PNA": (5, 6)}
-SORTS = (
-    "GCN",
-    "GCNII",
-)  # models whose backward pass over a CSR matrix makes its transpose anew, by a sort of its edges
+# Models whose layers are sparse products over edges that are sorted by source once a batch, whatever their layout. Backward
+# passes then take only the edges that start in the batch.
+PRODUCTS = ("GCN", "GCNII")
 # Matrix products of a layer: (B + S) x C x C each.
 DENSE = {"GCN": 1, "GCNII": 2, "GAT": 1, "PNA": 4}
 
@@ -132,7 +131,7 @@ class Step:
         features: F.
         widths: of the hidden layers that have a history, C each.
         classes: numbers of the last layer.
-        csr: whether edges are a CSR matrix; else they are an edge_index, and messages are tensors.
+        csr: whether edges are a CSR matrix; else they are an edge_index, and messages of layers that are no products are tensors.
     """
 
     model: str
@@ -164,12 +163,22 @@ class Step:
     def passes(self) -> tuple[int, int]:
         """Of :data:`PASSES`, and more where messages are tensors."""
         forward, backward = PASSES[self.model]
-        return (forward, backward) if self.csr else (forward + 4, backward + 5)
+        return (forward, backward) if self.csr or self.is_product else (forward + 4, backward + 5)
+
+    @property
+    def inner(self) -> float:
+        """Edges that start in the batch, if rows of batch and halo have as many each."""
+        return self.edges * self.batch / (self.batch + self.halo)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether layers are sparse products."""
+        return self.model in PRODUCTS
 
 
 def layer_seconds(step: Step, m: Machine) -> tuple[float, float]:
     """The device's time in forward and backward passes."""
-    forward = backward = 0.0
+    forward, backward = 0.0, step.edges / m.sort_rate if step.is_product else 0.0
     rows, before = step.batch + step.halo, step.features
     for layer, width in enumerate((*step.widths, step.classes)):
         narrow = min(before, width)  # a layer gathers the narrower of its input and its output
@@ -180,9 +189,8 @@ def layer_seconds(step: Step, m: Machine) -> tuple[float, float]:
         forward += step.passes[0] * edge_bytes + product + 4 * rows * elementwise
         backward += product + 8 * step.batch * elementwise
         if layer > 0:  # features need no gradient
-            backward += step.passes[1] * edge_bytes + product * step.batch / rows
-            if step.csr and step.model in SORTS:
-                backward += step.edges / m.sort_rate
+            read = step.inner / step.edges if step.is_product else 1.0
+            backward += step.passes[1] * edge_bytes * read + product * step.batch / rows
         before = width
     return forward, backward
 
@@ -218,9 +226,9 @@ def place_seconds(step: Step, m: Machine) -> dict[str, float]:
 
 
 def loader_seconds(step: Step, m: Machine) -> float:
-    """To make a batch on one thread and to copy it to pinned memory."""
+    """To make a batch in pinned memory: features are gathered there, all else is copied."""
     features = 4 * step.features * (step.batch + step.halo)
-    return m.edge * step.edges + features / m.thread_gather + step.batch_bytes / m.thread_copy
+    return m.edge * step.edges / m.team + features / m.host_rate + (step.batch_bytes - features) / m.thread_copy
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -286,7 +294,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def sentences(m: Machine) -> list[str]:
     """What the page says beside its tables."""
-    step, messages = step_of_run("GCN", 1), step_of_run("GCN", 1, csr=False)
+    step, messages = step_of_run("GCN", 1), step_of_run("PNA", 1, csr=False)
     full = Step("GCN", 8 * step.batch, 0, 8 * step.edges, step.features, step.widths, step.classes)
     epoch = max(sum(layer_seconds(full, m)), host_seconds(full, m, histories=False))
     places, small = place_seconds(step, m), Step("GCN", 512, 512, 5000, 500, (64,) * 3, 7)
@@ -296,7 +304,7 @@ def sentences(m: Machine) -> list[str]:
         f"{1e3 * epoch:.0f} ms for one step",
         f"making the eight batches takes {8e3 * loader_seconds(step, m):.0f} ms",
         f"{8e3 * places['concurrent']:.0f} ms, and in PyGAS's way {8e3 * places[PYGAS]:.0f} ms",
-        f"takes {on_gpu[0]:.1f} ms over CSR and {on_gpu[1]:.1f} ms over an `edge_index`",
+        f"takes {on_gpu[0]:.1f} ms over CSR and over an `edge_index`, one of PNA over an `edge_index` {on_gpu[1]:.1f} ms",
         f"the host decides: {1e3 * place_seconds(small, m)['concurrent']:.1f} ms a step",
     ]
 

@@ -89,7 +89,8 @@ class _Fused:
 
     def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | DeviceEdges | None:
         """The edges of a call with ``rows`` of sources and ``targets`` of destinations; None where they are no matrix."""
-        if any(tensor.device != rows.device for tensor in tensors_of(adj)):  # which PyG refuses
+        parts = [adj] if isinstance(adj, Tensor) else tensors_of(adj)  # of a CSR matrix, new ones each time
+        if any(tensor.device != rows.device for tensor in parts):  # which PyG refuses
             return None
         layer = getattr(self.conv, WIRING, None)
         if is_matrix(adj):
