@@ -72,7 +72,8 @@ def finder(fault: Fault, folder: Path) -> str | None:
     plant(fault, folder)
     cache = ROOT / "build" / "faults"
     if fault.in_python:
-        tests = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", str(ROOT / "tests" / "transfer")]
+        pytest = Path(sys.executable).with_name("pytest")  # unlike `python -m pytest`, it does not look in this folder
+        tests = (pytest, "-qx", "-n0", "-p", "no:cacheprovider", ROOT / "tests" / "transfer")
         if run(*tests, PYTHONPATH=str(folder), OMP_NUM_THREADS="1").returncode:
             return "lanes"
         library = emulated.module(folder / "core.so", THREAD, cache=cache)
