@@ -241,6 +241,22 @@ def warm(model: Any) -> list[Tensor]:
     return train(model)
 
 
+def changed_ids(model: Any) -> list[Tensor]:
+    """Rows of ids that the caller writes to between one pull and the next."""
+    table, pool, index = model.histories[0].emb, model._session._pool, torch.arange(0, N // 2, 2)
+    table.copy_(torch.arange(table.numel()).view_as(table))
+    found = []
+    for _ in range(4):
+        index += 1
+        if pool is None:
+            found.append(table[index])
+        else:
+            pool.async_pull(table, None, None, index)
+            found.append(pool.synchronize_pull(table).clone())
+            pool.free_pull(table)
+    return found
+
+
 def in_files(folder: str, number: int, name: str) -> dict[str, Any]:
     """Where the tables of a model are, if that is part of the case."""
     return {"tier": FileTier(f"{folder}/{number}")} if "in files" in name else {}
@@ -260,6 +276,7 @@ CASES: dict[str, tuple[dict[str, Any], bool, Callable[[Any], list[Tensor]]]] = {
     "refreshed": ({}, True, refreshed),
     "refreshed, pageable": ({}, False, refreshed),
     "checkpoints": ({}, True, checkpointed),
+    "ids that change": ({}, True, changed_ids),
 }
 
 
