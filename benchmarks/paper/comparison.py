@@ -261,7 +261,7 @@ def draw_short(found: Found) -> Any:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
+            axes.legend(edgecolor="none", framealpha=0.9, fontsize=8, loc="lower right")
     return figure
 
 
@@ -274,6 +274,7 @@ def _best_so_far(run: Run, epochs: Any) -> Any:
 def draw_differences(found: Found) -> Any:
     """A line for each cell: mean test accuracy minus that of GAS, and its standard error, of each method."""
     core = [name for name, each in METHODS.items() if each.core and name != GAS]
+    found = [(cell, runs) for cell, runs in found if GAS in runs and len(runs) > 1]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(found)), layout="constrained")
     for row, (cell, runs) in enumerate(found):
         for place, name in enumerate(core):
