@@ -31,9 +31,10 @@ from torch_gas._core.rows import (
     is_table,
     read_chunks,
     scatter_rows,
+    stored_copy,
     write_chunks,
 )
-from torch_gas._core.storage import SCALED_TYPES, row_shape, sent_dtype, stored_width
+from torch_gas._core.storage import SCALED_TYPES, row_shape, stored_width
 from torch_gas._core.stream import STREAM_PASSES, stream_parts
 from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
@@ -43,6 +44,6 @@ __all__ = [
     "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "dropout_rows",
     "entry_dots",
     "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
-    "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "sent_dtype",
+    "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "stored_copy",
     "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -242,6 +242,35 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
 
+def stored_copy(table: Table, rows: Tensor) -> Tensor:
+    """A copy of rows as a table stores them, for `write_chunks`, which then moves bytes.
+
+    Args:
+        table: Contiguous table [N, C'], as in `gather_rows`.
+        rows: The rows [M, C].
+
+    Returns:
+        New memory [M, C'] of the type of the table, on the device of `rows`.
+
+    Raises:
+        TypeError, ValueError: As in `write_chunks`.
+
+    Example:
+        >>> import torch
+        >>> stored_copy(torch.empty(9, 2 + 4, dtype=torch.int8), torch.tensor([[1.0, -0.5]]))[:, :2]
+        tensor([[127, -64]], dtype=torch.int8)
+    """
+    call = "stored_copy"
+    if isinstance(table, Tensor):
+        _table(call, table)
+    _check_rows(call, "rows", rows, table, None)
+    if not is_scaled(table, rows.dtype):
+        return rows.to(table.dtype, copy=True, memory_format=torch.contiguous_format)
+    copied = empty((len(rows), *table.shape[1:]), table.dtype, rows.device)
+    write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([len(rows)], device="cpu"), rows)
+    return copied
+
+
 def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Reads the rows of a batch and of its halo, converted to `dtype`.
 

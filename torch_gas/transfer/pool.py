@@ -300,8 +300,9 @@ class AsyncIOPool:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
-            # A copy, because the caller may go on to change its rows in place.
-            rows = rows.to(_core.sent_dtype(dst, rows.dtype), copy=True)
+            # A copy, because the caller may go on to change its rows in place. It is of what is stored: the device computes
+            # that fast, and nothing but bytes has to travel.
+            rows = _core.stored_copy(dst, rows)
             lane.wait(self._lanes.compute.record())
         lane.wait(table.pulled)
         staging = self._staging_of(table, lane)
