@@ -265,7 +265,7 @@ def stored_copy(table: Table, rows: Tensor) -> Tensor:
         _table(call, table)
     _check_rows(call, "rows", rows, table, None)
     if not is_scaled(table, rows.dtype):
-        return rows.to(table.dtype, copy=True, memory_format=torch.contiguous_format)
+        return rows.detach().to(table.dtype, copy=True, memory_format=torch.contiguous_format)
     copied = empty((len(rows), *table.shape[1:]), table.dtype, rows.device)
     write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([len(rows)], device="cpu"), rows)
     return copied

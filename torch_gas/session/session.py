@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -98,8 +99,7 @@ class Session:
                 extension.before(model)
         self.follow_parameters()
         model._check_processes()
-        self.pool  # noqa: B018  # is made where there is none
-        if len(model.histories) > 0 and model.device.type == "cuda":
+        if len(model.histories) > 0 and self.pool.device.type == "cuda":
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, given, adj)
@@ -289,10 +289,10 @@ class Session:
             return
         rows = rows.detach()
         held = history.table.codec.range_dtype
-        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
+        if held != rows.dtype and torch.finfo(held).max < torch.finfo(rows.dtype).max:
             rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
-        if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
+        if not math.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
             layer = list(model.histories).index(history)
             half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
             hint = half if rows.dtype == torch.float16 else ""

@@ -116,7 +116,6 @@ class AsyncIOPool:
     # -- pull ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @naming("AsyncIOPool.async_pull", table="src")
     @torch.no_grad()
     def async_pull(
         self,
@@ -137,9 +136,16 @@ class AsyncIOPool:
         """
         if (offset is None) != (count is None):
             raise ValueError("AsyncIOPool.async_pull: offset and count go together; give both or neither")
-        table, ranges = self._table(src), None
-        if offset is not None and count is not None:
-            ranges = checks.ranges("async_pull", "offset", offset, count)
+        self._ask(src, None if offset is None or count is None else (offset, count), index, dtype)
+
+    @naming("AsyncIOPool.async_pull", table="src")
+    def _ask(
+        self, src: _core.Table, ranges: tuple[Tensor, Tensor] | None, index: Tensor | None, dtype: torch.dtype | None
+    ) -> None:
+        """As :meth:`async_pull`, of arguments of the right types."""
+        table = self._table(src)
+        if ranges is not None:
+            ranges = checks.ranges("async_pull", "offset", *ranges)
             checks.within("async_pull", *ranges, src.shape[0])
         if index is not None:
             checks.vector("async_pull", "index", index)
@@ -294,10 +300,13 @@ class AsyncIOPool:
     # -- push ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @naming("AsyncIOPool.async_push", table="dst")
-    @torch.no_grad()
     def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
+        self._push(rows, offset, count, dst)
+
+    @naming("AsyncIOPool.async_push", table="dst")
+    def _push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
+        """As :meth:`async_push`, of arguments of the right types."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
             # A copy, because the caller may go on to change its rows in place. It is of what is stored: the device computes
@@ -329,7 +338,7 @@ class AsyncIOPool:
     def request(self, src: _core.Table, index: Tensor, dtype: torch.dtype) -> None:
         """Asks for the rows ``index`` [S] of ``src``, as numbers of type ``dtype``, unless somebody has."""
         if self.overlaps and not src.is_cuda and self._asked(src, index) is None:
-            self.async_pull(src, None, None, index, dtype)
+            self._ask(src, None, index, dtype)
 
     def take(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` [S] of ``src`` to ``out`` [S, C], for the current stream; the host does not wait."""
@@ -347,7 +356,7 @@ class AsyncIOPool:
         if self._is_immediate or dst.is_cuda:
             _core.write_chunks(dst, offset, count, rows.to(dst.device))
         else:
-            self.async_push(rows, offset, count, dst)
+            self._push(rows, offset, count, dst)
 
     def _asked(self, src: _core.Table, index: Tensor) -> Pull | None:
         return next((pull for pull in self._queue if pull.table.rows is src and pull.index is index), None)
@@ -376,12 +385,14 @@ class AsyncIOPool:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _table(self, rows: _core.Table) -> TableState:
+        known = self._tables.get(rows.data_ptr())
+        if known is not None and known.rows is rows:
+            return known
         if isinstance(rows, Tensor):
             checks.tensor("AsyncIOPool", "table", rows)
             checks.contiguous("AsyncIOPool", "table", rows)
         if len(rows.shape) != 2:
             raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
-        known = self._tables.get(rows.data_ptr())
         # It may be a view of the same memory, or lie where a table lay that is gone.
         if known is not None and _layout(known.rows) != _layout(rows):
             if any(pull.table is known for pull in self._queue):

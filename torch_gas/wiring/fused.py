@@ -60,7 +60,11 @@ def _arguments(function: Any) -> set[str]:
     return set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
 
 
-_PARTS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+_HOOKS = [
+    f"_{part}_forward{kind}_hooks"
+    for part in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    for kind in ("_pre", "")
+]
 
 
 def _linear(lin: Any, x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class _Fused:
 
     def __init__(self, conv: Any) -> None:
         self.conv, self.own = conv, getattr(conv, self.method)
-        hooked = any(getattr(conv, f"_{part}_forward{kind}_hooks", None) for part in _PARTS for kind in ("_pre", ""))
+        hooked = any(map(vars(conv).get, _HOOKS))
         hooked = hooked or bool(conv.aggr_module._forward_hooks or conv.aggr_module._forward_pre_hooks)
         is_sum = conv.aggr in ("sum", "add", "mean") and conv.flow == "source_to_target" and conv.node_dim in (0, -2)
         self.is_product = is_sum and not hooked and not conv.explain and conv.decomposed_layers == 1
