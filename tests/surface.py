@@ -594,7 +594,6 @@ of_core("symmetric", rowptr=torch.tensor([0, 2, 3, 3]), col=torch.tensor([1, 2, 
 of_core("to_csr", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), num_nodes=3)
 of_core("transpose", **matrix(), num_cols=3)
 of_core("write_chunks", table=rows(), rows=rows(3), **RANGES)
-of_core("stored_copy", table=rows(), rows=rows(3))
 
 
 # -- what there is to call ---------------------------------------------------------------------------------------------
@@ -624,6 +623,8 @@ LEFT_OUT = {
     "_core.FileRows": "a record, which tables in files are made of",
     "_core.row_shape": "tells the shape of rows",
     "_core.stored_width": "tells the shape of rows",
+    "_core.stored_copy": "makes what write_chunks takes, which checks it",
+    "_core.fill_chunks": "takes ranges that write_chunks has accepted",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.Sparse": "a record, which the functions that take it check",

@@ -324,7 +324,7 @@ class History(torch.nn.Module):
         """Of ``num_rows`` rows that the core has written, and so are there."""
         pushed_at = self.pushed_at
         if offset is not None and count is not None:
-            _core.write_chunks(pushed_at, offset, count, pushed_at.new_full((num_rows,), now, dtype=torch.int64))
+            _core.fill_chunks(pushed_at, offset, count, num_rows, now)
         elif n_id is not None:
             pushed_at.index_fill_(0, n_id.to(pushed_at.device, torch.int64), now)
         else:

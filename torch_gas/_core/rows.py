@@ -243,32 +243,53 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
 
 
 def stored_copy(table: Table, rows: Tensor) -> Tensor:
-    """A copy of rows as a table stores them, for `write_chunks`, which then moves bytes.
+    """A copy of rows as a table stores them, for `write_chunks`, which then moves bytes, and checks both.
 
     Args:
-        table: Contiguous table [N, C'], as in `gather_rows`.
+        table: Table [N, C'], as in `gather_rows`.
         rows: The rows [M, C].
 
     Returns:
         New memory [M, C'] of the type of the table, on the device of `rows`.
-
-    Raises:
-        TypeError, ValueError: As in `write_chunks`.
 
     Example:
         >>> import torch
         >>> stored_copy(torch.empty(9, 2 + 4, dtype=torch.int8), torch.tensor([[1.0, -0.5]]))[:, :2]
         tensor([[127, -64]], dtype=torch.int8)
     """
-    call = "stored_copy"
-    if isinstance(table, Tensor):
-        _table(call, table)
-    _check_rows(call, "rows", rows, table, None)
     if not is_scaled(table, rows.dtype):
-        return rows.detach().to(table.dtype, copy=True, memory_format=torch.contiguous_format)
-    copied = empty((len(rows), *table.shape[1:]), table.dtype, rows.device)
-    write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([len(rows)], device="cpu"), rows)
+        return rows.detach().to(table.dtype, copy=True)
+    num_rows = rows.shape[:1].numel()
+    copied = empty((num_rows, *table.shape[1:]), table.dtype, rows.device)
+    write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([num_rows], device="cpu"), rows)
     return copied
+
+
+def fill_chunks(table: Tensor, offset: Tensor, count: Tensor, num_rows: int, value: int) -> None:
+    """Writes one number to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` has accepted for another.
+
+    Args:
+        table: Contiguous table [N], int64, with as many rows as the other.
+        offset, count, num_rows: First row, number of rows and their sum, as in that call.
+        value: The number.
+
+    Raises:
+        IndexError, ValueError: As in `write_chunks`.
+
+    Example:
+        >>> import torch
+        >>> times = torch.zeros(4, dtype=torch.int64)
+        >>> fill_chunks(times, torch.tensor([3, 0]), torch.tensor([1, 2]), 3, 7)
+        >>> times.tolist()
+        [7, 7, 0, 7]
+    """
+    call = "write_chunks"
+    checks.tensor(call, "table", table)
+    checks.element_type(call, "table", table, (torch.int64,))
+    checks.contiguous(call, "table", table)
+    values = torch.full((num_rows,), value, dtype=torch.int64, device=table.device)
+    offset, count = checks.packed(call, "offset", offset), checks.packed(call, "count", count)
+    move(call, table, values, offset.data_ptr(), count.data_ptr(), offset.numel())
 
 
 def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None) -> Tensor:
