@@ -367,6 +367,8 @@ def is_table(value: object) -> bool:
 def _table(call: str, table: Table, *where: Tensor) -> None:
     if isinstance(table, FileRows):
         return table.before_use(*where)
+    if checks.is_packed(table) and table.dtype in _TABLE_TYPES and table.dim() > 0:
+        return
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
@@ -375,6 +377,8 @@ def _table(call: str, table: Table, *where: Tensor) -> None:
 
 
 def _index(call: str, index: Tensor) -> Tensor:
+    if checks.is_packed(index) and index.dtype in ID_BITS and index.dim() == 1:
+        return index
     checks.tensor(call, "index", index)
     checks.element_type(call, "index", index, ID_BITS)
     checks.vector(call, "index", index)
@@ -430,8 +434,10 @@ def _check_rows(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
+    if dtype == table.dtype:
+        return
     checks.kind(call, name, dtype, torch.dtype, "a torch.dtype")
-    if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+    if is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
         raise TypeError(

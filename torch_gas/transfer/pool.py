@@ -169,11 +169,11 @@ class AsyncIOPool:
         if buffer is None:
             buffer = self._start(pull)  # at once, though others may be in flight: it is needed now
         elif not pull.taken and pull.state != pull.table.state:
-            self._fill(pull, buffer)
+            self._fill(pull)
         pull.taken = True
         self._lanes.compute.wait(pull.done)
         self._lanes.compute.hold(buffer.data)
-        return pull.rows_in(buffer)
+        return pull.rows
 
     @checked
     def free_pull(self, src: _core.Table | None = None) -> None:
@@ -214,6 +214,8 @@ class AsyncIOPool:
         in_flight = sum(p.buffer is not None for p in self._queue)
         if in_flight == 0 or in_flight >= self.pool_size:
             return in_flight == 0  # one at a time is always allowed
+        if self.pool_bytes is None:
+            return True
         free = self._free_buffers()
         if _fitting(free, pull) is not None:
             return True
@@ -225,7 +227,8 @@ class AsyncIOPool:
     def _start(self, pull: Pull) -> Buffer:
         buffer = self._buffer_for(pull)
         self._lanes.pull.wait(buffer.read)
-        self._fill(pull, buffer)
+        pull.rows = pull.rows_in(buffer)
+        self._fill(pull)
         pull.buffer = buffer  # last: a pull that fails still waits
         return buffer
 
@@ -252,8 +255,8 @@ class AsyncIOPool:
             reserved = min(reserved, self.pool_bytes // self.pool_size)
         return max(pull.nbytes, reserved)
 
-    def _fill(self, pull: Pull, buffer: Buffer) -> None:
-        lane, table, rows = self._lanes.pull, pull.table, pull.rows_in(buffer)
+    def _fill(self, pull: Pull) -> None:
+        lane, table, rows = self._lanes.pull, pull.table, pull.rows
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
         staging = self._staging_of(table, lane)
@@ -263,7 +266,7 @@ class AsyncIOPool:
             lane.run(partial(_core.read_chunks, table.rows, *pull.ranges, out=out, staging=staging))
         if pull.index is not None:
             index = pull.index if table.staged else self._ids_for(pull.index, lane)
-            out = rows[pull.num_chunked :]
+            out = rows[pull.num_chunked :] if pull.num_chunked > 0 else rows
             lane.run(partial(_core.gather_rows, table.rows, index, out=out, staging=staging))
         pull.done = table.pulled = lane.record()
 
