@@ -318,9 +318,7 @@ class History(torch.nn.Module):
             return _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
         self.pushed_at.fill_(now)
 
-    def _mark(
-        self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None, num_rows: int
-    ) -> None:
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None, num_rows: int) -> None:
         """Of ``num_rows`` rows that the core has written, and so are there."""
         pushed_at = self.pushed_at
         if offset is not None and count is not None:

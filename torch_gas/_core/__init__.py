@@ -43,8 +43,8 @@ from torch_gas._core.symmetric import adjacent_pairs, symmetric
 __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
     "adjacent_pairs", "advise_huge_pages", "batch_rows", "batch_rows_of", "clear_rows", "dropout", "dropout_rows",
-    "entry_dots",
-    "entry_softmax", "entry_softmax_backward", "fill_chunks", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
-    "noted_failure", "product", "read_ahead", "read_chunks", "register", "row_shape", "scatter_rows", "stored_copy",
-    "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
+    "entry_dots", "entry_softmax", "entry_softmax_backward", "fill_chunks", "fingerprint", "forget_failure",
+    "gather_rows", "has_cuda", "is_table", "noted_failure", "product", "read_ahead", "read_chunks", "register",
+    "row_shape", "scatter_rows", "stored_copy", "stored_width", "stream_parts",
+    "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -6,13 +6,13 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from torch_gas._util.modules import first_parameter
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.history import History
@@ -104,7 +104,8 @@ class Session:
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, given, adj)
         if call.is_step:
-            refuse_inference_tensors(model._name, islice(model.parameters(), 1))
+            parameter = first_parameter(model)
+            refuse_inference_tensors(model._name, [] if parameter is None else [parameter])
         self.enter(call)
         call.begin()
         self._note_epoch(call)

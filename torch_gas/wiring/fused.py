@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
+from torch_gas._util.modules import modules_of
 from torch_gas.graph import product as sparse
 from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
@@ -30,7 +31,7 @@ def fuse(undo: Undo, model: Module) -> None:
 
     Linear layers compute no gradients of halo rows that come from histories, and multiply sparse features as such.
     """
-    for module in model.modules():
+    for module in modules_of(model):
         if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
             undo.set(module, "forward", partial(_linear, module))
         if not isinstance(module, MessagePassing) or is_compiled(module):
