@@ -289,10 +289,14 @@ class AsyncIOPool:
         return there
 
     @checked
-    @naming("AsyncIOPool.pull_now", table="src")
     @torch.no_grad()
     def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
+        self._pull_now(src, index, out)
+
+    @naming("AsyncIOPool.pull_now", table="src")
+    def _pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
+        """As :meth:`pull_now`, of arguments of the right types."""
         lane, table = self._lanes.compute, self._table(src)
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
@@ -352,7 +356,7 @@ class AsyncIOPool:
         elif self._is_immediate:
             _core.gather_rows(src, index.to(out.device), out=out)
         else:
-            self.pull_now(src, index, out)
+            self._pull_now(src, index, out)
 
     def put(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of ``dst``; they may change afterwards."""
