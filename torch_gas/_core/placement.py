@@ -16,7 +16,6 @@ from torch_gas._core.naming import arg, at, called
 from torch_gas._core.storage import SCALED_TYPES, is_scaled
 
 _NOTHING = nullcontext()
-_WRITES = ("scatter_rows", "add_rows", "write_chunks")
 
 
 class Staging:
@@ -99,17 +98,16 @@ def move(call: str, table: Table, rows: Tensor, *where: int, staging: Staging | 
         table_type = SCALED_TYPES[table.dtype] if is_scaled(table, rows.dtype) else FLOAT_TYPES[table.dtype]
         rows_type = FLOAT_TYPES[rows.dtype]
     arguments = (_table_at(table, table_type, width), *where, _C.Rows(rows.data_ptr(), rows_type, rows.shape[0]))
-    writes = call in _WRITES
+    writes = call in ("scatter_rows", "add_rows", "write_chunks")
     threads = torch.get_num_threads()
+    stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream) if rows.is_cuda else None
     with in_use(table, writes) if isinstance(table, FileRows) else _NOTHING:
-        if rows.is_cuda:
-            stream = _C.Stream(rows.device.index, torch.cuda.current_stream(rows.device).cuda_stream)
-            if staging is None:
-                getattr(_C, f"cuda_{call}")(*arguments, stream, not table.is_cuda)
-            else:
-                # By a thread of the driver's, beside the main one: with a full team of its own it would take the cores from that.
-                half = max(1, threads // 2)
-                getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), half)
+        if staging is not None:
+            # By a thread of the driver's, beside the main one: with a full team of its own it would take the cores from that.
+            half = max(1, threads // 2)
+            getattr(_C, f"staged_{call}")(*arguments, stream, _staging_at(call, staging, rows), half)
+        elif rows.is_cuda:
+            getattr(_C, f"cuda_{call}")(*arguments, stream, not table.is_cuda)
         else:
             getattr(_C, call)(*arguments, threads)
     written = table if writes else rows
