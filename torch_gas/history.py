@@ -270,8 +270,7 @@ class History(torch.nn.Module):
         except OSError:
             self._mark(-1, n_id, offset, count, x.size(0))
             raise
-        if x.dtype != self._row_dtype:  # an attribute of a module takes its time to set
-            self._row_dtype = x.dtype
+        vars(self)["_row_dtype"] = x.dtype  # a module takes its time to set an attribute
         self._mark(int(self.clock), n_id, offset, count, x.size(0))
 
     def request(self, n_id: Tensor) -> None:
@@ -311,22 +310,21 @@ class History(torch.nn.Module):
         now = int(self.clock)
         if offset is not None and count is not None:
             checks.ranges("mark", "offset", offset, count)
-            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
-            return self._mark(now, None, offset, count, num_rows)
-        elif n_id is not None:  # ids that no push has checked
+            # The core refuses what is out of range.
+            return self._mark(now, None, offset, count, int(count.clamp(0, self.num_embeddings).sum()))
+        if n_id is not None:  # ids that no push has checked
             ids = n_id.to(self.pushed_at.device)
             return _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
         self.pushed_at.fill_(now)
 
     def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None, num_rows: int) -> None:
         """Of ``num_rows`` rows that the core has written, and so are there."""
-        pushed_at = self.pushed_at
         if offset is not None and count is not None:
-            _core.fill_chunks(pushed_at, offset, count, num_rows, now)
+            _core.fill_chunks(self.pushed_at, offset, count, num_rows, now)
         elif n_id is not None:
-            pushed_at.index_fill_(0, n_id.to(pushed_at.device, torch.int64), now)
+            self.pushed_at.index_fill_(0, n_id.to(self.pushed_at.device, torch.int64), now)
         else:
-            pushed_at.fill_(now)
+            self.pushed_at.fill_(now)
 
     def commit(self) -> None:
         """Makes all rows of a table in a file survive a crash from now on, with their ages; others are left as they are."""

@@ -377,8 +377,6 @@ def _table(call: str, table: Table, *where: Tensor) -> None:
 
 
 def _index(call: str, index: Tensor) -> Tensor:
-    if checks.is_packed(index) and index.dtype in ID_BITS and index.dim() == 1:
-        return index
     checks.tensor(call, "index", index)
     checks.element_type(call, "index", index, ID_BITS)
     checks.vector(call, "index", index)
