@@ -268,10 +268,10 @@ class History(torch.nn.Module):
                     "give n_id, or offset and count, to push some rows"
                 )
         except OSError:
-            self._mark(-1, n_id, offset, count)
+            self._mark(-1, n_id, offset, count, x.size(0))
             raise
-        self._row_dtype = x.dtype
-        self._mark(int(self.clock), n_id, offset, count)
+        vars(self)["_row_dtype"] = x.dtype  # a module takes its time to set an attribute
+        self._mark(int(self.clock), n_id, offset, count, x.size(0))
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
@@ -301,7 +301,7 @@ class History(torch.nn.Module):
 
     def tick(self) -> None:
         """Counts one optimiser step: every row becomes one step older."""
-        self.clock += 1
+        self.clock.add_(1)
 
     @checked
     @naming("History.mark", index="n_id")
@@ -310,17 +310,17 @@ class History(torch.nn.Module):
         now = int(self.clock)
         if offset is not None and count is not None:
             checks.ranges("mark", "offset", offset, count)
-        elif n_id is not None:  # ids that no push has checked
+            # The core refuses what is out of range.
+            return self._mark(now, None, offset, count, int(count.clamp(0, self.num_embeddings).sum()))
+        if n_id is not None:  # ids that no push has checked
             ids = n_id.to(self.pushed_at.device)
             return _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
-        self._mark(now, n_id, offset, count)
+        self.pushed_at.fill_(now)
 
-    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
-        """Of rows that the core has written, and so are there."""
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None, num_rows: int) -> None:
+        """Of ``num_rows`` rows that the core has written, and so are there."""
         if offset is not None and count is not None:
-            num_rows = int(count.clamp(0, self.num_embeddings).sum())  # the core refuses what is out of range
-            times = torch.full((num_rows,), now, dtype=torch.int64, device=self.pushed_at.device)
-            _core.write_chunks(self.pushed_at, offset, count, times)
+            _core.fill_chunks(self.pushed_at, offset, count, num_rows, now)
         elif n_id is not None:
             self.pushed_at.index_fill_(0, n_id.to(self.pushed_at.device, torch.int64), now)
         else:

@@ -266,6 +266,25 @@ def test_a_batch_is_held_for_the_stream_on_which_the_loop_asks_for_it(monkeypatc
         assert current.held == [tensor.data_ptr() for tensor in all_tensors(sent.to_dict())]
 
 
+def test_the_courier_leaves_ids_in_host_memory_that_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copied = tensor.clone()
+        pinned.append(copied.data_ptr())
+        return copied
+
+    monkeypatch.setattr(batches, "SideStream", Stream)
+    monkeypatch.setattr(batches, "CurrentStream", Stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = next(iter(SubgraphLoader(DATA, PTR, 2)))
+    courier = batches.Courier(torch.device("cpu"))
+    for sent in (courier.send(batch)[0], courier.pin(batch)):
+        assert sent.n_id.is_cpu and sent.n_id.data_ptr() in pinned
+        assert torch.equal(sent.n_id, batch.n_id) and sent.record is batch.record
+    assert batch.n_id.data_ptr() not in pinned
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_edges_are_put_in_the_order_of_sources_ahead(fmt: str, prefetch: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from lanes import FakeLanes, Operation, fake_pool
 from torch import Tensor
 
-from torch_gas import AsyncIOPool
+from torch_gas import AsyncIOPool, FileTier, _core
 from torch_gas._util.version import version
+from torch_gas.table import FileTable
 from torch_gas.transfer.lanes import CurrentStream
 
 
@@ -366,6 +368,49 @@ def test_rows_may_change_after_a_push() -> None:
     rows.zero_()  # before the device has copied them
     pool.settle(src)
     assert torch.equal(src[:2], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("stored", [*_core.SCALED_TYPES, torch.float16, torch.float32])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_push_keeps_is_what_the_table_stores(stored: torch.dtype, given: torch.dtype) -> None:
+    rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(given)
+    rows[1, 3], rows[2] = torch.nan, 0.0
+    width = _core.stored_width(7, stored)
+    at_once, later = (torch.zeros(9, width, dtype=stored) for _ in range(2))
+    offset, count = ids(6, 0), ids(2, 3)
+    _core.write_chunks(at_once, offset, count, rows)
+    pool, lanes = fake_pool()
+    pool.async_push(rows, offset, count, later)
+    kept = lanes.operations[-1].reads[0]
+    assert (kept.dtype, kept.shape) == (stored, (5, width)) and kept.nbytes == 5 * width * stored.itemsize
+    assert [each.data_ptr() for each in lanes.push.held] == [kept.data_ptr()]
+    rows.zero_()  # before the rows have travelled
+    pool.settle(later)
+    assert torch.equal(later.view(torch.uint8), at_once.view(torch.uint8))
+    assert lanes.races() == []
+
+
+@pytest.mark.parametrize("stored", [*_core.SCALED_TYPES, torch.float32])
+def test_a_push_to_a_file_keeps_what_is_stored(stored: torch.dtype, tmp_path: Path) -> None:
+    file = FileTable(FileTier(tmp_path / "rows"), 9, _core.stored_width(7, stored), stored)
+    rows, expected = table(rows=2, width=7), torch.zeros(9, _core.stored_width(7, stored), dtype=stored)
+    _core.write_chunks(expected, ids(4), ids(2), rows)
+    pool, lanes = fake_pool()
+    lanes.push.run = lambda work: work()  # type: ignore[method-assign]  # a model of lanes knows tensors only
+    pool.async_push(rows, ids(4), ids(2), file.storage)
+    assert [each.dtype for each in lanes.push.held] == [stored]
+    assert torch.equal(file.tensor().view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_rows_that_no_table_of_scaled_rows_takes_are_refused_at_once() -> None:
+    pool, lanes = fake_pool()
+    dst = torch.zeros(9, 7 + 4, dtype=torch.int8)
+    for rows in (torch.ones(2, 6), torch.ones(2), torch.tensor(1.0)):
+        with pytest.raises(
+            ValueError, match=r"AsyncIOPool.async_push: `rows` must have one row of the table's shape.* 7\]"
+        ):
+            pool.async_push(rows, ids(0), ids(2), dst)
+    assert lanes.operations == [] and not dst.any()
 
 
 def test_a_pull_that_a_push_outdates_is_read_again() -> None:

@@ -27,13 +27,15 @@ from torch_gas._core.rows import (
     add_rows,
     batch_rows,
     batch_rows_of,
+    fill_chunks,
     gather_rows,
     is_table,
     read_chunks,
     scatter_rows,
+    stored_copy,
     write_chunks,
 )
-from torch_gas._core.storage import SCALED_TYPES, row_shape, sent_dtype, stored_width
+from torch_gas._core.storage import SCALED_TYPES, row_shape, stored_width
 from torch_gas._core.stream import STREAM_PASSES, stream_parts
 from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
@@ -41,8 +43,8 @@ from torch_gas._core.symmetric import adjacent_pairs, symmetric
 __all__ = [
     "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table", "add_rows",
     "adjacent_pairs", "advise_huge_pages", "at_page", "batch_rows", "batch_rows_of", "clear_rows", "dropout",
-    "dropout_rows", "entry_dots", "entry_softmax", "entry_softmax_backward", "fingerprint", "forget_failure",
+    "dropout_rows", "entry_dots", "entry_softmax", "entry_softmax_backward", "fill_chunks", "fingerprint", "forget_failure",
     "gather_rows", "has_cuda", "is_table", "locked_by", "noted_failure", "product", "read_ahead", "read_chunks",
-    "register", "row_shape", "scatter_rows", "sent_dtype", "stored_width", "stream_parts", "subgraph", "symmetric",
+    "register", "row_shape", "scatter_rows", "stored_copy", "stored_width", "stream_parts", "subgraph", "symmetric",
     "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -44,6 +44,8 @@ def ids(call: str, name: str, value: Tensor, like: tuple[str, Tensor] | None = N
 
 def numbers(call: str, name: str, value: Tensor, *types: torch.dtype, size: int | None = None) -> Tensor:
     """Contiguous numbers of one of some types on the host."""
+    if is_packed(value) and value.is_cpu and value.dtype in types and value.dim() == 1 and size is None:
+        return value  # as most are: one look, and no names of what would be wrong
     host(call, name, value)
     element_type(call, name, value, types)
     vector(call, name, value)
@@ -116,6 +118,11 @@ def host(call: str, name: str, value: Tensor) -> None:
         tensor(call, name, value)
     if not value.is_cpu:
         raise ValueError(f"{at(call, name)} must be on the host, but is on {value.device}; pass `{arg(name)}.cpu()`")
+
+
+def is_packed(value: Tensor) -> bool:
+    """Whether it passes the door, and :func:`packed` and :func:`contiguous` as it is."""
+    return has_memory(value) and value.is_contiguous() and not value.is_neg()
 
 
 def packed(call: str, name: str, value: Tensor) -> Tensor:

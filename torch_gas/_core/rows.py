@@ -242,6 +242,56 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
 
 
+def stored_copy(table: Table, rows: Tensor) -> Tensor:
+    """A copy of rows as a table stores them, for `write_chunks`, which then moves bytes, and checks both.
+
+    Args:
+        table: Table [N, C'], as in `gather_rows`.
+        rows: The rows [M, C].
+
+    Returns:
+        New memory [M, C'] of the type of the table, on the device of `rows`.
+
+    Example:
+        >>> import torch
+        >>> stored_copy(torch.empty(9, 2 + 4, dtype=torch.int8), torch.tensor([[1.0, -0.5]]))[:, :2]
+        tensor([[127, -64]], dtype=torch.int8)
+    """
+    if not is_scaled(table, rows.dtype):
+        return rows.detach().to(table.dtype, copy=True)
+    num_rows = rows.shape[:1].numel()
+    copied = empty((num_rows, *table.shape[1:]), table.dtype, rows.device)
+    write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([num_rows], device="cpu"), rows)
+    return copied
+
+
+def fill_chunks(table: Tensor, offset: Tensor, count: Tensor, num_rows: int, value: int) -> None:
+    """Writes one number to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` has accepted for another.
+
+    Args:
+        table: Contiguous table [N], int64, with as many rows as the other.
+        offset, count, num_rows: First row, number of rows and their sum, as in that call.
+        value: The number.
+
+    Raises:
+        IndexError, ValueError: As in `write_chunks`.
+
+    Example:
+        >>> import torch
+        >>> times = torch.zeros(4, dtype=torch.int64)
+        >>> fill_chunks(times, torch.tensor([3, 0]), torch.tensor([1, 2]), 3, 7)
+        >>> times.tolist()
+        [7, 7, 0, 7]
+    """
+    call = "write_chunks"
+    checks.tensor(call, "table", table)
+    checks.element_type(call, "table", table, (torch.int64,))
+    checks.contiguous(call, "table", table)
+    values = torch.full((num_rows,), value, dtype=torch.int64, device=table.device)
+    offset, count = checks.packed(call, "offset", offset), checks.packed(call, "count", count)
+    move(call, table, values, offset.data_ptr(), count.data_ptr(), offset.numel())
+
+
 def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Reads the rows of a batch and of its halo, converted to `dtype`.
 
@@ -317,6 +367,8 @@ def is_table(value: object) -> bool:
 def _table(call: str, table: Table, *where: Tensor) -> None:
     if isinstance(table, FileRows):
         return table.before_use(*where)
+    if checks.is_packed(table) and table.dtype in _TABLE_TYPES and table.dim() > 0:
+        return
     checks.tensor(call, "table", table)
     checks.element_type(call, "table", table, _TABLE_TYPES)
     if table.dim() == 0:
@@ -380,8 +432,10 @@ def _check_rows(call: str, name: str, rows: Tensor, table: Table, num_rows: int 
 
 
 def _convertible(call: str, table: Table, name: str, dtype: torch.dtype) -> None:
+    if dtype == table.dtype:
+        return
     checks.kind(call, name, dtype, torch.dtype, "a torch.dtype")
-    if dtype == table.dtype or is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
+    if is_scaled(table, dtype) or (dtype in FLOAT_TYPES and table.dtype in FLOAT_TYPES):
         return
     if table.dtype in SCALED_TYPES and dtype in FLOAT_TYPES:
         raise TypeError(

@@ -30,8 +30,3 @@ def is_scaled(table: Table, dtype: torch.dtype) -> bool:
 def row_shape(table: Table, dtype: torch.dtype) -> torch.Size:
     """The shape of a table's rows when they are of type `dtype`."""
     return torch.Size([table.shape[1] - _SCALE_BYTES]) if is_scaled(table, dtype) else table.shape[1:]
-
-
-def sent_dtype(table: Table, dtype: torch.dtype) -> torch.dtype:
-    """The type in which rows of type `dtype` travel to a table: as they are where the table finds their scale."""
-    return dtype if is_scaled(table, dtype) else table.dtype

@@ -17,8 +17,10 @@ from torch_gas.transfer.lanes import CurrentStream, Event, SideStream, with_inde
 def _map(batch: SubData, fn: Callable[[Tensor], Tensor]) -> SubData:
     mapped = copy.copy(batch)
     for key, value in batch.to_dict().items():
-        if key != "n_id":  # the ids stay in host memory
+        if key != "n_id":
             mapped[key] = map_tensors(value, fn)
+        elif value.is_cpu:  # where the ids stay; a step sends those of the halo from there, and copies nothing before
+            mapped[key] = value.pin_memory()
     return mapped
 
 

@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.memory import has_memory
+from torch_gas._util.modules import modules_of
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, is_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
@@ -344,7 +345,7 @@ def close(model: HistoryModel, undo: Undo, why: str) -> None:
 
 
 def _has_layers(model: Module) -> bool:
-    return any(isinstance(module, MessagePassing) for module in model.modules())
+    return any(isinstance(module, MessagePassing) for module in modules_of(model))
 
 
 def _is_vector(value: Any) -> bool:

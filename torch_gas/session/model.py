@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
 
 from torch_gas._util.arguments import checked
+from torch_gas._util.modules import first_parameter
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.loader import SubgraphLoader
 from torch_gas.checkpoint import histories as files
@@ -173,7 +174,7 @@ class HistoryModel(Module):
     @property
     def device(self) -> torch.device:
         """The device of the model's parameters, where batches must be."""
-        parameter = next(self.parameters(), None)
+        parameter = first_parameter(self)
         if parameter is not None:
             return parameter.device
         return self.histories[0].compute_device if len(self.histories) > 0 else torch.device("cpu")

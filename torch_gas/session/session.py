@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from torch_gas._util.modules import first_parameter
 from torch_gas._util.tracing import untraced
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.history import History
@@ -98,13 +99,13 @@ class Session:
                 extension.before(model)
         self.follow_parameters()
         model._check_processes()
-        self.pool  # noqa: B018  # is made where there is none
-        if len(model.histories) > 0 and model.device.type == "cuda":
+        if len(model.histories) > 0 and self.pool.device.type == "cuda":
             refuse_capture(model._name)
         call = Call(self, undo, num_rows, ids)
         call.check(num_rows, given, adj)
         if call.is_step:
-            refuse_inference_tensors(model._name, islice(model.parameters(), 1))
+            parameter = first_parameter(model)
+            refuse_inference_tensors(model._name, [] if parameter is None else [parameter])
         self.enter(call)
         call.begin()
         self._note_epoch(call)
@@ -289,10 +290,10 @@ class Session:
             return
         rows = rows.detach()
         held = history.table.codec.range_dtype
-        if torch.finfo(held).max < torch.finfo(rows.dtype).max:
+        if held != rows.dtype and torch.finfo(held).max < torch.finfo(rows.dtype).max:
             rows = rows.to(held)  # what the table would hold
         # One pass: a sum is finite unless a term is not (or the rows are beyond any use).
-        if not bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
+        if not math.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
             layer = list(model.histories).index(history)
             half = " float16 ends at 65504, and GradScaler scales gradients only: use torch.bfloat16."
             hint = half if rows.dtype == torch.float16 else ""

@@ -116,7 +116,6 @@ class AsyncIOPool:
     # -- pull ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @naming("AsyncIOPool.async_pull", table="src")
     @torch.no_grad()
     def async_pull(
         self,
@@ -137,9 +136,16 @@ class AsyncIOPool:
         """
         if (offset is None) != (count is None):
             raise ValueError("AsyncIOPool.async_pull: offset and count go together; give both or neither")
-        table, ranges = self._table(src), None
-        if offset is not None and count is not None:
-            ranges = checks.ranges("async_pull", "offset", offset, count)
+        self._ask(src, None if offset is None or count is None else (offset, count), index, dtype)
+
+    @naming("AsyncIOPool.async_pull", table="src")
+    def _ask(
+        self, src: _core.Table, ranges: tuple[Tensor, Tensor] | None, index: Tensor | None, dtype: torch.dtype | None
+    ) -> None:
+        """As :meth:`async_pull`, of arguments of the right types."""
+        table = self._table(src)
+        if ranges is not None:
+            ranges = checks.ranges("async_pull", "offset", *ranges)
             checks.within("async_pull", *ranges, src.shape[0])
         if index is not None:
             checks.vector("async_pull", "index", index)
@@ -163,11 +169,11 @@ class AsyncIOPool:
         if buffer is None:
             buffer = self._start(pull)  # at once, though others may be in flight: it is needed now
         elif not pull.taken and pull.state != pull.table.state:
-            self._fill(pull, buffer)
+            self._fill(pull)
         pull.taken = True
         self._lanes.compute.wait(pull.done)
         self._lanes.compute.hold(buffer.data)
-        return pull.rows_in(buffer)
+        return pull.rows
 
     @checked
     def free_pull(self, src: _core.Table | None = None) -> None:
@@ -208,6 +214,8 @@ class AsyncIOPool:
         in_flight = sum(p.buffer is not None for p in self._queue)
         if in_flight == 0 or in_flight >= self.pool_size:
             return in_flight == 0  # one at a time is always allowed
+        if self.pool_bytes is None:
+            return True
         free = self._free_buffers()
         if _fitting(free, pull) is not None:
             return True
@@ -219,7 +227,8 @@ class AsyncIOPool:
     def _start(self, pull: Pull) -> Buffer:
         buffer = self._buffer_for(pull)
         self._lanes.pull.wait(buffer.read)
-        self._fill(pull, buffer)
+        pull.rows = pull.rows_in(buffer)
+        self._fill(pull)
         pull.buffer = buffer  # last: a pull that fails still waits
         return buffer
 
@@ -246,8 +255,8 @@ class AsyncIOPool:
             reserved = min(reserved, self.pool_bytes // self.pool_size)
         return max(pull.nbytes, reserved)
 
-    def _fill(self, pull: Pull, buffer: Buffer) -> None:
-        lane, table, rows = self._lanes.pull, pull.table, pull.rows_in(buffer)
+    def _fill(self, pull: Pull) -> None:
+        lane, table, rows = self._lanes.pull, pull.table, pull.rows
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
         staging = self._staging_of(table, lane)
@@ -257,7 +266,7 @@ class AsyncIOPool:
             lane.run(partial(_core.read_chunks, table.rows, *pull.ranges, out=out, staging=staging))
         if pull.index is not None:
             index = pull.index if table.staged else self._ids_for(pull.index, lane)
-            out = rows[pull.num_chunked :]
+            out = rows[pull.num_chunked :] if pull.num_chunked > 0 else rows
             lane.run(partial(_core.gather_rows, table.rows, index, out=out, staging=staging))
         pull.done = table.pulled = lane.record()
 
@@ -280,10 +289,14 @@ class AsyncIOPool:
         return there
 
     @checked
-    @naming("AsyncIOPool.pull_now", table="src")
     @torch.no_grad()
     def pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` of ``src`` to ``out``, [S, C], for the current stream; the host does not wait."""
+        self._pull_now(src, index, out)
+
+    @naming("AsyncIOPool.pull_now", table="src")
+    def _pull_now(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
+        """As :meth:`pull_now`, of arguments of the right types."""
         lane, table = self._lanes.compute, self._table(src)
         lane.wait(table.pushed)
         lane.wait(table.pulled)  # so that the event below stands for both
@@ -294,14 +307,18 @@ class AsyncIOPool:
     # -- push ----------------------------------------------------------------------------------------------------------
 
     @checked
-    @naming("AsyncIOPool.async_push", table="dst")
-    @torch.no_grad()
     def async_push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of table ``dst`` [N, C]."""
+        self._push(rows, offset, count, dst)
+
+    @naming("AsyncIOPool.async_push", table="dst")
+    def _push(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
+        """As :meth:`async_push`, of arguments of the right types."""
         lane, table = self._lanes.push, self._table(dst)
         if lane is not self._lanes.compute:
-            # A copy, because the caller may go on to change its rows in place.
-            rows = rows.to(_core.sent_dtype(dst, rows.dtype), copy=True)
+            # A copy, because the caller may go on to change its rows in place. It is of what is stored: the device computes
+            # that fast, and nothing but bytes has to travel.
+            rows = _core.stored_copy(dst, rows)
             lane.wait(self._lanes.compute.record())
         lane.wait(table.pulled)
         staging = self._staging_of(table, lane)
@@ -328,7 +345,7 @@ class AsyncIOPool:
     def request(self, src: _core.Table, index: Tensor, dtype: torch.dtype) -> None:
         """Asks for the rows ``index`` [S] of ``src``, as numbers of type ``dtype``, unless somebody has."""
         if self.overlaps and not src.is_cuda and self._asked(src, index) is None:
-            self.async_pull(src, None, None, index, dtype)
+            self._ask(src, None, index, dtype)
 
     def take(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` [S] of ``src`` to ``out`` [S, C], for the current stream; the host does not wait."""
@@ -339,14 +356,14 @@ class AsyncIOPool:
         elif self._is_immediate:
             _core.gather_rows(src, index.to(out.device), out=out)
         else:
-            self.pull_now(src, index, out)
+            self._pull_now(src, index, out)
 
     def put(self, rows: Tensor, offset: Tensor, count: Tensor, dst: _core.Table) -> None:
         """Writes ``rows`` [B, C] to the ranges ``offset``/``count`` of ``dst``; they may change afterwards."""
         if self._is_immediate or dst.is_cuda:
             _core.write_chunks(dst, offset, count, rows.to(dst.device))
         else:
-            self.async_push(rows, offset, count, dst)
+            self._push(rows, offset, count, dst)
 
     def _asked(self, src: _core.Table, index: Tensor) -> Pull | None:
         return next((pull for pull in self._queue if pull.table.rows is src and pull.index is index), None)
@@ -375,12 +392,14 @@ class AsyncIOPool:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _table(self, rows: _core.Table) -> TableState:
+        known = self._tables.get(rows.data_ptr())
+        if known is not None and known.rows is rows:
+            return known
         if isinstance(rows, Tensor):
             checks.tensor("AsyncIOPool", "table", rows)
             checks.contiguous("AsyncIOPool", "table", rows)
         if len(rows.shape) != 2:
             raise ValueError(f"{called('AsyncIOPool')}: `{arg('table')}` must be [N, C], but is {list(rows.shape)}")
-        known = self._tables.get(rows.data_ptr())
         # It may be a view of the same memory, or lie where a table lay that is gone.
         if known is not None and _layout(known.rows) != _layout(rows):
             if any(pull.table is known for pull in self._queue):

@@ -56,6 +56,7 @@ class Pull:
         row_bytes: Bytes of such a row.
         nbytes: Bytes of all rows when they have arrived.
         buffer: Where they arrive; None as long as the pull waits.
+        rows: The rows [R, C] in the buffer.
         done: The rows have arrived.
         state: Of the table when it was read.
         taken: Whether somebody uses the rows.
@@ -74,6 +75,7 @@ class Pull:
         self.done: Event | None = None
         self.state = (0, 0)
         self.taken = False
+        self.rows: Tensor
 
     def rows_in(self, buffer: Buffer) -> Tensor:
         """The rows [R, C] in ``buffer``."""

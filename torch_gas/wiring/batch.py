@@ -21,6 +21,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, InstanceNorm, LGConv, MessagePassing
 from torch_geometric.nn.models.linkx import SparseLinear
 
+from torch_gas._util.modules import modules_of
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
 from torch_gas.graph.device import pass_on
@@ -101,7 +102,7 @@ class Batch:
                     f"{type(conv).__name__} has masks of an explainer on its messages, and a batch would mix them with the rows "
                     "of histories, which have none; explain the model on the whole graph, or the plain model on a subgraph"
                 )
-            for inner in conv.modules():
+            for inner in modules_of(conv):
                 if getattr(inner, "cached", False):  # what it stored is of one graph, and a batch is another each time
                     for name in [name for name in vars(inner) if name.startswith("_cached")]:
                         undo.set(inner, name, None)
@@ -114,7 +115,9 @@ class Batch:
         for size in self.sizes:
             _attach(undo, size, _SizeOfGraph(self.rows.num_nodes))
         if self.norms and has_halo:
-            layers = {module for conv in self.convs for module in conv.modules() if isinstance(module, MessagePassing)}
+            layers = {
+                module for conv in self.convs for module in modules_of(conv) if isinstance(module, MessagePassing)
+            }
             for layer, name in product(layers, ("message", "edge_update")):
                 undo.set(layer, name, self._on_edges(getattr(layer, name)))
 
@@ -149,7 +152,7 @@ def wire_whole(undo: Undo, model: Module) -> None:
     Code that torch.compile made is not made anew where hooks come or go. So they are the same in all calls, and what they do
     is looked up in the module, which compiled code does check.
     """
-    layers = [module for module in model.modules() if isinstance(module, (MessagePassing, GraphSizeNorm))]
+    layers = [module for module in modules_of(model) if isinstance(module, (MessagePassing, GraphSizeNorm))]
     for module in {*layers, *_norms(layers)}:
         _attach(undo, module, None)
 
@@ -159,7 +162,7 @@ _OF_PROPAGATE = (GCNConv.forward, GCN2Conv.forward, LGConv.forward)  # have as m
 
 
 def _norms(roots: Iterable[Module]) -> Iterator[_BatchNorm | InstanceNorm]:
-    return (module for root in roots for module in root.modules() if isinstance(module, (_BatchNorm, InstanceNorm)))
+    return (module for root in roots for module in modules_of(root) if isinstance(module, (_BatchNorm, InstanceNorm)))
 
 
 def _attach(undo: Undo, module: Module, wiring: _Met | _NormOfBatch | _SizeOfGraph | None) -> None:
@@ -180,7 +183,7 @@ def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
 
 def refuse_unregistered(undo: Undo, model: Module) -> None:
     """Makes it an error that ``forward`` calls a layer that is none of the modules of ``model``, which nothing has wired."""
-    known, thread = set(model.modules()), threading.get_ident()
+    known, thread = set(modules_of(model)), threading.get_ident()
 
     def check(module: Module, args: tuple[Any, ...]) -> None:
         if module in known or threading.get_ident() != thread:

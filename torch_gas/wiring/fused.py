@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import GATConv, Linear, MessagePassing
 
+from torch_gas._util.modules import modules_of
 from torch_gas.graph import product as sparse
 from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
@@ -30,7 +31,7 @@ def fuse(undo: Undo, model: Module) -> None:
 
     Linear layers compute no gradients of halo rows that come from histories, and multiply sparse features as such.
     """
-    for module in model.modules():
+    for module in modules_of(model):
         if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
             undo.set(module, "forward", partial(_linear, module))
         if not isinstance(module, MessagePassing) or is_compiled(module):
@@ -60,7 +61,11 @@ def _arguments(function: Any) -> set[str]:
     return set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
 
 
-_PARTS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+_HOOKS = [
+    f"_{part}_forward{kind}_hooks"
+    for part in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    for kind in ("_pre", "")
+]
 
 
 def _linear(lin: Any, x: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ class _Fused:
 
     def __init__(self, conv: Any) -> None:
         self.conv, self.own = conv, getattr(conv, self.method)
-        hooked = any(getattr(conv, f"_{part}_forward{kind}_hooks", None) for part in _PARTS for kind in ("_pre", ""))
+        hooked = any(map(vars(conv).get, _HOOKS))
         hooked = hooked or bool(conv.aggr_module._forward_hooks or conv.aggr_module._forward_pre_hooks)
         is_sum = conv.aggr in ("sum", "add", "mean") and conv.flow == "source_to_target" and conv.node_dim in (0, -2)
         self.is_product = is_sum and not hooked and not conv.explain and conv.decomposed_layers == 1

@@ -15,6 +15,8 @@ from torch.nn import Module, ModuleDict, ModuleList
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import GraphSizeNorm, MessagePassing
 
+from torch_gas._util.modules import modules_of
+
 _SCALE = "; or leave the wiring to torch_gas.scale(model, data), which makes it exact"
 _STATISTICS = "takes its statistics over all nodes of the graph, also in evaluation, and a batch holds some; use "
 
@@ -107,7 +109,7 @@ def refuse_evaluation(model: Module, batch_size: int, num_nodes: int) -> None:
     """Raises ValueError if ``model``, in evaluation mode, would take statistics of B of the N nodes for those of all."""
     if model.training or batch_size == num_nodes:
         return
-    for module in model.modules():
+    for module in modules_of(model):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{type(module).__name__} with track_running_stats=False cannot be used on a batch in evaluation mode: it takes "
@@ -140,12 +142,13 @@ def _find(module: Module, automatic: bool, found: Layers) -> None:
     is_conv = isinstance(module, MessagePassing)
     if is_conv:
         found.convs.append(module)
-    for inner in module.modules() if is_conv else [module]:
+    for inner in modules_of(module) if is_conv else [module]:
         refuse(inner, automatic)
         if isinstance(inner, GraphSizeNorm):
             found.sizes.append(inner)
-    for child in () if is_conv else module.children():
-        _find(child, automatic, found)
+    for child in () if is_conv else dict.fromkeys(module._modules.values()):
+        if child is not None:
+            _find(child, automatic, found)
 
 
 def instead_of_wrapper(model: Module) -> str:
