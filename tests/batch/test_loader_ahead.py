@@ -247,8 +247,8 @@ def test_a_batch_is_held_for_the_stream_on_which_the_loop_asks_for_it(monkeypatc
         def __init__(self) -> None:
             self.waits, self.held = 0, []
 
-        def record_event(self) -> None:
-            return None
+        def record_event(self, event: None) -> None:
+            return event
 
         def wait_event(self, event: object) -> None:
             self.waits += 1
@@ -257,6 +257,7 @@ def test_a_batch_is_held_for_the_stream_on_which_the_loop_asks_for_it(monkeypatc
     monkeypatch.setattr(batches, "SideStream", Stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.held.append(tensor.data_ptr()))
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: None)
     courier = batches.Courier(torch.device("cpu"))
     for current in streams:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device, current=current: current)

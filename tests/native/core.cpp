@@ -447,6 +447,19 @@ void staged(Random& random) {
     const std::string name = name_of("staged pulls", table_type, rows_type, num_cols, num_nodes);
     require(same(rows_type, chunks.get(), expected), name);
     require(same(rows_type, gathered.get(), expected_rows), name);
+    // And two of the other direction, to other rows.
+    const int64_t some = num_nodes / 4, offsets[] = {num_nodes - some, 0}, counts[] = {some, some};
+    const Bytes last = random_rows(again, rows_type, counts[0], num_cols);
+    const Bytes first = random_rows(again, rows_type, counts[1], num_cols);
+    const Memory pushed_last(Place::device, last.size()), pushed_first(Place::device, first.size());
+    pushed_last.put(last);
+    pushed_first.put(first);
+    cuda::staged_write_chunks(table, &offsets[0], &counts[0], 1, Rows{pushed_last.data(), rows_type, counts[0]},
+                              one.on_device(), staging, 1);
+    cuda::staged_write_chunks(table, &offsets[1], &counts[1], 1,
+                              Rows{pushed_first.data(), rows_type, counts[1]}, other.on_device(), staging, 1);
+    check(cudaDeviceSynchronize(), "two pushes");
+    return std::pair(last, first);
   };
   host_epoch(
       random, num_nodes, num_cols, rows_type,
@@ -457,15 +470,24 @@ void staged(Random& random) {
         write_chunks(host_table, parts.offset.data(), parts.count.data(), parts.size(), rows, 1);
       });
   const std::string name = name_of("staged epoch", table_type, rows_type, num_cols, num_nodes);
+  const Bytes after_epoch = host_numbers;
+  const auto expected_after = [&](std::pair<Bytes, Bytes> pushed) {
+    host_numbers = after_epoch;
+    const int64_t some = num_nodes / 4, offsets[] = {num_nodes - some, 0}, counts[] = {some, some};
+    write_chunks(host_table, &offsets[0], &counts[0], 1, Rows{pushed.first.data(), rows_type, counts[0]}, 1);
+    write_chunks(host_table, &offsets[1], &counts[1], 1, Rows{pushed.second.data(), rows_type, counts[1]}, 1);
+    return host_numbers;
+  };
 
   const Memory memory(Place::pageable, numbers.size());
   memory.put(numbers);
-  run(Table{memory.data(), table_type, num_nodes, num_cols});
-  require(same(table_type, memory.get(), host_numbers), name);
+  const auto pushed = run(Table{memory.data(), table_type, num_nodes, num_cols});
+  require(same(table_type, memory.get(), expected_after(pushed)), name);
 
+  host_numbers = after_epoch;  // which the run below reads
   const File file(numbers);
-  run(FileTable{file.descriptor, 0, table_type, num_nodes, num_cols});
-  require(same(table_type, file.get(numbers.size()), host_numbers), name + " of a file");
+  const auto pushed_to_file = run(FileTable{file.descriptor, 0, table_type, num_nodes, num_cols});
+  require(same(table_type, file.get(numbers.size()), expected_after(pushed_to_file)), name + " of a file");
 }
 
 // The same epoch on page-locked and on device tables.
