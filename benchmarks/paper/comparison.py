@@ -242,7 +242,7 @@ SHORT = {"GCN-3 on WordNet": 20, "GCNII-16 on Cora": 10}  # batches of an epoch
 
 def draw_short(found: Found) -> Any:
     """Two cells over epochs, each method with the parts that it was run on: the best validation accuracy so far."""
-    figure, panels = plt.subplots(1, len(SHORT), figsize=(10.5, 3.8), layout="constrained")
+    figure, panels = plt.subplots(1, len(SHORT), figsize=(14, 3.8), layout="constrained")
     for axes, (name, batches) in zip(panels, SHORT.items(), strict=True):
         for cell, runs in found:
             is_shown = f"{cell.name} on {cell.data}" == name and cell.batches == batches and cell.lr == 0.01
@@ -261,7 +261,7 @@ def draw_short(found: Found) -> Any:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(edgecolor="none", framealpha=0.9, fontsize=8, loc="lower right")
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
