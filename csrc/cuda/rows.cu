@@ -290,7 +290,8 @@ void launch(const Move& move, int64_t packs) {
   } else {
     kernel = move_rows_kernel<From, To, V>;
   }
-  start(kernel, matrices, blocks, block, move.stream, kScales ? "scale_kernel" : "move_rows_kernel");
+  start(kernel, matrices, blocks, block, move.stream,
+        kScales ? "scale_kernel" : "move_rows_kernel");
 }
 
 bool aligned(const Side& side, int64_t bytes) {

@@ -1,6 +1,6 @@
-// Runs csrc/cuda on the emulated runtime (emulated_cuda/), beside the same calls of csrc/cpu: results
-// must have the same bits, whatever the schedule. Sanitizers watch the order of accesses and their
-// bounds. Usage: core [seeds] [first seed]
+// Runs csrc/cuda on the emulated runtime (emulated_cuda/), beside the same calls of csrc/cpu:
+// results must have the same bits, whatever the schedule. Sanitizers watch the order of accesses
+// and their bounds. Usage: core [seeds] [first seed]
 #include <cuda_runtime.h>
 #include <emulated.h>
 #include <fcntl.h>
@@ -78,7 +78,8 @@ enum class Place { device, locked, pageable };
 // Memory of any kind, `shift` bytes behind an aligned address.
 class Memory {
  public:
-  Memory(Place place, size_t bytes, size_t shift = 0) : place_(place), shift_(shift), bytes_(bytes) {
+  Memory(Place place, size_t bytes, size_t shift = 0)
+      : place_(place), shift_(shift), bytes_(bytes) {
     if (place == Place::device) check(cudaMalloc(&address_, bytes + shift), "cudaMalloc");
     if (place == Place::locked) check(cudaMallocHost(&address_, bytes + shift), "cudaMallocHost");
     if (place == Place::pageable) address_ = emulated::pageable(bytes + shift);
@@ -148,15 +149,16 @@ void order(cudaStream_t earlier, cudaStream_t later) {
 Bytes random_rows(Random& random, DType dtype, int64_t num_rows, int64_t num_cols) {
   std::normal_distribution<float> normal;
   std::vector<float> values(num_rows * num_cols);
-  for (float& value : values) value = std::ldexp(normal(random), static_cast<int>(below(random, 40)) - 30);
+  for (float& value : values)
+    value = std::ldexp(normal(random), static_cast<int>(below(random, 40)) - 30);
   if (num_rows > 2 && num_cols > 0) {
     std::fill_n(values.begin() + num_cols, num_cols, 0.0f);
     values[2 * num_cols] = INFINITY;
   }
   Bytes out(num_rows * row_bytes(dtype, num_cols));
   if (values.empty()) return out;
-  convert_rows(out.data(), dtype, reinterpret_cast<const char*>(values.data()), DType::f32, num_rows,
-               num_cols);
+  convert_rows(out.data(), dtype, reinterpret_cast<const char*>(values.data()), DType::f32,
+               num_rows, num_cols);
   return out;
 }
 
@@ -205,8 +207,8 @@ std::string name_of(const char* call, DType table, DType rows, int64_t num_cols,
 }
 
 bool is_sum(DType table, DType rows) {
-  return (table == DType::f32 || table == DType::f64) && element_size(rows) <= element_size(table) &&
-         !dispatch_scaled(rows, [](auto) {});
+  return (table == DType::f32 || table == DType::f64) &&
+         element_size(rows) <= element_size(table) && !dispatch_scaled(rows, [](auto) {});
 }
 
 template <class I>
@@ -227,12 +229,14 @@ void moves(Random& random, DType table_type, DType rows_type, Place place, int64
   const Table host_table{host_numbers.data(), table_type, num_nodes, num_cols};
   const bool in_host = place != Place::device;
   StreamOwner stream;
-  if (random() % 4 == 0) stream.handle = nullptr;  // the default stream, which takes no batches of copies
+  if (random() % 4 == 0)
+    stream.handle = nullptr;  // the default stream, which takes no batches of copies
 
   const auto name = [&](const char* call) {
     return name_of(call, table_type, rows_type, num_cols, num_rows);
   };
-  const auto read = [&](const char* call, int64_t count, const auto& on_device, const auto& on_host) {
+  const auto read = [&](const char* call, int64_t count, const auto& on_device,
+                        const auto& on_host) {
     const size_t bytes = count * row_bytes(rows_type, num_cols);
     const Memory out(Place::device, bytes, random() % 3 == 0 ? element_size(rows_type) : 0);
     Bytes expected(bytes);
@@ -240,7 +244,8 @@ void moves(Random& random, DType table_type, DType rows_type, Place place, int64
     on_host(Rows{expected.data(), rows_type, count});
     require(same(rows_type, out.get(), expected), name(call));
   };
-  const auto write = [&](const char* call, int64_t count, const auto& on_device, const auto& on_host) {
+  const auto write = [&](const char* call, int64_t count, const auto& on_device,
+                         const auto& on_host) {
     Bytes bytes = random_rows(random, rows_type, count, num_cols);
     const Memory in(Place::device, bytes.size());
     in.put(bytes);
@@ -291,7 +296,8 @@ void moves(Random& random, DType table_type, DType rows_type, Place place, int64
   if (!is_sum(table_type, rows_type)) return;
   std::vector<int64_t> order(num_rows);  // as torch.sort(stable=True) gives it
   std::iota(order.begin(), order.end(), int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return wide[a] < wide[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return wide[a] < wide[b]; });
   std::vector<I> sorted(num_rows);
   for (int64_t i = 0; i < num_rows; ++i) sorted[i] = ids[order[i]];
   const auto sorted_there = on_device(sorted), order_there = on_device(order);
@@ -301,7 +307,8 @@ void moves(Random& random, DType table_type, DType rows_type, Place place, int64
   write(
       "add_rows", num_rows,
       [&](const Rows& rows) {
-        cuda::add_rows(table, ascending, is_ordered ? from : nullptr, rows, stream.on_device(), in_host);
+        cuda::add_rows(table, ascending, is_ordered ? from : nullptr, rows, stream.on_device(),
+                       in_host);
       },
       [&](const Rows& rows) {
         add_rows(host_table, is_ordered ? ids.data() : sorted.data(), rows, 1);
@@ -372,7 +379,8 @@ void epoch(Random& random, int64_t num_nodes, int64_t num_cols, DType rows_type,
     // What is pushed are the rows that were pulled, in turns.
     for (size_t at = 0; at < pushed.size() && pulled.size() > 0; at += pulled.size()) {
       const size_t bytes = std::min(pulled.size(), pushed.size() - at);
-      check(cudaMemcpyAsync(pushed.data() + at, pulled.data(), bytes, cudaMemcpyDefault, compute.handle),
+      check(cudaMemcpyAsync(pushed.data() + at, pulled.data(), bytes, cudaMemcpyDefault,
+                            compute.handle),
             "compute");
     }
     if (pulled.size() == 0) continue;
@@ -384,8 +392,8 @@ void epoch(Random& random, int64_t num_nodes, int64_t num_cols, DType rows_type,
 
 // The same epoch on the host.
 template <class Pull, class Push>
-void host_epoch(Random& random, int64_t num_nodes, int64_t num_cols, DType rows_type, const Pull& pull,
-                const Push& push) {
+void host_epoch(Random& random, int64_t num_nodes, int64_t num_cols, DType rows_type,
+                const Pull& pull, const Push& push) {
   const size_t row = row_bytes(rows_type, num_cols);
   for (int step = 0; step < 6; ++step) {
     const Parts parts = random_parts(random, num_nodes);
@@ -425,20 +433,22 @@ void staged(Random& random) {
           std::fill(halo.begin(), halo.end(), -1);  // the call has its own
         },
         [&](Parts parts, const Rows& rows, const cuda::Stream& stream) {
-          cuda::staged_write_chunks(table, parts.offset.data(), parts.count.data(), parts.size(), rows,
-                                    stream, for_pushes, 1);
+          cuda::staged_write_chunks(table, parts.offset.data(), parts.count.data(), parts.size(),
+                                    rows, stream, for_pushes, 1);
           std::fill(parts.offset.begin(), parts.offset.end(), -1);
         });
     // Two calls by way of one buffer, from streams that nothing else puts in order.
     const Parts parts = random_parts(again, num_nodes);
     const std::vector<int64_t> ids = any_ids(again, 30, num_nodes);
     const size_t row = row_bytes(rows_type, num_cols);
-    const Memory chunks(Place::device, parts.total * row), gathered(Place::device, ids.size() * row);
+    const Memory chunks(Place::device, parts.total * row),
+        gathered(Place::device, ids.size() * row);
     const StreamOwner one, other;
     cuda::staged_read_chunks(table, parts.offset.data(), parts.count.data(), parts.size(),
-                             Rows{chunks.data(), rows_type, parts.total}, one.on_device(), staging, 1);
-    cuda::staged_gather_rows(table, ids.data(), Rows{gathered.data(), rows_type, 30}, other.on_device(),
-                             staging, 1);
+                             Rows{chunks.data(), rows_type, parts.total}, one.on_device(), staging,
+                             1);
+    cuda::staged_gather_rows(table, ids.data(), Rows{gathered.data(), rows_type, 30},
+                             other.on_device(), staging, 1);
     check(cudaDeviceSynchronize(), "two pulls");
     Bytes expected(chunks.size()), expected_rows(gathered.size());
     read_chunks(host_table, parts.offset.data(), parts.count.data(), parts.size(),
@@ -454,10 +464,12 @@ void staged(Random& random) {
     const Memory pushed_last(Place::device, last.size()), pushed_first(Place::device, first.size());
     pushed_last.put(last);
     pushed_first.put(first);
-    cuda::staged_write_chunks(table, &offsets[0], &counts[0], 1, Rows{pushed_last.data(), rows_type, counts[0]},
-                              one.on_device(), staging, 1);
+    cuda::staged_write_chunks(table, &offsets[0], &counts[0], 1,
+                              Rows{pushed_last.data(), rows_type, counts[0]}, one.on_device(),
+                              staging, 1);
     cuda::staged_write_chunks(table, &offsets[1], &counts[1], 1,
-                              Rows{pushed_first.data(), rows_type, counts[1]}, other.on_device(), staging, 1);
+                              Rows{pushed_first.data(), rows_type, counts[1]}, other.on_device(),
+                              staging, 1);
     check(cudaDeviceSynchronize(), "two pushes");
     return std::pair(last, first);
   };
@@ -474,8 +486,10 @@ void staged(Random& random) {
   const auto expected_after = [&](std::pair<Bytes, Bytes> pushed) {
     host_numbers = after_epoch;
     const int64_t some = num_nodes / 4, offsets[] = {num_nodes - some, 0}, counts[] = {some, some};
-    write_chunks(host_table, &offsets[0], &counts[0], 1, Rows{pushed.first.data(), rows_type, counts[0]}, 1);
-    write_chunks(host_table, &offsets[1], &counts[1], 1, Rows{pushed.second.data(), rows_type, counts[1]}, 1);
+    write_chunks(host_table, &offsets[0], &counts[0], 1,
+                 Rows{pushed.first.data(), rows_type, counts[0]}, 1);
+    write_chunks(host_table, &offsets[1], &counts[1], 1,
+                 Rows{pushed.second.data(), rows_type, counts[1]}, 1);
     return host_numbers;
   };
 
@@ -487,7 +501,8 @@ void staged(Random& random) {
   host_numbers = after_epoch;  // which the run below reads
   const File file(numbers);
   const auto pushed_to_file = run(FileTable{file.descriptor, 0, table_type, num_nodes, num_cols});
-  require(same(table_type, file.get(numbers.size()), expected_after(pushed_to_file)), name + " of a file");
+  require(same(table_type, file.get(numbers.size()), expected_after(pushed_to_file)),
+          name + " of a file");
 }
 
 // The same epoch on page-locked and on device tables.
@@ -513,8 +528,8 @@ void in_place(Random& random, Place place) {
         cuda::gather_rows(table, {ids.back()->data(), 64}, rows, stream, place == Place::locked);
       },
       [&](Parts parts, const Rows& rows, const cuda::Stream& stream) {
-        cuda::write_chunks(table, parts.offset.data(), parts.count.data(), parts.size(), rows, stream,
-                           place == Place::locked);
+        cuda::write_chunks(table, parts.offset.data(), parts.count.data(), parts.size(), rows,
+                           stream, place == Place::locked);
         std::fill(parts.offset.begin(), parts.offset.end(), -1);
       });
   host_epoch(
@@ -525,7 +540,8 @@ void in_place(Random& random, Place place) {
       [&](const Parts& parts, const Rows& rows) {
         write_chunks(host_table, parts.offset.data(), parts.count.data(), parts.size(), rows, 1);
       });
-  require(same(table_type, memory.get(), host_numbers), name_of("epoch", table_type, rows_type, num_cols, num_nodes));
+  require(same(table_type, memory.get(), host_numbers),
+          name_of("epoch", table_type, rows_type, num_cols, num_nodes));
 }
 
 // Memory is page-locked while kernels of a device may use it, and no longer.
@@ -543,8 +559,10 @@ void registration(Random& random, int device) {
   check(cudaSetDevice(0), "cudaSetDevice");
   {
     const cuda::HostRegistration lock(memory.data(), memory.size(), device);
-    const std::string twice = error_of([&] { cuda::HostRegistration(memory.data(), memory.size(), 0); });
-    require(twice.find("cudaErrorHostMemoryAlreadyRegistered") != twice.npos, "registered twice: " + twice);
+    const std::string twice =
+        error_of([&] { cuda::HostRegistration(memory.data(), memory.size(), 0); });
+    require(twice.find("cudaErrorHostMemoryAlreadyRegistered") != twice.npos,
+            "registered twice: " + twice);
     cuda::gather_rows(table, {there->data(), 64}, {out.data(), DType::f32, num_nodes},
                       stream.on_device(device), true);
   }
@@ -596,14 +614,16 @@ void errors(Random& random) {
       const StreamOwner stream;
       call(Table{table.data(), DType::f32, 10, 4}, cuda::Index{there->data(), 64},
            Rows{rows.data(), DType::f32, 10}, stream.on_device());
-      require(cudaStreamSynchronize(stream.handle) == cudaErrorAssert, std::string("no assertion: ") + assertion);
+      require(cudaStreamSynchronize(stream.handle) == cudaErrorAssert,
+              std::string("no assertion: ") + assertion);
       require(emulated::failed_assertion().find(assertion) != std::string::npos,
               "another assertion: " + emulated::failed_assertion());
       const std::string later = error_of([&] {
         cuda::gather_rows({table.data(), DType::f32, 10, 4}, {there->data(), 64},
                           {rows.data(), DType::f32, 10}, stream.on_device(), false);
       });
-      require(later.find("cudaErrorAssert") != later.npos, "a call behind a failed kernel: " + later);
+      require(later.find("cudaErrorAssert") != later.npos,
+              "a call behind a failed kernel: " + later);
     }
     emulated::reset(seed);
   };
@@ -631,8 +651,8 @@ void errors(Random& random) {
   const StreamOwner stream;
   const cuda::Stream unknown{0, &seed}, absent{7, nullptr};
   for (const cuda::Stream& wrong : {unknown, absent}) {
-    const std::string error = error_of(
-        [&] { cuda::read_chunks(there, &offset, &count, 1, out, wrong, false); });
+    const std::string error =
+        error_of([&] { cuda::read_chunks(there, &offset, &count, 1, out, wrong, false); });
     require(error.find("failed: cudaErrorInvalid") != error.npos, "a wrong stream: " + error);
   }
   require(cudaGetLastError() == cudaSuccess, "an error was left behind");
@@ -642,7 +662,8 @@ void errors(Random& random) {
   cuda::read_chunks(there, &offset, &count, 1, out, stream.on_device(), false);
   require(rows.get() == numbers, "a call behind refused ones");
 
-  // A transfer by way of a buffer is refused before any of it is queued, or notes what a file refuses.
+  // A transfer by way of a buffer is refused before any of it is queued, or notes what a file
+  // refuses.
   const Memory buffer(Place::locked, 64);
   const cuda::Staging staging{buffer.data(), 64, stream.handle};
   const File file(numbers);
@@ -690,6 +711,7 @@ void run_all() {
 int main(int argc, char** argv) {
   const uint64_t seeds = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   const uint64_t first = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
-  for (torch_gas::seed = first; torch_gas::seed < first + seeds; ++torch_gas::seed) torch_gas::run_all();
+  for (torch_gas::seed = first; torch_gas::seed < first + seeds; ++torch_gas::seed)
+    torch_gas::run_all();
   std::puts("device and host agree");
 }

@@ -84,7 +84,8 @@ const char* exchange() {
     Lane& lane = warp().lanes[i];
     if ((arrived >> i & 1) == 0) continue;
     const int other = i ^ lane.distance;
-    if (other >= kWarp || (arrived >> other & 1) == 0) return "a shuffle reads a lane that is not there";
+    if (other >= kWarp || (arrived >> other & 1) == 0)
+      return "a shuffle reads a lane that is not there";
     lane.value = values[other];
     lane.state = State::ready;
   }

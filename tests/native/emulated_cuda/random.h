@@ -1,5 +1,5 @@
-// Random numbers of a type of its own. Code of a template over a standard type may be that of a file
-// that sanitizers instrument, and they are to see nothing of the runtime.
+// Random numbers of a type of its own. Code of a template over a standard type may be that of a
+// file that sanitizers instrument, and they are to see nothing of the runtime.
 #pragma once
 
 #include <cstddef>

@@ -170,8 +170,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const Kernel* kernel) {
   if (const cudaError_t error = refuse()) return refused(error);
   const dim3 grid = config.gridDim, block = config.blockDim;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > kMostThreads || grid.x == 0 || grid.x > kMostBlocks || grid.y != 1 ||
-      grid.z != 1) {
+  if (threads == 0 || threads > kMostThreads || grid.x == 0 || grid.x > kMostBlocks ||
+      grid.y != 1 || grid.z != 1) {
     return refused(cudaErrorInvalidConfiguration);
   }
   EmulatedStream* const stream = resolve(config.stream);

@@ -1,8 +1,9 @@
 // What sanitizers are told of: contexts that are switched to, and which work follows which.
 //
-// The runtime itself is compiled without sanitizers and takes no lock that they see. ThreadSanitizer
-// then knows of no order but the one that CUDA promises, which the runtime tells it by release() and
-// acquire(), and two accesses that CUDA puts in no order are a race to it however they are scheduled.
+// The runtime itself is compiled without sanitizers and takes no lock that they see.
+// ThreadSanitizer then knows of no order but the one that CUDA promises, which the runtime tells it
+// by release() and acquire(), and two accesses that CUDA puts in no order are a race to it however
+// they are scheduled.
 #pragma once
 
 #include <cstddef>

@@ -93,7 +93,8 @@ void advance(EmulatedStream* stream) {
 std::vector<EmulatedStream*> ready_streams() {
   std::vector<EmulatedStream*> ready;
   for (EmulatedStream* stream : streams) {
-    if (stream->next < stream->queue.size() && is_ready(stream->queue[stream->next])) ready.push_back(stream);
+    if (stream->next < stream->queue.size() && is_ready(stream->queue[stream->next]))
+      ready.push_back(stream);
   }
   return ready;
 }
@@ -118,7 +119,8 @@ void do_needed(Task* task) {
 
 Lock::Lock() {
   int free = 0;
-  while (!__atomic_compare_exchange_n(&locked, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+  while (
+      !__atomic_compare_exchange_n(&locked, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
     syscall(SYS_futex, &locked, FUTEX_WAIT_PRIVATE, 1, nullptr, nullptr, 0);
     free = 0;
   }

@@ -140,11 +140,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define blockIdx (emulated::place().block)
 // No macros: the configuration of a launch has members of these names.
 namespace emulated {
-template <dim3 Place::*size, unsigned dim3::*axis>
+template <dim3 Place::* size, unsigned dim3::* axis>
 struct Axis {
   operator unsigned() const { return place().*size.*axis; }
 };
-template <dim3 Place::*size>
+template <dim3 Place::* size>
 struct Axes {
   Axis<size, &dim3::x> x;
   Axis<size, &dim3::y> y;
