@@ -14,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compiling import ADDRESS, CACHE, COMPILER, ROOT, THREAD, Unit, build, missing, run
+import compiling
+from compiling import ADDRESS, COMPILER, ROOT, THREAD, Unit, build, missing, run
 
 HERE = Path(__file__).parent
 RUNTIME = HERE / "emulated_cuda"
+CACHE = compiling.CACHE / "emulated"  # where no file is compiled in another way
 TOLD = {ADDRESS: "-DEMULATED_ASAN", THREAD: "-DEMULATED_TSAN"}
 # Warnings are errors, as where nvcc compiles it, but not in trees with a fault; g++ does not know `#pragma unroll`.
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
