@@ -576,7 +576,7 @@ SCORES = {"left": torch.rand(3, 2), "right": torch.rand(3, 2), "slope": 0.2}
 of_core("add_rows", table=rows(), index=torch.tensor([4, 0, 4]), rows=rows(3), ascending=False)
 of_core("adjacent_pairs", src=torch.tensor([0, 1, 2]), dst=torch.tensor([1, 2, 0]), rowptr=None, num_nodes=3)
 of_core("advise_huge_pages", tensor=torch.zeros(4))
-of_core("batch_rows_of", tables=[rows()], halo=torch.tensor([9, 9]), out=[rows(5)], **RANGES)
+of_core("batch_rows_of", tables=[rows()], halo=torch.tensor([9, 9]), **RANGES)
 of_core("batch_rows", table=rows(), halo=torch.tensor([9, 9]), **RANGES)
 of_core("fingerprint", tensors=[rows()], lines=0)
 of_core("dropout", x=rows(), p=0.5, seed=0)
@@ -623,6 +623,9 @@ LEFT_OUT = {
     "_core.FileRows": "a record, which tables in files are made of",
     "_core.row_shape": "tells the shape of rows",
     "_core.stored_width": "tells the shape of rows",
+    "_core.batch_rows_into": "is batch_rows_of in memory of the loader",
+    "_core.at_page": "takes a shape and a type that History has checked",
+    "_core.locked_by": "tells of page-locked memory; see tests/_core/test_memory.py",
     "_core.stored_copy": "makes what write_chunks takes, which checks it",
     "_core.fill_chunks": "takes ranges that write_chunks has accepted",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",

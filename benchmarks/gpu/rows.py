@@ -104,7 +104,7 @@ class Bench:
             _core.gather_rows(table, device_index, out=rows)
 
         def push(table: Tensor, staging: _core.Staging | None = None) -> None:
-            sent = pushed.to(_core.sent_dtype(table, pushed.dtype), copy=True)  # as a model's are
+            sent = _core.stored_copy(table, pushed)  # as a model makes it
             _core.write_chunks(table, offset, count, sent, staging=staging)
 
         pulls: dict[str, Callable[[], object]] = {COPY: lambda: there.copy_(buffer, non_blocking=True)}

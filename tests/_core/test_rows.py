@@ -377,9 +377,9 @@ def test_staged_copies_use_half_of_the_threads(threads: int, half: int, monkeypa
 def test_rows_of_a_batch_in_memory_that_is_given() -> None:
     tables = [TABLE, torch.arange(4)]
     out = [torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)]
-    found = _core.batch_rows_of(tables, int64(2), int64(2), int64(0), out=out)
+    found = _core.batch_rows_into(tables, int64(2), int64(2), int64(0), out)
     assert all(left is right for left, right in zip(found, out, strict=True))
     assert torch.equal(out[0], TABLE[[2, 3, 0]]) and torch.equal(out[1], int64(2, 3, 0))
     for wrong in (out[:1], [out[0], torch.zeros(2, dtype=torch.int64)], [torch.zeros(3, 2, device="meta"), out[1]]):
         with pytest.raises(ValueError, match=r"shorter|`out`"):
-            _core.batch_rows_of(tables, int64(2), int64(2), int64(0), out=wrong)
+            _core.batch_rows_into(tables, int64(2), int64(2), int64(0), wrong)

@@ -98,7 +98,7 @@ def test_operators_of_a_step_are_those_that_are_counted(predictions: Any, name: 
         counts.append(mode.found.total())
     assert len(model.histories) == 3
     assert counts[0] == pytest.approx(predictions.OPERATORS[name], rel=0.1)
-    assert counts[1] - counts[0] == pytest.approx(3 * predictions.OF_A_HISTORY, abs=6)
+    assert counts[1] - counts[0] == pytest.approx(3 * predictions.OF_A_HISTORY, abs=3)
 
 
 def test_bytes_of_a_step_are_those_of_its_tensors(predictions: Any) -> None:

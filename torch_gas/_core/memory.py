@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
@@ -79,7 +80,10 @@ def at_page(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         RuntimeError: Tensors that are made now have no memory, as in FakeTensorMode.
     """
     size = torch.Size(shape)
-    memory = torch.empty(size.numel() * dtype.itemsize + PAGE, dtype=torch.uint8, device="cpu")
+    nbytes = math.prod(size) * dtype.itemsize + PAGE
+    if nbytes > sys.maxsize:
+        return torch.empty(size, dtype=dtype, device="cpu")  # which is refused, as for any tensor
+    memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     start = -_address(memory) % PAGE // dtype.itemsize
     whole = torch.empty(0, dtype=dtype, device="cpu")
     return whole.set_(memory.untyped_storage(), start, size)  # type: ignore[call-overload]  # strides have a default

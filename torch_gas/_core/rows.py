@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -247,10 +248,7 @@ def stored_copy(table: Table, rows: Tensor) -> Tensor:
 
     Args:
         table: Table [N, C'], as in `gather_rows`.
-        rows: The rows [M, C].
-
-    Returns:
-        New memory [M, C'] of the type of the table, on the device of `rows`.
+        rows: The rows [M, C]; the copy is [M, C'] of the type of the table, and on their device.
 
     Example:
         >>> import torch
@@ -266,15 +264,11 @@ def stored_copy(table: Table, rows: Tensor) -> Tensor:
 
 
 def fill_chunks(table: Tensor, offset: Tensor, count: Tensor, num_rows: int, value: int) -> None:
-    """Writes one number to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` has accepted for another.
+    """Writes one `value` to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` has accepted for another.
 
     Args:
         table: Contiguous table [N], int64, with as many rows as the other.
         offset, count, num_rows: First row, number of rows and their sum, as in that call.
-        value: The number.
-
-    Raises:
-        IndexError, ValueError: As in `write_chunks`.
 
     Example:
         >>> import torch
@@ -320,18 +314,23 @@ def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype:
 
 @naming("batch_rows", index="halo")
 def batch_rows_of(
-    tables: Sequence[Table],
-    offset: Tensor,
-    count: Tensor,
-    halo: Tensor,
-    dtype: torch.dtype | None = None,
-    *,
-    out: Sequence[Tensor] | None = None,
+    tables: Sequence[Table], offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """:func:`batch_rows` of several tables, for which the ids of a batch are checked once.
+    """:func:`batch_rows` of several tables, for which the ids of a batch are checked once."""
+    return _batch_rows(tables, offset, count, halo, dtype)
 
-    `out` has a tensor [B+S, C] for each table, on the host, to write to instead of a new one.
-    """
+
+@naming("batch_rows", index="halo")
+def batch_rows_into(
+    tables: Sequence[Table], offset: Tensor, count: Tensor, halo: Tensor, out: Sequence[Tensor]
+) -> list[Tensor]:
+    """:func:`batch_rows_of` in memory of the caller, [B+S, C] on the host for each table; an error may leave rows there."""
+    return _batch_rows(tables, offset, count, halo, out=out)
+
+
+def _batch_rows(
+    tables: Sequence[Table], offset: Tensor, count: Tensor, halo: Tensor, dtype: Any = None, out: Any = None
+) -> list[Tensor]:
     call = "batch_rows"
     checks.kind(call, "tables", tables, Sequence, "a sequence of tables")
     halo = checks.ids(call, "halo", halo)

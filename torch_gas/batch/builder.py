@@ -106,8 +106,12 @@ class Builder:
                 tables[key] = value
             else:
                 batch[key] = take(value, n_id, dim)
-        out = self.allocate and [self.allocate((n_id.numel(), *each.shape[1:]), each.dtype) for each in tables.values()]
-        found = _core.batch_rows_of(list(tables.values()), offset, count, halo, out=out)
+        rows = list(tables.values())
+        if self.allocate is None:
+            found = _core.batch_rows_of(rows, offset, count, halo)
+        else:
+            out = [self.allocate((n_id.numel(), *each.shape[1:]), each.dtype) for each in rows]
+            found = _core.batch_rows_into(rows, offset, count, halo, out)
         batch.update(dict(zip(tables, found, strict=True)))
         e_id = sub.e_id if self.csr.perm is None else self.csr.perm.index_select(0, sub.e_id)
         for key in self.edge_keys:
