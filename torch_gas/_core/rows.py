@@ -264,7 +264,7 @@ def stored_copy(table: Table, rows: Tensor) -> Tensor:
 
 
 def fill_chunks(table: Tensor, offset: Tensor, count: Tensor, num_rows: int, value: int) -> None:
-    """Writes one `value` to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` has accepted for another.
+    """Writes one `value` to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` accepted for another.
 
     Args:
         table: Contiguous table [N], int64, with as many rows as the other.
