@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from common import in_turn, parse_args, peak_memory, save, table
-from host_gather import HostGather
+from host_gather import HostGather, training_epoch
 from predictions import Machine, Step, host_seconds, layer_seconds, loader_seconds, place_seconds
 from sampling import sampled_batch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
-from workload import block_graph, make_model, train_step, without_histories
+from workload import block_graph, make_model, without_histories
 
 from torch_gas import SubgraphLoader
 
@@ -80,17 +80,7 @@ class Bench:
             model = make_model("GCN", self.data, NUM_CLASSES, self.hidden, NUM_LAYERS, self.device, **options)
             model = without_histories(model) if way == SAMPLED else model
             gather = HostGather(model, self.device) if way == PYGAS else None
-        optimizer = torch.optim.Adam(model.parameters())
-
-        def epoch() -> None:
-            for batch in batches:
-                if gather is not None:
-                    gather.begin(batch)
-                train_step(model, optimizer, batch)
-            if gather is not None:
-                gather.finish()
-
-        return epoch
+        return training_epoch(model, batches, gather)
 
     def steps(self, way: str) -> list[Step]:
         """What each step of an epoch computes."""

@@ -9,11 +9,13 @@ worker. The next call's gathers come behind them, so that rows are those that we
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
+from workload import train_step
 
 from torch_gas import History, ScalableGNN, SubData
 from torch_gas.graph.halo import appended, join
@@ -96,3 +98,18 @@ class HostGather:
             computed = compute.record_event()
         self._worker.submit(self._push, number, pushed, computed, offset, count)
         return join(batch, appended(batch, len(there), lambda out: out.copy_(there)))
+
+
+def training_epoch(model: Any, batches: Iterable[Any], gather: HostGather | None = None) -> Callable[[], None]:
+    """An epoch of training, one step for each batch, with rows moved by ``gather`` or as the model does it."""
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def epoch() -> None:
+        for batch in batches:
+            if gather is not None:
+                gather.begin(batch)
+            train_step(model, optimizer, batch)
+        if gather is not None:
+            gather.finish()
+
+    return epoch

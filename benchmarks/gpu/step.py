@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from common import NOT_ON_CPU, copy_rates, in_turn, parse_args, save, save_picture, table
-from host_gather import HostGather
+from host_gather import HostGather, training_epoch
 from matplotlib import pyplot as plt
 from predictions import Machine, Step, place_seconds
 from timeline import draw_timeline, record_steps
 from torch import Tensor
 from torch_geometric.data import Data
-from workload import MODELS, block_graph, make_model, train_step, without_histories
+from workload import MODELS, block_graph, make_model, without_histories
 
 from torch_gas import ScalableGNN, SubData, SubgraphLoader
 from torch_gas.graph.formats import all_tensors
@@ -66,22 +66,6 @@ class Bench:
         model = make_model(name, data, NUM_CLASSES, self.hidden, NUM_LAYERS, self.device, **options)
         return without_histories(model) if where == NONE else model
 
-    def epoch(
-        self, model: ScalableGNN, batches: Iterable[SubData], gather: HostGather | None = None
-    ) -> Callable[[], None]:
-        """An epoch of training, one step for each batch."""
-        optimizer = torch.optim.Adam(model.parameters())
-
-        def epoch() -> None:
-            for batch in batches:
-                if gather is not None:
-                    gather.begin(batch)
-                train_step(model, optimizer, batch)
-            if gather is not None:
-                gather.finish()
-
-        return epoch
-
     def step(self, name: str, model: ScalableGNN, batches: Sequence[SubData]) -> Step:
         """What a step on one of ``batches`` computes, on average."""
         halo = statistics.mean(batch.halo_size for batch in batches)
@@ -94,7 +78,7 @@ class Bench:
         models = {where: self.model(name, loader.data, where) for where in OPTIONS}
         gather = HostGather(models[PYGAS], self.device)
         epochs = {
-            where: self.epoch(model, loader, gather if where == PYGAS else None) for where, model in models.items()
+            where: training_epoch(model, loader, gather if where == PYGAS else None) for where, model in models.items()
         }
         median = in_turn(epochs, self.repeats, self.device)
         ms = {where: 1e3 * each / self.num_batches for where, each in median.items()}
@@ -119,7 +103,7 @@ class Bench:
             data, ptr = self.graph(1.0, layout)
             batches = [batch.to(self.device) for batch in SubgraphLoader(data, ptr, PARTS_A_BATCH)]
             model = self.model("GCN", data, "on the GPU")
-            epochs[layout] = self.epoch(model, batches)
+            epochs[layout] = training_epoch(model, batches)
             step = self.step("GCN", model, batches)
             places = place_seconds(replace(step, csr=layout == "csr"), Machine())
             predicted[layout] = 1e3 * places["on the GPU"]
@@ -134,7 +118,7 @@ class Bench:
         bars = {}
         for io in ("serial", "concurrent"):
             model = self.model("GCN", loader.data, io)
-            self.epoch(model, loader)()
+            training_epoch(model, loader)()
             bars[io] = record_steps(model, torch.optim.Adam(model.parameters()), loader, self.device)
         save_picture(draw_timeline(bars), out, "step_timeline")
 

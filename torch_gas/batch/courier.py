@@ -55,7 +55,8 @@ class Courier:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)  # itself where it is pinned
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    @staticmethod
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Pinned memory for rows of a batch, which are then sent without another copy."""
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
 
