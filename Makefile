@@ -76,7 +76,7 @@ sanitize: $(VENV)/.installed
 emulated:
 	$(PYTHON) tests/native/emulated.py --seeds $(SEEDS)
 
-# Which faults that are planted in the CUDA code and in the transfer engine are found (about an hour).
+# Which faults that are planted in the CUDA code, in the transfer engine and in what tests on a GPU stand on are found (about an hour).
 faults: $(VENV)/.installed
 	$(BIN)/python tests/native/faults.py
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections import defaultdict
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from driver import Driver
 from hypothesis import settings
 
 from torch_gas.partition import record
@@ -77,6 +79,16 @@ def restore_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """A driver in place of CUDA's; all that it has page-locked must be unlocked in the end."""
+    driver = Driver()
+    driver.serve(monkeypatch)
+    yield driver
+    gc.collect()
+    assert driver.ranges == []
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import twins
+from driver import Driver, gpu_pool
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -81,46 +79,6 @@ def test_register_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- page-locking, with a driver that keeps exact ranges -----------------------------------------------------------------
 
 
-class Driver:
-    """Page-locks ranges of addresses, and refuses what overlaps one, as CUDA does."""
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[int, int]] = []
-
-    def is_locked(self, tensor: torch.Tensor) -> bool:
-        """As torch asks: whether the first byte of the storage is."""
-        first = tensor.untyped_storage().data_ptr()
-        return any(start <= first < end for start, end in self.ranges)
-
-    def covers(self, tensor: torch.Tensor) -> bool:
-        """Whether a device can read all of it."""
-        first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        return any(start <= first and end <= stop for start, stop in self.ranges)
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    driver = Driver()
-
-    class HostRegistration:
-        def __init__(self, owner: object, address: int, num_bytes: int, device: int) -> None:
-            self.owner, self.range = owner, (address, address + num_bytes)
-            if any(address < end and start < address + num_bytes for start, end in driver.ranges):
-                raise RuntimeError("cudaErrorHostMemoryAlreadyRegistered")
-            driver.ranges.append(self.range)
-
-        def __del__(self) -> None:
-            if self.range in driver.ranges:
-                driver.ranges.remove(self.range)
-
-    monkeypatch.setattr(memory, "_C", SimpleNamespace(HostRegistration=HostRegistration))
-    monkeypatch.setattr(memory, "require_cuda", lambda *_: None)
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: driver.is_locked(tensor))
-    yield driver
-    gc.collect()
-    assert driver.ranges == []
-
-
 def test_a_view_is_page_locked_with_its_storage(driver: Driver) -> None:
     whole = torch.zeros(100, 8)
     view = whole[3:50]
@@ -138,12 +96,6 @@ def test_memory_that_somebody_else_has_page_locked_is_an_error(driver: Driver) -
         _core.register(table, "cuda:0")
     assert _core.locked_by(table) is None
     del somebody
-
-
-def gpu_pool() -> AsyncIOPool:
-    pool = AsyncIOPool()
-    pool.device = torch.device("cuda", 0)
-    return pool
 
 
 @pytest.mark.parametrize("dropped", [0, 1])

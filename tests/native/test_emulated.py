@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compiling import ADDRESS, THREAD, missing
-from native import emulated
+from compiling import ADDRESS, ROOT, THREAD, missing
+from native import emulated, faults
 
 SEEDS = 4  # one of each eagerness of the device
+
+
+@pytest.mark.parametrize("fault", faults.load(), ids=lambda fault: fault.name)
+def test_a_fault_can_be_planted(fault: faults.Fault) -> None:
+    assert fault.text() != (ROOT / fault.file).read_text()
+    assert all((ROOT / test).exists() for test in fault.tests)
 
 
 @pytest.mark.slow

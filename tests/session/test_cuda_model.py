@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,17 +14,16 @@ import torch_geometric.nn as nn
 from graphs import FORMATS, adjacency, random_graph, to_format
 from host_waits import refused_host_waits
 from nets import Net, full_batch, refresh
+from tiers import TIERS, where
 from torch import Tensor
 
-from torch_gas import EvalSubgraphLoader, FileTier, SubData, SubgraphLoader, hot_nodes, scale
+from torch_gas import EvalSubgraphLoader, SubData, SubgraphLoader, hot_nodes, scale
 from torch_gas.graph.formats import all_tensors
 
 pytestmark = pytest.mark.cuda
 
 N = 400
 PTR = torch.arange(0, N + 1, 40)
-TIERS = ("device", "pinned", "host", "file")
-FOLDER = tempfile.TemporaryDirectory()  # of histories in files
 
 
 def on_device(batch: SubData) -> SubData:
@@ -48,13 +46,6 @@ def train(model: Net, steps: int = 3, on_device: bool = False) -> list[Tensor]:
             optimizer.step()
             losses.append(loss.detach().cpu())
     return losses
-
-
-def where(tier: str) -> dict[str, Any]:
-    """The options by which histories live in ``tier``."""
-    if tier == "device":
-        return {"device": "cuda"}
-    return {"tier": FileTier(tempfile.mkdtemp(dir=FOLDER.name)) if tier == "file" else tier}
 
 
 def make(tier: str, **kwargs: Any) -> Net:

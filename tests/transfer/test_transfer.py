@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch_gas import AsyncIOPool, FileTier, _core
 from torch_gas._util.version import version
 from torch_gas.table import FileTable
-from torch_gas.transfer.lanes import CurrentStream
 
 
 def table(seed: int = 0, rows: int = 10, width: int = 3) -> Tensor:
@@ -458,19 +456,3 @@ def test_views_of_a_table_and_tables_that_moved() -> None:
     pool.pull_now(table, torch.tensor([5]), out)
     assert out.tolist() == [[10.0, 11.0]]
     assert pool._tables[table.data_ptr()] is not known
-
-
-@pytest.mark.parametrize("blocking", [False, True])
-def test_a_host_that_waits_for_an_event_sleeps_if_asked_to(blocking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Event:
-        def __init__(self, blocking: bool) -> None:
-            self.blocking = blocking
-
-    class Stream:
-        def record_event(self, event: Event) -> Event:
-            return event
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    lane: Any = CurrentStream(torch.device("cuda", 0))
-    assert lane.record(blocking=blocking).blocking is blocking and not lane.record().blocking
