@@ -10,7 +10,6 @@ from lanes import FakeLanes, Operation, fake_pool
 from torch import Tensor
 
 from torch_gas import AsyncIOPool, FileTier, _core
-from torch_gas._util.version import version
 from torch_gas.table import FileTable
 
 
@@ -201,17 +200,6 @@ def test_rows_of_their_own() -> None:
     pool.pull_now(src, ids(4, 4, 0), rows)
     assert torch.equal(rows, src[[4, 4, 0]].half())
     assert not pool.is_asked(src)
-
-
-def test_the_version_of_a_tensor() -> None:
-    tensor = torch.zeros(2)
-    before = version(tensor)
-    tensor += 1
-    assert version(tensor) != before
-    with torch.inference_mode():
-        tensor += 1
-        assert version(tensor) == before + 2
-        assert version(torch.zeros(2)) == 0
 
 
 # -- the schedule on a CUDA device -----------------------------------------------------------------
