@@ -13,6 +13,7 @@ KERNEL_TESTS := $(patsubst %,tests/_core/test_%.py,rows subgraph order symmetric
 .PHONY: demo test check hooks conformance api oldest lint sparse sanitize emulated faults fuzz audit lock clean
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+TEST_SOURCES := $(shell find tests -name '*.h' -o -name '*.cpp') tests/native/emulated_cuda/include/cassert
 
 # The environment, with the extension built in it; again whenever the build's inputs change. The demo needs no tools for developers.
 $(VENV)/.installed: EXTRAS := dev,examples
@@ -50,7 +51,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy torch_gas
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(TEST_SOURCES)
 
 # torch-sparse, so that its SparseTensor is tested as well. Built from source where no wheel is at hand.
 sparse: $(VENV)/.installed

@@ -19,6 +19,7 @@ from compiling import ADDRESS, COMPILER, ROOT, THREAD, Unit, build, missing, run
 
 HERE = Path(__file__).parent
 RUNTIME = HERE / "emulated_cuda"
+CORE = HERE / "core"
 CACHE = compiling.CACHE / "emulated"  # where no file is compiled in another way
 TOLD = {ADDRESS: "-DEMULATED_ASAN", THREAD: "-DEMULATED_TSAN"}
 # Warnings are errors, as where nvcc compiles it, but not in trees with a fault; g++ does not know `#pragma unroll`.
@@ -40,7 +41,8 @@ def _runtime(flags: tuple[str, ...]) -> list[Unit]:
 
 
 def _headers(csrc: Path) -> list[Path]:
-    return [*sorted(csrc.glob("**/*.h")), *sorted(RUNTIME.glob("**/*.h")), RUNTIME / "include" / "cassert"]
+    ours = (path for folder in (csrc, RUNTIME, CORE) for path in sorted(folder.glob("**/*.h")))
+    return [*ours, RUNTIME / "include" / "cassert"]
 
 
 def program(binary: Path, sanitizer: str, csrc: Path = ROOT / "csrc", cache: Path = CACHE) -> Path:
@@ -54,7 +56,7 @@ def program(binary: Path, sanitizer: str, csrc: Path = ROOT / "csrc", cache: Pat
         *sorted((csrc / "cuda").glob("*.cu")),
         *(csrc / "cpu" / f"{name}.cpp" for name in ("rows", "file", "memory")),
     ]
-    units = [Unit(path, flags) for path in (*core, HERE / "core.cpp")]
+    units = [Unit(path, flags) for path in (*core, *sorted(CORE.glob("*.cpp")))]
     return build(binary, sanitizer, [*units, *_runtime(flags)], _headers(csrc), cache)
 
 
