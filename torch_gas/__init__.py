@@ -18,7 +18,8 @@ from torch_gas.planner import Plan, plan
 from torch_gas.pygas import compute_micro_f1, dropout
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.check import check
-from torch_gas.session.scale import ScaledGNN, scale
+from torch_gas.session.scale import scale
+from torch_gas.session.scaled import ScaledGNN
 from torch_gas.table import FileTable, FileTier, StoredFeatures, store_features
 from torch_gas.transfer import AsyncIOPool
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_gas import _core
 from torch_gas.models import SAGE
-from torch_gas.models.dropout import dropout, dropout_rows
+from torch_gas.graph.dropout import dropout, dropout_rows
 
 FLOATS = pytest.mark.parametrize("dtype", twins.FLOATS)
 seeds = st.integers(0, 2**64 - 1)

@@ -26,7 +26,7 @@ from torch_gas import (
 from torch_gas.datasets import synthetic
 from torch_gas.graph.attributes import first_rows, take
 from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, PNA, SAGE
-from torch_gas.models.dropout import dropout
+from torch_gas.graph.dropout import dropout
 
 WIDTH, CLASSES, NODES = 40, 5, 300
 MODELS = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_gas import SubgraphLoader, models
 from torch_gas.graph.halo import appended, batch_rows, join, linear
 from torch_gas.graph.product import Edges, aggregate
-from torch_gas.models.dropout import dropout
+from torch_gas.graph.dropout import dropout
 
 B, S, C = 5, 7, 3
 HALO = torch.randn(S, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -112,7 +112,7 @@ def test_training_is_the_same_as_with_gradients_of_all_rows(
         return [parameter.grad for parameter in model.parameters()]
 
     found = gradients()
-    for module in ("graph.halo", "graph.product", "models.dropout", "wiring.batch"):
+    for module in ("graph.halo", "graph.product", "graph.dropout", "wiring.batch"):
         monkeypatch.setattr(f"torch_gas.{module}.batch_rows", lambda x: None)
     for left, right in zip(found, gradients(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)

@@ -18,6 +18,7 @@ _MOVED = {
     "features": "graph.attributes",
     "inference": "session.inference",
     "loader": "batch.loader",
+    "models.dropout": "graph.dropout",
     "monitor": "extensions.monitor",
     "monitor.jacobian": "extensions.monitor.gains",
     "normalize": "graph.normalize",
@@ -66,7 +67,7 @@ def new_path(path: str) -> str:
     """Where a module of this package is now; the path of any other as it is."""
     package, _, name = path.partition(".")
     parent, _, child = name.partition(".")
-    if package != "torch_gas" or parent not in _MOVED:
+    if package != "torch_gas" or _MOVED.keys().isdisjoint((name, parent)):
         return path
     return f"torch_gas.{_MOVED[name] if name in _MOVED else f'{_MOVED[parent]}.{child}'}"
 

@@ -18,10 +18,10 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.frames import callers
+from torch_gas.graph import philox
+from torch_gas.graph.dropout import dropout, dropout_rows
 from torch_gas.graph.edges import coo
 from torch_gas.graph.formats import format_of, is_adjacency, is_matrix
-from torch_gas.models import philox
-from torch_gas.models.dropout import dropout, dropout_rows
 from torch_gas.session.call import Call
 from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel

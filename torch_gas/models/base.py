@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import BatchNorm1d, Identity, Linear, Module, ModuleList
 from torch_geometric.nn.inits import reset
 
+from torch_gas.graph.dropout import dropout
 from torch_gas.graph.formats import is_matrix
-from torch_gas.models.dropout import dropout
 from torch_gas.session.base import ScalableGNN
 
 

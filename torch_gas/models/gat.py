@@ -11,8 +11,8 @@ from torch.nn import ModuleList
 from torch_geometric.nn import GATConv
 
 from torch_gas._util.arguments import checked
+from torch_gas.graph.dropout import dropout
 from torch_gas.models.base import Model
-from torch_gas.models.dropout import dropout
 
 
 class _Conv(GATConv):  # type: ignore[misc]  # PyG has no types

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,15 @@ from torch_geometric.data import Data
 from torch_gas.batch.data import SubData
 from torch_gas.wiring.arguments import Arguments
 from torch_gas.wiring.batch import pad
+from torch_gas.wiring.degrees import NormalizeByDegrees, can_normalize
 from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import never_met
 from torch_gas.wiring.trial.structure import OF_TRAINING, OTHER_GRAPH, agrees, complete, read
+from torch_gas.wiring.undo import Undo
 
 if TYPE_CHECKING:
     from torch_gas.session.call import Call
-    from torch_gas.session.scale import ScaledGNN
+    from torch_gas.session.scaled import ScaledGNN
 
 
 class Automatic(Handler):
@@ -29,8 +32,11 @@ class Automatic(Handler):
 
     def __init__(self, model: ScaledGNN, call: Call) -> None:
         self.model, self.call, self.found = model, call, model.found
-        self.bipartite = self.found.bipartite and call.neighbors == "in"
+        self.layout = self.found.layout
+        if call.neighbors != "in":
+            self.layout = self.layout._replace(bipartite=False)
         self.met: set[Place] = set()
+        self._normalized: set[str] = set()  # names of layers that look up degrees
         self._read: dict[int, Tensor] = {}  # by table: what this batch needs of it
         self.device = model.device
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
@@ -52,7 +58,29 @@ class Automatic(Handler):
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         rows = self._rows(place, value)
         self.met.add(place)
+        if place.scope.partition("#")[0] in self._normalized:
+            self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
         return rows
+
+    def normalize(self, undo: Undo) -> None:
+        """Has layers that normalise by degrees look these up, in training; else the batch's are compared with the graph's."""
+        if self.call.n_id is None or not self.model.training or self.model._session.replay is not None:
+            return
+        assert self.call.batch_size is not None
+        known: dict[Any, Any] = {}
+        for name, conv in self.model.model.named_modules():
+            if not can_normalize(conv):
+                continue
+            inner = [p for p in self.found.needs if p.scope.partition("#")[0] == name and p.kind != "output"]
+            numbers = {self.found.needs[place].number for place in inner}
+            if len(numbers) == 1 and all(self.found.needs[place].action == "rows" for place in inner):
+                degrees = partial(self._degrees, numbers.pop())
+                NormalizeByDegrees(conv, degrees, self.call.batch_size, known).set(undo)
+                self._normalized.add(name)
+
+    def _degrees(self, number: int) -> Tensor:
+        table = self.model._structure_tables[number]
+        return table.pull(self.call.n_id)
 
     def _rows(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
@@ -68,7 +96,7 @@ class Automatic(Handler):
         assert self.call.batch_size is not None
         batch_size, num_rows = self.call.batch_size, self.call.n_id.numel()
         if need is None:
-            return pad(value, batch_size, num_rows) if place in self.found.shapes else None
+            return pad(value, batch_size, num_rows) if self.found.is_padded(place) else None
         if need.action != "history":
             table = self.model._structure_tables[need.number]
             replay = self.model._session.replay
@@ -83,10 +111,11 @@ class Automatic(Handler):
             if need.number not in self._read:
                 self._read[need.number] = read(need, table, self.call.n_id, batch_size)
             return complete(need, value, self._read[need.number], batch_size)
-        value = value if self.call.keeps_halo() else value[:batch_size]
-        rows = value.flatten(1) if value.dim() > 1 else value.view(-1, 1)
+        if value.size(0) > batch_size and not self.call.keeps_halo():
+            value = value[:batch_size]
+        rows = value.reshape(value.size(0), -1) if value.dim() != 2 else value
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
-        return out.view(-1, *need.shape)
+        return out.view(-1, *need.shape) if value.dim() != 2 else out  # a view does not know the batch's rows
 
     def check_met(self, given: Arguments) -> None:
         """Raises unless the call, which is over, met all places that it must; training may skip layers at random."""
@@ -99,8 +128,6 @@ class Automatic(Handler):
         if not missing:
             return
         batch = SubData(Data(), *self.ids)  # type: ignore[arg-type]  # of a whole graph there are none
-        if not training or never_met(
-            model.model, lambda data: given, batch, missing, self.bipartite, self.found.of_edges
-        ):
+        if not training or never_met(model.model, lambda data: given, batch, missing, self.layout):
             raise RuntimeError(missed(model.model, missing, call.batch_size))
         model._at_random |= missing

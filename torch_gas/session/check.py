@@ -18,7 +18,7 @@ from torch_gas.history import History
 from torch_gas.session.base import ScalableGNN
 from torch_gas.session.inference import Replay
 from torch_gas.session.rehearsal import rehearse, small_batches
-from torch_gas.session.scale import ScaledGNN
+from torch_gas.session.scaled import ScaledGNN
 from torch_gas.wiring import find_layers
 from torch_gas.wiring.arguments import inputs_of
 from torch_gas.wiring.compiled import eager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import Module
 
 if TYPE_CHECKING:
-    from torch_gas.session.scale import ScaledGNN
+    from torch_gas.session.scaled import ScaledGNN
 
 PREFIX = "model."  # of the plain model's entries
 

@@ -17,7 +17,7 @@ from torch_gas.checkpoint.rng import random_states, set_random_states
 
 T = TypeVar("T")
 
-_DROPOUT = ("torch.nn.functional.dropout", "torch.dropout", "torch.dropout_", "torch_gas.models.dropout.dropout")
+_DROPOUT = ("torch.nn.functional.dropout", "torch.dropout", "torch.dropout_", "torch_gas.graph.dropout.dropout")
 _OTHERS = {
     "torch": "torch's generator",
     "cuda": "torch's generator of CUDA",

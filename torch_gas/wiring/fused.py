@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.nn import GATConv, Linear, MessagePassing
+from torch_geometric.nn import GATConv, GCNConv, Linear, MessagePassing
 
 from torch_gas._util.modules import modules_of
 from torch_gas.graph import product as sparse
@@ -23,6 +23,7 @@ from torch_gas.graph.halo import linear
 from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight
 from torch_gas.wiring.batch import WIRING
 from torch_gas.wiring.compiled import is_compiled
+from torch_gas.wiring.degrees import with_loops
 from torch_gas.wiring.undo import Undo
 
 
@@ -37,8 +38,11 @@ def fuse(undo: Undo, model: Module) -> None:
         if not isinstance(module, MessagePassing) or is_compiled(module):
             continue
         layer: Any = type(module)
-        for kind in _kinds(layer):
+        kinds = _kinds(layer)
+        for kind in kinds:
             undo.set(module, kind.method, kind(module))
+        if kinds == (_Propagate,) and layer.forward is GCNConv.forward:
+            _DenseBehind(module).set(undo)
 
 
 @cache
@@ -73,6 +77,33 @@ def _linear(lin: Any, x: Tensor) -> Tensor:
     if is_csr(x) and x.device.type == "cpu":
         return sparse.linear(x, lin.weight, lin.bias)
     return linear(x, lin.weight, lin.bias)
+
+
+class _DenseBehind:
+    """Has GCN multiply by its weights behind the sum over edges, for the batch's rows alone, unless that is over wider rows.
+
+    It does so before, in a layer of its own, whose result goes to ``propagate`` and nowhere else.
+    """
+
+    def __init__(self, conv: Any) -> None:
+        self.lin, self.conv, self.own, self.waits = conv.lin, conv, conv.propagate, False
+
+    def set(self, undo: Undo) -> None:
+        """Stands in for the dense layer and for ``propagate``, if nobody looks at what goes from one to the other."""
+        lin = self.lin
+        hooks = lin._forward_hooks or lin._forward_pre_hooks or lin._backward_hooks or lin._backward_pre_hooks
+        is_plain = type(lin) is Linear and lin.bias is None and not hooks and "forward" not in vars(lin)
+        if is_plain and lin.in_channels <= lin.out_channels and self.own.is_product:
+            undo.set(lin, "forward", self.dense)
+            undo.set(self.conv, "propagate", self.propagate)
+
+    def dense(self, x: Tensor) -> Tensor:
+        self.waits = not is_csr(x)
+        return x if self.waits else _linear(self.lin, x)
+
+    def propagate(self, *args: Any, **kwargs: Any) -> Tensor:
+        out = self.own(*args, **kwargs)
+        return _linear(self.lin, out) if self.waits else out
 
 
 class _Fused:
@@ -115,6 +146,11 @@ class _Propagate(_Fused):
     def __init__(self, conv: Any) -> None:
         super().__init__(conv)
         self.takes_weight = "edge_weight" in _arguments(type(conv).message)
+
+    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        out = super().__call__(edge_index, size, **kwargs)
+        x = kwargs.get("x")
+        return with_loops(self.conv, out, x) if isinstance(x, Tensor) else out
 
     def product(self, adj: Any, size: Any, x: Any = None, edge_weight: Any = None, **others: Any) -> Tensor | None:
         rows, targets = x if isinstance(x, tuple) else (x, x)

@@ -12,18 +12,23 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from traceback import walk_stack
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
+from torch_gas.graph.dropout import dropout as draw
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch, Rows
 from torch_gas.wiring.refusals import find_layers
+from torch_gas.wiring.rowwise import NOT_READ, RowWise, Steps, Watch
 from torch_gas.wiring.undo import Undo
 
 Kind = Literal["output", "hop", "reduction", "maximum"]
@@ -92,6 +97,21 @@ _PRODUCTS = {"mm", "matmul", "__matmul__", "_sparse_mm", "addmm"}
 # Their gradients read the result, which must stay what it is.
 _SAVED = {"scatter_reduce_", "index_reduce_"}
 
+
+class Layout(NamedTuple):
+    """How a model is called on a batch.
+
+    Args:
+        bipartite: whether no edge goes into the halo, so that destinations may be cut to the batch's rows.
+        of_edges: names of layers that return something else than rows of nodes.
+        steps: row-wise code between outputs and their places.
+    """
+
+    bipartite: bool = False
+    of_edges: Collection[str] = ()
+    steps: Steps = MappingProxyType({})
+
+
 ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
 
 
@@ -103,10 +123,19 @@ class Places(TorchFunctionMode):
         handler: what to do there.
         num_rows: B + S, or N.
         kinds: the kinds of places that are of interest.
+        own_dropout: whether dropout is drawn by this package, which is faster on a CPU.
     """
 
-    def __init__(self, model: Module, handler: Handler, num_rows: int, kinds: frozenset[Kind] = ALL) -> None:
+    def __init__(
+        self,
+        model: Module,
+        handler: Handler,
+        num_rows: int,
+        kinds: frozenset[Kind] = ALL,
+        own_dropout: bool = False,
+    ) -> None:
         super().__init__()
+        self.own_dropout = own_dropout
         self.model, self.handler, self.num_rows, self.kinds = model, handler, num_rows, kinds
         self.layers = find_layers(model, automatic=True)
         self.convs = set(self.layers.convs)
@@ -114,6 +143,8 @@ class Places(TorchFunctionMode):
         self._is_entered = False
         self._calls: Counter[MessagePassing] = Counter()
         self._met: Counter[tuple[str, str, str]] = Counter()
+        self._row_wise: RowWise | None = None
+        self._watch: Watch | None = None
 
     def __enter__(self) -> Places:
         super().__enter__()
@@ -126,16 +157,20 @@ class Places(TorchFunctionMode):
             super().__exit__(None, None, None)
 
     def wire(
-        self, undo: Undo, rows: Rows | None = None, bipartite: bool = False, of_edges: Collection[str] = ()
+        self, undo: Undo, rows: Rows | None = None, layout: Layout | None = None, watch: Watch | None = None
     ) -> None:
         """Stands in for methods of the layers, and sees functions of torch.
 
         Args:
             undo: puts that back.
             rows: of a batch, to have the layers called as it needs; see :class:`~torch_gas.wiring.batch.Batch`.
-            bipartite: as there.
-            of_edges: names of layers that return something else than rows of nodes.
+            layout: how; by default no layer is cut to the batch's rows, and places are right behind the layers.
+            watch: told of outputs and of functions outside of layers.
         """
+        bipartite, of_edges, steps = layout or Layout()
+        self._watch = watch
+        if any(names != () for names in steps.values()):
+            self._row_wise = RowWise(steps, self.num_rows, partial(self._unseen, self.handler.at))
         names = {module: name for name, module in self.model.named_modules()}
         if rows is not None:
             others = [conv for conv in self.convs if names[conv] in of_edges]
@@ -147,7 +182,7 @@ class Places(TorchFunctionMode):
             for module in self.model.modules():
                 if isinstance(module, MessagePassing):
                     undo.set(module, "propagate", self._propagate(module))
-        if self.kinds & {"reduction", "maximum"}:
+        if self.kinds & {"reduction", "maximum"} or self._row_wise is not None or self.own_dropout or watch is not None:
             undo.add(self.__exit__)  # which may run more than once, and before the mode is entered
             self.__enter__()
 
@@ -182,6 +217,8 @@ class Places(TorchFunctionMode):
             self._calls[conv] += 1
             number = self._calls[conv]
             self.scope = name if number == 1 else f"{name}#{number}"
+            if self._watch is not None:
+                self._watch.use((args, kwargs))
             instead = self.handler.substitute(Place(self.scope, "output", 0), conv)
             return forward(*args, **kwargs) if instead is None else instead
 
@@ -192,7 +229,12 @@ class Places(TorchFunctionMode):
         place, self.scope = Place(self.scope, "output", int(is_tuple)), ""
         rows = out[0] if is_tuple else out
         has_rows = isinstance(rows, Tensor) and rows.dim() > 0
-        value = self._unseen(self.handler.at, place, rows) if has_rows else None
+        if self._watch is not None and has_rows and not is_tuple:
+            self._watch.leave(place, rows)
+        if self._row_wise is not None and has_rows:
+            value = self._row_wise.leave(place, rows)
+        else:
+            value = self._unseen(self.handler.at, place, rows) if has_rows else None
         if value is None:
             return out
         return batch.with_first(out, value) if is_tuple else value
@@ -216,12 +258,22 @@ class Places(TorchFunctionMode):
 
         return run
 
-    # -- reductions ----------------------------------------------------------------------------------------------------
+    # -- functions of torch --------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self._inside > 0 or not self._is_entered:
+        kwargs = kwargs or {}
+        if func is F.dropout and self.own_dropout and self._is_entered:
+            func = dropout
+        is_outside = self._is_entered and self._inside == 0
+        if is_outside and self._row_wise is not None and not self.scope:
+            out = self._row_wise.function(func, args, kwargs)
+            if out is not NOT_READ:
+                return out
+        out = func(*args, **kwargs)
+        if not is_outside:
             return out
+        if self._watch is not None and not self.scope:
+            self._watch.function(func, args, kwargs, out)
         name = getattr(func, "__name__", "")
         if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
             rows = out[0] if isinstance(out, tuple) else out
@@ -237,6 +289,11 @@ class Places(TorchFunctionMode):
             value = self._unseen(self.handler.at, self._next("maximum", _line()), out)
             return out if value is None else value
         return out
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """What stands in for the function of torch, with names of its arguments."""
+    return F.dropout(input, p, training, True) if inplace else draw(input, p, training)
 
 
 # Folders of what stands in for parts of layers.

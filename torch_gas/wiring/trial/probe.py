@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import nan
@@ -30,9 +30,10 @@ from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import OTHER_EDGES, Arguments, Inputs, adjacencies, refuse_records
 from torch_gas.wiring.batch import Checkpointed
-from torch_gas.wiring.places import Handler, Place
+from torch_gas.wiring.places import Handler, Layout, Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
-from torch_gas.wiring.trial.handlers import Differs, Note, Record, Trial, Values, same
+from torch_gas.wiring.rowwise import Steps, Watch, common
+from torch_gas.wiring.trial.handlers import Differs, Note, Record, Skipped, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo, with_more_nodes
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
 
@@ -78,6 +79,8 @@ class Found:
         per_node: for each output of the model, whether it has a row for each node.
         neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
         bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
+        steps: by output, the row-wise code that lies between a convolution and its place; see
+            :mod:`torch_gas.wiring.rowwise`.
     """
 
     needs: dict[Place, Need]
@@ -88,6 +91,19 @@ class Found:
     per_node: tuple[bool, ...]
     neighbors: str
     bipartite: bool
+    steps: Steps = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"steps": {}, **state})  # which release 0.1 lacked
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is called on a batch."""
+        return Layout(self.bipartite, self.of_edges, self.steps)
+
+    def is_padded(self, place: Place) -> bool:
+        """Whether an output that needs nothing has rows for the halo all the same, as code behind it takes all rows."""
+        return place in self.shapes and self.steps.get(place, ()) is not None
 
     @cached_property
     def of_edges(self) -> frozenset[str]:
@@ -100,12 +116,22 @@ class Found:
         return list({need.number: need for need in self.needs.values() if need.action in actions}.values())
 
     def __str__(self) -> str:
-        rows = [(f"{n.action} {n.number}", "x".join(map(str, n.shape)), str(place)) for place, n in self.needs.items()]
+        rows = [
+            (
+                f"{n.action} {n.number}",
+                "x".join(map(str, n.shape)),
+                ", ".join((str(place), *(self.steps.get(place) or ()))),
+            )
+            for place, n in self.needs.items()
+        ]
         return f"neighbors={self.neighbors!r}\n" + text_table(("what", "width", "behind"), rows)
 
 
-def find(model: Module, data: Data, inputs: Inputs) -> Found:
+def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") -> Found:
     """What ``model`` needs on batches of a graph like ``data``.
+
+    Args:
+        model, data, inputs, places: as :func:`torch_gas.scale` has them.
 
     Raises:
         ValueError: if batches cannot be made exact; the error names the layer.
@@ -117,10 +143,14 @@ def find(model: Module, data: Data, inputs: Inputs) -> Found:
         whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
+        ways: list[dict[Place, tuple[str, ...]]] = [{}]
+        if places != "outputs" and any((steps := _row_wise(model, small, inputs, places)).values()):
+            ways.insert(0, steps)
         # From the batches that take the least work to those that take the most.
-        for edges in (("in", True), ("in", False), ("both", False)):
+        for edges, steps in product((("in", True), ("in", False), ("both", False)), ways):
             try:
-                found = _Runs(model, inputs, small, whole, edges).find(structural)
+                behind = _record(model, small, inputs, data.num_nodes, steps) if steps else whole
+                found = _Runs(model, inputs, small, behind, edges, steps).find(structural, places != "outputs")
                 _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
                 return found
             except Differs as failure:
@@ -203,7 +233,19 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
     return ""
 
 
-def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record:
+def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[Place, tuple[str, ...]]:
+    """The row-wise code behind each output that evaluation and training have in common."""
+    found = []
+    for training in (False, True):
+        watch = Watch(learned=places == "cheap")
+        with undisturbed(model), suppress(Exception):  # of the user's code, which training itself will show
+            model.train(training)
+            watch.use(call_whole(model, inputs(to_model(model, small)), small, Handler(), watch=watch))
+            found.append(watch.found)
+    return common(found[0], found[-1]) if found else {}
+
+
+def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int, steps: Steps | None = None) -> Record:
     record, given = Record(), inputs(to_model(model, data))
     if not any(given):
         raise ValueError(
@@ -211,7 +253,7 @@ def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int) -> Record
             "let it take x and edge_index"
         )
     try:
-        record.out = call_whole(model, given, data, record)
+        record.out = call_whole(model, given, data, record, steps)
     except Exception as error:  # of any type, as the model is the user's code
         raise ValueError(
             f"{type(model).__name__} fails on the small graph of {NUM_NODES} nodes that scale() tries it on "
@@ -266,17 +308,16 @@ def never_met(
     inputs: Inputs,
     batch: SubData,
     places: Collection[Place],
-    bipartite: bool,
-    of_edges: Collection[str] = (),
+    layout: Layout,
 ) -> set[Place]:
     """Those of ``places`` that no call on ``batch`` meets, whatever random numbers it draws."""
     left = set(places)
     with restored(model, dict(model.named_buffers())), torch.no_grad():
         for seed in range(_DRAWS if places else 0):
             torch.manual_seed(seed)
-            note = Note({}, batch, None, of_edges)
+            note = Note({}, batch, None, layout.of_edges)
             with suppress(Exception):  # of the user's code
-                call(model, inputs, batch, note, bipartite, of_edges)
+                call(model, inputs, batch, note, layout)
             left -= note.met
             if not left:
                 break
@@ -304,31 +345,42 @@ def _equal(left: Any, right: Any) -> Iterator[bool]:
 class _Runs:
     """Runs of a model on batches of the small graph, compared with ``whole``, that on the whole of it."""
 
-    def __init__(self, model: Module, inputs: Inputs, small: Data, whole: Record, edges: tuple[str, bool]) -> None:
+    def __init__(
+        self, model: Module, inputs: Inputs, small: Data, whole: Record, edges: tuple[str, bool], steps: Steps
+    ) -> None:
         self.model, self.inputs, self.small = model, inputs, small
         self.whole, self.exact = whole, whole.values
-        self.neighbors, self.bipartite = edges
+        self.neighbors = edges[0]
+        self.layout = Layout(bipartite=edges[1], steps=steps)
         self.batches = batches_of(small, self.neighbors)
         self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
 
-    def find(self, structural: set[Place]) -> Found:
+    def find(self, structural: set[Place], row_wise: bool) -> Found:
         """What the model needs on such batches; raises Differs if they cannot be made exact."""
         needs = self.needs(structural)
+        if any(self.layout.steps.values()):
+            histories = [place for place, need in needs.items() if need.action == "history"]
+            for batch, out in zip(self.batches, self.outputs, strict=True):
+                self.run(Skipped(self.exact, batch, histories), out)
         called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
         others = {place for place in called if place.kind != "output" or self.exact[place].size(0) != NUM_NODES}
         trained = self.met_in_training(needs)
         with undisturbed(self.model):
             self.model.train()
-            trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.bipartite)
+            trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.layout)
+        shapes = {place: tuple(self.exact[place].shape[1:]) for place in called - others}
+        if row_wise:
+            self.leave_halo_out(shapes.keys() - needs.keys())
         return Found(
             needs=needs,
-            shapes={place: tuple(self.exact[place].shape[1:]) for place in called - others},
+            shapes=shapes,
             known=trained.union(self.exact),
             called=(called, called & trained),
             ignored=_ignored(self.model, self.small, self.inputs, self.whole),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
             neighbors=self.neighbors,
-            bipartite=self.bipartite,
+            bipartite=self.layout.bipartite,
+            steps=self.layout.steps,
         )
 
     def run(self, trial: Trial, before: list[Any] | None = None, how: str = Differs.OTHER_ROWS) -> list[Any]:
@@ -341,7 +393,7 @@ class _Runs:
         """
         batch = trial.batch
         try:
-            out = call(self.model, self.inputs, batch, trial, self.bipartite)
+            out = call(self.model, self.inputs, batch, trial, self.layout)
         except Differs:
             raise
         except Exception as error:  # of any type: code that fails on other sizes than the whole graph's
@@ -353,7 +405,7 @@ class _Runs:
         ids, num_rows = batch.n_id[: batch.batch_size], batch.n_id.numel()
         for leaf, want, other in zip(leaves, wanted, before or leaves, strict=True):
             if _per_node(want):
-                if leaf.size(0) != num_rows or not same(leaf[: batch.batch_size], want[ids.to(want.device)]):
+                if leaf.size(0) not in (num_rows, len(ids)) or not same(leaf[: len(ids)], want[ids.to(want.device)]):
                     raise Differs(None)
             elif isinstance(leaf, Tensor) and not same(leaf, other):
                 raise Differs(None, how)
@@ -438,10 +490,26 @@ class _Runs:
         with undisturbed(self.model), torch.enable_grad():  # the same random numbers and buffers in each run
             self.model.train()
             try:
-                out = call(self.model, self.inputs, batch, note, self.bipartite)
+                out = call(self.model, self.inputs, batch, note, self.layout)
             except Checkpointed as error:
                 raise ValueError(str(error)) from error
             except Exception:  # which training itself will show
                 return note.met, []
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        return note.met, [leaf[: batch.batch_size] for leaf in leaves if leaf.size(0) == batch.n_id.numel()]
+        sizes = (batch.batch_size, batch.n_id.numel())
+        return note.met, [leaf[: batch.batch_size] for leaf in leaves if leaf.size(0) in sizes]
+
+    def leave_halo_out(self, places: Collection[Place]) -> None:
+        """Has outputs whose halo rows nobody needs keep the batch's rows alone, if the code behind them can do with these."""
+        before = self.layout
+        met, rows = self._train(self.batches[0], None)
+        self.layout = before._replace(steps={**before.steps, **dict.fromkeys(places)})
+        exact = _record(self.model, self.small, self.inputs, NUM_NODES, self.layout.steps).values
+        try:
+            for batch, out in zip(self.batches, self.outputs, strict=True):
+                self.run(Trial(exact, batch), out)
+            fits = [(now, len(some)) for now, some in [self._train(self.batches[0], None)]] == [(met, len(rows))]
+        except Differs:
+            fits = False
+        if not fits:
+            self.layout = before

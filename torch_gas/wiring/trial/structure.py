@@ -94,7 +94,7 @@ class _Fill(Handler):
         need = self.found.needs.get(place)
         batch_size, num_rows = self.batch.batch_size, self.batch.n_id.numel()
         if need is None or need.action == "history":
-            return pad(value, batch_size, num_rows) if place in self.found.shapes else None
+            return pad(value, batch_size, num_rows) if self.found.is_padded(place) else None
         table = self.tables[need.number]
         out = complete(need, value, read(need, table, self.batch.n_id, batch_size), batch_size)
         if place in self.left:
@@ -164,7 +164,7 @@ def verify(
     """Raises ValueError if ``tables`` are of another graph, or another order of its nodes, than ``batch``."""
     handler = _Verify(found, tables, batch, all_edges)
     with undisturbed(model), suppress(_Done):
-        call(model, lambda data: arguments, batch, handler, found.bipartite, found.of_edges)
+        call(model, lambda data: arguments, batch, handler, found.layout)
 
 
 def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequence[History]) -> None:
@@ -176,7 +176,7 @@ def fill(model: Module, found: Found, data: Data, inputs: Inputs, tables: Sequen
             for batch in _batches(data, found.neighbors):
                 handler = _Fill(found, tables, sums, batch)
                 with suppress(_Done):
-                    call(model, inputs, batch, handler, found.bipartite, found.of_edges)
+                    call(model, inputs, batch, handler, found.layout)
                 if handler.left:
                     raise ValueError(missed(model, handler.left, batch.batch_size))
             for number, total in sums.items():

@@ -20,7 +20,8 @@ from torch_gas.batch.data import SubData
 from torch_gas.history import History
 from torch_gas.wiring.arguments import Arguments, Inputs, square
 from torch_gas.wiring.batch import Rows
-from torch_gas.wiring.places import Handler, Places
+from torch_gas.wiring.places import Handler, Layout, Places
+from torch_gas.wiring.rowwise import Steps, Watch
 from torch_gas.wiring.trial.small import NODES, NUM_NODES
 from torch_gas.wiring.undo import Undo
 
@@ -106,19 +107,25 @@ def materialize(model: Module, data: Data, inputs: Inputs) -> None:
             call_whole(model, inputs(to_model(model, data)), data, Handler())
 
 
-def call_whole(model: Module, given: Arguments, small: Data, handler: Handler) -> Any:
+def call_whole(
+    model: Module,
+    given: Arguments,
+    small: Data,
+    handler: Handler,
+    steps: Steps | None = None,
+    watch: Watch | None = None,
+) -> Any:
     """Runs the small graph, of which ``given`` is, with ``handler`` at the places of ``model``."""
     args, kwargs = given
     with Undo() as undo:
         num_rows = int(small.num_nodes)
-        Places(model, handler, num_rows).wire(undo, Rows(num_rows, small[NODES], NUM_NODES))
+        layout = Layout(steps=steps or {})
+        Places(model, handler, num_rows).wire(undo, Rows(num_rows, small[NODES], NUM_NODES), layout, watch)
         return model(*args, **kwargs)
 
 
-def call(
-    model: Module, inputs: Inputs, batch: SubData, handler: Handler, bipartite: bool, of_edges: Collection[str] = ()
-) -> Any:
-    """Runs a batch with ``handler`` at its places; the result has B + S rows."""
+def call(model: Module, inputs: Inputs, batch: SubData, handler: Handler, layout: Layout) -> Any:
+    """Runs a batch with ``handler`` at its places; the result has B + S rows, or B where the halo's are not needed."""
     num_rows = batch.n_id.numel()
     args, kwargs = inputs(to_model(model, batch.data))
     args = tuple(square(value, num_rows) for value in args)
@@ -126,7 +133,7 @@ def call(
     with Undo() as undo:
         num_nodes = num_rows if batch.record is None else batch.record.num_nodes
         rows = Rows(batch.batch_size, batch.get(NODES, batch.n_id), num_nodes)
-        Places(model, handler, num_rows).wire(undo, rows, bipartite, of_edges)
+        Places(model, handler, num_rows).wire(undo, rows, layout)
         return model(*args, **kwargs)
 
 

@@ -14,10 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from torch_gas import _core
 from torch_gas._util.memory import PLAIN, has_memory
+from torch_gas.graph import philox
 from torch_gas.graph.attributes import with_values
 from torch_gas.graph.formats import is_csr
 from torch_gas.graph.halo import batch_rows, join
-from torch_gas.models import philox
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -1,0 +1,232 @@
+"""Row-wise code between a convolution and the place where its rows are exchanged.
+
+An activation, or a residual connection, gives a row for each row and reads neither parameters nor random numbers. Behind a
+convolution it runs on the batch's rows alone, and the history takes what comes out: halo rows have been through it already, where
+their own batch was computed. This is how models that call ``push_and_pull`` themselves are written.
+
+How far such code goes is looked up on a small graph (:class:`Watch`), in evaluation and in training: up to the last rows that
+all later code reads. Nobody else sees what lies between, so that inference need not compute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from torch_gas.graph.attributes import first_rows
+from torch_gas.graph.halo import batch_rows
+
+if TYPE_CHECKING:
+    from torch_gas.wiring.places import Place
+
+# By the place of an output: names of the functions of torch between the convolution and the exchange of its rows. None where
+# no later row of the batch depends on rows of its halo, so that these are not needed at all.
+Steps = Mapping["Place", "tuple[str, ...] | None"]
+
+_OF_ONE = {
+    "relu", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "relu6", "hardtanh", "hardswish", "hardsigmoid",
+    "softplus", "softsign", "log_sigmoid", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "tanh", "sigmoid", "neg",
+    "abs", "square", "sqrt", "exp", "clamp", "mul", "div", "add", "sub", "__rsub__", "pow",
+}  # fmt: skip
+_OF_TWO = {"add", "sub", "mul"}
+# Those that read parameters or random numbers.
+_LEARNED = {"linear", "batch_norm", "layer_norm", "rms_norm", "prelu"}
+_RANDOM = {"dropout", "feature_dropout", "alpha_dropout", "rrelu"}
+# What may be asked of rows without a look at their number or at what they hold.
+_HARMLESS = {
+    torch.is_floating_point, Tensor.is_floating_point, Tensor.dim,
+    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "grad_fn",
+                                                 "is_leaf", "is_sparse")),
+}  # fmt: skip
+NOT_READ = object()  # what `RowWise.function` gives for others
+
+
+def _is_harmless(func: Any, args: tuple[Any, ...]) -> bool:
+    return func in _HARMLESS or (func is Tensor.size and len(args) == 2 and args[1] not in (0, -args[0].dim()))
+
+
+def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors among arguments and in lists of them."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (each for each in value if isinstance(each, Tensor))
+
+
+def _writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes to its argument, or elsewhere than to what it returns."""
+    return any(value is True for value in args) or bool(kwargs.get("inplace")) or "out" in kwargs
+
+
+class _Known(NamedTuple):
+    """Rows, kept alive so that their id stays their own: of which output, and behind how many functions."""
+
+    rows: Tensor
+    place: Place
+    number: int
+
+
+class Watch:
+    """Follows the rows of outputs on a whole graph, in which all have N rows, and changes nothing.
+
+    Args:
+        learned: whether code is followed through parameters, dropout and sums with rows that are no outputs' as well. Behind
+            these, histories hold rows of the owner's mask and of parameters as they were, to which no gradient leads.
+    """
+
+    def __init__(self, learned: bool = False) -> None:
+        self.learned = learned
+        self._known: dict[int, _Known] = {}
+        self._names: dict[Place, list[str]] = {}  # of the functions so far, in the order of outputs
+        self._limits: dict[Place, int] = {}  # behind how many of them somebody reads the rows
+
+    def leave(self, place: Place, rows: Tensor) -> None:
+        """Told of an output."""
+        self._names[place] = []
+        self._known[id(rows)] = _Known(rows, place, 0)
+
+    def use(self, value: Any) -> None:
+        """Told that something reads rows which is no row-wise function."""
+        for each in tree_leaves(value):
+            known = self._known.get(id(each))
+            if known is not None:
+                self._read(known)
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Told of a function of torch, and what it gave."""
+        read = [known for each in _tensors(args, kwargs) if (known := self._known.get(id(each))) is not None]
+        if not read or _is_harmless(func, args):
+            return
+        through = self._through(func, args, kwargs, out, read)
+        for known in read:
+            if known is not through:
+                self._read(known)
+        if through is not None:
+            self._names[through.place].append(func.__name__)
+            self._known[id(out)] = _Known(out, through.place, through.number + 1)
+
+    def _through(self, func: Any, args: Any, kwargs: Any, out: Any, read: list[_Known]) -> _Known | None:
+        """Those of the rows read that a row-wise function takes on; None where the function is another one."""
+        known = [each for each in read if each.number == len(self._names[each.place])]  # not read since
+        if not known or _writes(args, kwargs) or not isinstance(out, Tensor):
+            return None
+        size, name = known[0].rows.size(0), func.__name__
+        rows = [each for each in _tensors(args, kwargs) if id(each) in self._known or each.shape[:1] == (size,)]
+        others = [each for each in _tensors(args, kwargs) if not any(each is row for row in rows)]
+        if self.learned and name in _LEARNED | _RANDOM:
+            fits = len(rows) == 1 and rows[0].dim() == 2 and out.shape[:-1] == (size,)
+        else:
+            # What is added must be rows of outputs as well: through others' halo rows, gradients may go to parameters.
+            fits = name in (_OF_TWO if rows[1:] else _OF_ONE) and (
+                self.learned or all(id(row) in self._known for row in rows)
+            )
+            fits = fits and not others and all(row.shape == out.shape and row.dtype == out.dtype for row in rows)
+        if not fits:
+            return None
+        order = list(self._names)
+        return max(known, key=lambda each: order.index(each.place))
+
+    def _read(self, known: _Known) -> None:
+        self._limits[known.place] = min(known.number, self._limits.get(known.place, known.number))
+
+    @property
+    def found(self) -> dict[Place, tuple[str, ...]]:
+        """The functions up to the last rows that all later code reads; none where it reads them in a way that is not seen."""
+        return {place: tuple(names[: self._limits.get(place, 0)]) for place, names in self._names.items()}
+
+
+def common(
+    left: Mapping[Place, tuple[str, ...]], right: Mapping[Place, tuple[str, ...]]
+) -> dict[Place, tuple[str, ...]]:
+    """The functions with which both begin, by place; of a place that only one has met, its own."""
+    found = {**right, **left}
+    for place in left.keys() & right.keys():
+        equal = [a == b for a, b in zip(left[place], right[place], strict=False)]
+        found[place] = left[place][: [*equal, False].index(False)]
+    return found
+
+
+class _UnderWay(NamedTuple):
+    """Rows of an output before their place, and the functions still to come."""
+
+    rows: Tensor
+    place: Place
+    names: tuple[str, ...]
+
+
+class RowWise:
+    """Runs row-wise code behind outputs on the rows that their layers give, and has :attr:`exchange` called behind it.
+
+    Args:
+        steps: what was found.
+        num_rows: B + S, or N. Rows of that number which such code reads as well are cut to those of the batch.
+        exchange: gives the rows to go on with at a place, or None to leave them.
+    """
+
+    def __init__(self, steps: Steps, num_rows: int, exchange: Callable[[Place, Tensor], Tensor | None]) -> None:
+        self.steps, self.num_rows, self.exchange = steps, num_rows, exchange
+        self._under_way: dict[int, _UnderWay] = {}
+        self._alone: WeakIdKeyDictionary = WeakIdKeyDictionary()  # rows of the batch whose halo is not needed
+
+    def leave(self, place: Place, rows: Tensor) -> Tensor | None:
+        """What replaces an output; None to leave it."""
+        names = self.steps.get(place, ())
+        if names is None:
+            self.exchange(place, rows)  # which has nothing to add
+            self._alone[rows] = True
+        elif names:
+            self._under_way[id(rows)] = _UnderWay(rows, place, names)
+        else:
+            return self.exchange(place, rows)
+        return None
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a function of torch, if it reads rows of an output before their place; NOT_READ if not."""
+        if not self._under_way and not self._alone:
+            return NOT_READ
+        read = list(_tensors(args, kwargs))
+        mine = next((each for each in read if id(each) in self._under_way), None)
+        alone = mine if mine is not None else next((each for each in read if each in self._alone), None)
+        if alone is None:
+            return NOT_READ
+        if _is_harmless(func, args):
+            return func(*args, **kwargs)
+        if mine is None:
+            out = func(*self._cut(args, alone), **self._cut(kwargs, alone))
+            for each in out if isinstance(out, tuple) else (out,):
+                if isinstance(each, Tensor) and each.shape[:1] == alone.shape[:1]:
+                    self._alone[each] = True
+            return out
+        _, place, names = self._under_way.pop(id(mine))
+        if func.__name__ != names[0]:
+            raise RuntimeError(
+                f"behind {place}, forward calls {func.__name__} where it called {names[0]} when scale() tried it out, so that "
+                "histories would hold other rows than before. Do the same in each call, or have histories hold what "
+                'convolutions return: scale(model, data, places="outputs")'
+            )
+        out = func(*self._cut(args, mine), **self._cut(kwargs, mine))
+        if names[1:]:
+            self._under_way[id(out)] = _UnderWay(out, place, names[1:])
+            return out
+        instead = self.exchange(place, out)
+        return out if instead is None else instead
+
+    def _cut(self, value: Any, like: Tensor) -> Any:
+        """Arguments of which those with a row for each node of batch and halo have as many as ``like``."""
+        size, dim = like.size(0), like.dim()
+        if size == self.num_rows:
+            return value
+
+        def cut(each: Tensor) -> Tensor:
+            if each.dim() != dim or each.size(0) != self.num_rows:
+                return each
+            rows = batch_rows(each)
+            return first_rows(each, size) if rows is None or rows.size(0) != size else rows
+
+        return tree_map_only(Tensor, cut, value)
