@@ -17,6 +17,7 @@ from torch_gas._util.fitting import fitting
 from torch_gas.graph.origin import Origin, key_of, origin_of
 from torch_gas.table import FileTable, FileTier, HotSet, Table
 from torch_gas.table.codec import FLOATS, STORED, Codec
+from torch_gas.table.header import other_code
 from torch_gas.table.hot import Hot
 from torch_gas.table.memory import MemoryTable
 from torch_gas.table.tier import check_tier
@@ -71,6 +72,7 @@ class History(torch.nn.Module):
     pushed_at: Tensor
     clock: Tensor
     closed: str | None = None  # why nobody may use the table by hand now
+    behind = ""  # row-wise code that rows have been through since their convolution, in a model of scale()
     is_scratch = False  # whether rows are zero between two steps, and no part of a checkpoint
 
     @checked
@@ -400,7 +402,7 @@ class History(torch.nn.Module):
             destination[f"{prefix}emb"] = self.table.base.map()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._is_persistent and hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["graph"] = self.origin.key
+            destination._metadata[prefix[:-1]].update(graph=self.origin.key, behind=self.behind)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
@@ -419,6 +421,9 @@ class History(torch.nn.Module):
             )
             return
         if saved is not None:
+            if local_metadata and (differ := other_code(key, local_metadata.get("behind", ""), self.behind)):
+                error_msgs.append(differ)
+                return
             self.origin = self.origin.loaded(local_metadata)
         in_file = "emb" not in self._buffers
         if saved is not None and (in_file or saved.shape != self.emb.shape):  # or rows of one have a scale

@@ -14,6 +14,7 @@ from torch_gas._util.replace import Path
 from torch_gas.checkpoint.file import Saved, write
 from torch_gas.graph.origin import Origin, key_of, known_key
 from torch_gas.history import History
+from torch_gas.table.header import other_code
 
 _OF_EXTENSIONS = "extension_tables."
 
@@ -39,18 +40,23 @@ def _parts(name: str, history: History) -> list[tuple[str, _core.Table]]:
     return [(f"{name}.{part}", table) for part, table in tables.items()]
 
 
-def keys_of(model: Module, prefix: str = "") -> dict[str, str]:
-    """The keys of the graphs that histories are of, as a file's texts."""
-    return {_text(prefix, name): history.origin.key for name, history in histories_of(model).items()}
+def texts_of(model: Module, prefix: str = "") -> dict[str, str]:
+    """Of which graphs histories are, and which code their rows have been through, as a file's texts."""
+    texts = {}
+    for name, history in histories_of(model).items():
+        texts[_text("graph", prefix, name)] = history.origin.key
+        if history.behind:
+            texts[_text("behind", prefix, name)] = history.behind
+    return texts
 
 
-def _text(prefix: str, name: str) -> str:
-    return f"graph {prefix}{name}"
+def _text(what: str, prefix: str, name: str) -> str:
+    return f"{what} {prefix}{name}"
 
 
 def save_histories(model: Module, path: Path) -> None:
     """See :meth:`torch_gas.ScalableGNN.save_histories`."""
-    write(path, tables_of(model), keys_of(model))
+    write(path, tables_of(model), texts_of(model))
 
 
 def load_histories(model: Module, path: Path, graph: Any = None) -> None:
@@ -82,7 +88,10 @@ def check_histories(
                 "model as it was when the file was written, or load the file that belongs to it"
             )
         unknown -= tables.keys()
-        key = known_key(saved.path, saved.texts.get(_text(prefix, name), ""), given)
+        key = known_key(saved.path, saved.texts.get(_text("graph", prefix, name), ""), given)
+        code = saved.texts.get(_text("behind", prefix, name), "")
+        if not missing and (differ := other_code(saved.path, code, history.behind)):
+            raise ValueError(differ)
         origins[name] = None if missing else Origin(key, saved.path)
         if missing and bool((history.pushed_at >= 0).any()):
             warnings.warn(

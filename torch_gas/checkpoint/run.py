@@ -23,9 +23,9 @@ from torch_gas.checkpoint.histories import (
     all_or_nothing,
     check_histories,
     forget_histories,
-    keys_of,
     read_histories,
     tables_of,
+    texts_of,
 )
 from torch_gas.checkpoint.rng import check_random_states, random_states, set_random_states
 
@@ -90,7 +90,7 @@ def save(path: Path, /, *, model: Module, **state: Any) -> None:
         if own_state:
             tables[f"{_EXTENSION}{name}"] = _pack({"class": _class_of(extension), "state": own_state}, name)
     tables[_RANDOM] = _pack(random_states(), "random")
-    write(path, tables, keys_of(model, _MODEL))
+    write(path, tables, texts_of(model, _MODEL))
 
 
 @torch.inference_mode(mode=False)  # what objects hold of their states is trained on

@@ -29,7 +29,7 @@ from torch_gas.session.call import Call
 from torch_gas.session.inference import layerwise_inference
 from torch_gas.session.model import HistoryModel
 from torch_gas.session.prefix import PREFIX, with_prefix, without_prefix
-from torch_gas.table import FileTier
+from torch_gas.table import FileTable, FileTier
 from torch_gas.wiring import Rows, arguments, find_layers, refuse_evaluation
 from torch_gas.wiring.arguments import Arguments, Inputs
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
@@ -163,6 +163,11 @@ class ScaledGNN(HistoryModel):
         needs = found.of("history")
         self.hidden_channels = [prod(need.shape) for need in needs]
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])
+        places = [place for place, need in found.needs.items() if need.action == "history"]
+        for history, place in zip(self.histories, places, strict=True):
+            history.behind = ", ".join(found.steps.get(place) or ())
+            if isinstance(history.table.base, FileTable):
+                history.table.base.take_code(history.behind)
         self.tables = torch.nn.ModuleList(tables).to(self.device)
         self.num_layers, self._found, self._unverified = len(needs) + 1, found, len(tables) > 0
 

@@ -25,7 +25,7 @@ from torch_gas._util.arguments import checked
 from torch_gas._util.replace import existing, replacing
 from torch_gas._util.thread import Task, Worker
 from torch_gas.table.codec import Codec
-from torch_gas.table.header import SIZE, Header, type_name
+from torch_gas.table.header import SIZE, Header, other_code, type_name
 from torch_gas.table.outbox import Outbox
 from torch_gas.table.table import Table
 from torch_gas.table.tier import FileTier, Sync
@@ -238,6 +238,12 @@ class FileTable(_core.FileRows, Table):
         """Notes in the file of which graph its rows are, which stay as they are."""
         self._check_open()
         self._write_header(replace(self.header, key=key))
+
+    def take_code(self, behind: str) -> None:
+        """Notes which row-wise code rows have been through; an error where the file holds rows of other code."""
+        if self.pushed_at is not None and (differ := other_code(self.path, self.header.behind, behind)):
+            raise ValueError(differ)
+        self.header = replace(self.header, behind=behind)
 
     def clear(self) -> None:
         """Makes all rows zero; their place on the disk is given back."""

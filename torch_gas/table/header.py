@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ class Header:
         owner: process that has the file open, or had last.
         order: check sum of the order of nodes that the rows are in; 0 if it is not known.
         key: of the graph whose embeddings the rows are; empty if it is not known.
+        behind: row-wise code that rows have been through since their convolution.
     """
 
     num_rows: int
@@ -46,6 +48,7 @@ class Header:
     owner: int = 0
     order: int = 0
     key: str = ""
+    behind: str = ""
 
     def __post_init__(self) -> None:
         if min(self.num_rows, self.num_cols) < 1 or min(self.generation, self.clock) < 0:
@@ -82,12 +85,17 @@ class Header:
 
     def write(self, file: int) -> None:
         """Writes the header in one call, to the first sectors of the file."""
-        text = _MAGIC + json.dumps({**asdict(self), "check": self._check()}).encode()
+        text = _MAGIC + json.dumps({**self._fields(), "check": self._check()}).encode()
         os.pwrite(file, text.ljust(512), 0)
 
     def _check(self) -> int:
         """The checksum of all fields."""
-        return zlib.crc32(json.dumps(asdict(self)).encode())
+        return zlib.crc32(json.dumps(self._fields()).encode())
+
+    def _fields(self) -> dict[str, Any]:
+        """What the file says; nothing that it would not have said before there was a word for it."""
+        fields = asdict(self)
+        return fields if self.behind else {name: value for name, value in fields.items() if name != "behind"}
 
     @classmethod
     def read(cls, file: int, path: str) -> Header:
@@ -123,3 +131,14 @@ def type_name(dtype: torch.dtype) -> str:
     if name not in _TYPES:
         raise TypeError(f"FileTable: dtype must be one of {', '.join(_TYPES)}, but is {name}")
     return name
+
+
+def other_code(source: str, saved: str, own: str) -> str:
+    """Why rows of ``source`` are not those of a model, if they have been through other row-wise code; else nothing."""
+    if saved == own:
+        return ""
+    behind = [f"a convolution and {code}" if code else "a convolution" for code in (saved, own)]
+    return (
+        f"{source} holds rows behind {behind[0]}, but this model pushes those behind {behind[1]}; make it by scale(model, data, "
+        'places=...) as it was then ("outputs" in release 0.1), or load the parameters alone'
+    )

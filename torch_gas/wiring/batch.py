@@ -326,6 +326,14 @@ def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
     return torch.cat([value, value[:1].detach().expand(num_rows - batch_size, *value.shape[1:])])
 
 
+def _shape(x: Tensor) -> tuple[int, ...]:
+    """The shape of rows; whoever follows what a model does with them does not see that it was asked for."""
+    if torch.compiler.is_compiling():
+        return tuple(x.shape)
+    with torch._C.DisableTorchFunction():
+        return tuple(x.shape)
+
+
 class _NormOfBatch:
     """In training, a norm over nodes takes its statistics of the batch's rows, and applies them to the halo's as well."""
 
@@ -338,7 +346,7 @@ class _NormOfBatch:
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
         takes_statistics = norm.training or norm.running_mean is None
-        if x.dim() != 2 or x.size(0) != num_rows or not takes_statistics or self.batch.on_edges > 0:
+        if not takes_statistics or self.batch.on_edges > 0 or _shape(x)[:1] != (num_rows,) or x.dim() != 2:
             return None
         if any([value is not None for value in more]):
             raise ValueError(
