@@ -113,7 +113,7 @@ def test_rows_move_as_the_formula_says_in_a_scaled_model(name: str) -> None:
     data = graph()
     torch.manual_seed(0)
     plain = MODELS[name]().double()
-    model = off(scale(plain, data), data)
+    model = off(scale(plain, data, places="outputs"), data)
     assert len(model.histories) == (1 if name == "hops" else 2)
     model.add_extension(Momentum(BETA))
     for batch in loader_of(data):

@@ -166,8 +166,8 @@ def test_what_was_found_is_a_table(data: Any) -> None:
     assert [line.split() for line in print_of.splitlines()] == [
         ["neighbors='in'"],
         ["what", "width", "behind"],
-        ["history", "0", "16", "convs.0"],
-        ["history", "1", "16", "convs.1"],
+        ["history", "0", "16", "convs.0,", "relu"],
+        ["history", "1", "16", "convs.1,", "relu"],
     ]
 
 

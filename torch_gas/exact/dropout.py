@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import Parameter
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
@@ -187,6 +187,17 @@ _CALLS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 }
 
 
+def _drawn(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``draw`` makes of rows; other modes see a function of torch, which may give it some of them."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(_drawn, (x,), x, draw)
+    with torch._C.DisableTorchFunction():
+        return draw(x)
+
+
+_drawn.__name__ = "dropout"  # as what it stands in for
+
+
 class _Masks(TorchFunctionMode):
     """Stands in for dropout during ``call``, once it is wired."""
 
@@ -273,9 +284,8 @@ class _Masks(TorchFunctionMode):
                 f"{self.scope.layer}: dropout is called under activation checkpointing, which would call it once more in the "
                 "backward pass, where its rows are not known; switch it off and make batches smaller instead"
             )
-        with torch._C.DisableTorchFunction():
-            out = self._dropped(x, float(p))
-            return x.copy_(out) if in_place else out
+        out = _drawn(x, partial(self._dropped, p=float(p)))
+        return x.copy_(out) if in_place else out
 
     def _dropped(self, x: Tensor, p: float) -> Tensor:
         number = self._count("dropout")

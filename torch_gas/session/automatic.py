@@ -41,6 +41,17 @@ class Automatic(Handler):
         self.device = model.device
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
+    def enters(self, place: Place) -> None:
+        if place._replace(number=1) not in self.found.known:  # that of a layer which returns a tuple
+            self._check_known(place)
+
+    def _check_known(self, place: Place) -> None:
+        if place not in self.found.known:
+            raise RuntimeError(
+                f"{place} was not called when the model was tried out by scale(), so it has no history; a model must "
+                "call its layers in one order, with training or evaluation as the only switch. Scale it again after a change"
+            )
+
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         """Rows of any value where inference knows the exact ones, which :meth:`at` then gives."""
         replay = self.model._session.replay
@@ -64,7 +75,10 @@ class Automatic(Handler):
 
     def normalize(self, undo: Undo) -> None:
         """Has layers that normalise by degrees look these up, in training; else the batch's are compared with the graph's."""
-        if self.call.n_id is None or not self.model.training or self.model._session.replay is not None:
+        in_training = self.model.training and self.model._session.replay is None
+        if (
+            self.call.n_id is None or not in_training or not self.layout.bipartite
+        ):  # rows of the halo have loops as well
             return
         assert self.call.batch_size is not None
         known: dict[Any, Any] = {}
@@ -84,11 +98,8 @@ class Automatic(Handler):
 
     def _rows(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
-        if need is None and place.kind in ("output", "hop") and place not in self.found.known:
-            raise RuntimeError(
-                f"{place} was not called when the model was tried out by scale(), so it has no history; a model must "
-                "call its layers in one order, with training or evaluation as the only switch. Scale it again after a change"
-            )
+        if need is None and place.kind in ("output", "hop"):
+            self._check_known(place)
         if self.call.n_id is None:
             if need is not None and need.action == "history":
                 self.model.push_and_pull(self.model.histories[need.number], value.reshape(value.size(0), -1))

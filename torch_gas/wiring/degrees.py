@@ -41,7 +41,8 @@ class _Weights(NamedTuple):
 def can_normalize(conv: Any) -> bool:
     """Whether it is one of these layers, as PyG has it."""
     return (
-        type(conv).forward in _LAYERS
+        isinstance(conv, (GCNConv, GCN2Conv))
+        and type(conv).forward in _LAYERS
         and conv.normalize
         and conv.aggr in ("add", "sum")
         and conv.flow == "source_to_target"

@@ -74,6 +74,9 @@ def missed(model: Module, places: Collection[Place], batch_size: int | None) -> 
 class Handler:
     """Decides what a forward pass goes on with at its places."""
 
+    def enters(self, place: Place) -> None:
+        """Told of a convolution that is about to be called."""
+
     def substitute(self, place: Place, module: Module) -> Tensor | None:
         """Rows [B, ...] or [B + S, ...] that stand in for what would be computed at ``place``; None to compute it."""
         return None
@@ -170,8 +173,10 @@ class Places(TorchFunctionMode):
         bipartite, of_edges, steps = layout or Layout()
         self._watch = watch
         if any(names != () for names in steps.values()):
-            self._row_wise = RowWise(steps, self.num_rows, partial(self._unseen, self.handler.at))
+            self._row_wise = RowWise(steps, self.num_rows)
         names = {module: name for name, module in self.model.named_modules()}
+        for conv in self.convs:
+            undo.hook_before(conv, partial(self._enter, names[conv] or type(conv).__name__))
         if rows is not None:
             others = [conv for conv in self.convs if names[conv] in of_edges]
             Batch(self.layers, [self.model], rows, bipartite, others).wire(undo)
@@ -210,13 +215,15 @@ class Places(TorchFunctionMode):
 
     # -- convolutions --------------------------------------------------------------------------------------------------
 
+    def _enter(self, name: str, conv: Module, args: Any, kwargs: Any) -> None:
+        self.handler.enters(Place(_scope(name, self._calls[conv] + 1), "output", 0))
+
     def _forward(self, conv: MessagePassing, name: str) -> Any:
         forward = conv.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self._calls[conv] += 1
-            number = self._calls[conv]
-            self.scope = name if number == 1 else f"{name}#{number}"
+            self.scope = _scope(name, self._calls[conv])
             if self._watch is not None:
                 self._watch.use((args, kwargs))
             instead = self.handler.substitute(Place(self.scope, "output", 0), conv)
@@ -232,12 +239,15 @@ class Places(TorchFunctionMode):
         if self._watch is not None and has_rows and not is_tuple:
             self._watch.leave(place, rows)
         if self._row_wise is not None and has_rows:
-            value = self._row_wise.leave(place, rows)
+            value = self._row_wise.leave(place, rows, self._exchange)
         else:
-            value = self._unseen(self.handler.at, place, rows) if has_rows else None
+            value = self._exchange(place, rows) if has_rows else None
         if value is None:
             return out
         return batch.with_first(out, value) if is_tuple else value
+
+    def _exchange(self, place: Place, rows: Tensor) -> Tensor | None:
+        return self._unseen(self.handler.at, place, rows)
 
     def _propagate(self, conv: MessagePassing) -> Any:
         propagate = conv.propagate
@@ -266,7 +276,7 @@ class Places(TorchFunctionMode):
             func = dropout
         is_outside = self._is_entered and self._inside == 0
         if is_outside and self._row_wise is not None and not self.scope:
-            out = self._row_wise.function(func, args, kwargs)
+            out = self._row_wise.function(func, args, kwargs, self._exchange)
             if out is not NOT_READ:
                 return out
         out = func(*args, **kwargs)
@@ -293,12 +303,19 @@ class Places(TorchFunctionMode):
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """What stands in for the function of torch, with names of its arguments."""
-    return F.dropout(input, p, training, True) if inplace else draw(input, p, training)
+    if inplace or not 0 <= p <= 1:
+        return F.dropout(input, p, training, inplace)
+    return draw(input, p, training)
 
 
 # Folders of what stands in for parts of layers.
 _ROOM, _ = os.path.split(batch.__file__)
 _WRAPPERS = tuple(os.path.join(os.path.dirname(_ROOM), room, "") for room in ("wiring", "exact", "extensions"))
+
+
+def _scope(name: str, number: int) -> str:
+    """The name of a call of a convolution."""
+    return name if number == 1 else f"{name}#{number}"
 
 
 def _line() -> str:

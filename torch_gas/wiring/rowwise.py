@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas.graph.attributes import first_rows
 from torch_gas.graph.halo import batch_rows
@@ -37,6 +36,11 @@ _OF_TWO = {"add", "sub", "mul"}
 # Those that read parameters or random numbers.
 _LEARNED = {"linear", "batch_norm", "layer_norm", "rms_norm", "prelu"}
 _RANDOM = {"dropout", "feature_dropout", "alpha_dropout", "rrelu"}
+# Those that take rows of several tensors side by side, which must be as many.
+_JOINING = {
+    "add", "sub", "mul", "div", "cat", "concat", "concatenate", "hstack", "stack", "where", "maximum", "minimum", "max", "min",
+    "lerp", "addcmul", "dot", "cosine_similarity",
+}  # fmt: skip
 # What may be asked of rows without a look at their number or at what they hold.
 _HARMLESS = {
     torch.is_floating_point, Tensor.is_floating_point, Tensor.dim,
@@ -160,61 +164,64 @@ class _UnderWay(NamedTuple):
     names: tuple[str, ...]
 
 
+Exchange = Callable[
+    ["Place", Tensor], "Tensor | None"
+]  # gives the rows to go on with at a place, or None to leave them
+
+
 class RowWise:
-    """Runs row-wise code behind outputs on the rows that their layers give, and has :attr:`exchange` called behind it.
+    """Runs row-wise code behind outputs on the rows that their layers give, and has rows exchanged behind it.
 
     Args:
         steps: what was found.
         num_rows: B + S, or N. Rows of that number which such code reads as well are cut to those of the batch.
-        exchange: gives the rows to go on with at a place, or None to leave them.
     """
 
-    def __init__(self, steps: Steps, num_rows: int, exchange: Callable[[Place, Tensor], Tensor | None]) -> None:
-        self.steps, self.num_rows, self.exchange = steps, num_rows, exchange
+    def __init__(self, steps: Steps, num_rows: int) -> None:
+        self.steps, self.num_rows = steps, num_rows
         self._under_way: dict[int, _UnderWay] = {}
-        self._alone: WeakIdKeyDictionary = WeakIdKeyDictionary()  # rows of the batch whose halo is not needed
+        self._batch_size: int | None = None  # once there are rows of the batch alone
 
-    def leave(self, place: Place, rows: Tensor) -> Tensor | None:
+    def leave(self, place: Place, rows: Tensor, exchange: Exchange) -> Tensor | None:
         """What replaces an output; None to leave it."""
         names = self.steps.get(place, ())
         if names is None:
-            self.exchange(place, rows)  # which has nothing to add
-            self._alone[rows] = True
+            exchange(place, rows)  # which has nothing to add
+            self._batch_size = rows.size(0) if rows.size(0) < self.num_rows else None
         elif names:
             self._under_way[id(rows)] = _UnderWay(rows, place, names)
         else:
-            return self.exchange(place, rows)
+            return exchange(place, rows)
         return None
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], exchange: Exchange) -> Any:
         """The result of a function of torch, if it reads rows of an output before their place; NOT_READ if not."""
-        if not self._under_way and not self._alone:
-            return NOT_READ
-        read = list(_tensors(args, kwargs))
-        mine = next((each for each in read if id(each) in self._under_way), None)
-        alone = mine if mine is not None else next((each for each in read if each in self._alone), None)
-        if alone is None:
-            return NOT_READ
+        if self._under_way:
+            read = next((each for each in _tensors(args, kwargs) if id(each) in self._under_way), None)
+            if read is not None:
+                return self._step(func, args, kwargs, read, exchange)
+        if self._batch_size is not None and func.__name__ in _JOINING:
+            size = self._batch_size
+            like = next((each for each in _tensors(args, kwargs) if each.dim() and each.size(0) == size), None)
+            if like is not None:
+                return func(*self._cut(args, like), **self._cut(kwargs, like))
+        return NOT_READ
+
+    def _step(self, func: Any, args: Any, kwargs: Any, read: Tensor, exchange: Exchange) -> Any:
         if _is_harmless(func, args):
             return func(*args, **kwargs)
-        if mine is None:
-            out = func(*self._cut(args, alone), **self._cut(kwargs, alone))
-            for each in out if isinstance(out, tuple) else (out,):
-                if isinstance(each, Tensor) and each.shape[:1] == alone.shape[:1]:
-                    self._alone[each] = True
-            return out
-        _, place, names = self._under_way.pop(id(mine))
+        _, place, names = self._under_way.pop(id(read))
         if func.__name__ != names[0]:
             raise RuntimeError(
                 f"behind {place}, forward calls {func.__name__} where it called {names[0]} when scale() tried it out, so that "
                 "histories would hold other rows than before. Do the same in each call, or have histories hold what "
                 'convolutions return: scale(model, data, places="outputs")'
             )
-        out = func(*self._cut(args, mine), **self._cut(kwargs, mine))
+        out = func(*self._cut(args, read), **self._cut(kwargs, read))
         if names[1:]:
             self._under_way[id(out)] = _UnderWay(out, place, names[1:])
             return out
-        instead = self.exchange(place, out)
+        instead = exchange(place, out)
         return out if instead is None else instead
 
     def _cut(self, value: Any, like: Tensor) -> Any:

@@ -154,7 +154,8 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
                 _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
                 return found
             except Differs as failure:
-                failures.append(failure)
+                if not steps:  # else the same batches are tried without
+                    failures.append(failure)
     # Code that fails on a batch (the cause) tells less than rows that differ.
     telling = next((each for each in failures if each.__cause__ is None), failures[0])
     raise ValueError(explain(model, telling, whole.values)) from telling
