@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SUITES = {
     "cpu": (
         "step",
+        "host",
         "kernels",
         "partition",
         "loader",

@@ -301,6 +301,12 @@ def test_kernels(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler:
     picture(tmp_path / "kernels.png")
 
 
+def test_host(run) -> None:
+    (rows,) = run("host", CPU, ())
+    assert [row["model"] for row in rows] == ["GCN", "GAT", "GCNII", "PNA"]
+    assert all(row["more a history, µs"] == pytest.approx(1e3 * row["more, ms"] / 3) for row in rows)
+
+
 def test_loader(run, tmp_path: Path) -> None:
     alone, waits = run("loader", CPU, ())
     ways = ["when asked for", "a thread ahead", "two processes", "kept"]
