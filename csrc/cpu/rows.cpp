@@ -254,6 +254,17 @@ void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, con
   });
 }
 
+void fill_chunks(int64_t* table, int64_t num_rows, const int64_t* offset, const int64_t* count,
+                 int64_t num_chunks, int64_t value, int threads) {
+  const Ranges chunks = make_ranges("fill_chunks", "offset", offset, count, num_chunks, num_rows);
+  check_disjoint("fill_chunks", "offset", chunks);
+  parallel_for(chunks.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
+    chunks.for_each_run(begin, end, [&](int64_t row, int64_t, int64_t length) {
+      std::fill_n(table + row, length, value);
+    });
+  });
+}
+
 void write_unchecked(const Table& table, const Ranges& chunks, int64_t first, const Rows& rows,
                      int threads) {
   if (table.num_cols == 0) return;
