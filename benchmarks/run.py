@@ -20,6 +20,7 @@ SUITES = {
         "kernels",
         "partition",
         "loader",
+        "threads",
         "scaling",
         "products",
         "tiers",

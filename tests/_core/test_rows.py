@@ -155,6 +155,22 @@ def test_fill_chunks_on_threads(threads: int) -> None:
     assert torch.equal(table, expected)
 
 
+@pytest.mark.parametrize("at", [0, 511, 512, 1300])
+@pytest.mark.parametrize("wrong", [-1, -(2**63), 100, 2**63 - 1])
+@pytest.mark.parametrize("table", [torch.arange(100), torch.rand(100), torch.rand(100, 3)])
+def test_the_first_id_that_is_out_of_range_is_named(at: int, wrong: int, table: torch.Tensor) -> None:
+    """Ids are looked at in blocks."""
+    index = torch.arange(1500) % 100
+    assert torch.equal(_core.gather_rows(table, index), table[index])
+    index[at], index[1400] = wrong, -2
+    out = torch.zeros(1500, *table.shape[1:], dtype=table.dtype)
+    with pytest.raises(IndexError, match=rf"must be in \[0, 100\), but index\[{at}\] is {wrong}"):
+        _core.gather_rows(table, index, out=out)
+    assert not out.any()
+    with pytest.raises(IndexError, match=r"must be in \[0, 0\), but index\[0\] is 0"):
+        _core.gather_rows(table[:0], int64(0))
+
+
 def test_adjacent_ranges() -> None:
     """They move as one, and errors still name the ranges of the caller."""
     table, count = torch.arange(10.0), torch.tensor([2, 0, 1, 3, 0, 2])
