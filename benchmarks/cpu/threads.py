@@ -19,7 +19,7 @@ from workload import block_graph
 from torch_gas import SubData, SubgraphLoader
 from torch_gas.graph.formats import map_tensors
 
-FULL_SIZE, TINY = (131_072, 64, 8), (640, 8, 2)  # nodes, features, rounds
+FULL_SIZE, TINY = (262_144, 64, 8), (640, 8, 2)  # nodes, features, rounds; as in benchmarks/gpu/step.py
 DEGREE, NUM_PARTS, PARTS_A_BATCH = 40, 32, 4
 LAYOUTS = ("csr", "EdgeIndex", "edge_index")
 
@@ -85,8 +85,8 @@ def main() -> None:
     size = TINY if args.quick else FULL_SIZE
     rows = [measure(layout, size, args.threads) for layout in LAYOUTS]
     note = (
-        f"{size[0]:,} nodes of {DEGREE} edges and {size[1]} features, {PARTS_A_BATCH} of {NUM_PARTS} parts in a batch, whose halo "
-        f"is as large as they are. The fastest of {size[2]} epochs each, in turn, after one that does not count."
+        f"{size[0]:,} nodes of {DEGREE} edges and {size[1]} features, {PARTS_A_BATCH} of {NUM_PARTS} parts in a batch, whose "
+        f"halo is as large as they are. The fastest of {size[2]} epochs each, in turn, after one that does not count."
     )
     save(args, "threads", __doc__, record, [table("Making batches", rows, note)])
 
