@@ -149,8 +149,9 @@ class Matrix(Format):
 
 
 def entries(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` for ids [M]; in host memory on all threads, which torch does not use for numbers of one column."""
-    return _core.gather_rows(values, index) if _core.is_table(values) else values.index_select(0, index)
+    """``values[index]`` for ids [M], in host memory on all threads: torch, which reads ids once, uses one for rows of one number."""
+    is_shared = torch.get_num_threads() > 1 and _core.is_table(values)
+    return _core.gather_rows(values, index) if is_shared else values.index_select(0, index)
 
 
 def row_pointers(ids: Tensor, num_nodes: int) -> Tensor:
