@@ -149,7 +149,7 @@ class Matrix(Format):
 
 
 def entries(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` for ids [M], in host memory on all threads: torch, which reads ids once, uses one for rows of one number."""
+    """``values[index]`` for ids [M], in host memory on all threads: torch uses one for rows of one number, where it is faster."""
     is_shared = torch.get_num_threads() > 1 and _core.is_table(values)
     return _core.gather_rows(values, index) if is_shared else values.index_select(0, index)
 
