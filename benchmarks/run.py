@@ -16,9 +16,11 @@ HERE = Path(__file__).parent
 SUITES = {
     "cpu": (
         "step",
+        "host",
         "kernels",
         "partition",
         "loader",
+        "threads",
         "scaling",
         "products",
         "tiers",

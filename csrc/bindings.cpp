@@ -26,6 +26,7 @@
 //   read_chunks        table [N, C], offset, count [P]       rows [M, C]
 //   write_chunks       offset, count [P], rows [M, C]        table [N, C]
 //                      (in these, but add_rows, table may be a FileTable)
+//   fill_chunks        offset, count [P]                     table [N]
 //   read_ahead         index [M], of a FileTable             -
 //   clear_rows         offset, count [P]                     table [N, C], a FileTable
 //   cuda_*             the first five of these on a stream: table in device or pinned memory, index and rows
@@ -243,6 +244,13 @@ void write_chunks_py(const T& table, Address offset, Address count, int64_t num_
                      const Rows& rows, int threads) {
   Unlocked unlocked;
   write_chunks(table, at<int64_t>(offset), at<int64_t>(count), num_parts, rows, threads);
+}
+
+void fill_chunks_py(Address table, int64_t num_rows, Address offset, Address count,
+                    int64_t num_parts, int64_t value, int threads) {
+  Unlocked unlocked;
+  fill_chunks(at<int64_t>(table), num_rows, at<int64_t>(offset), at<int64_t>(count), num_parts,
+              value, threads);
 }
 
 void read_ahead_py(const FileTable& table, int bits, Address index, int64_t num_ids) {
@@ -477,6 +485,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_chunks", &read_chunks_py<FileTable>);
   m.def("write_chunks", &write_chunks_py<Table>);
   m.def("write_chunks", &write_chunks_py<FileTable>);
+  m.def("fill_chunks", &fill_chunks_py);
   m.def("read_ahead", &read_ahead_py);
   m.def("clear_rows", &clear_rows_py);
   m.def("noted_failure", &noted_failure);

@@ -2,6 +2,7 @@
 // in Python and `std::out_of_range` becomes IndexError.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -54,10 +55,21 @@ int64_t load_id(const T* id) {
 template <class T>
 void check_ids(const char* call, const char* name, const T* ids, int64_t size, int64_t bound,
                int threads) {
+  constexpr int64_t kBlock = 512;
   FirstBad bad;
   parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (!in_range(ids[i], bound)) return bad.report(i);
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t stop = std::min(i + kBlock, end);
+      // An id in range and its distance to the last one have no sign: a loop without branches.
+      uint64_t signs = 0;
+      for (int64_t j = i; j < stop; ++j) {
+        const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids[j]));
+        signs |= id | (static_cast<uint64_t>(bound) - 1 - id);
+      }
+      if (signs >> 63 == 0) continue;
+      for (int64_t j = i; j < stop; ++j) {
+        if (!in_range(ids[j], bound)) return bad.report(j);
+      }
     }
   });
   check_reported(bad, call, name, ids, bound);

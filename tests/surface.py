@@ -599,6 +599,13 @@ of_core("write_chunks", table=rows(), rows=rows(3), **RANGES)
 # -- what there is to call ---------------------------------------------------------------------------------------------
 
 
+@call_of("_core.fill_chunks")
+def _() -> Call:
+    times = torch.zeros(N, dtype=torch.int64)
+    ranges = {"offset": torch.tensor([5, 0]), "count": torch.tensor([2, 1])}
+    return Call(anew(_core.fill_chunks, table=times), {"table": times, **ranges, "value": 7})
+
+
 @call_of("_core.read_ahead")
 def _() -> Call:
     return Call(_core.read_ahead, {"table": table(), "index": torch.tensor([4, 0, 7])})
@@ -627,7 +634,6 @@ LEFT_OUT = {
     "_core.at_page": "takes a shape and a type that History has checked",
     "_core.locked_by": "tells of page-locked memory; see tests/_core/test_memory.py",
     "_core.stored_copy": "makes what write_chunks takes, which checks it",
-    "_core.fill_chunks": "takes ranges that write_chunks has accepted",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.Sparse": "a record, which the functions that take it check",

@@ -14,6 +14,7 @@ from torch_gas._core import checks
 from torch_gas._core.naming import naming
 from torch_gas._util.arguments import checked
 from torch_gas._util.fitting import fitting
+from torch_gas._util.memory import has_memory, why_not
 from torch_gas.graph.origin import Origin, key_of, origin_of
 from torch_gas.table import FileTable, FileTier, HotSet, Table
 from torch_gas.table.codec import FLOATS, STORED, Codec
@@ -270,10 +271,10 @@ class History(torch.nn.Module):
                     "give n_id, or offset and count, to push some rows"
                 )
         except OSError:
-            self._mark(-1, n_id, offset, count, x.size(0))
+            self._mark(-1, n_id, offset, count)
             raise
         vars(self)["_row_dtype"] = x.dtype  # a module takes its time to set an attribute
-        self._mark(int(self.clock), n_id, offset, count, x.size(0))
+        self._mark(int(self.clock), n_id, offset, count)
 
     def request(self, n_id: Tensor) -> None:
         """Says that the rows ``n_id`` [S] will be pulled soon: whoever can, fetches them meanwhile."""
@@ -283,9 +284,11 @@ class History(torch.nn.Module):
         """What the table would give back for rows ``x``, [B, C], in their type."""
         return MemoryTable.of_rows(x, self.table.dtype).numbers(x.dtype)
 
-    @checked
     def check_rows(self, x: Tensor) -> None:
         """Raises unless ``x`` is a floating-point tensor of this table's width."""
+        if not has_memory(x):
+            checks.kind("History.push", "x", x, Tensor, "a torch.Tensor")
+            raise ValueError(f"History.push: x must be a dense tensor with memory, but {why_not(x)}")
         if x.dtype not in FLOATS:
             raise TypeError(f"History.push: x must be a floating-point tensor, but is {x.dtype}; pass x.float()")
         if x.dim() != 2 or x.size(1) != self.embedding_dim:
@@ -310,19 +313,15 @@ class History(torch.nn.Module):
     def mark(self, n_id: Tensor | None, offset: Tensor | None = None, count: Tensor | None = None) -> None:
         """Notes that rows were pushed now; :meth:`push` calls it, as does whoever fills ``emb`` by other means."""
         now = int(self.clock)
-        if offset is not None and count is not None:
-            checks.ranges("mark", "offset", offset, count)
-            # The core refuses what is out of range.
-            return self._mark(now, None, offset, count, int(count.clamp(0, self.num_embeddings).sum()))
-        if n_id is not None:  # ids that no push has checked
+        if n_id is not None and (offset is None or count is None):  # ids that no push has checked
             ids = n_id.to(self.pushed_at.device)
             return _core.scatter_rows(self.pushed_at, ids, torch.full(ids.shape, now, device=ids.device))
-        self.pushed_at.fill_(now)
+        self._mark(now, None, offset, count)
 
-    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None, num_rows: int) -> None:
-        """Of ``num_rows`` rows that the core has written, and so are there."""
+    def _mark(self, now: int, n_id: Tensor | None, offset: Tensor | None, count: Tensor | None) -> None:
+        """Of rows that the core has written, and so are there."""
         if offset is not None and count is not None:
-            _core.fill_chunks(self.pushed_at, offset, count, num_rows, now)
+            _core.fill_chunks(self.pushed_at, offset, count, now)
         elif n_id is not None:
             self.pushed_at.index_fill_(0, n_id.to(self.pushed_at.device, torch.int64), now)
         else:

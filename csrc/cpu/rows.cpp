@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -137,6 +138,25 @@ void for_each_sorted_id(const char* call, const Table& table, const I* index, co
   });
 }
 
+// Rows of one number each, of `kBytes`. A function for each and requests ahead would take longer
+// than to read them: many loads are under way at a time as it is.
+template <int64_t kBytes, class I>
+void gather_numbers(const Table& table, const I* index, const Rows& rows, int threads) {
+  FirstBad changed;
+  parallel_for(rows.num_rows, kGrain, threads, [&](int64_t begin, int64_t end) {
+    // Copies, which stores to `to` cannot change.
+    const char* const from = table.data;
+    char* const to = rows.data;
+    const int64_t num_rows = table.num_rows;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t id = load_id(index + i);
+      if (!in_range(id, num_rows)) return changed.report(i);
+      std::memcpy(to + i * kBytes, from + id * kBytes, kBytes);
+    }
+  });
+  check_unchanged(!changed.found(), "gather_rows");
+}
+
 Ranges checked_ranges(const char* call, int64_t num_rows, const int64_t* offset,
                       const int64_t* count, int64_t num_chunks, const Rows& rows) {
   Ranges ranges = make_ranges(call, "offset", offset, count, num_chunks, num_rows);
@@ -207,6 +227,10 @@ Ranges disjoint_chunk_ranges(const char* call, int64_t num_rows, const int64_t* 
 template <class I>
 void gather_unchecked(const Table& table, const I* index, const Rows& rows, int threads) {
   if (table.num_cols == 0) return;  // and there may be no memory
+  if (table.dtype == DType::bytes && table.num_cols == 4)
+    return gather_numbers<4>(table, index, rows, threads);
+  if (table.dtype == DType::bytes && table.num_cols == 8)
+    return gather_numbers<8>(table, index, rows, threads);
   const bool streamed =
       is_streamed(rows.data, row_bytes(rows.dtype, table.num_cols), rows.num_rows);
   with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
@@ -251,6 +275,17 @@ void read_unchecked(const Table& table, const Ranges& chunks, int64_t first, con
   with_copy(table.dtype, rows.dtype, table.num_cols, streamed, [&](auto copy) {
     for_each_run(table, chunks, first, rows, streamed, threads,
                  [&](char* there, char* here, int64_t n) { copy(here, there, n); });
+  });
+}
+
+void fill_chunks(int64_t* table, int64_t num_rows, const int64_t* offset, const int64_t* count,
+                 int64_t num_chunks, int64_t value, int threads) {
+  const Ranges chunks = make_ranges("fill_chunks", "offset", offset, count, num_chunks, num_rows);
+  check_disjoint("fill_chunks", "offset", chunks);
+  parallel_for(chunks.total(), kGrain, threads, [&](int64_t begin, int64_t end) {
+    chunks.for_each_run(begin, end, [&](int64_t row, int64_t, int64_t length) {
+      std::fill_n(table + row, length, value);
+    });
   });
 }
 

@@ -96,4 +96,8 @@ void write_chunks(const T& table, const int64_t* offset, const int64_t* count, i
   write_unchecked(table, chunks, 0, rows, threads);
 }
 
+// One value in all rows of the ranges of a table of one number a row; ranges must not overlap.
+void fill_chunks(int64_t* table, int64_t num_rows, const int64_t* offset, const int64_t* count,
+                 int64_t num_chunks, int64_t value, int threads);
+
 }  // namespace torch_gas

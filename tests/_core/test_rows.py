@@ -129,6 +129,48 @@ def test_chunks(
     twins.same_bits(table, expected)
 
 
+@given(st.integers(0, 60), st.sampled_from([-(2**63), -1, 0, 2**63 - 1]), st.data())
+def test_fill_chunks(num_rows: int, value: int, data: st.DataObject) -> None:
+    table = torch.arange(num_rows)
+    offset, count = data.draw(twins.part_ranges(num_rows))
+    expected = table.clone()
+    expected[twins.chunk_index(offset, count)] = value
+    before = table._version
+    _core.fill_chunks(table, twins.strided(offset), twins.strided(count), value)
+    assert torch.equal(table, expected) and table._version > before
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_fill_chunks_on_threads(threads: int) -> None:
+    """Ranges that pieces of the loop cut."""
+    table, expected = torch.zeros(200_000, dtype=torch.int64), torch.zeros(200_000, dtype=torch.int64)
+    offset, count = int64(150_000, 3, 70_000), int64(50_000, 60_000, 1)
+    expected[twins.chunk_index(offset, count)] = 9
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _core.fill_chunks(table, offset, count, 9)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(table, expected)
+
+
+@pytest.mark.parametrize("at", [0, 511, 512, 1300])
+@pytest.mark.parametrize("wrong", [-1, -(2**63), 100, 2**63 - 1])
+@pytest.mark.parametrize("table", [torch.arange(100), torch.rand(100), torch.rand(100, 3)])
+def test_the_first_id_that_is_out_of_range_is_named(at: int, wrong: int, table: torch.Tensor) -> None:
+    """Ids are looked at in blocks."""
+    index = torch.arange(1500) % 100
+    assert torch.equal(_core.gather_rows(table, index), table[index])
+    index[at], index[1400] = wrong, -2
+    out = torch.zeros(1500, *table.shape[1:], dtype=table.dtype)
+    with pytest.raises(IndexError, match=rf"must be in \[0, 100\), but index\[{at}\] is {wrong}"):
+        _core.gather_rows(table, index, out=out)
+    assert not out.any()
+    with pytest.raises(IndexError, match=r"must be in \[0, 0\), but index\[0\] is 0"):
+        _core.gather_rows(table[:0], int64(0))
+
+
 def test_adjacent_ranges() -> None:
     """They move as one, and errors still name the ranges of the caller."""
     table, count = torch.arange(10.0), torch.tensor([2, 0, 1, 3, 0, 2])
@@ -369,6 +411,15 @@ def test_writes_under_inference_mode() -> None:
         ("write_chunks", {"count": int64(1, 1)}, ValueError, "`count` sums to 2 rows, .* are 3"),
         ("write_chunks", {"rows": ROWS[:, :1]}, ValueError, "never broadcast"),
         ("write_chunks", {"rows": torch.tensor(1.0)}, ValueError, r"\[M, 2\], but has shape \[\]"),
+        ("fill_chunks", {"offset": int64(3, 0)}, IndexError, "range 0 has `offset` 3"),
+        ("fill_chunks", {"offset": int64(0, 1)}, ValueError, "ranges 0 and 1 do"),
+        ("fill_chunks", {"count": int64(1)}, ValueError, "`offset` and `count` must be equally"),
+        ("fill_chunks", {"table": TABLE}, TypeError, "`table` must be one of int64"),
+        ("fill_chunks", {"table": int64(*range(8))[::2]}, ValueError, "`table` must be contiguous"),
+        ("fill_chunks", {"table": int64(*range(4)).view(2, 2)}, ValueError, "`table` must have one dimension"),
+        ("fill_chunks", {"table": int64(1).to("meta")}, ValueError, "`table` must be on the host"),
+        ("fill_chunks", {"value": 2**63}, ValueError, "`value` must have 64 bits"),
+        ("fill_chunks", {"value": 1.0}, TypeError, "`value` must be an int"),
     ],
 )
 def test_rows_refuses(call: str, changes: dict[str, object], error: type, message: str) -> None:
@@ -379,6 +430,7 @@ def test_rows_refuses(call: str, changes: dict[str, object], error: type, messag
         "add_rows": {"index": IDS, "rows": ROWS},
         "read_chunks": chunks,
         "write_chunks": {**chunks, "rows": torch.full((3, 2), -1.0)},
+        "fill_chunks": {"table": torch.arange(4), **chunks, "value": 1},
     }[call]
     table, rows = TABLE.clone(), ROWS.clone()
     with pytest.raises(error, match=f"^{call}: .*{message}"):

@@ -164,3 +164,27 @@ def test_scale_takes_dense_features() -> None:
     data.x = data.x.to_sparse_csr()
     with pytest.raises(ValueError, match="to_dense"):
         scale(GraphSAGE(WIDTH, 8, 2, CLASSES), data)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32])
+def test_entries_are_the_same_on_any_number_of_threads(threads: int, ids: torch.dtype) -> None:
+    index = torch.randint(0, 500, (40_000,), generator=torch.Generator().manual_seed(0)).to(ids)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for values in (
+            torch.rand(500),
+            torch.rand(500, 3),
+            torch.rand(500, 6)[:, ::2],
+            torch.arange(500),
+            torch.rand(500) > 0.5,
+        ):
+            assert torch.equal(take(values, index), values[index.long()])
+        learned = torch.rand(500, requires_grad=True)
+        take(learned, index).sum().backward()
+        assert torch.equal(learned.grad, torch.bincount(index, minlength=500).float())
+        with pytest.raises(IndexError):
+            take(torch.rand(5), index)
+    finally:
+        torch.set_num_threads(before)

@@ -301,6 +301,12 @@ def test_kernels(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler:
     picture(tmp_path / "kernels.png")
 
 
+def test_host(run) -> None:
+    (rows,) = run("host", CPU, ())
+    assert [row["model"] for row in rows] == ["GCN", "GAT", "GCNII", "PNA"]
+    assert all(row["more a history, µs"] == pytest.approx(1e3 * row["more, ms"] / 3) for row in rows)
+
+
 def test_loader(run, tmp_path: Path) -> None:
     alone, waits = run("loader", CPU, ())
     ways = ["when asked for", "a thread ahead", "two processes", "kept"]
@@ -313,6 +319,23 @@ def test_loader(run, tmp_path: Path) -> None:
     for row in waits:
         assert row["waiting, %"] == pytest.approx(row["waiting, ms"] / row["epoch, s"] / 10)
     picture(tmp_path / "loader.png")
+
+
+def test_threads(run) -> None:
+    (rows,) = run("threads", CPU, ("--threads", "2"))
+    assert [row["adjacency"] for row in rows] == ["csr", "EdgeIndex", "edge_index"]
+    for row in rows:
+        ratio = row["one thread, ms a batch"] / row["threads: 2, ms a batch"]
+        assert row["times as fast"] == pytest.approx(ratio)
+
+
+def test_what_stands_in_for_a_courier_copies_all_but_the_rows_that_it_gave_memory_for() -> None:
+    loader = load("threads").loader_of("edge_index", 640, 8)
+    made = loader.builder([0, 1])
+    sent, _ = loader._courier.send(made)
+    same = {key for key, value in sent.to_dict().items() if value is made[key]}
+    assert {"x", "y"} <= same and not {"edge_index", "edge_weight", "n_id"} & same
+    assert all(torch.equal(sent[key], made[key]) for key in ("x", "y", "edge_index", "edge_weight", "n_id"))
 
 
 def test_scaling(run, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ VALID = {
     ("History.pull", "n_id", "an id twice"): "a row may be read twice",
     ("History.mark of ids", "n_id", "one row less"): "any rows may be marked",
     ("History.check_rows", "x", "one row *"): "any number of rows has the right width",
+    ("_core.fill_chunks", "value", "negative"): "any number may be written",
     ("AsyncIOPool.pull_now", "src", "one row *"): "a table of another length holds these rows, too",
     ("AsyncIOPool.async_push", "dst", "one row *"): "a table of another length holds these rows, too",
     ("AsyncIOPool.async_pull", "src", "one row *"): "a table of another length holds these rows, too",

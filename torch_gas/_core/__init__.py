@@ -18,6 +18,7 @@ has come past them.
 from torch_gas._core.build import has_cuda
 from torch_gas._core.dropout import dropout, dropout_rows
 from torch_gas._core.file import FileRows, Table, clear_rows, forget_failure, noted_failure, read_ahead
+from torch_gas._core.fill import fill_chunks
 from torch_gas._core.memory import advise_huge_pages, at_page, fingerprint, locked_by, register
 from torch_gas._core.order import to_csr, transpose
 from torch_gas._core.placement import Staging
@@ -28,7 +29,6 @@ from torch_gas._core.rows import (
     batch_rows,
     batch_rows_into,
     batch_rows_of,
-    fill_chunks,
     gather_rows,
     is_table,
     read_chunks,

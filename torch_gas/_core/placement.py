@@ -52,6 +52,8 @@ def device_of_rows(call: str, table: Table, staging: Staging | None, default: to
 
 def check_placement(call: str, table: Table, name: str, device: torch.device, staging: Staging | None = None) -> None:
     """Refuses placements in which rows on `device` cannot reach the table."""
+    if staging is None and device.type == "cpu" and table.device == device:
+        return
     if staging is not None:
         if device != staging.stream.device:
             raise ValueError(

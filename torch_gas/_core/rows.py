@@ -236,8 +236,10 @@ def write_chunks(table: Table, offset: Tensor, count: Tensor, rows: Tensor, *, s
     call = "write_chunks"
     offset, count = checks.ranges(call, "offset", offset, count)
     _table(call, table, offset, count)
-    _check_rows(call, "rows", rows, table, None)
-    rows = _apart(table, checks.packed(call, "rows", rows))
+    if not _are_rows_of(table, rows):
+        _check_rows(call, "rows", rows, table, None)
+        rows = checks.packed(call, "rows", rows)
+    rows = _apart(table, rows)
     device_of_rows(call, table, staging, rows.device)
     check_placement(call, table, "rows", rows.device, staging)
     move(call, table, rows, offset.data_ptr(), count.data_ptr(), offset.numel(), staging=staging)
@@ -261,29 +263,6 @@ def stored_copy(table: Table, rows: Tensor) -> Tensor:
     copied = empty((num_rows, *table.shape[1:]), table.dtype, rows.device)
     write_chunks(copied, torch.tensor([0], device="cpu"), torch.tensor([num_rows], device="cpu"), rows)
     return copied
-
-
-def fill_chunks(table: Tensor, offset: Tensor, count: Tensor, num_rows: int, value: int) -> None:
-    """Writes one `value` to the `num_rows` rows of several ranges of a table, which :func:`write_chunks` accepted for another.
-
-    Args:
-        table: Contiguous table [N], int64, with as many rows as the other.
-        offset, count, num_rows: First row, number of rows and their sum, as in that call.
-
-    Example:
-        >>> import torch
-        >>> times = torch.zeros(4, dtype=torch.int64)
-        >>> fill_chunks(times, torch.tensor([3, 0]), torch.tensor([1, 2]), 3, 7)
-        >>> times.tolist()
-        [7, 7, 0, 7]
-    """
-    call = "write_chunks"
-    checks.tensor(call, "table", table)
-    checks.element_type(call, "table", table, (torch.int64,))
-    checks.contiguous(call, "table", table)
-    values = torch.full((num_rows,), value, dtype=torch.int64, device=table.device)
-    offset, count = checks.packed(call, "offset", offset), checks.packed(call, "count", count)
-    move(call, table, values, offset.data_ptr(), count.data_ptr(), offset.numel())
 
 
 def batch_rows(table: Table, offset: Tensor, count: Tensor, halo: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -376,6 +355,8 @@ def _table(call: str, table: Table, *where: Tensor) -> None:
 
 
 def _index(call: str, index: Tensor) -> Tensor:
+    if checks.is_packed(index) and index.dtype in ID_BITS and index.dim() == 1:
+        return index
     checks.tensor(call, "index", index)
     checks.element_type(call, "index", index, ID_BITS)
     checks.vector(call, "index", index)
@@ -403,8 +384,9 @@ def _output(
         dtype = dtype or table.dtype
         _convertible(call, table, "dtype", dtype)
         return empty((num_rows, *row_shape(table, dtype)), dtype, device)
-    _check_rows(call, "out", out, table, num_rows)
-    checks.contiguous(call, "out", out)
+    if not _are_rows_of(table, out) or out.shape[0] != num_rows:
+        _check_rows(call, "out", out, table, num_rows)
+        checks.contiguous(call, "out", out)
     if isinstance(table, Tensor) and shares_memory(table, out):
         raise ValueError(
             f"{at(call, 'out')} must not share memory with `{arg('table')}`, whose rows would change; leave it out"
@@ -414,6 +396,11 @@ def _output(
             f"{called(call)}: `out` must be of the type asked for ({dtype}), but is {out.dtype}; leave `dtype` out"
         )
     return out
+
+
+def _are_rows_of(table: Table, rows: Tensor) -> bool:
+    """Whether rows pass :func:`_check_rows`, but for their number, and are packed: one look, for those of the table's type."""
+    return checks.is_packed(rows) and (rows.dtype, rows.shape[1:]) == (table.dtype, table.shape[1:]) and rows.dim() > 0
 
 
 def _check_rows(call: str, name: str, rows: Tensor, table: Table, num_rows: int | None) -> None:

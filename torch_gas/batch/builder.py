@@ -24,6 +24,7 @@ from torch_gas.batch.record import BatchRecord
 from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.graph.attributes import take
 from torch_gas.graph.edges import CSR, check_edges, to_csr
+from torch_gas.graph.format import entries
 from torch_gas.graph.formats import ADJACENCIES, format_of, is_matrix, tensors_of
 from torch_gas.graph.key import digest, graph_key
 from torch_gas.graph.levels import edge_attrs, is_node_attr
@@ -113,7 +114,7 @@ class Builder:
             out = [self.allocate((n_id.numel(), *each.shape[1:]), each.dtype) for each in rows]
             found = _core.batch_rows_into(rows, offset, count, halo, out)
         batch.update(dict(zip(tables, found, strict=True)))
-        e_id = sub.e_id if self.csr.perm is None else self.csr.perm.index_select(0, sub.e_id)
+        e_id = sub.e_id if self.csr.perm is None else entries(self.csr.perm, sub.e_id)
         for key in self.edge_keys:
             batch[key] = take(self.data[key], e_id, self.data.__cat_dim__(key, self.data[key]))
         batch.num_nodes = n_id.numel()

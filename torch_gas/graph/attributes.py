@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from torch_gas.graph.edges import row_entries
-from torch_gas.graph.format import csr_tensor
+from torch_gas.graph.format import csr_tensor, entries
 from torch_gas.graph.formats import is_csr
 
 
@@ -22,7 +22,8 @@ def take(value: Any, index: Tensor, dim: int = 0) -> Any:
         rowptr, entry = row_entries(value.crow_indices(), index.to(value.device))
         return csr_tensor(rowptr, value.col_indices()[entry], value.values()[entry], (index.numel(), *value.shape[1:]))
     if isinstance(value, Tensor):
-        return value.index_select(dim, index.to(value.device))
+        index = index.to(value.device)
+        return entries(value, index) if dim == 0 else value.index_select(dim, index)
     if isinstance(value, np.ndarray):
         return value.take(index.cpu().numpy(), axis=dim)
     if isinstance(value, (list, tuple)):

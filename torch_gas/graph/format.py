@@ -139,13 +139,19 @@ class Matrix(Format):
         return self.make(like, row_pointers(edge_index[1], num_nodes), edge_index[0], values, num_nodes)
 
     def batch(self, like: Any, values: Tensor | None, sub: _core.Subgraph, num_dst: int, num_rows: int) -> Any:
-        values = None if values is None else values.index_select(0, sub.e_id)
+        values = None if values is None else entries(values, sub.e_id)
         return self.make(like, resized_pointers(sub.rowptr, num_dst), sub.col, values, num_rows)
 
     def keep_edges(self, adj: Any, keep: Tensor, values: Tensor | None) -> Any:
         rowptr, _, col = self.stored_edges(adj)
         kept_before = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
         return self.make(adj, kept_before[rowptr], col[keep], None if values is None else values[keep], adj.size(1))
+
+
+def entries(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]`` for ids [M], in host memory on all threads: torch uses one for rows of one number, where it is faster."""
+    is_shared = torch.get_num_threads() > 1 and _core.is_table(values)
+    return _core.gather_rows(values, index) if is_shared else values.index_select(0, index)
 
 
 def row_pointers(ids: Tensor, num_nodes: int) -> Tensor:

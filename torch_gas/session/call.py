@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +54,7 @@ class Call:
 
     Attributes:
         model: the model.
+        histories: its histories.
         record: what the batch was when the loader made it, where that is known.
         on_own_graph: whether the input is a whole graph whose embeddings the histories are to hold.
         origin: what they then note of it, where they do not hold them yet.
@@ -72,6 +73,7 @@ class Call:
 
     def __init__(self, session: Session, undo: Undo, num_rows: int | None, ids: Ids) -> None:
         self.session, self.model, self.undo = session, session.model, undo
+        self.histories: list[History] = list(self.model.histories)
         self.batch_size, self.n_id, self.offset, self.count = ids
         self.record = record_of(self.batch_size)
         if self.record is not None:
@@ -223,7 +225,7 @@ class Call:
         """Raises unless ``history`` may be used now: it belongs to the model, and was not used in this call."""
         if self.forbidden is not None:
             raise ValueError(self.forbidden)
-        if history not in self.model.histories:
+        if history not in self.histories:
             raise ValueError("push_and_pull: history must be one of self.histories")
         if history in self.used:
             raise ValueError(
@@ -233,7 +235,7 @@ class Call:
 
     def check_used(self) -> None:
         """Raises unless each history was used, where rows of the model's graph were computed: others would read rows of old."""
-        histories = self.model.histories
+        histories = self.histories
         unused = [str(i) for i, history in enumerate(histories) if history not in self.used]
         if unused and (self.n_id is not None or self.on_own_graph):
             raise RuntimeError(
@@ -245,13 +247,13 @@ class Call:
 
     def keeps_halo(self) -> bool:
         """Whether layers give their halo rows as well: where they are asked for, up to the last exchange."""
-        return self.asks_for_halo and len(self.used) < len(self.model.histories)
+        return self.asks_for_halo and len(self.used) < len(self.histories)
 
     # -- transfers -----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Counts an optimiser step, and has the rows of the halo come."""
-        session, histories = self.session, self.model.histories
+        session = self.session
         self.undo.add(self.joined.clear)  # whose functions hold the call
         if self.is_step:
             for history in self.model._history_tables:
@@ -265,19 +267,18 @@ class Call:
         if self.n_id is None or self.batch_size is None:
             return
         if session.replay is not None:  # which reads rows of the batch as well
-            self._ask(session.replay.asked, self.n_id)
+            self._ask(list(session.replay.asked), self.n_id)
             return
         expected, session.next_batch = session.next_batch, None
         own = None if self.record is None else (self.record.digest, self.record.batch_size)
         self._halo = self.n_id[self.batch_size :] if expected is None or expected[:2] != own else expected.halo
-        self._ask(histories, self._halo)
+        self._ask(self.histories, self._halo)
 
-    def _ask(self, histories: Iterable[History], ids: Tensor) -> None:
+    def _ask(self, histories: Collection[History], ids: Tensor) -> None:
         """Asks for the rows ``ids``, as far as the step before has not, and for no others."""
         pool, lookahead = self.session.pool, None if self.record is None else self.record.lookahead
         if lookahead is not None and self.model.buffer_size is None and pool.overlaps:
             pool.buffer_size = max(pool.buffer_size, lookahead.largest_halo or 0)
-        histories = list(histories)
         pool.forget_pulls(*(history.table.asked_ids(ids) for history in histories))
         for history in histories:
             history.request(ids)
@@ -290,7 +291,7 @@ class Call:
         # The very tensor whose rows were asked for, unless forward was given other ids than the call.
         is_asked = n_id is self.n_id and batch_size == self.batch_size
         halo = self._halo if is_asked else n_id[batch_size:]
-        extensions = list(self.session.told())
+        extensions = self.session.told()
         out, instead = rows, None
         if halo.numel() > 0 or extensions:
             full = appended(rows, halo.numel(), partial(history.table.read, halo))
@@ -299,7 +300,7 @@ class Call:
                 instead = instead if answer is None else answer
             out = self._joined(history, rows, full, extensions) if instead is None else instead
         if self.pushes:
-            history.write(rows, n_id[:batch_size], offset, count)
+            history.write(rows, n_id[:batch_size] if offset is None else None, offset, count)
         self._pushed.append(history)
         self._ask_ahead()
         return out

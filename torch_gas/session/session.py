@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ class Session:
         is_step = model.training and torch.is_grad_enabled() and ids[1] is not None and self.replay is None
         if self.call is None and is_step:
             self._end_left_epoch(record_of(ids[0]))
-            for extension in list(self.told()):
+            for extension in self.told():
                 extension.before(model)
         self.follow_parameters()
         model._check_processes()
@@ -155,9 +155,9 @@ class Session:
         """All extensions, in the order in which they were added."""
         return [found for each in self._extensions if (found := each()) is not None]
 
-    def told(self) -> Iterator[Extension]:
+    def told(self) -> list[Extension]:
         """Those that are told of calls."""
-        return (each for each in self.extensions if self.watching or each.takes_part)
+        return [each for each in self.extensions if self.watching or each.takes_part] if self._extensions else []
 
     def wired(self, call: Call) -> None:
         """Tells extensions of a call whose layers have been wired."""
@@ -250,7 +250,7 @@ class Session:
 
     def _exchange(self, call: Call, history: History, x: Tensor, *ids: Any) -> Tensor:
         batch_size, n_id, *ranges = ids
-        replay, num_nodes = self.replay, self.model.num_nodes
+        replay = self.replay
         if n_id is None:
             if call.n_id is not None:
                 raise ValueError(
@@ -258,6 +258,7 @@ class Session:
                     "self.push_and_pull(history, x, *args) with all four that forward got"
                 )
             if call.on_own_graph:
+                num_nodes = self.model.num_nodes
                 if x.size(0) != num_nodes:
                     raise ValueError(
                         f"push_and_pull: x has {x.size(0)} rows, but must have one for each of the {num_nodes} nodes"

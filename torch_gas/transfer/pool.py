@@ -349,7 +349,7 @@ class AsyncIOPool:
 
     def take(self, src: _core.Table, index: Tensor, out: Tensor) -> None:
         """Writes the rows ``index`` [S] of ``src`` to ``out`` [S, C], for the current stream; the host does not wait."""
-        pull = self._asked(src, index)
+        pull = self._asked(src, index) if self._queue else None
         if pull is not None:
             out.copy_(self._arrived(pull))
             self._free(pull)

@@ -114,6 +114,11 @@ def write_chunks(source: Source) -> tuple[Any, ...]:
     return source.rows(num_rows, width, source.of(FLOATS)), offset, count, source.rows(size, width, source.of(FLOATS))
 
 
+def fill_chunks(source: Source) -> tuple[Any, ...]:
+    num_rows = source.below(20) + 1
+    return source.odd(torch.arange(num_rows)), *ranges(source, num_rows), source.of([-(2**63), -1, 7, 2**63])
+
+
 def csr(source: Source, num_cols: int) -> tuple[Tensor, Tensor]:
     dtype, nnz = source.of(IDS), source.below(30) if num_cols > 0 else 0
     return source.pointers(num_cols, nnz, dtype), source.ints(nnz, num_cols, dtype)
@@ -171,9 +176,9 @@ def fingerprint(source: Source) -> tuple[Any, ...]:
 
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
-    product, dropout, fingerprint, add_rows, dropout_rows,
+    product, dropout, fingerprint, add_rows, dropout_rows, fill_chunks,
 ]  # fmt: skip
-WRITTEN = {scatter_rows, add_rows, write_chunks}  # the calls that write to their first argument
+WRITTEN = {scatter_rows, add_rows, write_chunks, fill_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {
     gather_rows: lambda table, index, dtype: table[index.long()].to(dtype),
     read_chunks: lambda table, offset, count, dtype: table[twins.chunk_index(offset, count)].to(dtype),
@@ -203,9 +208,11 @@ def one_input(data: bytes) -> bool:
     if maker in WRITTEN:
         table, *others = arguments
         assert_unchanged(others, before[1:])
-        index = twins.chunk_index(*others[:2]) if maker is write_chunks else others[0].long()
+        index = twins.chunk_index(*others[:2]) if maker in (write_chunks, fill_chunks) else others[0].long()
         if maker is add_rows:
             twins.add_rows(before[0], index, others[-1])
+        elif maker is fill_chunks:
+            before[0][index] = others[-1]
         else:
             before[0][index] = others[-1].to(table.dtype)
         assert_equal(table, before[0])

@@ -175,6 +175,10 @@ Bytes rows(Random& random, int64_t size, int threads) {
     read_chunks(table, parts.offset.data(), parts.count.data(), parts.offset.size(),
                 batch(chunk, parts.total), threads);
     append(result, chunk);
+    Bytes times(num_rows * sizeof(int64_t));
+    fill_chunks(reinterpret_cast<int64_t*>(times.data()), num_rows, parts.offset.data(),
+                parts.count.data(), parts.offset.size(), 7, threads);
+    append(result, times);
 
     const Bytes before = memory;
     for (const int64_t bad : {int64_t{-1}, num_rows}) {
