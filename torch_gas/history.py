@@ -266,10 +266,8 @@ class History(torch.nn.Module):
             elif x.size(0) == self.num_embeddings:
                 table.fill(x)
             else:
-                raise ValueError(
-                    f"History.push: x has {x.size(0)} rows and the table {self.num_embeddings}; "
-                    "give n_id, or offset and count, to push some rows"
-                )
+                rows = f"x has {x.size(0)} rows and the table {self.num_embeddings}"
+                raise ValueError(f"History.push: {rows}; give n_id, or offset and count, to push some rows")
         except OSError:
             self._mark(-1, n_id, offset, count)
             raise
@@ -413,10 +411,9 @@ class History(torch.nn.Module):
         width = None if saved is None else _core.row_shape(saved, self.pull_dtype).numel()
         if saved is not None and (saved.size(0), width) != (self.num_embeddings, self.embedding_dim):
             error_msgs.append(
-                f"{key} in the checkpoint is a history of {saved.size(0)} nodes and width {width}, but this "
-                f"one has {self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: "
-                f"create the model with num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' to load "
-                "the parameters alone (load_state_dict(..., strict=False))"
+                f"{key} in the checkpoint is a history of {saved.size(0)} nodes and width {width}, but this one has "
+                f"{self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: create the model with "
+                f"num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' (load_state_dict(..., strict=False))"
             )
             return
         if saved is not None:
@@ -441,13 +438,13 @@ class History(torch.nn.Module):
 
 
 _NOT_SHARED = "keep_hot: hot rows cannot follow what other processes write; call keep_hot(None), or share no memory"
+_READ_BY_GPU = "History: a GPU reads this memory, out of which torch.multiprocessing would move it; call model.share_memory() before"
 
 
 def _reduce_for_process(history: History) -> Any:
     memory = history.table.base
     if isinstance(memory, MemoryTable) and memory.is_registered and not memory.is_shared:
-        advice = "call model.share_memory() before, best before .to('cuda')"
-        raise RuntimeError(f"History: torch.multiprocessing would move a table from memory that a GPU reads; {advice}")
+        raise RuntimeError(_READ_BY_GPU)
     return history.__reduce_ex__(2)
 
 
