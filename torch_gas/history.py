@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -346,7 +345,7 @@ class History(torch.nn.Module):
 
     @torch.inference_mode(mode=False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> History:
-        # `fn` moves or casts tensors. The table does not move, so an empty tensor tells what `fn` does.
+        # The table does not move, so an empty tensor tells what `fn` does: move or cast.
         gone = self.compute_device.type == "cuda" and not torch.cuda.is_available()  # loaded where there is no GPU
         here = "cpu" if gone else self.compute_device
         probe = fn(torch.empty(0, dtype=self.model_dtype, device=here))
@@ -412,8 +411,9 @@ class History(torch.nn.Module):
         if saved is not None and (saved.size(0), width) != (self.num_embeddings, self.embedding_dim):
             error_msgs.append(
                 f"{key} in the checkpoint is a history of {saved.size(0)} nodes and width {width}, but this one has "
-                f"{self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: create the model with "
-                f"num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' (load_state_dict(..., strict=False))"
+                f"{self.num_embeddings} nodes and width {self.embedding_dim}. A history belongs to one graph: create the model "
+                f"with num_nodes={saved.size(0)}, or drop the keys that start with '{prefix}' to load the parameters alone "
+                "(load_state_dict(..., strict=False))"
             )
             return
         if saved is not None:
@@ -438,14 +438,3 @@ class History(torch.nn.Module):
 
 
 _NOT_SHARED = "keep_hot: hot rows cannot follow what other processes write; call keep_hot(None), or share no memory"
-_READ_BY_GPU = "History: a GPU reads this memory, out of which torch.multiprocessing would move it; call model.share_memory() before"
-
-
-def _reduce_for_process(history: History) -> Any:
-    memory = history.table.base
-    if isinstance(memory, MemoryTable) and memory.is_registered and not memory.is_shared:
-        raise RuntimeError(_READ_BY_GPU)
-    return history.__reduce_ex__(2)
-
-
-ForkingPickler.register(History, _reduce_for_process)

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch_gas.session.call import Call, Ids, NextBatch
 from torch_gas.session.extension import Extension
 from torch_gas.session.identity import forget_passes
 from torch_gas.session.met import MetLayers
+from torch_gas.table.memory import MemoryTable
 from torch_gas.transfer import AsyncIOPool, refuse_capture, with_index
 from torch_gas.wiring.undo import Undo
 
@@ -302,3 +304,14 @@ class Session:
                 f"push_and_pull: the embeddings of layer {layer + 1} hold NaN or infinity; the histories were not "
                 f"changed.{hint} Lower the learning rate or clip gradients, or pass check_finite=False to the model"
             )
+
+
+def _reduce_for_process(history: History) -> Any:
+    memory = history.table.base
+    if isinstance(memory, MemoryTable) and memory.is_registered and not memory.is_shared:
+        advice = "call model.share_memory() before, best before .to('cuda')"
+        raise RuntimeError(f"History: torch.multiprocessing would move a table from memory that a GPU reads; {advice}")
+    return history.__reduce_ex__(2)
+
+
+ForkingPickler.register(History, _reduce_for_process)
