@@ -96,7 +96,7 @@ def check_same_training(model: Module, neighbors: str = "in", attributed: bool =
     In double precision, because Adam makes a step of a gradient that is nothing but rounding.
     """
     data, model = graph(attributed=attributed, dtype=torch.float64), model.double()
-    scaled = scale(copy.deepcopy(model), data)
+    scaled = scale(copy.deepcopy(model), data, torch_dropout=True)
     (batch,) = SubgraphLoader(data, torch.tensor([0, N]), neighbors=neighbors)
     assert batch.halo_size == 0
     want = train(model, lambda: plain(model, data), data.y)
