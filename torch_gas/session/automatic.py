@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch_geometric.data import Data
 
 from torch_gas.batch.data import SubData
+from torch_gas.graph.halo import batch_rows, join
 from torch_gas.wiring.arguments import Arguments
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.degrees import NormalizeByDegrees, can_normalize
@@ -57,8 +58,11 @@ class Automatic(Handler):
         if need is None or need.action != "history" or self.model.histories[need.number] not in replay.exact:
             replay.computes()
             return None
-        if place.kind == "output":  # nothing is computed inside of that layer
+        if place.kind == "output":  # nothing is computed inside of that layer, nor are rows read that lead into it
             self.met.update(inner for inner in self.found.needs if inner.scope == place.scope)
+            exact = {number for number, history in enumerate(self.model.histories) if history in replay.exact}
+            needs = self.found.needs.items()
+            self.met.update(other for other, its in needs if its.action == "history" and its.number in exact)
         dtype = self.model.histories[need.number].model_dtype  # that of the trial, or what `float()` has made of it
         return replay.stand_in(torch.empty(0, *need.shape, dtype=dtype, device=self.device), self.call.batch_size)
 
@@ -122,7 +126,10 @@ class Automatic(Handler):
             value = value[:batch_size]
         rows = value.reshape(value.size(0), -1) if value.dim() != 2 else value
         out = self.model.push_and_pull(self.model.histories[need.number], rows, *self.ids)
-        return out.view(-1, *need.shape) if value.dim() != 2 else out  # a view does not know the batch's rows
+        if value.dim() == 2:
+            return out
+        own, out = batch_rows(out), out.view(-1, *need.shape)  # a view does not know the batch's rows
+        return out if own is None else join(own.view(-1, *need.shape), out.detach())
 
     def check_met(self, given: Arguments) -> None:
         """Raises unless the call, which is over, met all places that it must; training may skip layers at random."""

@@ -165,7 +165,7 @@ class ScaledGNN(HistoryModel):
         self._add_histories(self.hidden_channels, [need.dtype for need in needs])
         places = [place for place, need in found.needs.items() if need.action == "history"]
         for history, place in zip(self.histories, places, strict=True):
-            history.behind = ", ".join(found.steps.get(place) or ())
+            history.behind = found.code_behind(place)
             if isinstance(history.table.base, FileTable):
                 history.table.base.take_code(history.behind)
         self.tables = torch.nn.ModuleList(tables).to(self.device)

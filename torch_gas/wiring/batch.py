@@ -89,6 +89,7 @@ class Batch:
         self.of_edges = of_edges
         # B and B+S as the shape of a tensor: torch.compile takes numbers that a module leads to for constants.
         self.shape = torch.empty(0, self.batch_size, self.num_rows, device="cpu")
+        self.is_under_way: Callable[[Tensor], bool] = lambda rows: False  # to a place inside of a layer
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self.met: list[Module] = []
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -173,12 +174,20 @@ def _attach(undo: Undo, module: Module, wiring: _Met | _NormOfBatch | _SizeOfGra
 
 def _before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else wiring.before(module, args, kwargs)
+    return None if wiring is None else _unseen(wiring.before, module, args, kwargs)
 
 
 def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else wiring.after(module, args, out)
+    return None if wiring is None else _unseen(wiring.after, module, args, out)
+
+
+def _unseen(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function whose look at rows is no part of what the model does with them, for whoever follows that."""
+    if torch.compiler.is_compiling():
+        return function(*args)
+    with torch._C.DisableTorchFunction():
+        return function(*args)
 
 
 def refuse_unregistered(undo: Undo, model: Module) -> None:
@@ -248,7 +257,8 @@ class _Layer(_Met):
         x = given.get(key)
         if not isinstance(x, Tensor):  # a pair: the caller wired it by hand
             return None
-        if x.size(0) != num_rows:
+        under_way = self.batch.is_under_way(x)
+        if not under_way and x.size(0) != num_rows:
             if self.batch.rows.any_rows or ("x" not in self.names and is_adjacency(x)):  # the latter has no features
                 return None
             raise ValueError(
@@ -265,9 +275,11 @@ class _Layer(_Met):
         square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
         num_dst = batch_size if self.cuts_itself and has_matrix else num_rows
         rows: Any = x
+        if under_way and not has_matrix and not self.adds_loops:  # to all rows, as which x will be there
+            self.cuts_itself = self.batch.bipartite
         if not self.is_of_nodes and not torch.compiler.is_compiling():
             self.num_edges = {format_of(value).num_edges(value) for value in values if is_adjacency(value)}
-        if self.takes_pair and not square:
+        if self.takes_pair and not square and not under_way:
             targets, num_dst = batch_rows(x), batch_size
             rows = (x, first_rows(x, batch_size) if targets is None else targets)
 
@@ -326,14 +338,6 @@ def pad(value: Tensor, batch_size: int, num_rows: int) -> Tensor | None:
     return torch.cat([value, value[:1].detach().expand(num_rows - batch_size, *value.shape[1:])])
 
 
-def _shape(x: Tensor) -> tuple[int, ...]:
-    """The shape of rows; whoever follows what a model does with them does not see that it was asked for."""
-    if torch.compiler.is_compiling():
-        return tuple(x.shape)
-    with torch._C.DisableTorchFunction():
-        return tuple(x.shape)
-
-
 class _NormOfBatch:
     """In training, a norm over nodes takes its statistics of the batch's rows, and applies them to the halo's as well."""
 
@@ -346,7 +350,7 @@ class _NormOfBatch:
         _, batch_size, num_rows = self.batch.shape.shape
         self.halo = None
         takes_statistics = norm.training or norm.running_mean is None
-        if not takes_statistics or self.batch.on_edges > 0 or _shape(x)[:1] != (num_rows,) or x.dim() != 2:
+        if x.dim() != 2 or x.size(0) != num_rows or not takes_statistics or self.batch.on_edges > 0:
             return None
         if any([value is not None for value in more]):
             raise ValueError(

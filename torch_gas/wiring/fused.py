@@ -98,7 +98,9 @@ class _DenseBehind:
             undo.set(self.conv, "propagate", self.propagate)
 
     def dense(self, x: Tensor) -> Tensor:
-        self.waits = not is_csr(x)
+        layer = getattr(self.conv, WIRING, None)
+        under_way = layer is not None and layer.batch.is_under_way(x)  # to a place behind this layer
+        self.waits = not is_csr(x) and not under_way
         return x if self.waits else _linear(self.lin, x)
 
     def propagate(self, *args: Any, **kwargs: Any) -> Tensor:

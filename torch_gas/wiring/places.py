@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_leaves
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.graph.dropout import dropout as draw
@@ -31,7 +32,7 @@ from torch_gas.wiring.refusals import find_layers
 from torch_gas.wiring.rowwise import NOT_READ, RowWise, Steps, Watch
 from torch_gas.wiring.undo import Undo
 
-Kind = Literal["output", "hop", "reduction", "maximum"]
+Kind = Literal["input", "output", "hop", "reduction", "maximum"]
 
 
 class Place(NamedTuple):
@@ -39,8 +40,8 @@ class Place(NamedTuple):
 
     Args:
         scope: the call of a convolution, ``"convs.0"`` or, from its second call on, ``"convs.0#2"``; ``""`` outside.
-        kind: ``"output"`` of a convolution, ``"hop"`` inside of it (the result of ``propagate``), ``"reduction"`` from edges
-            to nodes, or ``"maximum"`` over all edges.
+        kind: ``"input"`` of the model, ``"output"`` of a convolution, ``"hop"`` inside of it (the result of ``propagate``),
+            ``"reduction"`` from edges to nodes, or ``"maximum"`` over all edges.
         number: counts the places of this kind in this scope, and of the same line of code. For an output, 0 if it is a tensor
             and 1 if it is the first one of a tuple.
         line: the line of code and its callers, for those that are met by functions of torch.
@@ -53,6 +54,8 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         where = self.scope or "the model's forward"
+        if self.kind == "input":
+            return "the model's input"
         if self.kind == "output":
             return where
         if self.kind == "hop":
@@ -147,6 +150,7 @@ class Places(Mode):
         self._met: Counter[tuple[str, str, str]] = Counter()
         self._row_wise: RowWise | None = None
         self._watch: Watch | None = None
+        self._stands_in = False  # whether rows stand in for those of the layer under way
 
     def wire(
         self, undo: Undo, rows: Rows | None = None, layout: Layout | None = None, watch: Watch | None = None
@@ -162,13 +166,17 @@ class Places(Mode):
         bipartite, of_edges, steps = layout or Layout()
         self._watch = watch
         if any(names != () for names in steps.values()):
-            self._row_wise = RowWise(steps, self.num_rows)
+            self._row_wise = RowWise(steps, self.num_rows, partial(_rows_of_input, rows))
+        undo.hook_before(self.model, self._begin)
         names = {module: name for name, module in self.model.named_modules()}
         for conv in self.convs:
             undo.hook_before(conv, partial(self._enter, names[conv] or type(conv).__name__))
         if rows is not None:
             others = [conv for conv in self.convs if names[conv] in of_edges]
-            Batch(self.layers, [self.model], rows, bipartite, others).wire(undo)
+            batch_of_rows = Batch(self.layers, [self.model], rows, bipartite, others)
+            if self._row_wise is not None:
+                batch_of_rows.is_under_way = self._row_wise.is_under_way
+            batch_of_rows.wire(undo)
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)
@@ -204,6 +212,21 @@ class Places(Mode):
 
     # -- convolutions --------------------------------------------------------------------------------------------------
 
+    def _begin(self, model: Module, args: Any, kwargs: Any) -> None:
+        """Told of the model's inputs."""
+        if self._row_wise is None and (self._watch is None or not self._watch.learned):
+            return
+        for number, value in enumerate(tree_leaves((args, kwargs))):
+            has_rows = (
+                isinstance(value, Tensor) and value.layout == torch.strided and value.shape[:-1] == (self.num_rows,)
+            )
+            if not has_rows or not value.is_floating_point() or value.requires_grad:
+                continue
+            if self._watch is not None:
+                self._watch.leave(Place("", "input", number), value)
+            if self._row_wise is not None:
+                self._row_wise.begin(Place("", "input", number), value)
+
     def _enter(self, name: str, conv: Module, args: Any, kwargs: Any) -> None:
         self.handler.enters(Place(_scope(name, self._calls[conv] + 1), "output", 0))
 
@@ -214,8 +237,9 @@ class Places(Mode):
             self._calls[conv] += 1
             self.scope = _scope(name, self._calls[conv])
             if self._watch is not None:
-                self._watch.use((args, kwargs))
+                self._watch.enter((args, kwargs))
             instead = self.handler.substitute(Place(self.scope, "output", 0), conv)
+            self._stands_in = instead is not None
             return forward(*args, **kwargs) if instead is None else instead
 
         return run
@@ -228,7 +252,7 @@ class Places(Mode):
         if self._watch is not None and has_rows and not is_tuple:
             self._watch.leave(place, rows)
         if self._row_wise is not None and has_rows:
-            value = self._row_wise.leave(place, rows, self._exchange)
+            value = self._row_wise.leave(place, rows, self._exchange, self._stands_in)
         else:
             value = self._exchange(place, rows) if has_rows else None
         if value is None:
@@ -242,6 +266,8 @@ class Places(Mode):
         propagate = conv.propagate
 
         def run(*args: Any, **kwargs: Any) -> Any:
+            if self._watch is not None:
+                self._watch.use((args, kwargs))
             if self._inside > 0 or "hop" not in self.kinds:
                 return self._unseen(propagate, *args, **kwargs)
             place = self._next("hop")
@@ -264,14 +290,14 @@ class Places(Mode):
         if func is F.dropout and self.own_dropout and self._is_entered:
             func = dropout
         is_outside = self._is_entered and self._inside == 0
-        if is_outside and self._row_wise is not None and not self.scope:
-            out = self._row_wise.function(func, args, kwargs, self._exchange)
+        if is_outside and self._row_wise is not None:
+            out = self._row_wise.function(func, args, kwargs, self._exchange, in_layer=bool(self.scope))
             if out is not NOT_READ:
                 return out
         out = func(*args, **kwargs)
         if not is_outside:
             return out
-        if self._watch is not None and not self.scope:
+        if self._watch is not None and (not self.scope or self._watch.learned):
             self._watch.function(func, args, kwargs, out)
         name = getattr(func, "__name__", "")
         if name in _REDUCTIONS or (name in _PRODUCTS and any(map(_is_sparse, args))):
@@ -300,6 +326,13 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 # Folders of what stands in for parts of layers.
 _ROOM, _ = os.path.split(batch.__file__)
 _WRAPPERS = tuple(os.path.join(os.path.dirname(_ROOM), room, "") for room in ("wiring", "exact", "extensions"))
+
+
+def _rows_of_input(rows: Rows | None) -> int | None:
+    """How many rows of the model's input are needed before a history gives the others; None for all."""
+    if rows is None or (rows.keeps_halo is not None and rows.keeps_halo()):
+        return None
+    return rows.batch_size
 
 
 def _scope(name: str, number: int) -> str:

@@ -11,6 +11,7 @@ all later code reads. Nobody else sees what lies between, so that inference need
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,9 +24,17 @@ from torch_gas.graph.halo import batch_rows
 if TYPE_CHECKING:
     from torch_gas.wiring.places import Place
 
-# By the place of an output: names of the functions of torch between the convolution and the exchange of its rows. None where
-# no later row of the batch depends on rows of its halo, so that these are not needed at all.
-Steps = Mapping["Place", "tuple[str, ...] | None"]
+
+class Step(NamedTuple):
+    """A function of torch on the way from an output to its place, and the shape of a row that it is given."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+# By the place of an output: the functions between the convolution and the exchange of its rows. None where no later row of the
+# batch depends on rows of its halo, so that these are not needed at all.
+Steps = Mapping["Place", "tuple[Step, ...] | None"]
 
 _OF_ONE = {
     "relu", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "relu6", "hardtanh", "hardswish", "hardsigmoid",
@@ -35,6 +44,7 @@ _OF_ONE = {
 _OF_TWO = {"add", "sub", "mul"}
 # Those that read parameters or random numbers.
 _LEARNED = {"linear", "batch_norm", "layer_norm", "rms_norm", "prelu"}
+_SHAPES = {"view", "reshape", "flatten", "unflatten"}
 _RANDOM = {"dropout", "feature_dropout", "alpha_dropout", "rrelu"}
 # Those that take rows of several tensors side by side, which must be as many.
 _JOINING = {
@@ -87,13 +97,18 @@ class Watch:
     def __init__(self, learned: bool = False) -> None:
         self.learned = learned
         self._known: dict[int, _Known] = {}
-        self._names: dict[Place, list[str]] = {}  # of the functions so far, in the order of outputs
+        self._steps: dict[Place, list[Step]] = {}  # so far, in the order of outputs
         self._limits: dict[Place, int] = {}  # behind how many of them somebody reads the rows
 
     def leave(self, place: Place, rows: Tensor) -> None:
         """Told of an output."""
-        self._names[place] = []
+        self._steps[place] = []
         self._known[id(rows)] = _Known(rows, place, 0)
+
+    def enter(self, given: Any) -> None:
+        """Told of what a convolution is given, of which a dense layer inside may go on with the rows."""
+        if not self.learned:
+            self.use(given)
 
     def use(self, value: Any) -> None:
         """Told that something reads rows which is no row-wise function."""
@@ -112,12 +127,12 @@ class Watch:
             if known is not through:
                 self._read(known)
         if through is not None:
-            self._names[through.place].append(func.__name__)
+            self._steps[through.place].append(Step(func.__name__, tuple(through.rows.shape[1:])))
             self._known[id(out)] = _Known(out, through.place, through.number + 1)
 
     def _through(self, func: Any, args: Any, kwargs: Any, out: Any, read: list[_Known]) -> _Known | None:
         """Those of the rows read that a row-wise function takes on; None where the function is another one."""
-        known = [each for each in read if each.number == len(self._names[each.place])]  # not read since
+        known = [each for each in read if each.number == len(self._steps[each.place])]  # not read since
         if not known or _writes(args, kwargs) or not isinstance(out, Tensor):
             return None
         size, name = known[0].rows.size(0), func.__name__
@@ -125,6 +140,8 @@ class Watch:
         others = [each for each in _tensors(args, kwargs) if not any(each is row for row in rows)]
         if self.learned and name in _LEARNED | _RANDOM:
             fits = len(rows) == 1 and rows[0].dim() == 2 and out.shape[:-1] == (size,)
+        elif self.learned and name in _SHAPES:
+            fits = len(rows) == 1 and not others and out.shape[:1] == (size,)
         else:
             # What is added must be rows of outputs as well: through others' halo rows, gradients may go to parameters.
             fits = name in (_OF_TWO if rows[1:] else _OF_ONE) and (
@@ -133,21 +150,21 @@ class Watch:
             fits = fits and not others and all(row.shape == out.shape and row.dtype == out.dtype for row in rows)
         if not fits:
             return None
-        order = list(self._names)
+        order = list(self._steps)
         return max(known, key=lambda each: order.index(each.place))
 
     def _read(self, known: _Known) -> None:
         self._limits[known.place] = min(known.number, self._limits.get(known.place, known.number))
 
     @property
-    def found(self) -> dict[Place, tuple[str, ...]]:
+    def found(self) -> dict[Place, tuple[Step, ...]]:
         """The functions up to the last rows that all later code reads; none where it reads them in a way that is not seen."""
-        return {place: tuple(names[: self._limits.get(place, 0)]) for place, names in self._names.items()}
+        return {place: tuple(steps[: self._limits.get(place, 0)]) for place, steps in self._steps.items()}
 
 
 def common(
-    left: Mapping[Place, tuple[str, ...]], right: Mapping[Place, tuple[str, ...]]
-) -> dict[Place, tuple[str, ...]]:
+    left: Mapping[Place, tuple[Step, ...]], right: Mapping[Place, tuple[Step, ...]]
+) -> dict[Place, tuple[Step, ...]]:
     """The functions with which both begin, by place; of a place that only one has met, its own."""
     found = {**right, **left}
     for place in left.keys() & right.keys():
@@ -157,11 +174,16 @@ def common(
 
 
 class _UnderWay(NamedTuple):
-    """Rows of an output before their place, and the functions still to come."""
+    """Rows of an output or input before their place, and the functions still to come.
+
+    Those that nobody computes are of any value, and functions are not called on them; what is written over at the place is
+    ``instead``.
+    """
 
     rows: Tensor
     place: Place
-    names: tuple[str, ...]
+    steps: tuple[Step, ...]
+    instead: Tensor | None = None
 
 
 Exchange = Callable[
@@ -175,58 +197,81 @@ class RowWise:
     Args:
         steps: what was found.
         num_rows: B + S, or N. Rows of that number which such code reads as well are cut to those of the batch.
+        rows_of_input: how many rows of the model's input such code reads; None for all.
     """
 
-    def __init__(self, steps: Steps, num_rows: int) -> None:
-        self.steps, self.num_rows = steps, num_rows
+    def __init__(self, steps: Steps, num_rows: int, rows_of_input: Callable[[], int | None]) -> None:
+        self.steps, self.num_rows, self.rows_of_input = steps, num_rows, rows_of_input
         self._under_way: dict[int, _UnderWay] = {}
         self._batch_size: int | None = None  # once there are rows of the batch alone
 
-    def leave(self, place: Place, rows: Tensor, exchange: Exchange) -> Tensor | None:
-        """What replaces an output; None to leave it."""
-        names = self.steps.get(place, ())
-        if names is None:
+    def begin(self, place: Place, rows: Tensor) -> None:
+        """Told of an input of the model."""
+        if steps := self.steps.get(place):
+            self._under_way[id(rows)] = _UnderWay(rows, place, steps)
+
+    def is_under_way(self, rows: Tensor) -> bool:
+        """Whether rows are before their place."""
+        return id(rows) in self._under_way
+
+    def leave(self, place: Place, rows: Tensor, exchange: Exchange, stands_in: bool) -> Tensor | None:
+        """What replaces an output; None to leave it.
+
+        Args:
+            place: of the output.
+            rows: that the layer gave or, where ``stands_in``, rows of the shape that they have at their place, of any value.
+            exchange: what is done there.
+            stands_in: whether the layer was not computed.
+        """
+        steps = self.steps.get(place, ())
+        if steps is None:
             exchange(place, rows)  # which has nothing to add
             self._batch_size = rows.size(0) if rows.size(0) < self.num_rows else None
-        elif names:
-            self._under_way[id(rows)] = _UnderWay(rows, place, names)
-        else:
+            return None
+        if not steps:
             return exchange(place, rows)
-        return None
+        under_way = _UnderWay(rows, place, steps)
+        if stands_in:
+            under_way = _UnderWay(_any_rows(rows, steps[0]), place, steps, rows)
+        self._under_way[id(under_way.rows)] = under_way
+        return under_way.rows
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], exchange: Exchange) -> Any:
+    def function(self, func: Any, args: Any, kwargs: Any, exchange: Exchange, in_layer: bool = False) -> Any:
         """The result of a function of torch, if it reads rows of an output before their place; NOT_READ if not."""
         if self._under_way:
             read = next((each for each in _tensors(args, kwargs) if id(each) in self._under_way), None)
             if read is not None:
                 return self._step(func, args, kwargs, read, exchange)
-        if self._batch_size is not None and func.__name__ in _JOINING:
+        if self._batch_size is not None and not in_layer and func.__name__ in _JOINING:
             size = self._batch_size
             like = next((each for each in _tensors(args, kwargs) if each.dim() and each.size(0) == size), None)
             if like is not None:
-                return func(*self._cut(args, like), **self._cut(kwargs, like))
+                return func(*self._cut(args, size, like.dim()), **self._cut(kwargs, size, like.dim()))
         return NOT_READ
 
     def _step(self, func: Any, args: Any, kwargs: Any, read: Tensor, exchange: Exchange) -> Any:
         if _is_harmless(func, args):
             return func(*args, **kwargs)
-        _, place, names = self._under_way.pop(id(read))
-        if func.__name__ != names[0]:
+        _, place, (step, *later), instead = self._under_way.pop(id(read))
+        if func.__name__ != step.name:
             raise RuntimeError(
-                f"behind {place}, forward calls {func.__name__} where it called {names[0]} when scale() tried it out, so that "
+                f"behind {place}, forward calls {func.__name__} where it called {step.name} when scale() tried it out, so that "
                 "histories would hold other rows than before. Do the same in each call, or have histories hold what "
                 'convolutions return: scale(model, data, places="outputs")'
             )
-        out = func(*self._cut(args, read), **self._cut(kwargs, read))
-        if names[1:]:
-            self._under_way[id(out)] = _UnderWay(out, place, names[1:])
+        if instead is None:
+            size = (self.rows_of_input() if place.kind == "input" else None) or read.size(0)
+            out = func(*self._cut(args, size, read.dim()), **self._cut(kwargs, size, read.dim()))
+        else:
+            out = _any_rows(instead, later[0]) if later else instead
+        if later:
+            self._under_way[id(out)] = _UnderWay(out, place, tuple(later), instead)
             return out
-        instead = exchange(place, out)
-        return out if instead is None else instead
+        exchanged = exchange(place, out)
+        return out if exchanged is None else exchanged
 
-    def _cut(self, value: Any, like: Tensor) -> Any:
-        """Arguments of which those with a row for each node of batch and halo have as many as ``like``."""
-        size, dim = like.size(0), like.dim()
+    def _cut(self, value: Any, size: int, dim: int) -> Any:
+        """Arguments of which those of ``dim`` dimensions with a row for each node of batch and halo have ``size`` rows."""
         if size == self.num_rows:
             return value
 
@@ -237,3 +282,8 @@ class RowWise:
             return first_rows(each, size) if rows is None or rows.size(0) != size else rows
 
         return tree_map_only(Tensor, cut, value)
+
+
+def _any_rows(rows: Tensor, step: Step) -> Tensor:
+    """As many rows as ``rows`` of the shape that a function is given, in the memory of one number."""
+    return rows.new_full((), nan, requires_grad=False).expand(rows.size(0), *step.shape)

@@ -32,7 +32,7 @@ from torch_gas.wiring.arguments import OTHER_EDGES, Arguments, Inputs, adjacenci
 from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Handler, Layout, Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
-from torch_gas.wiring.rowwise import Steps, Watch, common
+from torch_gas.wiring.rowwise import Step, Steps, Watch, common
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Skipped, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo, with_more_nodes
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
@@ -101,6 +101,10 @@ class Found:
         """How the model is called on a batch."""
         return Layout(self.bipartite, self.of_edges, self.steps)
 
+    def code_behind(self, place: Place) -> str:
+        """Names of the functions between an output and its place."""
+        return ", ".join(step.name for step in self.steps.get(place) or ())
+
     def is_padded(self, place: Place) -> bool:
         """Whether an output that needs nothing has rows for the halo all the same, as code behind it takes all rows."""
         return place in self.shapes and self.steps.get(place, ()) is not None
@@ -120,7 +124,7 @@ class Found:
             (
                 f"{n.action} {n.number}",
                 "x".join(map(str, n.shape)),
-                ", ".join((str(place), *(self.steps.get(place) or ()))),
+                ", ".join((str(place), self.code_behind(place))).strip(", "),
             )
             for place, n in self.needs.items()
         ]
@@ -143,7 +147,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
         whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
         failures = []
-        ways: list[dict[Place, tuple[str, ...]]] = [{}]
+        ways: list[dict[Place, tuple[Step, ...]]] = [{}]
         if places != "outputs" and any((steps := _row_wise(model, small, inputs, places)).values()):
             ways.insert(0, steps)
         # From the batches that take the least work to those that take the most.
@@ -234,7 +238,7 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
     return ""
 
 
-def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[Place, tuple[str, ...]]:
+def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[Place, tuple[Step, ...]]:
     """The row-wise code behind each output that evaluation and training have in common."""
     found = []
     for training in (False, True):
