@@ -52,9 +52,9 @@ def assert_rows(out: Any, full: Any, rows: Tensor | slice = slice(None)) -> None
 
 
 @torch.no_grad()
-def check_exact(model: Module, data: Data, neighbors: str = "in") -> ScaledGNN:
+def check_exact(model: Module, data: Data, neighbors: str = "in", places: Any = "row-wise") -> ScaledGNN:
     """Each batch's rows and layer-wise inference equal the plain model's."""
-    scaled = scale(model.eval(), data)
+    scaled = scale(model.eval(), data, places=places)
     assert scaled.found.neighbors == neighbors
     full = plain(model, data)
     again = scaled(data)  # which refreshes the histories
@@ -90,13 +90,15 @@ def train(model: Module, run: Callable[[], Any], y: Tensor) -> list[float]:
     return losses
 
 
-def check_same_training(model: Module, neighbors: str = "in", attributed: bool = True) -> None:
+def check_same_training(
+    model: Module, neighbors: str = "in", attributed: bool = True, places: Any = "row-wise"
+) -> None:
     """With one batch that is the whole graph, losses, parameters and buffers follow those of the plain model.
 
     In double precision, because Adam makes a step of a gradient that is nothing but rounding.
     """
     data, model = graph(attributed=attributed, dtype=torch.float64), model.double()
-    scaled = scale(copy.deepcopy(model), data, torch_dropout=True)
+    scaled = scale(copy.deepcopy(model), data, torch_dropout=True, places=places)
     (batch,) = SubgraphLoader(data, torch.tensor([0, N]), neighbors=neighbors)
     assert batch.halo_size == 0
     want = train(model, lambda: plain(model, data), data.y)
@@ -146,6 +148,15 @@ def test_basic_models_train_as_the_plain_ones(name: str, jk: str | None, norm: s
     check_same_training(basic(name, jk, norm), attributed=False)
 
 
+@pytest.mark.parametrize("jk", ["cat", None])
+@pytest.mark.parametrize("norm", NORM)
+@pytest.mark.parametrize("name", BASIC)
+def test_basic_models_at_other_places(name: str, jk: str | None, norm: str | None) -> None:
+    for places in ("cheap", "outputs"):
+        check_exact(basic(name, jk, norm), graph(attributed=False), places=places)
+        check_same_training(basic(name, jk, norm), attributed=False, places=places)
+
+
 # -- other models ------------------------------------------------------------------------------------------------------
 
 BOTH = {"DirGNN", "outgoing"}  # what reads edges in both directions
@@ -155,6 +166,15 @@ BOTH = {"DirGNN", "outgoing"}  # what reads edges in both directions
 def test_models(name: str) -> None:
     torch.manual_seed(0)
     check_exact(MODELS[name](), graph(), "both" if name in BOTH else "in")
+
+
+@pytest.mark.parametrize("places", ["cheap", "outputs"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_at_other_places(name: str, places: str) -> None:
+    torch.manual_seed(0)
+    check_exact(MODELS[name](), graph(), "both" if name in BOTH else "in", places)
+    torch.manual_seed(0)
+    check_same_training(MODELS[name](), "both" if name in BOTH else "in", places=places)
 
 
 @pytest.mark.parametrize("name", MODELS)

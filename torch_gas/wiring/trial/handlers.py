@@ -140,7 +140,8 @@ class Note(Handler):
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         self.met.add(place)
         batch_size, exact = self.batch.batch_size, self.exact.get(place)
-        if place.kind != "output" or value.size(0) != batch_size or place.scope.partition("#")[0] in self.of_edges:
+        is_of_edges = place.scope.partition("#")[0] in self.of_edges
+        if place.kind not in ("input", "output") or value.size(0) != batch_size or is_of_edges:
             return None
         if exact is None or exact.shape[1:] != value.shape[1:]:
             return pad(value, batch_size, self.batch.n_id.numel())

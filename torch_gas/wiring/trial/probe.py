@@ -106,8 +106,8 @@ class Found:
         return ", ".join(step.name for step in self.steps.get(place) or ())
 
     def is_padded(self, place: Place) -> bool:
-        """Whether an output that needs nothing has rows for the halo all the same, as code behind it takes all rows."""
-        return place in self.shapes and self.steps.get(place, ()) is not None
+        """Whether a place that is given nothing has rows for the halo all the same, as code behind it takes all rows."""
+        return place.kind == "input" or (place in self.shapes and self.steps.get(place, ()) is not None)
 
     @cached_property
     def of_edges(self) -> frozenset[str]:
