@@ -16,6 +16,8 @@ HERE = Path(__file__).parent
 SUITES = {
     "cpu": (
         "step",
+        "roofline",
+        "scaled",
         "host",
         "kernels",
         "partition",

@@ -1,7 +1,7 @@
 """What does a model cost that scale() wires, beside the same model wired by hand?
 
-Epochs of PyG's models by scale(), and of this package's, which call ``push_and_pull`` where rows are cheapest: the same layers, widths and
-batches. All sides of a model take turns in one process.
+Epochs of PyG's models by scale(), and of this package's, which call ``push_and_pull`` where rows are cheapest: the same layers,
+widths and batches. All sides of a model take turns in one process.
 """
 
 from __future__ import annotations
@@ -167,9 +167,10 @@ def main() -> None:
     rows = compare(setting, graphs, rounds=2 if args.quick else 15)
     save_picture(draw(rows), args.out, "scaled")
     note = (
-        f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges (self-loops among them), {setting.channels} features "
-        f"and hidden channels, {setting.num_layers} layers, over an edge_index; {setting.num_parts} parts by METIS, {setting.parts_a_batch} at "
-        "random in a batch; Adam. Medians of 15 epochs of each side in turn, and of their ratios in a turn, after an epoch that does not count."
+        f"{setting.num_nodes:,} nodes, {graphs.unweighted.num_edges:,} directed edges (self-loops among them), "
+        f"{setting.channels} features and hidden channels, {setting.num_layers} layers, over an edge_index; {setting.num_parts} "
+        f"parts by METIS, {setting.parts_a_batch} at random in a batch; Adam. Medians of 15 epochs of each side in turn, and of "
+        "their ratios in a turn, after an epoch that does not count."
     )
     save(args, "scaled", __doc__, record, [table("scale() beside explicit wiring", rows, note)])
 

@@ -104,7 +104,7 @@ def load_beside(name: str) -> ModuleType:
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
     names = {path.stem for path in GPU.glob("*.py")} - LIBRARIES
     assert names == {"rows", "step", "memory", "beside", "small"} == set(load("run").SUITES["gpu"])
-    names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "large", "sides"}
+    names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "counts", "large", "sides"}
     assert names_on_cpu == set(load("run").SUITES["cpu"])
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
     script = (GPU / "run.sh").read_text()
@@ -305,6 +305,16 @@ def test_host(run) -> None:
     (rows,) = run("host", CPU, ())
     assert [row["model"] for row in rows] == ["GCN", "GAT", "GCNII", "PNA"]
     assert all(row["more a history, µs"] == pytest.approx(1e3 * row["more, ms"] / 3) for row in rows)
+
+
+def test_scaled(run, tmp_path: Path) -> None:
+    (rows,) = run("scaled", CPU, ())
+    ways = [("GCN", "scale()"), ("GCN", "scale(), normalised in the layers")]
+    ways += [(name, "scale()") for name in ("SAGE", "GAT", "GIN", "GCNII")]
+    found = {(row["model"], row["wired by"], row["dropout"]) for row in rows}
+    assert found == {(*way, dropout) for way in ways for dropout in ("0.0", "0.5")} and len(rows) == len(found)
+    assert all(row["ratio"] > 0 and row["epoch, s"] > 0 and row["by hand, s"] > 0 for row in rows)
+    picture(tmp_path / "scaled.png")
 
 
 def test_loader(run, tmp_path: Path) -> None:
