@@ -41,6 +41,7 @@ _JOINING = {
     "add", "sub", "mul", "div", "cat", "concat", "concatenate", "hstack", "stack", "where", "maximum", "minimum", "max", "min",
     "lerp", "addcmul", "dot", "cosine_similarity",
 }  # fmt: skip
+_CONCATENATING = {"cat", "concat", "concatenate", "hstack"}
 # What may be asked of rows without a look at their number or at what they hold.
 _HARMLESS = {
     torch.is_floating_point, Tensor.is_floating_point, Tensor.dim,
@@ -66,6 +67,14 @@ def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
 def _writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a function writes to its argument, or elsewhere than to what it returns."""
     return any(value is True for value in args) or bool(kwargs.get("inplace")) or "out" in kwargs
+
+
+def _needs_as_many(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> bool:
+    """Whether a function fails where others than ``like`` have more rows, so that these are rows of nodes."""
+    if name in _CONCATENATING:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else int(name == "hstack" and like.dim() > 1))
+        return dim not in (0, -like.dim())
+    return like.size(0) > 1 or name == "stack"  # one row is taken for each of the others
 
 
 class _Known(NamedTuple):
@@ -203,7 +212,7 @@ class RowWise:
         if self._batch_size is not None and func.__name__ in _JOINING:
             size = self._batch_size
             like = next((each for each in _tensors(args, kwargs) if each.dim() and each.size(0) == size), None)
-            if like is not None:
+            if like is not None and _needs_as_many(func.__name__, args, kwargs, like):
                 return func(*self._cut(args, like), **self._cut(kwargs, like))
         return NOT_READ
 
@@ -217,7 +226,10 @@ class RowWise:
                 "histories would hold other rows than before. Do the same in each call, or have histories hold what "
                 'convolutions return: scale(model, data, places="outputs")'
             )
-        out = func(*self._cut(args, read), **self._cut(kwargs, read))
+        if names[0] in _LEARNED | _RANDOM:  # which read no other rows: weights may be as many as these
+            out = func(*args, **kwargs)
+        else:
+            out = func(*self._cut(args, read), **self._cut(kwargs, read))
         if names[1:]:
             self._under_way[id(out)] = _UnderWay(out, place, names[1:])
             return out

@@ -152,6 +152,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
                 behind = _record(model, small, inputs, data.num_nodes, steps) if steps else whole
                 found = _Runs(model, inputs, small, behind, edges, steps).find(structural, places != "outputs")
                 _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
+                failures.clear()  # whose frames hold this one, and so the model
                 return found
             except Differs as failure:
                 if not steps:  # else the same batches are tried without
@@ -363,6 +364,7 @@ class _Runs:
             histories = [place for place, need in needs.items() if need.action == "history"]
             for batch, out in zip(self.batches, self.outputs, strict=True):
                 self.run(Skipped(self.exact, batch, histories), out)
+            self.check_training()
         called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
         others = {place for place in called if place.kind != "output" or self.exact[place].size(0) != NUM_NODES}
         trained = self.met_in_training(needs)
@@ -383,6 +385,15 @@ class _Runs:
             bipartite=self.layout.bipartite,
             steps=self.layout.steps,
         )
+
+    def check_training(self) -> None:
+        """Raises Differs where training needs halo rows earlier than evaluation: in code that is not seen."""
+        layout, rows = self.layout, self._train(self.batches[0], None)[1]
+        self.layout = layout._replace(steps={})
+        wanted = self._train(self.batches[0], None)[1]
+        self.layout = layout
+        if len(rows) != len(wanted):
+            raise Differs(None)
 
     def run(self, trial: Trial, before: list[Any] | None = None, how: str = Differs.OTHER_ROWS) -> list[Any]:
         """The outputs on a batch; raises Differs where rows are not those of the whole graph.
