@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import Parameter
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
@@ -27,6 +27,7 @@ from torch_gas.session.extension import Extension
 from torch_gas.session.model import HistoryModel
 from torch_gas.wiring.batch import under_checkpoint
 from torch_gas.wiring.compiled import is_called_compiled, is_compiled
+from torch_gas.wiring.mode import Mode
 from torch_gas.wiring.undo import Undo
 
 
@@ -198,7 +199,7 @@ def _drawn(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
 _drawn.__name__ = "dropout"  # as what it stands in for
 
 
-class _Masks(TorchFunctionMode):
+class _Masks(Mode):
     """Stands in for dropout during ``call``, once it is wired."""
 
     def __init__(self, extension: DropoutById, call: Call) -> None:
@@ -214,17 +215,6 @@ class _Masks(TorchFunctionMode):
         self.scope = _Scope("", f"forward of {call.model._name}", () if call.adj is None else (call.adj,))
         self._counts: Counter[tuple[str, str]] = Counter()
         self._of_edges: dict[int, tuple[Any, Tensor]] = {}  # with the adjacency, so that its id stays its own
-        self._is_entered = False
-
-    def __enter__(self) -> _Masks:
-        super().__enter__()
-        self._is_entered = True
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_entered:  # it may be left twice, where Ctrl-C comes in between
-            self._is_entered = False
-            super().__exit__(None, None, None)
 
     def wire(self, undo: Undo) -> None:
         """Sees calls of layers and their parts, and functions of torch."""

@@ -43,10 +43,6 @@ class Automatic(Handler):
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
     def enters(self, place: Place) -> None:
-        if place._replace(number=1) not in self.found.known:  # that of a layer which returns a tuple
-            self._check_known(place)
-
-    def _check_known(self, place: Place) -> None:
         if place not in self.found.known:
             raise RuntimeError(
                 f"{place} was not called when the model was tried out by scale(), so it has no history; a model must "
@@ -100,7 +96,7 @@ class Automatic(Handler):
     def _rows(self, place: Place, value: Tensor) -> Tensor | None:
         need = self.found.needs.get(place)
         if need is None and place.kind in ("output", "hop"):
-            self._check_known(place)
+            self.enters(place)
         if self.call.n_id is None:
             if need is not None and need.action == "history":
                 self.model.push_and_pull(self.model.histories[need.number], value.reshape(value.size(0), -1))

@@ -7,7 +7,7 @@ reads, for each destination, nothing but that node, its incoming edges and their
 nothing else). ``places`` finds where, in a forward pass of any model, rows appear whose halo part a batch does not
 know; ``probe`` tries out on a graph of a few nodes (``small``) which of them matter, and that the result is exact:
 ``handlers`` holds what its runs do at the places, ``undisturbed`` leaves the model as it was, and ``selected`` looks at
-what the user's ``inputs`` takes from a batch. ``structure`` computes what depends on the whole graph but on no
+what the user's ``inputs`` takes from a batch. ``rowwise`` has row-wise code run before the place that follows it. ``structure`` computes what depends on the whole graph but on no
 parameter; ``automatic`` fills the places while a model runs; ``arguments`` gives ``forward`` what it takes.
 ``refusals`` names what cannot be made exact.
 """

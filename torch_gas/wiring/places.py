@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from torch_gas.graph.dropout import dropout as draw
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch, Rows
+from torch_gas.wiring.mode import Mode
 from torch_gas.wiring.refusals import find_layers
 from torch_gas.wiring.rowwise import NOT_READ, RowWise, Steps, Watch
 from torch_gas.wiring.undo import Undo
@@ -118,7 +118,7 @@ class Layout(NamedTuple):
 ALL: frozenset[Kind] = frozenset({"output", "hop", "reduction", "maximum"})
 
 
-class Places(TorchFunctionMode):
+class Places(Mode):
     """Meets the places of ``model`` in the order of its forward pass, once it is wired.
 
     Args:
@@ -143,21 +143,10 @@ class Places(TorchFunctionMode):
         self.layers = find_layers(model, automatic=True)
         self.convs = set(self.layers.convs)
         self.scope, self._inside = "", 0
-        self._is_entered = False
         self._calls: Counter[MessagePassing] = Counter()
         self._met: Counter[tuple[str, str, str]] = Counter()
         self._row_wise: RowWise | None = None
         self._watch: Watch | None = None
-
-    def __enter__(self) -> Places:
-        super().__enter__()
-        self._is_entered = True
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_entered:
-            self._is_entered = False  # from here on, functions of torch are as they were, even if Ctrl-C comes now
-            super().__exit__(None, None, None)
 
     def wire(
         self, undo: Undo, rows: Rows | None = None, layout: Layout | None = None, watch: Watch | None = None

@@ -33,8 +33,12 @@ class Record(Handler):
 
     def __init__(self) -> None:
         self.values: Values = {}
+        self.entered: set[Place] = set()  # outputs of layers, whatever these return
         self.drop_edges: list[Place] = []
         self.out: Any = None  # of the model
+
+    def enters(self, place: Place) -> None:
+        self.entered.add(place)
 
     def passes(self, place: Place, adj: Any) -> None:
         if is_adjacency(adj) and format_of(adj).num_edges(adj) < NUM_EDGES:
@@ -128,6 +132,10 @@ class Note(Handler):
     def __init__(self, exact: Values, batch: SubData, spoiled: Place | None, of_edges: Collection[str] = ()) -> None:
         self.exact, self.batch, self.spoiled, self.of_edges = exact, batch, spoiled, of_edges
         self.met: set[Place] = set()
+        self.entered: set[Place] = set()
+
+    def enters(self, place: Place) -> None:
+        self.entered.add(place)
 
     def at(self, place: Place, value: Tensor) -> Tensor | None:
         self.met.add(place)

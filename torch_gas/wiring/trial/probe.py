@@ -73,7 +73,7 @@ class Found:
     Args:
         needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
         shapes: rows of the output of each convolution that returns rows of nodes, also where it needs nothing.
-        known: all places that were met.
+        known: all places that were met, and the outputs of all layers.
         called: those that each call on a batch must meet, in evaluation and in training.
         ignored: names of optional arguments without which the output is the same.
         per_node: for each output of the model, whether it has a row for each node.
@@ -355,6 +355,7 @@ class _Runs:
         self.neighbors = edges[0]
         self.layout = Layout(bipartite=edges[1], steps=steps)
         self.batches = batches_of(small, self.neighbors)
+        self.entered = set(whole.entered)
         self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
 
     def find(self, structural: set[Place], row_wise: bool) -> Found:
@@ -377,7 +378,7 @@ class _Runs:
         return Found(
             needs=needs,
             shapes=shapes,
-            known=trained.union(self.exact),
+            known=trained.union(self.exact, self.entered),
             called=(called, called & trained),
             ignored=_ignored(self.model, self.small, self.inputs, self.whole),
             per_node=tuple(map(_per_node, pytree.tree_leaves(self.whole.out))),
@@ -507,6 +508,7 @@ class _Runs:
                 raise ValueError(str(error)) from error
             except Exception:  # which training itself will show
                 return note.met, []
+        self.entered |= note.entered
         leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]
         sizes = (batch.batch_size, batch.n_id.numel())
         return note.met, [leaf[: batch.batch_size] for leaf in leaves if leaf.size(0) in sizes]
@@ -520,7 +522,8 @@ class _Runs:
         try:
             for batch, out in zip(self.batches, self.outputs, strict=True):
                 self.run(Trial(exact, batch), out)
-            fits = [(now, len(some)) for now, some in [self._train(self.batches[0], None)]] == [(met, len(rows))]
+            met_now, rows_now = self._train(self.batches[0], None)
+            fits = len(rows) > 0 and (met_now, len(rows_now)) == (met, len(rows))
         except Differs:
             fits = False
         if not fits:
