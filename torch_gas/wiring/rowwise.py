@@ -97,11 +97,12 @@ class Watch:
         self.learned = learned
         self._known: dict[int, _Known] = {}
         self._names: dict[Place, list[str]] = {}  # of the functions so far, in the order of outputs
+        self._has_grad: dict[Place, bool] = {}  # whether autograd records what happens to it
         self._limits: dict[Place, int] = {}  # behind how many of them somebody reads the rows
 
     def leave(self, place: Place, rows: Tensor) -> None:
         """Told of an output."""
-        self._names[place] = []
+        self._names[place], self._has_grad[place] = [], torch.is_grad_enabled()
         self._known[id(rows)] = _Known(rows, place, 0)
 
     def use(self, value: Any) -> None:
@@ -126,7 +127,13 @@ class Watch:
 
     def _through(self, func: Any, args: Any, kwargs: Any, out: Any, read: list[_Known]) -> _Known | None:
         """Those of the rows read that a row-wise function takes on; None where the function is another one."""
-        known = [each for each in read if each.number == len(self._names[each.place])]  # not read since
+        # Not read since, and not inside of a function of autograd, whose backward pass goes by what it was given.
+        is_open = torch.is_grad_enabled()
+        known = [
+            each
+            for each in read
+            if each.number == len(self._names[each.place]) and self._has_grad[each.place] == is_open
+        ]
         if not known or _writes(args, kwargs) or not isinstance(out, Tensor):
             return None
         size, name = known[0].rows.size(0), func.__name__
@@ -190,6 +197,7 @@ class RowWise:
         self.steps, self.num_rows = steps, num_rows
         self._under_way: dict[int, _UnderWay] = {}
         self._batch_size: int | None = None  # once there are rows of the batch alone
+        self._has_grad = False  # whether autograd recorded these
 
     def leave(self, place: Place, rows: Tensor, exchange: Exchange) -> Tensor | None:
         """What replaces an output; None to leave it."""
@@ -197,6 +205,7 @@ class RowWise:
         if names is None:
             exchange(place, rows)  # which has nothing to add
             self._batch_size = rows.size(0) if rows.size(0) < self.num_rows else None
+            self._has_grad = torch.is_grad_enabled()
         elif names:
             self._under_way[id(rows)] = _UnderWay(rows, place, names)
         else:
@@ -209,7 +218,8 @@ class RowWise:
             read = next((each for each in _tensors(args, kwargs) if id(each) in self._under_way), None)
             if read is not None:
                 return self._step(func, args, kwargs, read, exchange)
-        if self._batch_size is not None and func.__name__ in _JOINING:
+        is_joined = self._batch_size is not None and func.__name__ in _JOINING
+        if is_joined and self._has_grad == torch.is_grad_enabled():  # else inside of a function of autograd
             size = self._batch_size
             like = next((each for each in _tensors(args, kwargs) if each.dim() and each.size(0) == size), None)
             if like is not None and _needs_as_many(func.__name__, args, kwargs, like):
@@ -226,10 +236,9 @@ class RowWise:
                 "histories would hold other rows than before. Do the same in each call, or have histories hold what "
                 'convolutions return: scale(model, data, places="outputs")'
             )
-        if names[0] in _LEARNED | _RANDOM:  # which read no other rows: weights may be as many as these
-            out = func(*args, **kwargs)
-        else:
-            out = func(*self._cut(args, read), **self._cut(kwargs, read))
+        if names[0] not in _LEARNED | _RANDOM:  # which read no other rows: weights may be as many as these
+            args, kwargs = self._cut(args, read), self._cut(kwargs, read)
+        out = func(*args, **kwargs)
         if names[1:]:
             self._under_way[id(out)] = _UnderWay(out, place, names[1:])
             return out

@@ -240,7 +240,8 @@ def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[P
     found = []
     for training in (False, True):
         watch = Watch(learned=places == "cheap")
-        with undisturbed(model), suppress(Exception):  # of the user's code, which training itself will show
+        # Exceptions of the user's code, which training itself will show.
+        with undisturbed(model), torch.enable_grad(), suppress(Exception):
             model.train(training)
             watch.use(call_whole(model, inputs(to_model(model, small)), small, Handler(), watch=watch))
             found.append(watch.found)
