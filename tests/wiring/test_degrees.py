@@ -116,6 +116,8 @@ def assert_trains_alike(net: Net, data: Data, parts: bool = True) -> ScaledGNN:
 @pytest.mark.parametrize("weights", [None, "positive", "zero", "negative"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_loops_and_weights(name: str, weights: str | None, loops: str, looked_up: list[Any]) -> None:
+    if weights == "negative" and name == "GCN without loops":
+        pytest.skip("the small graph, which draws weights anew, has nodes of negative degree")
     assert_trains_alike(Net(LAYERS[name]), graph(loops, weights))
     # Once a batch for all layers; where a node has several loops, PyG takes one of them.
     assert len(looked_up) == len(PTR) and (looked_up[0] is None) == (loops == "several" and name != "GCN without loops")

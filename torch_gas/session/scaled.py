@@ -166,13 +166,13 @@ class ScaledGNN(HistoryModel):
         places = [place for place, need in found.needs.items() if need.action == "history"]
         for history, place in zip(self.histories, places, strict=True):
             history.behind = ", ".join(found.steps.get(place) or ())
-        files = [(table, each.behind) for each in self.histories if isinstance(table := each.table.base, FileTable)]
+        files = [(each.table.base, each.behind) for each in self.histories if isinstance(each.table.base, FileTable)]
         try:
-            for table, behind in files:
-                table.take_code(behind)
+            for file, behind in files:
+                file.take_code(behind)
         except ValueError:
-            for table, _ in files:
-                table.close()  # for the model that is made as the error says
+            for file, _ in files:
+                file.close()  # for the model that is made as the error says
             raise
         self.tables = torch.nn.ModuleList(tables).to(self.device)
         self.num_layers, self._found, self._unverified = len(needs) + 1, found, len(tables) > 0

@@ -142,7 +142,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
     with undisturbed(model), varied(model):
         whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
-        failures = []
+        failures: list[Differs] = []
         ways: list[dict[Place, tuple[str, ...]]] = [{}]
         if places != "outputs" and any((steps := _row_wise(model, small, inputs, places)).values()):
             ways.insert(0, steps)
