@@ -19,8 +19,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from torch_gas import _core
-from torch_gas.models import SAGE
 from torch_gas.graph.dropout import dropout, dropout_rows
+from torch_gas.models import SAGE
 
 FLOATS = pytest.mark.parametrize("dtype", twins.FLOATS)
 seeds = st.integers(0, 2**64 - 1)

@@ -182,60 +182,6 @@ def test_adjacent_ranges() -> None:
         _core.write_chunks(table, torch.tensor([0, 2, 3]), torch.tensor([2, 2, 1]), torch.zeros(5))
 
 
-@given(twins.seeds, st.integers(0, 60), st.integers(-(2**63), 2**63 - 1), st.sampled_from([1, 2, 5]), st.data())
-def test_fill_chunks(seed: int, num_rows: int, value: int, threads: int, data: st.DataObject) -> None:
-    table = twins.random_table(torch.Generator().manual_seed(seed), num_rows, (), torch.int64)
-    offset, count = data.draw(twins.part_ranges(num_rows))
-    index = twins.chunk_index(offset, count)
-    for stride in (lambda x: x, twins.strided):
-        filled, expected = table.clone(), table.clone()
-        twins.scatter_rows(expected, index, torch.full(index.shape, value))
-        version = filled._version
-        torch.set_num_threads(threads)
-        _core.fill_chunks(filled, stride(offset), stride(count), index.numel(), value)
-        twins.same_bits(filled, expected)
-        assert filled._version > version  # autograd and caches learn of it
-
-
-def test_fill_chunks_of_many_rows() -> None:
-    size = 300_000
-    offset, count = torch.tensor([200_001, 3, 100_000]), torch.tensor([99_999, 99_997, 0])
-    index = twins.chunk_index(offset, count)
-    for threads in (1, 2, 16):
-        torch.set_num_threads(threads)
-        table, expected = torch.arange(size), torch.arange(size)
-        expected[index] = -1
-        _core.fill_chunks(table, offset, count, index.numel(), -1)
-        twins.same_bits(table, expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"table": [0]}, TypeError, "`table` must be a torch.Tensor, but is list"),
-        ({"table": torch.arange(4).int()}, TypeError, "`table` must be one of int64"),
-        ({"table": torch.arange(4.0)}, TypeError, "`table` must be one of int64"),
-        ({"table": torch.arange(8)[::2]}, ValueError, "`table` must be contiguous"),
-        ({"offset": int64(3, 0)}, IndexError, "range 0 has `offset` 3 and `count` 2"),
-        ({"offset": int64(-1, 1)}, IndexError, "range 0 has `offset` -1"),
-        ({"offset": int64(0, 1)}, ValueError, "ranges 0 and 1 do"),
-        ({"count": int64(2, -1)}, IndexError, "range 1 has .* `count` -1"),
-        ({"count": int64(2**62, 2**62)}, IndexError, "range 0 has .* `count` 4611"),
-        ({"count": int64(1, 1)}, ValueError, "`count` sums to 2 rows, .* are 3"),
-        ({"num_rows": 2}, ValueError, "`count` sums to 3 rows, .* are 2"),
-        ({"num_rows": 4}, ValueError, "`count` sums to 3 rows, .* are 4"),
-    ],
-)
-def test_fill_chunks_refuses(changes: dict[str, Any], error: type, message: str) -> None:
-    """All that would be written elsewhere; it says so as the call whose ranges it takes."""
-    whole = torch.arange(9)
-    table = whole[:4]
-    arguments = {"table": table, "offset": int64(2, 0), "count": int64(2, 1), "num_rows": 3, "value": -1, **changes}
-    with pytest.raises(error, match=f"^write_chunks: .*{message}"):
-        _core.fill_chunks(**arguments)
-    assert torch.equal(whole, torch.arange(9)), "nothing may be written before an error"
-
-
 def test_read_chunks_may_overlap() -> None:
     table = torch.arange(6.0)
     rows = _core.read_chunks(table, torch.tensor([1, 2, 1]), torch.tensor([3, 2, 1]))

@@ -114,6 +114,9 @@ def test_a_loader_a_monitor_and_a_refresher() -> None:
 
 def test_histories_of_a_scaled_model() -> None:
     model = scale(GCN(3, C, 2, out_channels=2), DATA)
+    with pytest.raises(ValueError, match=r"rows behind a convolution, but this model .*relu; .*places=.*outputs"):
+        model.load_histories(FILES / "scaled.safetensors", graph=DATA)
+    model = scale(GCN(3, C, 2, out_channels=2), DATA, places="outputs")
     model.load_histories(FILES / "scaled.safetensors", graph=DATA)
     assert torch.equal(model.histories[0].pull(), EXPECTED["scaled"])
     step(model)

@@ -25,8 +25,8 @@ from torch_gas import (
 )
 from torch_gas.datasets import synthetic
 from torch_gas.graph.attributes import first_rows, take
-from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, PNA, SAGE
 from torch_gas.graph.dropout import dropout
+from torch_gas.models import APPNP, GAT, GCN, GCN2, GIN, PNA, SAGE
 
 WIDTH, CLASSES, NODES = 40, 5, 300
 MODELS = {

@@ -11,9 +11,9 @@ from nets import Net
 from torch import Tensor
 
 from torch_gas import SubgraphLoader, models
+from torch_gas.graph.dropout import dropout
 from torch_gas.graph.halo import appended, batch_rows, join, linear
 from torch_gas.graph.product import Edges, aggregate
-from torch_gas.graph.dropout import dropout
 
 B, S, C = 5, 7, 3
 HALO = torch.randn(S, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from torch_gas.graph.halo import batch_rows, join
 from torch_gas.wiring.arguments import Arguments
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.degrees import NormalizeByDegrees, can_normalize
+from torch_gas.wiring.fused import is_product
 from torch_gas.wiring.places import Handler, Place, missed
 from torch_gas.wiring.trial.probe import never_met
 from torch_gas.wiring.trial.structure import OF_TRAINING, OTHER_GRAPH, agrees, complete, read
@@ -83,7 +84,7 @@ class Automatic(Handler):
         assert self.call.batch_size is not None
         known: dict[Any, Any] = {}
         for name, conv in self.model.model.named_modules():
-            if not can_normalize(conv):
+            if not (can_normalize(conv) and is_product(conv)):
                 continue
             inner = [p for p in self.found.needs if p.scope.partition("#")[0] == name and p.kind != "output"]
             numbers = {self.found.needs[place].number for place in inner}

@@ -36,7 +36,8 @@ from torch_gas.wiring.compiled import is_called_compiled, is_compiled
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.places import Kind, Place, Places
 from torch_gas.wiring.trial import structure
-from torch_gas.wiring.trial.probe import Found, find
+from torch_gas.wiring.trial.found import Found
+from torch_gas.wiring.trial.probe import find
 from torch_gas.wiring.trial.selected import check_inputs
 from torch_gas.wiring.undo import Undo
 
@@ -166,8 +167,14 @@ class ScaledGNN(HistoryModel):
         places = [place for place, need in found.needs.items() if need.action == "history"]
         for history, place in zip(self.histories, places, strict=True):
             history.behind = found.code_behind(place)
-            if isinstance(history.table.base, FileTable):
-                history.table.base.take_code(history.behind)
+        files = [(each.table.base, each.behind) for each in self.histories if isinstance(each.table.base, FileTable)]
+        try:
+            for file, behind in files:
+                file.take_code(behind)
+        except ValueError:
+            for file, _ in files:
+                file.close()  # for the model that is made as the error says
+            raise
         self.tables = torch.nn.ModuleList(tables).to(self.device)
         self.num_layers, self._found, self._unverified = len(needs) + 1, found, len(tables) > 0
 

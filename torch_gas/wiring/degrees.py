@@ -1,8 +1,8 @@
 """Layers that normalise edges by degrees (``GCNConv``, ``GCN2Conv``) on a batch whose degrees are known.
 
-PyG puts self-loops among the edges and sums up their weights, in each layer. A batch's edges are all that its nodes have, and
-degrees of the halo come from a table of the whole graph. So weights are two lookups an edge, made once a batch, and
-self-loops are a multiple of each row: edges stay those that the loader has put in order.
+PyG puts self-loops among the edges and sums up their weights, in each layer. A batch's edges are all that its nodes have: their
+degrees are counted, as training may drop edges, and those of the halo come from a table of the whole graph. So weights are two
+lookups an edge, made once a batch, and self-loops are a multiple of each row: edges stay those that the loader has put in order.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class NormalizeByDegrees:
 
     Args:
         conv: the layer.
-        degrees: gives the weighted degrees of the nodes of batch and halo, [B + S], loops included where the layer adds them.
+        degrees: gives the weighted degrees of the nodes of batch and halo in the graph, [B + S], loops included where the layer
+            adds them.
         batch_size: B.
         known: what layers of the same batch share.
     """
@@ -72,6 +73,10 @@ class NormalizeByDegrees:
         undo.set(self.conv, "forward", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer = getattr(self.conv, WIRING)
+        self.conv._cached_edge_index = None  # that of an earlier call, which may have been over other edges
+        setattr(self.conv, LOOPS, None)
+        layer.cuts_itself = False
         names = type(self.conv).forward.__code__.co_varnames[1:]
         given = dict(zip(names, args, strict=False)) | kwargs
         x, adj, weight = given.get("x"), given.get("edge_index"), given.get("edge_weight")
@@ -84,26 +89,31 @@ class NormalizeByDegrees:
             if found is not None:  # which the layer then takes for what it has computed before
                 self.conv._cached_edge_index = (adj, found.edges)
                 setattr(self.conv, LOOPS, found.loops)
-                layer = getattr(self.conv, WIRING)
                 layer.cuts_itself = layer.batch.bipartite  # as no loops are added to all rows
         return self.own(*args, **kwargs)
 
     def _weights(self, adj: Tensor, weight: Tensor | None, dtype: torch.dtype) -> _Weights | None:
-        """Weights of the edges; None where a node has several loops, of which PyG takes one."""
+        """Weights of the edges; None where these learn, or a node has several loops, of which PyG takes one."""
+        if weight is not None and (weight.requires_grad or weight.dim() != 1):
+            return None
         src, dst = adj[0], adj[1]
-        root = self.degrees().to(src.device, dtype).view(-1).rsqrt()
-        root.masked_fill_(root == torch.inf, 0)
-        edges = root[src] * root[dst] if weight is None else root[src] * weight * root[dst]
         loops = None
         if self.conv.add_self_loops:
+            loops = torch.ones(self.batch_size, dtype=dtype, device=src.device)
             own = dst[src == dst]
-            loops = root[: self.batch_size].square()
             if own.numel() > 0:
                 has_one = torch.zeros_like(loops).index_add_(0, own, torch.ones_like(own, dtype=dtype))
                 if bool((has_one > 1).any()):
                     return None
-                loops = None if bool(has_one.all()) else loops * (1 - has_one)
-        return _Weights(adj, weight, edges, loops)
+                loops = None if bool(has_one.all()) else 1 - has_one
+        degrees = self.degrees().to(src.device).view(-1)
+        counted = torch.ones_like(dst, dtype=degrees.dtype) if weight is None else weight.to(degrees.dtype)
+        counted = torch.zeros_like(degrees).index_add_(0, dst, counted)[: self.batch_size]
+        counted = counted if loops is None else counted + loops
+        root = torch.cat([counted, degrees[self.batch_size :]]).to(dtype).rsqrt()
+        root.masked_fill_(root == torch.inf, 0)
+        edges = root[src] * root[dst] if weight is None else root[src] * weight * root[dst]
+        return _Weights(adj, weight, edges, None if loops is None else loops * root[: self.batch_size].square())
 
 
 def with_loops(conv: Any, out: Tensor, x: Tensor) -> Tensor:

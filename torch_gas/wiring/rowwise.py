@@ -51,6 +51,7 @@ _JOINING = {
     "add", "sub", "mul", "div", "cat", "concat", "concatenate", "hstack", "stack", "where", "maximum", "minimum", "max", "min",
     "lerp", "addcmul", "dot", "cosine_similarity",
 }  # fmt: skip
+_CONCATENATING = {"cat", "concat", "concatenate", "hstack"}
 # What may be asked of rows without a look at their number or at what they hold.
 _HARMLESS = {
     torch.is_floating_point, Tensor.is_floating_point, Tensor.dim,
@@ -78,6 +79,14 @@ def _writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return any(value is True for value in args) or bool(kwargs.get("inplace")) or "out" in kwargs
 
 
+def _needs_as_many(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> bool:
+    """Whether a function fails where others than ``like`` have more rows, so that these are rows of nodes."""
+    if name in _CONCATENATING:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else int(name == "hstack" and like.dim() > 1))
+        return dim not in (0, -like.dim())
+    return like.size(0) > 1 or name == "stack"  # one row is taken for each of the others
+
+
 class _Known(NamedTuple):
     """Rows, kept alive so that their id stays their own: of which output, and behind how many functions."""
 
@@ -98,11 +107,12 @@ class Watch:
         self.learned = learned
         self._known: dict[int, _Known] = {}
         self._steps: dict[Place, list[Step]] = {}  # so far, in the order of outputs
+        self._has_grad: dict[Place, bool] = {}  # whether autograd records what happens to it
         self._limits: dict[Place, int] = {}  # behind how many of them somebody reads the rows
 
     def leave(self, place: Place, rows: Tensor) -> None:
         """Told of an output."""
-        self._steps[place] = []
+        self._steps[place], self._has_grad[place] = [], torch.is_grad_enabled()
         self._known[id(rows)] = _Known(rows, place, 0)
 
     def enter(self, given: Any) -> None:
@@ -132,7 +142,9 @@ class Watch:
 
     def _through(self, func: Any, args: Any, kwargs: Any, out: Any, read: list[_Known]) -> _Known | None:
         """Those of the rows read that a row-wise function takes on; None where the function is another one."""
-        known = [each for each in read if each.number == len(self._steps[each.place])]  # not read since
+        # Not read since, and not inside of a function of autograd, whose backward pass goes by what it was given.
+        open_ = [each for each in read if self._has_grad[each.place] == torch.is_grad_enabled()]
+        known = [each for each in open_ if each.number == len(self._steps[each.place])]
         if not known or _writes(args, kwargs) or not isinstance(out, Tensor):
             return None
         size, name = known[0].rows.size(0), func.__name__
@@ -204,6 +216,7 @@ class RowWise:
         self.steps, self.num_rows, self.rows_of_input = steps, num_rows, rows_of_input
         self._under_way: dict[int, _UnderWay] = {}
         self._batch_size: int | None = None  # once there are rows of the batch alone
+        self._has_grad = False  # whether autograd recorded these
 
     def begin(self, place: Place, rows: Tensor) -> None:
         """Told of an input of the model."""
@@ -227,6 +240,7 @@ class RowWise:
         if steps is None:
             exchange(place, rows)  # which has nothing to add
             self._batch_size = rows.size(0) if rows.size(0) < self.num_rows else None
+            self._has_grad = torch.is_grad_enabled()
             return None
         if not steps:
             return exchange(place, rows)
@@ -242,11 +256,12 @@ class RowWise:
             read = next((each for each in _tensors(args, kwargs) if id(each) in self._under_way), None)
             if read is not None:
                 return self._step(func, args, kwargs, read, exchange)
-        if self._batch_size is not None and not in_layer and func.__name__ in _JOINING:
+        is_joined = self._batch_size is not None and not in_layer and func.__name__ in _JOINING
+        if is_joined and self._has_grad == torch.is_grad_enabled():  # else inside of a function of autograd
             size = self._batch_size
             like = next((each for each in _tensors(args, kwargs) if each.dim() and each.size(0) == size), None)
-            if like is not None:
-                return func(*self._cut(args, size, like.dim()), **self._cut(kwargs, size, like.dim()))
+            if like is not None and _needs_as_many(func.__name__, args, kwargs, like):
+                return func(*self._cut(args, like), **self._cut(kwargs, like))
         return NOT_READ
 
     def _step(self, func: Any, args: Any, kwargs: Any, read: Tensor, exchange: Exchange) -> Any:
@@ -260,8 +275,15 @@ class RowWise:
                 'convolutions return: scale(model, data, places="outputs")'
             )
         if instead is None:
-            size = (self.rows_of_input() if place.kind == "input" else None) or read.size(0)
-            out = func(*self._cut(args, size, read.dim()), **self._cut(kwargs, size, read.dim()))
+            rows = read
+            if place.kind == "input" and (size := self.rows_of_input()) is not None:
+                rows = first_rows(read, size)
+                args, kwargs = (
+                    tree_map_only(Tensor, lambda x: rows if x is read else x, each) for each in (args, kwargs)
+                )
+            if step.name not in _LEARNED | _RANDOM:  # which read no other rows: weights may be as many as these
+                args, kwargs = self._cut(args, rows), self._cut(kwargs, rows)
+            out = func(*args, **kwargs)
         else:
             out = _any_rows(instead, later[0]) if later else instead
         if later:
@@ -270,8 +292,9 @@ class RowWise:
         exchanged = exchange(place, out)
         return out if exchanged is None else exchanged
 
-    def _cut(self, value: Any, size: int, dim: int) -> Any:
-        """Arguments of which those of ``dim`` dimensions with a row for each node of batch and halo have ``size`` rows."""
+    def _cut(self, value: Any, like: Tensor) -> Any:
+        """Arguments of which those with a row for each node of batch and halo have as many as ``like``."""
+        size, dim = like.size(0), like.dim()
         if size == self.num_rows:
             return value
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch_geometric.nn import InstanceNorm, MessagePassing
 
 from torch_gas.wiring.batch import WIRING
@@ -161,13 +163,16 @@ class Statistics:
                 )
             call = NormCall(name, self._calls[name])
             self._calls[name] += 1
-            moments = self.known.get(call)
-            if moments is None:
-                self._reached(call, self._own(call, x))
-                raise AssertionError(f"{name} has no statistics")
-            return _apply(norm, x, moments)
+            return batch_norm(x, partial(self._normalize, norm, call))
 
         return run
+
+    def _normalize(self, norm: Any, call: NormCall, x: Tensor) -> Tensor:
+        moments = self.known.get(call)
+        if moments is None:
+            self._reached(call, self._own(call, x))
+            raise AssertionError(f"{call.name} has no statistics")
+        return _apply(norm, x, moments)
 
     def _own(self, call: NormCall, x: Tensor) -> Tensor:
         """The rows of ``x`` that are of this batch and of no other."""
@@ -195,6 +200,13 @@ class Statistics:
         norms = {name: norm for norm, name in self._norms.items()}
         for call in sorted(moments):
             _move(norms[call.name], moments[call])
+
+
+def batch_norm(x: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """What stands in for the function of torch, by its name for those who follow which ones a model calls."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(batch_norm, (x,), x, normalize)
+    return normalize(x)
 
 
 def _apply(norm: Any, x: Tensor, moments: Moments) -> Tensor:

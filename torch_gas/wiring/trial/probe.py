@@ -11,11 +11,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
 from math import nan
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,6 @@ from torch.utils import _pytree as pytree
 from torch_geometric.data import Data
 from torch_geometric.nn.models.linkx import SparseLinear
 
-from torch_gas._util.text_table import text_table
 from torch_gas.batch.data import SubData
 from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.wiring import arguments
@@ -33,11 +30,10 @@ from torch_gas.wiring.batch import Checkpointed
 from torch_gas.wiring.places import Handler, Layout, Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
 from torch_gas.wiring.rowwise import Step, Steps, Watch, common
+from torch_gas.wiring.trial.found import Action, Found, Need
 from torch_gas.wiring.trial.handlers import Differs, Note, Record, Skipped, Trial, Values, same
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo, with_more_nodes
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
-
-Action = Literal["history", "rows", "sum", "maximum"]
 
 _COUNTS_HALO = (
     "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
@@ -46,89 +42,6 @@ _COUNTS_HALO = (
 
 
 _DRAWS = 64  # of random numbers, to meet a layer that is skipped nine times out of ten
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a place needs on a batch.
-
-    Args:
-        action: ``"history"`` for rows that are pushed and pulled. What depends on no parameter is computed once on the whole
-            graph: ``"rows"`` whose halo part is looked up, a ``"sum"`` whose rows are all looked up, or a ``"maximum"``.
-        number: of the history, or of the table.
-        shape: of a row.
-        dtype: of the values.
-    """
-
-    action: Action
-    number: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the trial found.
-
-    Args:
-        needs: by place, in the order of the forward pass; those of histories, and of tables, are numbered in it.
-        shapes: rows of the output of each convolution that returns rows of nodes, also where it needs nothing.
-        known: all places that were met, and the outputs of all layers.
-        called: those that each call on a batch must meet, in evaluation and in training.
-        ignored: names of optional arguments without which the output is the same.
-        per_node: for each output of the model, whether it has a row for each node.
-        neighbors: which edges a batch must hold, ``"in"`` or ``"both"``.
-        bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
-        steps: by output, the row-wise code that lies between a convolution and its place; see
-            :mod:`torch_gas.wiring.rowwise`.
-    """
-
-    needs: dict[Place, Need]
-    shapes: dict[Place, tuple[int, ...]]
-    known: frozenset[Place]
-    called: tuple[frozenset[Place], frozenset[Place]]
-    ignored: frozenset[str]
-    per_node: tuple[bool, ...]
-    neighbors: str
-    bipartite: bool
-    steps: Steps = field(default_factory=dict)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"steps": {}, **state})  # which release 0.1 lacked
-
-    @property
-    def layout(self) -> Layout:
-        """How the model is called on a batch."""
-        return Layout(self.bipartite, self.of_edges, self.steps)
-
-    def code_behind(self, place: Place) -> str:
-        """Names of the functions between an output and its place."""
-        return ", ".join(step.name for step in self.steps.get(place) or ())
-
-    def is_padded(self, place: Place) -> bool:
-        """Whether a place that is given nothing has rows for the halo all the same, as code behind it takes all rows."""
-        return place.kind == "input" or (place in self.shapes and self.steps.get(place, ()) is not None)
-
-    @cached_property
-    def of_edges(self) -> frozenset[str]:
-        """Names of the convolutions that return something else than rows of nodes."""
-        outputs = (place for place in self.called[0] if place.kind == "output" and place not in self.shapes)
-        return frozenset(place.scope.partition("#")[0] for place in outputs)
-
-    def of(self, *actions: Action) -> list[Need]:
-        """The histories or tables, each once, in the order of their numbers."""
-        return list({need.number: need for need in self.needs.values() if need.action in actions}.values())
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                f"{n.action} {n.number}",
-                "x".join(map(str, n.shape)),
-                ", ".join((str(place), self.code_behind(place))).strip(", "),
-            )
-            for place, n in self.needs.items()
-        ]
-        return f"neighbors={self.neighbors!r}\n" + text_table(("what", "width", "behind"), rows)
 
 
 def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") -> Found:
@@ -146,7 +59,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
     with undisturbed(model), varied(model):
         whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
-        failures = []
+        failures: list[Differs] = []
         ways: list[dict[Place, tuple[Step, ...]]] = [{}]
         if places != "outputs" and any((steps := _row_wise(model, small, inputs, places)).values()):
             ways.insert(0, steps)
@@ -156,6 +69,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
                 behind = _record(model, small, inputs, data.num_nodes, steps) if steps else whole
                 found = _Runs(model, inputs, small, behind, edges, steps).find(structural, places != "outputs")
                 _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
+                failures.clear()  # whose frames hold this one, and so the model
                 return found
             except Differs as failure:
                 if not steps:  # else the same batches are tried without
@@ -243,7 +157,8 @@ def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[P
     found = []
     for training in (False, True):
         watch = Watch(learned=places == "cheap")
-        with undisturbed(model), suppress(Exception):  # of the user's code, which training itself will show
+        # Exceptions of the user's code, which training itself will show.
+        with undisturbed(model), torch.enable_grad(), suppress(Exception):
             model.train(training)
             watch.use(call_whole(model, inputs(to_model(model, small)), small, Handler(), watch=watch))
             found.append(watch.found)
@@ -368,6 +283,7 @@ class _Runs:
             histories = [place for place, need in needs.items() if need.action == "history"]
             for batch, out in zip(self.batches, self.outputs, strict=True):
                 self.run(Skipped(self.exact, batch, histories), out)
+            self.check_training()
         called = frozenset(place for place in self.exact if place.kind == "output" or place in needs)
         others = {place for place in called if place.kind != "output" or self.exact[place].size(0) != NUM_NODES}
         trained = self.met_in_training(needs)
@@ -388,6 +304,15 @@ class _Runs:
             bipartite=self.layout.bipartite,
             steps=self.layout.steps,
         )
+
+    def check_training(self) -> None:
+        """Raises Differs where training needs halo rows earlier than evaluation: in code that is not seen."""
+        layout, rows = self.layout, self._train(self.batches[0], None)[1]
+        self.layout = layout._replace(steps={})
+        wanted = self._train(self.batches[0], None)[1]
+        self.layout = layout
+        if len(rows) != len(wanted):
+            raise Differs(None)
 
     def run(self, trial: Trial, before: list[Any] | None = None, how: str = Differs.OTHER_ROWS) -> list[Any]:
         """The outputs on a batch; raises Differs where rows are not those of the whole graph.

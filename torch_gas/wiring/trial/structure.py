@@ -22,7 +22,7 @@ from torch_gas.history import History
 from torch_gas.wiring.arguments import Arguments, Inputs, edge_tensors
 from torch_gas.wiring.batch import pad
 from torch_gas.wiring.places import Handler, Place, missed
-from torch_gas.wiring.trial.probe import Found, Need
+from torch_gas.wiring.trial.found import Found, Need
 from torch_gas.wiring.trial.undisturbed import call, undisturbed
 
 _EDGES = 2**18  # in a batch, about
