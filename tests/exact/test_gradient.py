@@ -34,6 +34,13 @@ def test_models_of_pyg(name: str, jk: str | None) -> None:
     compare(wired(of_pyg(name, jk), data, inputs=plain), data)
 
 
+@pytest.mark.parametrize("name", PYG)
+def test_places_behind_all_code(name: str) -> None:
+    torch.manual_seed(0)
+    data = graph()
+    compare(wired(of_pyg(name, "cat"), data, inputs=plain, places="cheap"), data)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "LayerDrop"])
 def test_models_as_users_write_them(name: str) -> None:
     torch.manual_seed(0)

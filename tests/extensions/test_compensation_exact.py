@@ -109,6 +109,15 @@ def test_models_of_pyg(name: str, jk: str | None) -> None:
     check(frozen(of_pyg(name, jk), data, inputs=plain), data, schedules=[turn])
 
 
+@pytest.mark.parametrize("name", PYG)
+def test_places_behind_all_code(name: str) -> None:
+    """Gradients of code in front of a place come from the halo rows of other batches as well."""
+    torch.manual_seed(0)
+    data = graph()
+    turn = SCHEDULES[list(PYG).index(name) % 2]
+    check(frozen(of_pyg(name, "cat"), data, inputs=plain, places="cheap"), data, schedules=[turn])
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "LayerDrop"])
 def test_models_as_users_write_them(name: str) -> None:
     """With residuals, shared layers, several outputs, edges of both directions, and layers of several hops."""

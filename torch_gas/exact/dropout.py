@@ -274,11 +274,11 @@ class _Masks(Mode):
                 f"{self.scope.layer}: dropout is called under activation checkpointing, which would call it once more in the "
                 "backward pass, where its rows are not known; switch it off and make batches smaller instead"
             )
-        out = _drawn(x, partial(self._dropped, p=float(p)))
+        # Counted also where nothing is drawn, because nobody computes the rows.
+        out = _drawn(x, partial(self._dropped, p=float(p), number=self._count("dropout")))
         return x.copy_(out) if in_place else out
 
-    def _dropped(self, x: Tensor, p: float) -> Tensor:
-        number = self._count("dropout")
+    def _dropped(self, x: Tensor, p: float, number: int) -> Tensor:
         if self._is_stand_in(x, number):
             return x
         rows = x.view(1) if x.dim() == 0 else x
