@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -205,7 +205,7 @@ class Statistics:
 def batch_norm(x: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
     """What stands in for the function of torch, by its name for those who follow which ones a model calls."""
     if has_torch_function_unary(x):
-        return cast(Tensor, handle_torch_function(batch_norm, (x,), x, normalize))
+        return handle_torch_function(batch_norm, (x,), x, normalize)
     return normalize(x)
 
 
