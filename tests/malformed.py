@@ -36,7 +36,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (float, int),
     "str": (str,),
-    "Literal": (str,),
+    "Places": (str,),
     "IO": (str,),
     "os.PathLike": (),
     "Tensor": (Tensor,),

@@ -163,8 +163,10 @@ BODIES: dict[str, tuple[Body, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def steps(model: ScaledGNN) -> list[tuple[str, ...] | None]:
-    """Behind each place of a history, in their order."""
-    return [model.found.steps.get(place, ()) for place, need in model.found.needs.items() if need.action == "history"]
+    """Names of the functions in front of each history behind a layer, in their order."""
+    places = [place for place, need in model.found.needs.items() if need.action == "history" and place.kind == "output"]
+    found = [model.found.steps.get(place, ()) for place in places]
+    return [None if each is None else tuple(step.name for step in each) for each in found]
 
 
 def close(left: Any, right: Any) -> None:

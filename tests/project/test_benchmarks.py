@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -309,8 +310,8 @@ def test_host(run) -> None:
 
 def test_scaled(run, tmp_path: Path) -> None:
     (rows,) = run("scaled", CPU, ())
-    ways = [("GCN", "scale()"), ("GCN", "scale(), normalised in the layers")]
-    ways += [(name, "scale()") for name in ("SAGE", "GAT", "GIN", "GCNII")]
+    ways = [("GCN", "scale(), normalised in the layers")]
+    ways += product(("GCN", "SAGE", "GAT", "GIN", "GCNII", "APPNP"), ("scale()", 'scale(places="cheap")'))
     found = {(row["model"], row["wired by"], row["dropout"]) for row in rows}
     assert found == {(*way, dropout) for way in ways for dropout in ("0.0", "0.5")} and len(rows) == len(found)
     assert all(row["ratio"] > 0 and row["epoch, s"] > 0 and row["by hand, s"] > 0 for row in rows)

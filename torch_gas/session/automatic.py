@@ -43,6 +43,10 @@ class Automatic(Handler):
         self.device = model.device
         self.ids = (call.batch_size, call.n_id, call.offset, call.count)
 
+    def computes(self) -> None:
+        if self.model._session.replay is not None:
+            self.model._session.replay.computes()
+
     def enters(self, place: Place) -> None:
         if place not in self.found.known:
             raise RuntimeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch_gas.session.model import HistoryModel
 from torch_gas.session.scaled import ScaledGNN
 from torch_gas.session.session import refuse_inference_tensors
 
+Places = Literal["row-wise", "outputs", "cheap"]
+
 
 @checked
 def scale(
@@ -28,7 +30,7 @@ def scale(
     inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
     regularization: Extension | None = None,
     compensation: Extension | None = None,
-    places: Literal["row-wise", "outputs", "cheap"] = "row-wise",
+    places: Places = "row-wise",
     torch_dropout: bool = False,
     **options: Any,
 ) -> ScaledGNN:
@@ -77,6 +79,8 @@ def scale(
         >>> for batch in SubgraphLoader(data, ptr, batch_size=4):
         ...     assert model(batch).shape == (batch.batch_size, 10)
     """
+    if places not in get_args(Places):
+        raise ValueError(f"scale(): places must be one of {', '.join(map(repr, get_args(Places)))}, but is {places!r}")
     for child in model.modules():
         if isinstance(child, HistoryModel):
             raise ValueError(

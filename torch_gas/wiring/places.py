@@ -84,6 +84,9 @@ class Handler:
         """Rows [B, ...] or [B + S, ...] that stand in for what would be computed at ``place``; None to compute it."""
         return None
 
+    def computes(self) -> None:
+        """Told that a layer under way goes on with rows of a place."""
+
     def passes(self, place: Place, adj: Any) -> None:
         """Told the adjacency over which a hop passes messages."""
 
@@ -260,7 +263,10 @@ class Places(Mode):
         return batch.with_first(out, value) if is_tuple else value
 
     def _exchange(self, place: Place, rows: Tensor) -> Tensor | None:
-        return self._unseen(self.handler.at, place, rows)
+        value = self._unseen(self.handler.at, place, rows)
+        if self.scope:  # of a layer into which code led that goes row by row
+            self.handler.computes()
+        return value
 
     def _propagate(self, conv: MessagePassing) -> Any:
         propagate = conv.propagate

@@ -171,7 +171,13 @@ class Watch:
     @property
     def found(self) -> dict[Place, tuple[Step, ...]]:
         """The functions up to the last rows that all later code reads; none where it reads them in a way that is not seen."""
-        return {place: tuple(steps[: self._limits.get(place, 0)]) for place, steps in self._steps.items()}
+        found = {place: tuple(steps[: self._limits.get(place, 0)]) for place, steps in self._steps.items()}
+        # A table of the input is for what is dear to compute, and no copy of features.
+        return {
+            place: steps
+            for place, steps in found.items()
+            if place.kind != "input" or any(step.name in _LEARNED for step in steps)
+        }
 
 
 def common(
