@@ -141,3 +141,17 @@ def test_exact_gradients_through_norms_before_histories() -> None:
         model = wired(Net(), data, places=places)
         assert steps(model)[0] == (("batch_norm", "relu", "add") if places == "cheap" else ())
         compare(model, data)
+
+
+def test_code_that_training_chooses_at_random_is_behind_the_place() -> None:
+    """Or histories would hold rows of one kind or the other."""
+
+    def body(m: Any, conv: Any, x: Any, e: Any, first: Any) -> Any:
+        h = conv(x, e)
+        return h.tanh() if m.training and bool(torch.rand(()) < 0.5) else h.relu()
+
+    model = scale(Layers(body), graph()).train()
+    assert steps(model) == [(), ()]
+    for _ in range(5):
+        for batch in batches(graph()):
+            model(batch)

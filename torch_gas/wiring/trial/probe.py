@@ -1,14 +1,14 @@
 """A trial run of a model on a graph of a few nodes: which places need what, and whether batches are then exact.
 
-The model runs on the whole small graph, which gives the exact values of all places. It then runs on batches of it,
-with the halo rows of each place taken from these. Its rows must equal the exact ones at each place, else the model is
-refused and the layer is named. Last, the halo rows of one place at a time are spoiled: where a batch row changes, the
-place needs a table.
+The model runs on the whole small graph, which gives the exact values of all places. It then runs on batches of it, with the halo
+rows of each place taken from these. Its rows must equal the exact ones at each place, else the model is refused and the layer is
+named. Last, the halo rows of one place at a time are spoiled: where a batch row changes, the place needs a table.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from itertools import product
@@ -39,8 +39,7 @@ _COUNTS_HALO = (
     "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
     "the scaled model returns"
 )
-
-
+_WATCHED = 6  # runs in training mode, in which code between layers may be chosen at random
 _DRAWS = 64  # of random numbers, to meet a layer that is skipped nine times out of ten
 
 
@@ -153,16 +152,21 @@ def _own_graph(model: Module, given: Arguments, num_nodes: int) -> str:
 
 
 def _row_wise(model: Module, small: Data, inputs: Inputs, places: str) -> dict[Place, tuple[Step, ...]]:
-    """The row-wise code behind each output that evaluation and training have in common."""
-    found = []
-    for training in (False, True):
+    """The row-wise code behind each output that evaluation and training have in common, whatever numbers training draws."""
+    found: dict[Place, tuple[Step, ...]] = {}
+    for seed in range(-1, _WATCHED):
         watch = Watch(learned=places == "cheap")
-        # Exceptions of the user's code, which training itself will show.
-        with undisturbed(model), torch.enable_grad(), suppress(Exception):
-            model.train(training)
+        with (
+            undisturbed(model),
+            torch.enable_grad(),
+            suppress(Exception),
+        ):  # of the user's code, which training will show
+            model.train(seed >= 0)
+            torch.manual_seed(seed)
+            random.seed(seed)
             watch.use(call_whole(model, inputs(to_model(model, small)), small, Handler(), watch=watch))
-            found.append(watch.found)
-    return common(found[0], found[-1]) if found else {}
+            found = common(found, watch.found)
+    return found
 
 
 def _record(model: Module, data: Data, inputs: Inputs, num_nodes: int, steps: Steps | None = None) -> Record:
