@@ -35,10 +35,6 @@ from torch_gas.wiring.trial.handlers import Differs, Note, Record, Skipped, Tria
 from torch_gas.wiring.trial.small import NUM_NODES, batches_of, small_graph, with_more_halo, with_more_nodes
 from torch_gas.wiring.trial.undisturbed import call, call_whole, materialize, restored, to_model, undisturbed, varied
 
-_COUNTS_HALO = (
-    "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
-    "the scaled model returns"
-)
 _WATCHED = 6  # runs in training mode, in which code between layers may be chosen at random
 _DRAWS = 64  # of random numbers, to meet a layer that is skipped nine times out of ten
 
@@ -388,7 +384,7 @@ class _Runs:
             if not same(total, self.exact[place]):
                 raise Differs(place)
         for batch, out in zip(self.batches, self.outputs, strict=True):  # in one alone, a mean may agree by chance
-            self.run(Trial(self.exact, with_more_halo(batch, self.small)), out, _COUNTS_HALO)
+            self.run(Trial(self.exact, with_more_halo(batch, self.small)), out, Differs.COUNTS_HALO)
         return partial, set().union(*(trial.has_halo for trial in trials))
 
     def is_read(self, place: Place, partial: Collection[Place]) -> bool:
