@@ -24,8 +24,8 @@ class Differs(Exception):
 
     OTHER_ROWS = "gives other rows than on the whole graph"
     COUNTS_HALO = (
-        "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows that "
-        "the scaled model returns"
+        "has a value without a row for each node that counts the rows of the halo; compute such a value (a loss) from the rows "
+        "that the scaled model returns"
     )
 
     def __init__(self, place: Place | None, how: str = OTHER_ROWS) -> None:
