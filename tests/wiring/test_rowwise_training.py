@@ -155,3 +155,37 @@ def test_code_that_training_chooses_at_random_is_behind_the_place() -> None:
     for _ in range(5):
         for batch in batches(graph()):
             model(batch)
+
+
+class _Dense(nn.MessagePassing):
+    """Sums up the rows of a dense layer; a missing neighbour's are zeros."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(aggr="sum")
+        self.lin = torch.nn.Linear(width, H)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=self.lin(x))
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j.nan_to_num()
+
+
+def test_a_layer_that_goes_on_with_rows_of_a_place_ends_a_segment() -> None:
+    """Its rows of the halo are not there yet, and a norm behind it would count others."""
+
+    class Net(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = ModuleList([_Dense(8), _Dense(H), _Dense(H)])
+            self.norms = ModuleList([torch.nn.BatchNorm1d(H), torch.nn.BatchNorm1d(H)])
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            for conv, norm in zip(self.convs, self.norms, strict=False):
+                x = norm(conv(x, edge_index)).relu()
+            return self.convs[2](x, edge_index)
+
+    data = graph_of_exact()
+    model = wired(Net(), data, places="cheap")
+    assert [history.behind for history in model.histories] == ["linear"] + ["batch_norm, relu, linear"] * 2
+    compare(model, data)

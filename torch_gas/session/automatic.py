@@ -81,9 +81,8 @@ class Automatic(Handler):
     def normalize(self, undo: Undo) -> None:
         """Has layers that normalise by degrees look these up, in training; else the batch's are compared with the graph's."""
         in_training = self.model.training and self.model._session.replay is None
-        if (
-            self.call.n_id is None or not in_training or not self.layout.bipartite
-        ):  # rows of the halo have loops as well
+        # Where edges go into the halo, its rows have loops as well.
+        if self.call.n_id is None or not in_training or not self.layout.bipartite:
             return
         assert self.call.batch_size is not None
         known: dict[Any, Any] = {}

@@ -65,7 +65,8 @@ def scale(
         :class:`ScalableGNN`; see :class:`ScaledGNN`.
 
     Raises:
-        ValueError: if the model cannot be exact on batches; the error names the layer, the reason and what to do.
+        ValueError: if the model cannot be exact on batches; the error names the layer, the reason and what to do. Also if
+            ``places`` is unknown, or files hold rows of other places.
 
     Example:
         >>> import torch

@@ -204,9 +204,8 @@ class _UnderWay(NamedTuple):
     instead: Tensor | None = None
 
 
-Exchange = Callable[
-    ["Place", Tensor], "Tensor | None"
-]  # gives the rows to go on with at a place, or None to leave them
+# Gives the rows to go on with at a place, or None to leave them.
+Exchange = Callable[["Place", Tensor], "Tensor | None"]
 
 
 class RowWise:
