@@ -18,6 +18,7 @@ SUITES = {
         "step",
         "roofline",
         "scaled",
+        "releases",
         "host",
         "kernels",
         "partition",
@@ -44,9 +45,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/SUITE)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on the CPU, whose figures say nothing")
     parser.add_argument("--pygas", type=Path, help="root of a local build of PyGAS, for step.py of the CPU suite")
+    parser.add_argument(
+        "--other", type=Path, help="root of another release, built in place, for releases.py (else left out)"
+    )
     args = parser.parse_args()
-    if args.pygas is not None and args.suite != "cpu":
-        parser.error("--pygas: PyGAS is measured by the CPU suite only")
+    if (args.pygas or args.other) and args.suite != "cpu":
+        parser.error("--pygas, --other: PyGAS and another release are measured by the CPU suite only")
 
     out = (args.out or HERE / "results" / args.suite).resolve()
     (out / "results.json").unlink(missing_ok=True)  # of another run, whose sections would stay
@@ -56,8 +60,12 @@ def main() -> None:
     root = str(HERE.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     summary = []
+    further = {"step": ("--pygas", args.pygas), "releases": ("--other", args.other)}
     for name in SUITES[args.suite]:
-        extra = ["--pygas", str(args.pygas.resolve())] if args.pygas is not None and name == "step" else []
+        option, path = further.get(name, ("", None))
+        if name == "releases" and path is None:
+            continue
+        extra = [] if path is None else [option, str(path.resolve())]
         start = time.monotonic()
         done = subprocess.run([sys.executable, HERE / args.suite / f"{name}.py", *options, *extra], env=environment)
         summary.append(

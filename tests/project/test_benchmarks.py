@@ -105,7 +105,7 @@ def load_beside(name: str) -> ModuleType:
 def test_every_benchmark_is_tested_and_documented_and_opens_with_its_question() -> None:
     names = {path.stem for path in GPU.glob("*.py")} - LIBRARIES
     assert names == {"rows", "step", "memory", "beside", "small"} == set(load("run").SUITES["gpu"])
-    names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "counts", "large", "sides"}
+    names_on_cpu = {path.stem for path in CPU.glob("*.py")} - {"bench", "counts", "large", "release_side", "sides"}
     assert names_on_cpu == set(load("run").SUITES["cpu"])
     page = (GPU.parents[1] / "docs" / "benchmarks.md").read_text()
     script = (GPU / "run.sh").read_text()
@@ -316,6 +316,19 @@ def test_scaled(run, tmp_path: Path) -> None:
     assert found == {(*way, dropout) for way in ways for dropout in ("0.0", "0.5")} and len(rows) == len(found)
     assert all(row["ratio"] > 0 and row["epoch, s"] > 0 and row["by hand, s"] > 0 for row in rows)
     picture(tmp_path / "scaled.png")
+
+
+def test_releases(run, tmp_path: Path) -> None:
+    """This release beside itself."""
+    options = ("--other", str(BENCHMARKS.parent), "--models", "PNA", "--rounds", "2")
+    (rows,) = run("releases", CPU, options)
+    ways = ("by hand", "scale()", 'scale(places="cheap")')
+    found = [(row["model"], row["dropout"], row["wired by"]) for row in rows]
+    assert found == list(product(("PNA",), ("0.0", "0.5"), ways))
+    for row in rows:
+        assert row["other / this one"] == pytest.approx(row["other release, s"] / row["this one, s"])
+        assert 0 < row["90 % from"] <= row["other / this one"] <= row["to"]
+    picture(tmp_path / "releases.png")
 
 
 def test_loader(run, tmp_path: Path) -> None:

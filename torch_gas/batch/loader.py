@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch_geometric.data import Data
 
+from torch_gas._util.allocator import keep_freed_memory
 from torch_gas._util.arguments import checked
 from torch_gas._util.thread import Task, Worker, check_process
 from torch_gas.batch.builder import Builder, check_partition
@@ -224,7 +225,9 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
-        if self.device.type == "cuda" and self._courier is None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        elif self._courier is None:
             self._courier = Courier(self.device)
             if self.num_workers == 0:  # other processes have no CUDA
                 self.builder.allocate = self._courier.allocate
