@@ -293,25 +293,39 @@ struct SparseArgument {
   int64_t num_rows, num_cols, nnz, num_numbers;
 };
 
+// Calls f(matrix) without the lock of the interpreter.
+template <class F>
+void with_sparse(const SparseArgument& from, const F& f) {
+  Unlocked unlocked;
+  dispatch_ids(from.bits, [&](auto id) {
+    using I = decltype(id);
+    f(Sparse<I>{at<I>(from.rowptr), at<I>(from.col), at<I>(from.order), from.num_rows,
+                from.num_cols, from.nnz, from.num_numbers});
+  });
+}
+
 // Calls f(matrix, T{}) with the matrix and a value of the element type.
 template <class F>
 void dispatch_sparse(const SparseArgument& from, const F& f) {
   check_value(from.dtype == DType::f32 || from.dtype == DType::f64,
               "elements must be float32 or float64");
-  Unlocked unlocked;
-  dispatch_ids(from.bits, [&](auto id) {
-    using I = decltype(id);
-    const Sparse<I> matrix{at<I>(from.rowptr), at<I>(from.col), at<I>(from.order), from.num_rows,
-                           from.num_cols,      from.nnz,        from.num_numbers};
+  with_sparse(from, [&](const auto& matrix) {
     from.dtype == DType::f32 ? f(matrix, float{}) : f(matrix, double{});
   });
 }
 
 void product_py(const SparseArgument& from, Address weight, Address rows, Address out,
-                int64_t heads, int64_t width, int threads) {
+                int64_t heads, int64_t width, bool mean, int threads) {
+  if (from.dtype == DType::bf16) {  // of which weights are float
+    return with_sparse(from, [&](const auto& matrix) {
+      product(matrix, at<const float>(weight), at<const BFloat16>(rows), at<BFloat16>(out), heads,
+              width, mean, threads);
+    });
+  }
   dispatch_sparse(from, [&](const auto& matrix, auto zero) {
     using T = decltype(zero);
-    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, threads);
+    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, mean,
+            threads);
   });
 }
 

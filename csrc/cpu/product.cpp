@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "../check.h"
@@ -47,50 +48,70 @@ TORCH_GAS_LOOP int64_t position(const Sparse<I>& matrix, int64_t e) {
 // Elements that are computed at a time: the length is known to the compiler.
 constexpr int64_t kLanes = 8;
 
+TORCH_GAS_LOOP float to_sum(float x) {
+  return x;
+}
+TORCH_GAS_LOOP double to_sum(double x) {
+  return x;
+}
+TORCH_GAS_LOOP float to_sum(BFloat16 x) {
+  return to_float(x);
+}
+
 // sum[c] += w[0] * x[0][c] + ... for the columns [begin, end), with `kRows` rows at a time, so that
 // the sums are read and written once for all of them.
-template <int kRows, class T>
-TORCH_GAS_LOOP void add_rows(T* __restrict sum, const T* const* x, const T* w, int64_t begin,
+template <int kRows, class R, class T>
+TORCH_GAS_LOOP void add_rows(T* __restrict sum, const R* const* x, const T* w, int64_t begin,
                              int64_t end) {
   int64_t c = begin;
   for (; c + kLanes <= end; c += kLanes) {
     T lanes[kLanes];
     for (int64_t k = 0; k < kLanes; ++k) lanes[k] = sum[c + k];
     for (int r = 0; r < kRows; ++r) {
-      for (int64_t k = 0; k < kLanes; ++k) lanes[k] += w[r] * x[r][c + k];
+      for (int64_t k = 0; k < kLanes; ++k) lanes[k] += w[r] * to_sum(x[r][c + k]);
     }
     for (int64_t k = 0; k < kLanes; ++k) sum[c + k] = lanes[k];
   }
   for (; c < end; ++c) {
-    for (int r = 0; r < kRows; ++r) sum[c] += w[r] * x[r][c];
+    for (int r = 0; r < kRows; ++r) sum[c] += w[r] * to_sum(x[r][c]);
   }
 }
 
-template <class I, class T>
+// Rows of R are summed up in T. `scratch` holds the sums of a row where R is narrower.
+template <class I, class R, class T>
 struct Product {
-  static TORCH_GAS_LOOP void run(Sparse<I> matrix, const T* weight, const T* rows, T* out,
-                                 int64_t heads, int64_t width, int64_t begin, int64_t end) {
-    const int64_t last = matrix.rowptr[end] - 1;
+  static TORCH_GAS_LOOP void run(Sparse<I> matrix, const T* weight, const R* rows, R* out,
+                                 T* scratch, int64_t heads, int64_t width, bool mean,
+                                 int64_t begin, int64_t end) {
+    const int64_t last = matrix.rowptr[end] - 1, columns = heads * width;
     for (int64_t i = begin; i < end; ++i) {
-      T* sum = out + i * heads * width;
-      std::fill(sum, sum + heads * width, T(0));
+      T* sum = scratch;
+      if constexpr (std::is_same_v<R, T>) sum = out + i * columns;
+      std::fill(sum, sum + columns, T(0));
       int64_t e = matrix.rowptr[i];
       const int64_t stop = matrix.rowptr[i + 1];
+      const int64_t count = stop - e;
       for (; e + 4 <= stop; e += 4) add<4>(matrix, weight, rows, sum, heads, width, e, last);
       for (; e + 2 <= stop; e += 2) add<2>(matrix, weight, rows, sum, heads, width, e, last);
       for (; e < stop; ++e) add<1>(matrix, weight, rows, sum, heads, width, e, last);
+      if (mean && count > 1) {
+        for (int64_t c = 0; c < columns; ++c) sum[c] /= static_cast<T>(count);
+      }
+      if constexpr (!std::is_same_v<R, T>) {
+        for (int64_t c = 0; c < columns; ++c) from_float(sum[c], out[i * columns + c]);
+      }
     }
   }
 
   template <int kRows>
-  static TORCH_GAS_LOOP void add(const Sparse<I>& matrix, const T* weight, const T* rows, T* sum,
+  static TORCH_GAS_LOOP void add(const Sparse<I>& matrix, const T* weight, const R* rows, T* sum,
                                  int64_t heads, int64_t width, int64_t e, int64_t last) {
     const int64_t columns = heads * width;
-    const T* x[kRows];
+    const R* x[kRows];
     int64_t at[kRows];
     for (int r = 0; r < kRows; ++r) {
       const int64_t ahead = std::min(e + r + kAhead, last);
-      prefetch(rows + matrix.col[ahead] * columns, columns * sizeof(T));
+      prefetch(rows + matrix.col[ahead] * columns, columns * sizeof(R));
       if (weight) prefetch(weight + position(matrix, ahead) * heads, heads * sizeof(T));
       x[r] = rows + matrix.col[e + r] * columns;
       at[r] = position(matrix, e + r);
@@ -226,13 +247,15 @@ struct EntrySoftmaxBackward {
 
 }  // namespace
 
-template <class I, class T>
-void product(const Sparse<I>& matrix, const T* weight, const T* rows, T* out, int64_t heads,
-             int64_t width, int threads) {
+template <class I, class R, class T>
+void product(const Sparse<I>& matrix, const T* weight, const R* rows, R* out, int64_t heads,
+             int64_t width, bool mean, int threads) {
   check("product", matrix, threads);
   parallel_for(matrix.num_rows, rows_grain(matrix, heads * width), threads,
                [&](int64_t begin, int64_t end) {
-                 run_loop<Product<I, T>>(matrix, weight, rows, out, heads, width, begin, end);
+                 std::vector<T> scratch(std::is_same_v<R, T> ? 0 : heads * width);
+                 run_loop<Product<I, R, T>>(matrix, weight, rows, out, scratch.data(), heads,
+                                            width, mean, begin, end);
                });
 }
 
@@ -271,8 +294,10 @@ void entry_softmax_backward(const Sparse<I>& matrix, const T* left, const T* rig
       });
 }
 
+#define TORCH_GAS_INSTANTIATE_PRODUCT(I, R, T)                                                  \
+  template void product(const Sparse<I>&, const T*, const R*, R*, int64_t, int64_t, bool, int);
 #define TORCH_GAS_INSTANTIATE(I, T)                                                          \
-  template void product(const Sparse<I>&, const T*, const T*, T*, int64_t, int64_t, int);    \
+  TORCH_GAS_INSTANTIATE_PRODUCT(I, T, T)                                                     \
   template void entry_dots(const Sparse<I>&, const T*, const T*, T*, int64_t, int64_t, int); \
   template void entry_softmax(const Sparse<I>&, const T*, const T*, T, T*, int64_t, int);    \
   template void entry_softmax_backward(const Sparse<I>&, const T*, const T*, T, const T*,    \
@@ -281,6 +306,9 @@ TORCH_GAS_INSTANTIATE(int32_t, float)
 TORCH_GAS_INSTANTIATE(int32_t, double)
 TORCH_GAS_INSTANTIATE(int64_t, float)
 TORCH_GAS_INSTANTIATE(int64_t, double)
+TORCH_GAS_INSTANTIATE_PRODUCT(int32_t, BFloat16, float)
+TORCH_GAS_INSTANTIATE_PRODUCT(int64_t, BFloat16, float)
+#undef TORCH_GAS_INSTANTIATE_PRODUCT
 #undef TORCH_GAS_INSTANTIATE
 
 }  // namespace torch_gas

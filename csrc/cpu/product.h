@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../dtype.h"
+
 namespace torch_gas {
 
 // A CSR matrix [num_rows, num_cols]. The numbers that belong to entry e, [nnz, heads] below, are
@@ -22,10 +24,12 @@ struct Sparse {
 };
 
 // out[i, h, :] = sum over the entries e of row i of weight[e, h] * rows[col[e], h, :], with
-// ones for `weight` if it is null. rows [num_cols, heads, width], out [num_rows, heads, width].
-template <class I, class T>
-void product(const Sparse<I>& matrix, const T* weight, const T* rows, T* out, int64_t heads,
-             int64_t width, int threads);
+// ones for `weight` if it is null, and divided by the number of entries for the `mean`. Rows `R` of
+// bfloat16 are summed up in float, and the sums are rounded once. rows [num_cols, heads, width],
+// out [num_rows, heads, width].
+template <class I, class R, class T>
+void product(const Sparse<I>& matrix, const T* weight, const R* rows, R* out, int64_t heads,
+             int64_t width, bool mean, int threads);
 
 // out[e, h] = the dot product of left[i, h, :] and right[col[e], h, :], for each entry e of
 // row i. left [num_rows, heads, width], right [num_cols, heads, width], out [nnz, heads].

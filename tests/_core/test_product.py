@@ -96,6 +96,36 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) 
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@given(
+    heads=st.integers(1, 3),
+    width=st.integers(0, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    ids=st.sampled_from(twins.IDS),
+    is_weighted=st.booleans(),
+    has_order=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_means_and_rows_of_bfloat16(
+    heads: int, width: int, dtype: torch.dtype, ids: torch.dtype, is_weighted: bool, has_order: bool, seed: int
+) -> None:
+    """Sums and quotients have the bits that float32 gives, and are rounded once."""
+    matrix = sparse(20, 15, 100, ids, has_order, seed)
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    rows, weight = numbers(15, heads, width, dtype=dtype, seed=seed), numbers(100, heads, dtype=wide, seed=seed + 1)
+    weights = weight if is_weighted else None
+    sums = _core.product(matrix, rows.to(wide), weights)
+    means = sums / matrix.rowptr.diff().clamp(min=1).to(wide).view(-1, 1, 1)
+    assert torch.equal(_core.product(matrix, rows, weights), sums.to(dtype))
+    assert torch.equal(_core.product(matrix, rows, weights, mean=True), means.to(dtype))
+
+
+def test_bfloat16_that_is_no_number() -> None:
+    matrix = Sparse(torch.tensor([0, 2, 2]), torch.tensor([0, 1]), 2)
+    rows = torch.tensor([[float("inf"), float("nan"), 3e38], [float("-inf"), 1.0, 3e38]]).bfloat16()
+    expected = torch.tensor([[float("nan"), float("nan"), float("inf")], [0.0, 0.0, 0.0]]).bfloat16()
+    torch.testing.assert_close(_core.product(matrix, rows), expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("far", [80.0, 1e4, float("inf")])
 def test_softmax_of_scores_far_apart(far: float) -> None:
     matrix = Sparse(torch.tensor([0, 3]), torch.tensor([0, 1, 2]), 3)
@@ -124,6 +154,11 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "rows of four dimensions": (ValueError, "`rows` must have shape", {"rows": ROWS[None]}),
     "sparse rows": (TypeError, "`rows` must be a dense", {"rows": ROWS.to_sparse()}),
     "a weight of another type": (TypeError, "`weight` must be torch.float32", {"weight": WEIGHT.double()}),
+    "a weight of bfloat16": (
+        TypeError,
+        "`weight` must be torch.float32",
+        {"rows": ROWS.bfloat16(), "weight": WEIGHT.bfloat16()},
+    ),
     "a weight for each edge only": (ValueError, "`weight` must have a number", {"weight": WEIGHT[:, 0]}),
     "no tensor": (TypeError, "`weight` must be a torch.Tensor", {"weight": 1.0}),
 }

@@ -13,6 +13,7 @@ from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.memory import addresses, empty
 
 _TYPES = (torch.float32, torch.float64)
+PRODUCT_TYPES = (*_TYPES, torch.bfloat16)
 
 
 class Sparse(NamedTuple):
@@ -48,16 +49,19 @@ class Sparse(NamedTuple):
         return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size)
 
 
-def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bool = False) -> Tensor:
     """Multiplies a sparse matrix with rows, for each head by weights of its own.
 
     Args:
         matrix: The matrix [R, num_cols].
-        rows: What is multiplied, [num_cols, C] or [num_cols, H, C], float32 or float64.
-        weight: The entries of the matrix, [nnz] or [nnz, H], of the type of `rows`; ones by default.
+        rows: What is multiplied, [num_cols, C] or [num_cols, H, C], float32, float64 or bfloat16.
+        weight: The entries of the matrix, [nnz] or [nnz, H], of the type of `rows`, but float32 for rows of bfloat16; ones by
+            default.
+        mean: Whether each sum is divided by the number of entries of its row.
 
     Returns:
-        The sums [R, C] or [R, H, C], the same for any number of threads.
+        The sums [R, C] or [R, H, C] in the type of `rows`, the same for any number of threads. Rows of bfloat16 are summed up
+        in float32, and sums are rounded once.
 
     Raises:
         TypeError: An argument has a wrong type.
@@ -72,11 +76,13 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tenso
     """
     call = "product"
     checked, num_rows = _sparse(call, matrix, more_numbers=True)
-    rows, heads, width = _heads(call, "rows", rows, matrix.num_cols)
+    rows, heads, width = _heads(call, "rows", rows, matrix.num_cols, PRODUCT_TYPES)
     if weight is not None:
-        weight = _entries(call, "weight", weight, matrix, heads, rows)
+        dtype = torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype
+        weight = _entries(call, "weight", weight, matrix, heads, dtype)
     out = empty((num_rows, *rows.shape[1:]), rows.dtype)
-    _C.product(_argument(checked, rows), *addresses(weight, rows, out), heads, width, torch.get_num_threads())
+    memory = addresses(weight, rows, out)
+    _C.product(_argument(checked, rows), *memory, heads, width, bool(mean), torch.get_num_threads())
     return out
 
 
@@ -177,8 +183,8 @@ def entry_softmax_backward(
     call = "entry_softmax_backward"
     checked, left, right = _scores(call, matrix, left, right, slope)
     heads = left.shape[1]
-    softmax = _entries(call, "softmax", softmax, matrix, heads, left)
-    grad = _entries(call, "grad", grad, matrix, heads, left)
+    softmax = _entries(call, "softmax", softmax, matrix, heads, left.dtype)
+    grad = _entries(call, "grad", grad, matrix, heads, left.dtype)
     grad_left, grad_entry = empty(left.shape, left.dtype), empty(softmax.shape, left.dtype)
     results = addresses(softmax, grad, grad_left, grad_entry)
     _C.entry_softmax_backward(
@@ -211,10 +217,12 @@ def _argument(matrix: Sparse, elements: Tensor) -> object:
     return _C.Sparse(*types, *memory, matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
 
 
-def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, int, int]:
+def _heads(
+    call: str, name: str, rows: Tensor, num_rows: int, types: tuple[torch.dtype, ...] = _TYPES
+) -> tuple[Tensor, int, int]:
     """Contiguous rows, their heads and the width of a head."""
     checks.host(call, name, rows)
-    checks.element_type(call, name, rows, _TYPES)
+    checks.element_type(call, name, rows, types)
     if rows.dim() not in (2, 3) or rows.shape[0] != num_rows:
         raise ValueError(
             f"{call}: `{name}` must have shape [{num_rows}, C] or [{num_rows}, H, C], but has {list(rows.shape)}"
@@ -222,11 +230,11 @@ def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, i
     return checks.packed(call, name, rows), rows.shape[1] if rows.dim() == 3 else 1, rows.shape[-1]
 
 
-def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, like: Tensor) -> Tensor:
+def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, dtype: torch.dtype) -> Tensor:
     """Contiguous numbers for each entry and head."""
     checks.host(call, name, value)
-    if value.dtype != like.dtype:
-        raise TypeError(f"{call}: `{name}` must be {like.dtype} as the rows are, but is {value.dtype}")
+    if value.dtype != dtype:
+        raise TypeError(f"{call}: `{name}` must be {dtype}, which goes with the rows, but is {value.dtype}")
     size = matrix.size
     if value.shape != (size, heads) and (heads > 1 or value.shape != (size,)):
         raise ValueError(

@@ -145,8 +145,10 @@ class DeviceEdges:
             positions = None if positions is None else positions[:end]
         return _Entries(rowptr, col, positions), self.num_dst
 
-    def multiply(self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None) -> Tensor:
-        """The matrix, or its transpose, times ``rows``; the first ``num_rows`` of the result, or all."""
+    def multiply(
+        self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None, mean: bool = False
+    ) -> Tensor:
+        """As of :class:`~torch_gas.graph.product.Edges`."""
         (rowptr, col, order), num_cols = self._matrix(transposed, num_rows)
         if weight is None:
             weight = rows.new_ones(col.numel())
@@ -154,6 +156,8 @@ class DeviceEdges:
             weight = weight.index_select(0, order)
         with torch.autocast(rows.device.type, enabled=False):
             out = torch.sparse.mm(_csr(rowptr, col, weight, num_cols), rows)
+        if mean:
+            out = out / rowptr.diff().clamp(min=1).to(out.dtype).view(-1, 1)
         return out if num_rows is None else out[:num_rows]
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:

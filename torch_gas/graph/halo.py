@@ -55,13 +55,21 @@ def batch_rows(x: Tensor) -> Tensor | None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`torch.nn.functional.linear`, which computes the gradient of the batch's rows of ``x`` only."""
-    rows = None if torch.is_autocast_enabled(x.device.type) else batch_rows(x)
+    rows = batch_rows(x)
     if rows is None:
         return F.linear(x, weight, bias)
-    return cast(Tensor, _Linear.apply(rows, x.detach(), weight, bias))
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return cast(Tensor, _Linear.apply(rows, x.detach(), weight, bias))
+    dtype = torch.get_autocast_dtype(kind)
+    low = [None if each is None else each.to(dtype) for each in (x.detach(), weight, bias)]
+    with torch.autocast(kind, enabled=False):  # whose casts a function of one's own gets no gradient through
+        return cast(Tensor, _Linear.apply(rows, *low))
 
 
 class _Linear(torch.autograd.Function):
+    """A linear layer over ``full``, whose first ``rows`` alone have a gradient; they may have a wider type."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, full: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, full, weight)
@@ -71,8 +79,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
         rows, full, weight = ctx.saved_tensors
         needs_rows, _, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_rows = grads[0][: rows.size(0)] @ weight if needs_rows else None
-        grad_weight = grads[0].t() @ join(rows, full) if needs_weight else None
+        grad_rows = (grads[0][: rows.size(0)] @ weight).to(rows.dtype) if needs_rows else None
+        grad_weight = grads[0].t() @ join(rows.to(full.dtype), full) if needs_weight else None
         return grad_rows, None, grad_weight, grads[0].sum(0) if needs_bias else None
 
 

@@ -87,13 +87,19 @@ class Edges:
         """The matrix [num_dst, num_src], or its transpose."""
         return self.by_source if transposed else self.by_destination
 
-    def multiply(self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None) -> Tensor:
-        """The matrix, or its transpose, times ``rows``; the first ``num_rows`` of the result, or all."""
+    def multiply(
+        self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None, mean: bool = False
+    ) -> Tensor:
+        """The matrix, or its transpose, times ``rows``; the first ``num_rows`` of the result, or all.
+
+        For the ``mean``, each row of the result is divided by its number of entries.
+        """
         matrix = self.matrix(transposed)
-        return _core.product(matrix if num_rows is None else matrix.first(num_rows), rows, weight)
+        return _core.product(matrix if num_rows is None else matrix.first(num_rows), rows, weight, mean)
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
         """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E] or, for each head, [E, H]."""
+        left, right = (rows.to(sum_type(rows.dtype)) for rows in (left, right))
         return _core.entry_dots(self.matrix(transposed), left, right)
 
 
@@ -149,31 +155,51 @@ def is_weight(value: Any) -> bool:
 class _Product(torch.autograd.Function):
     """A matrix times rows; the gradient is the transpose times its gradient.
 
-    Given ``full`` as well, that is what the matrix is multiplied with, and ``rows`` are its first, which alone have a gradient.
+    Given ``full`` as well, that is what the matrix is multiplied with, and ``rows`` are its first, which alone have a gradient;
+    they may have a wider type. For the ``mean``, sums are divided by the number of edges.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor | None, edges: Any, transposed: bool, full: Tensor | None = None
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor | None,
+        edges: Any,
+        transposed: bool,
+        full: Tensor | None = None,
+        mean: bool = False,
     ) -> Tensor:
-        ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
+        ctx.edges, ctx.transposed, ctx.num_rows, ctx.dtype = edges, transposed, rows.size(0), rows.dtype
+        ctx.mean = mean
         needs_weight = ctx.needs_input_grad[1]
         ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight, *edges.stated)
-        return cast(Tensor, edges.multiply(rows if full is None else full, weight, transposed))
+        return cast(Tensor, edges.multiply(rows if full is None else full, weight, transposed, mean=mean))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         rows, full, weight, *_ = ctx.saved_tensors
         needs_rows, needs_weight, *_ = ctx.needs_input_grad
         grad_rows = grad_weight = None
+        grad = _divided(grads[0], ctx.edges.degrees) if ctx.mean else grads[0]
         if needs_rows and torch.is_grad_enabled():
-            grad_rows = _Product.apply(grads[0], weight, ctx.edges, not ctx.transposed)[: ctx.num_rows]
+            grad_rows = _Product.apply(grad, weight, ctx.edges, not ctx.transposed)[: ctx.num_rows].to(ctx.dtype)
         elif needs_rows:
-            grad_rows = ctx.edges.multiply(grads[0], weight, not ctx.transposed, ctx.num_rows)
+            grad_rows = ctx.edges.multiply(grad, weight, not ctx.transposed, ctx.num_rows).to(ctx.dtype)
         if needs_weight:
-            right = rows if full is None else join(rows, full)
-            grad_weight = _Dots.apply(grads[0], right, ctx.edges, ctx.transposed)
-        return grad_rows, grad_weight, None, None, None
+            right = rows if full is None else join(rows, full.to(rows.dtype))
+            grad_weight = _Dots.apply(grad, right, ctx.edges, ctx.transposed)
+        return grad_rows, grad_weight, None, None, None, None
+
+
+def _divided(rows: Tensor, degrees: Tensor) -> Tensor:
+    """Rows [num_dst, C] over the number of edges into each, in their type."""
+    count = degrees.clamp(min=1).to(sum_type(rows.dtype)).view(-1, 1)
+    return (rows / count).to(rows.dtype)
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that rows of ``dtype`` are summed up in."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 class _Dots(torch.autograd.Function):
@@ -229,7 +255,8 @@ def _softmax_backward(
 def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = None, mean: bool = False) -> Tensor:
     """The sum or mean of each destination's sources, [num_dst, C] or [num_dst, H, C].
 
-    Types of less than 32 bits are summed up in float32.
+    Types of less than 32 bits are summed up in float32. On the CPU and under ``torch.autocast`` to bfloat16, rows are read in
+    that type, which is also the result's, as it is with a linear layer.
 
     Args:
         rows: [num_src, C] or, for each head and on the CPU only, [num_src, H, C], on the device of the edges.
@@ -242,14 +269,15 @@ def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = 
     """
     if is_csr(rows):
         raise TypeError("this layer sums its input over edges, which takes dense features: data.x = data.x.to_dense()")
-    dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
-    weight = None if weight is None else weight.to(dtype)
-    x = rows.to(dtype)
-    own = batch_rows(x)  # the only ones that need a gradient, where they are known
-    out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
-    if mean:
-        out = out / edges.degrees.clamp(min=1).to(dtype).view(-1, 1)
-    return out.to(rows.dtype)
+    dtype, own = rows.dtype, batch_rows(rows)  # the only ones that need a gradient, where they are known
+    read = _core.PRODUCT_TYPES if isinstance(edges, Edges) else ()
+    if torch.is_autocast_enabled("cpu") and isinstance(edges, Edges) and dtype == torch.float32:
+        dtype = torch.get_autocast_dtype("cpu")
+        dtype = dtype if dtype in read else torch.float32
+    x = rows.to(dtype if dtype in read else sum_type(dtype))
+    weight = None if weight is None else weight.to(sum_type(dtype))
+    full = None if own is None else x.detach()
+    return cast(Tensor, _Product.apply(x if own is None else own, weight, edges, False, full, mean)).to(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
