@@ -81,8 +81,8 @@ TORCH_GAS_LOOP void add_rows(T* __restrict sum, const R* const* x, const T* w, i
 template <class I, class R, class T>
 struct Product {
   static TORCH_GAS_LOOP void run(Sparse<I> matrix, const T* weight, const R* rows, R* out,
-                                 T* scratch, int64_t heads, int64_t width, bool mean,
-                                 int64_t begin, int64_t end) {
+                                 T* scratch, int64_t heads, int64_t width, bool mean, int64_t begin,
+                                 int64_t end) {
     const int64_t last = matrix.rowptr[end] - 1, columns = heads * width;
     for (int64_t i = begin; i < end; ++i) {
       T* sum = scratch;
@@ -254,8 +254,8 @@ void product(const Sparse<I>& matrix, const T* weight, const R* rows, R* out, in
   parallel_for(matrix.num_rows, rows_grain(matrix, heads * width), threads,
                [&](int64_t begin, int64_t end) {
                  std::vector<T> scratch(std::is_same_v<R, T> ? 0 : heads * width);
-                 run_loop<Product<I, R, T>>(matrix, weight, rows, out, scratch.data(), heads,
-                                            width, mean, begin, end);
+                 run_loop<Product<I, R, T>>(matrix, weight, rows, out, scratch.data(), heads, width,
+                                            mean, begin, end);
                });
 }
 
@@ -294,7 +294,7 @@ void entry_softmax_backward(const Sparse<I>& matrix, const T* left, const T* rig
       });
 }
 
-#define TORCH_GAS_INSTANTIATE_PRODUCT(I, R, T)                                                  \
+#define TORCH_GAS_INSTANTIATE_PRODUCT(I, R, T) \
   template void product(const Sparse<I>&, const T*, const R*, R*, int64_t, int64_t, bool, int);
 #define TORCH_GAS_INSTANTIATE(I, T)                                                          \
   TORCH_GAS_INSTANTIATE_PRODUCT(I, T, T)                                                     \
