@@ -1,6 +1,7 @@
 #include "order.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -139,6 +140,42 @@ void transpose(const T* rowptr, const T* col, int64_t num_rows, int64_t num_cols
   });
 }
 
+// Rows ascend, and so do the entries that mirror those of a row: the next one of each row is where
+// its last one ended. Rows before the one that is read have seen all of theirs mirrored.
+template <class T, class W>
+bool own_transpose(const T* rowptr, const T* col, const W* weight, int64_t num_rows, int64_t nnz,
+                   T* out_end) {
+  check_rowptr("own_transpose", rowptr, 0, num_rows, nnz, 1);
+  check_whole("own_transpose", rowptr, num_rows, nnz);
+  constexpr int64_t kAhead = 8;  // entries
+  T* const next = out_end;
+  std::copy_n(rowptr, num_rows, next);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t stop = rowptr[i + 1];
+    int64_t e = next[i], last = i;
+    if (e < stop && col[e] < i) return false;
+    for (; e < stop; ++e) {
+      const int64_t j = load_id(col + e);
+      if (j >= num_rows) break;
+      if (j < last) return false;
+      last = j;
+      if (j == i) continue;
+      const int64_t ahead = load_id(col + std::min(e + kAhead, stop - 1));
+      if (in_range(ahead, num_rows)) __builtin_prefetch(col + next[ahead]);
+      const int64_t mirrored = next[j]++;
+      if (mirrored >= rowptr[j + 1] || col[mirrored] != i) return false;
+      if (weight != nullptr && std::memcmp(weight + e, weight + mirrored, sizeof(W)) != 0) {
+        return false;
+      }
+    }
+    next[i] = static_cast<T>(e);
+    bool descends = false;
+    for (; e < stop; ++e) descends |= col[e] < num_rows;
+    if (descends) return false;
+  }
+  return true;
+}
+
 template <class T>
 void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,
             T* out_col, T* out_perm, int threads) {
@@ -159,7 +196,9 @@ void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T*
   template void transpose(const T*, const T*, int64_t, int64_t, int64_t, int32_t*, int32_t*, \
                           int32_t*, int);                                                    \
   template void transpose(const T*, const T*, int64_t, int64_t, int64_t, int64_t*, int64_t*, \
-                          int64_t*, int);
+                          int64_t*, int);                                                    \
+  template bool own_transpose(const T*, const T*, const float*, int64_t, int64_t, T*);       \
+  template bool own_transpose(const T*, const T*, const double*, int64_t, int64_t, T*);
 TORCH_GAS_INSTANTIATE(int32_t)
 TORCH_GAS_INSTANTIATE(int64_t)
 #undef TORCH_GAS_INSTANTIATE

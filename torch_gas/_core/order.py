@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_gas._core import checks
 from torch_gas._core.build import _C
-from torch_gas._core.checks import ID_BITS
+from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.memory import addresses, empty
 
 
@@ -42,6 +42,42 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
     given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col), num_rows, num_cols, col.numel())
     _C.transpose(*given, ID_BITS[col.dtype], *addresses(colptr, row, perm), torch.get_num_threads())
     return colptr, row, perm
+
+
+def own_transpose(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> Tensor | None:
+    """Finds out whether the first R columns of a CSR matrix [R, C] are a matrix that is its own transpose, order and all.
+
+    Equivalent to a comparison with what :func:`transpose` makes of these columns, in a fourth of its time on one thread, or at
+    once where the first rows differ.
+
+    Args:
+        rowptr: Row pointers [R+1], int32 or int64.
+        col: Column ids [nnz], same type. Those of R and above are left out, and may have any value.
+        weight: Numbers of the entries [nnz], float32 or float64, which must then have the same bits as those of the transpose.
+
+    Returns:
+        Where the entries of these columns end in each row, [R], of the type of `col`. None where the matrix is another than its
+        transpose, or columns do not ascend in each row.
+
+    Raises:
+        TypeError: An argument is no tensor or has a wrong type.
+        ValueError: A shape is wrong, or `rowptr` is no row pointer.
+
+    Example:
+        >>> import torch
+        >>> own_transpose(torch.tensor([0, 2, 3]), torch.tensor([1, 2, 0])).tolist()
+        [1, 3]
+    """
+    call = "own_transpose"
+    rowptr, col, num_rows = checks.csr(call, rowptr, col)
+    dtype = torch.float32
+    if weight is not None:
+        weight = checks.numbers(call, "weight", weight, torch.float32, torch.float64)
+        checks.length(call, "weight", weight, col.numel())
+        dtype = weight.dtype
+    end = empty(num_rows, col.dtype)
+    given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col, weight), FLOAT_TYPES[dtype], num_rows, col.numel())
+    return end if _C.own_transpose(*given, *addresses(end)) else None
 
 
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.edges import to_csr
 from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
 from torch_gas.graph.halo import batch_rows, join
+from torch_gas.graph.mirror import Mirror, Need
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
 
@@ -58,18 +59,37 @@ class Edges:
         check_ids(col, num_src, "the sources of the adjacency")
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
-        self.is_used_by_source = False
+        self._mirror = (
+            Mirror(self.by_destination) if perm is None else None
+        )  # lists of edges in no order mirror nothing
+        self.needs: Need = ""  # what the last backward pass did
+
+    def prepare(self, need: Need, num_rows: int, weight: Tensor | None) -> None:
+        """Computes what others needed, ahead of the step: of all rows, or for the gradient of so many and with these weights."""
+        if need == "transpose":
+            self.transpose  # noqa: B018  # kept
+        elif need == "mirror" and self._mirror is not None:
+            self._mirror.first(num_rows, weight)
 
     @property
     def by_source(self) -> _core.Sparse:
-        """:attr:`transpose`, for a caller who multiplies by it, which a loader then computes ahead."""
-        self.is_used_by_source = True
+        """:attr:`transpose`, for a caller who multiplies by it."""
+        self.needs = "transpose"
         return self.transpose
+
+    def _mirrored(self, num_rows: int, weight: Tensor | None) -> _core.Sparse | None:
+        """The first rows of :attr:`transpose`, where it takes none to have them."""
+        if self._mirror is None or "transpose" in vars(self):
+            return None
+        found = self._mirror.first(num_rows, weight)
+        if found is not None:
+            self.needs = "mirror"
+        return found
 
     @functools.cached_property
     def transpose(self) -> _core.Sparse:
         """The transpose of ``by_destination``."""
-        rowptr, col, num_src, order, _ = self.by_destination
+        rowptr, col, num_src, order, *_ = self.by_destination
         colptr, row, perm = _core.transpose(rowptr, col, num_src)
         return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
 
@@ -89,8 +109,11 @@ class Edges:
 
     def multiply(self, rows: Tensor, weight: Tensor | None, transposed: bool, num_rows: int | None = None) -> Tensor:
         """The matrix, or its transpose, times ``rows``; the first ``num_rows`` of the result, or all."""
-        matrix = self.matrix(transposed)
-        return _core.product(matrix if num_rows is None else matrix.first(num_rows), rows, weight)
+        matrix = self._mirrored(num_rows, weight) if transposed and num_rows is not None else None
+        if matrix is None:
+            matrix = self.matrix(transposed)
+            matrix = matrix if num_rows is None else matrix.first(num_rows)
+        return _core.product(matrix, rows, weight)
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
         """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E] or, for each head, [E, H]."""
@@ -207,7 +230,7 @@ class _Softmax(torch.autograd.Function):
         dst, src, softmax, *_ = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
-        matrix, (rowptr, _, _, order, _) = ctx.edges.by_destination, ctx.edges.by_source
+        matrix, (rowptr, _, _, order, *_) = ctx.edges.by_destination, ctx.edges.by_source
         grad_dst, grad_edge = _core.entry_softmax_backward(matrix, dst, src, ctx.slope, softmax, grads[0])
         return grad_dst, _core.product(_core.Sparse(rowptr, order, grad_edge.size(0)), grad_edge), None, None
 
