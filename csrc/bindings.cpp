@@ -15,6 +15,7 @@
 //                                                            n_id [B+S]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
 //   own_transpose      rowptr [R+1], col, weight [nnz] or 0  end [R]
+//   row_pointers       ids [E]                               rowptr [N+1]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   adjacent_pairs     src [E], dst [E] or rowptr [N+1],     rowptr [N+1], col, weight [E]
 //                      weight [E] or 0
@@ -176,6 +177,17 @@ bool own_transpose_py(int bits, Address rowptr, Address col, Address weight, DTy
     dtype == DType::f64 ? find(at<const double>(weight)) : find(at<const float>(weight));
   });
   return is_own;
+}
+
+bool row_pointers_py(int bits, Address ids, int64_t num_edges, int64_t num_nodes, Address rowptr,
+                     int threads) {
+  Unlocked unlocked;
+  bool ascends = false;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    ascends = row_pointers(at<const T>(ids), num_edges, num_nodes, at<T>(rowptr), threads);
+  });
+  return ascends;
 }
 
 void to_csr_py(int bits, Address src, Address dst, int64_t num_nodes, int64_t num_edges,
@@ -489,6 +501,7 @@ PYBIND11_MODULE(_C, m) {
       .def("write", &subgraph_write_py);
   m.def("transpose", &transpose_py);
   m.def("own_transpose", &own_transpose_py);
+  m.def("row_pointers", &row_pointers_py);
   m.def("to_csr", &to_csr_py);
   m.def("adjacent_pairs", &adjacent_pairs_py);
   m.def("symmetric", &symmetric_py);

@@ -96,6 +96,11 @@ def pointers(ids: Tensor, size: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(ids.dtype)
 
 
+def row_pointers(ids: Tensor, num_nodes: int) -> Tensor | None:
+    in_range = not bool(((ids < 0) | (ids >= num_nodes)).any())
+    return pointers(ids, num_nodes) if in_range and bool((ids.diff() >= 0).all()) else None
+
+
 def product(matrix: Sparse, rows: Tensor, weight: Tensor | None) -> Tensor:
     row, entry = entries(matrix)
     col = matrix.col.long()

@@ -1,6 +1,7 @@
 #include "order.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -177,6 +178,26 @@ bool own_transpose(const T* rowptr, const T* col, const W* weight, int64_t num_r
 }
 
 template <class T>
+bool row_pointers(const T* ids, int64_t size, int64_t num_nodes, T* out_rowptr, int threads) {
+  check_value(size <= std::numeric_limits<T>::max(), "row_pointers: ", size,
+              " edges do not fit 32-bit row pointers; pass int64 `ids`");
+  std::atomic<bool> ascends{size == 0 || (ids[0] >= 0 && ids[size - 1] < num_nodes)};
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    if (!std::is_sorted(ids + std::max<int64_t>(begin - 1, 0), ids + end)) ascends = false;
+  });
+  if (!ascends) return false;
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    int64_t last = begin == 0 ? -1 : ids[begin - 1];
+    for (int64_t i = begin; i < end; ++i) {
+      while (last < ids[i]) out_rowptr[++last] = static_cast<T>(i);
+    }
+  });
+  const int64_t used = size == 0 ? 0 : ids[size - 1] + 1;
+  std::fill(out_rowptr + used, out_rowptr + num_nodes + 1, static_cast<T>(size));
+  return true;
+}
+
+template <class T>
 void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,
             T* out_col, T* out_perm, int threads) {
   check_value(num_edges <= std::numeric_limits<T>::max(), "to_csr: ", num_edges,
@@ -192,6 +213,7 @@ void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T*
 }
 
 #define TORCH_GAS_INSTANTIATE(T)                                                             \
+  template bool row_pointers(const T*, int64_t, int64_t, T*, int);                           \
   template void to_csr(const T*, const T*, int64_t, int64_t, T*, T*, T*, int);               \
   template void transpose(const T*, const T*, int64_t, int64_t, int64_t, int32_t*, int32_t*, \
                           int32_t*, int);                                                    \

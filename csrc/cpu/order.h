@@ -20,6 +20,11 @@ template <class T, class W>
 bool own_transpose(const T* rowptr, const T* col, const W* weight, int64_t num_rows, int64_t nnz,
                    T* out_end);
 
+// Where the edges of each node start in the ascending ids of one of their ends, out_rowptr
+// [num_nodes+1]. False, and nothing of use there, where an id is no node or below the one before.
+template <class T>
+bool row_pointers(const T* ids, int64_t size, int64_t num_nodes, T* out_rowptr, int threads);
+
 // Edges sorted by destination, stable: rowptr [num_nodes+1], col [E], perm [E].
 template <class T>
 void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,

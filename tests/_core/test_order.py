@@ -129,6 +129,36 @@ def test_transpose_refuses(rowptr: Tensor, col: Tensor, num_cols: int, error: ty
         _core.transpose(rowptr, col, num_cols)
 
 
+@given(
+    st.lists(st.integers(0, 30), max_size=80), st.integers(25, 40), twins.id_types, st.booleans(), st.booleans(),
+    st.sampled_from([0, 20_000, 60_000]),
+)  # fmt: skip
+def test_row_pointers(
+    found: list[int], num_nodes: int, ids: torch.dtype, ascend: bool, apart: bool, copies: int
+) -> None:
+    nodes = torch.tensor(sorted(found) if ascend else found, dtype=ids)
+    if copies and nodes.numel():  # more than one thread takes
+        nodes = nodes.repeat_interleave(copies // nodes.numel())
+    torch.set_num_threads(3)
+    pointers = _core.row_pointers(twins.strided(nodes) if apart else nodes, num_nodes)
+    expected = twins.row_pointers(nodes, num_nodes)
+    assert (pointers is None) == (expected is None)
+    if pointers is not None:
+        twins.all_same_bits([pointers], [expected])
+
+
+def test_row_pointers_refuse() -> None:
+    assert _core.row_pointers(int64(-1, 0), 2) is None and _core.row_pointers(int64(), 0).tolist() == [0]
+    assert _core.row_pointers(int64(0), 0) is None
+    for ids, num_nodes, error, message in [
+        (torch.ones(2), 2, TypeError, "`ids` must be one of int32, int64"),
+        (int64(0).view(1, 1), 2, ValueError, "`ids` must have one dimension"),
+        (int64(0), -1, ValueError, "`num_nodes` must not be negative"),
+    ]:
+        with pytest.raises(error, match=f"^row_pointers: {message}"):
+            _core.row_pointers(ids, num_nodes)
+
+
 @pytest.mark.parametrize(
     ("src", "dst", "num_nodes", "error", "message"),
     [

@@ -80,6 +80,33 @@ def own_transpose(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> 
     return end if _C.own_transpose(*given, *addresses(end)) else None
 
 
+def row_pointers(ids: Tensor, num_nodes: int) -> Tensor | None:
+    """Finds out whether ids ascend, and where those of each node start.
+
+    Args:
+        ids: Ids [E], int32 or int64.
+        num_nodes: Number of nodes N.
+
+    Returns:
+        Row pointers [N+1], of the type of `ids`. None where an id is smaller than the one before, or lies outside 0 .. N-1.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: `ids` is no vector on the host, or E does not fit its type.
+
+    Example:
+        >>> import torch
+        >>> row_pointers(torch.tensor([0, 0, 2]), 4).tolist()
+        [0, 2, 2, 3, 3]
+    """
+    call = "row_pointers"
+    ids = checks.ids(call, "ids", ids)
+    checks.size(call, "num_nodes", num_nodes)
+    rowptr = empty(num_nodes + 1, ids.dtype)
+    given = (ID_BITS[ids.dtype], *addresses(ids), ids.numel(), num_nodes)
+    return rowptr if _C.row_pointers(*given, *addresses(rowptr), torch.get_num_threads()) else None
+
+
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sorts edges by destination, keeping the order of those with the same one.
 

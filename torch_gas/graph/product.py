@@ -19,7 +19,7 @@ from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.device import DeviceEdges
-from torch_gas.graph.edges import to_csr
+from torch_gas.graph.edges import stored_csr, to_csr
 from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
 from torch_gas.graph.halo import batch_rows, join
 from torch_gas.graph.mirror import Mirror, Need
@@ -45,10 +45,11 @@ class Edges:
 
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
         known = format_of(adj)
-        _, dst, _ = known.stored_edges(adj)
-        if dst is not None:
-            check_ids(dst, num_dst, "the destinations of the adjacency")
-        rowptr, col, _, perm = to_csr(adj, num_dst if dst is None else max(num_dst, num_src))
+        csr = stored_csr(adj, num_dst)
+        if csr is None:
+            check_ids(cast(Tensor, known.stored_edges(adj).dst), num_dst, "the destinations of the adjacency")
+            csr = to_csr(adj, max(num_dst, num_src))
+        rowptr, col, _, perm = csr
         # For autograd, which then finds out if one was written to before the backward pass. Values are weights, and not edges.
         tensors = known.tensors(adj)
         self.stated = [tensor.detach() for tensor in tensors if not tensor.is_floating_point()]

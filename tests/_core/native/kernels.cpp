@@ -245,6 +245,11 @@ Bytes orders(Random& random, int64_t size, int threads) {
   to_csr<I>(src.data(), dst.data(), num_rows, src.size(), rowptr.data(), col.data(), order.data(),
             threads);
   append(result, rowptr), append(result, col), append(result, order);
+  std::vector<I> ends = src;
+  if (random() % 4) std::sort(ends.begin(), ends.end());
+  if (row_pointers<I>(ends.data(), ends.size(), num_rows, rowptr.data(), threads)) {
+    append(result, rowptr);
+  }
   return result;
 }
 
