@@ -21,7 +21,16 @@ def test_transpose(seed: int, num_rows: int, num_cols: int, nnz: int, ids: torch
     rowptr = twins.pointers(row, num_rows).to(ids)
     col = torch.randint(0, max(num_cols, 1), (nnz,), generator=generator).to(ids)
     arguments = [twins.strided(x) if apart else x for x in (rowptr, col)]
-    twins.all_same_bits(_core.transpose(*arguments, num_cols), twins.transpose(rowptr, col, num_cols))
+    expected = twins.transpose(rowptr, col, num_cols)
+    twins.all_same_bits(_core.transpose(*arguments, num_cols), expected)
+    for dtype in twins.IDS:
+        found = _core.transpose(*arguments, num_cols, dtype=dtype)
+        twins.all_same_bits(found, [each.to(dtype) for each in expected])
+
+
+def test_transpose_gives_no_other_types() -> None:
+    with pytest.raises(TypeError, match=r"^transpose: `dtype` must be one of int32, int64, but is torch.int16"):
+        _core.transpose(int64(0, 1), int64(0), 1, dtype=torch.int16)
 
 
 def mirrored(seed: int, num_rows: int, num_cols: int, num_pairs: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

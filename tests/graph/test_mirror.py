@@ -164,7 +164,7 @@ def test_training_over_an_undirected_graph_takes_no_transpose(
 ) -> None:
     data = graph("csr")
     made: list[Any] = []
-    monkeypatch.setattr(_core, "transpose", lambda *args: made.append(args))
+    monkeypatch.setattr(_core, "transpose", lambda *args, **_: made.append(args))
     for kind in (GCN, SAGE):
         model = kind(N, data.num_features, 8, 8, num_layers=3)  # GCN multiplies by weights that narrow before it sums
         loader = SubgraphLoader(data, PTR, 2, shuffle=True, seed=0, prefetch=prefetch, num_workers=workers)

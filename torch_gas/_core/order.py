@@ -11,7 +11,9 @@ from torch_gas._core.checks import FLOAT_TYPES, ID_BITS
 from torch_gas._core.memory import addresses, empty
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+def transpose(
+    rowptr: Tensor, col: Tensor, num_cols: int, *, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Transposes a CSR matrix [R, num_cols].
 
     Equivalent to a stable sort of the entries by column.
@@ -20,10 +22,10 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
         rowptr: Row pointers [R+1], int32 or int64.
         col: Column ids [nnz], same type.
         num_cols: Number of columns.
+        dtype: Type of the result, int32 or int64; that of `col` by default.
 
     Returns:
-        `colptr` [num_cols+1], `row` [nnz] and `perm` [nnz], the position in `col` of each entry of the transpose, all of
-        the type of `col`.
+        `colptr` [num_cols+1], `row` [nnz] and `perm` [nnz], the position in `col` of each entry of the transpose.
 
     Raises:
         TypeError: An argument is no tensor or has a wrong type.
@@ -38,9 +40,12 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, Tenso
     call = "transpose"
     rowptr, col, num_rows = checks.csr(call, rowptr, col)
     checks.size(call, "num_cols", num_cols)
-    colptr, row, perm = (empty(size, col.dtype) for size in (num_cols + 1, col.numel(), col.numel()))
+    dtype = col.dtype if dtype is None else dtype
+    if dtype not in ID_BITS:
+        raise TypeError(f"{call}: `dtype` must be one of {checks.names(ID_BITS)}, but is {dtype}")
+    colptr, row, perm = (empty(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
     given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col), num_rows, num_cols, col.numel())
-    _C.transpose(*given, ID_BITS[col.dtype], *addresses(colptr, row, perm), torch.get_num_threads())
+    _C.transpose(*given, ID_BITS[dtype], *addresses(colptr, row, perm), torch.get_num_threads())
     return colptr, row, perm
 
 

@@ -89,10 +89,11 @@ class Edges:
 
     @functools.cached_property
     def transpose(self) -> _core.Sparse:
-        """The transpose of ``by_destination``."""
+        """The transpose of ``by_destination``, in 32-bit ids where they suffice: it is written once and read in each layer."""
         rowptr, col, num_src, order, *_ = self.by_destination
-        colptr, row, perm = _core.transpose(rowptr, col, num_src)
-        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
+        dtype = torch.int32 if max(col.numel(), self.num_dst) < 2**31 else col.dtype
+        colptr, row, perm = _core.transpose(rowptr, col, num_src, dtype=dtype)
+        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order.index_select(0, perm).to(dtype))
 
     @classmethod
     def of(cls, adj: Any, num_dst: int, num_src: int) -> Edges:
