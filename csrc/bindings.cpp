@@ -14,6 +14,8 @@
 //     .write           rowptr [N+1], col [E]                 rowptr [B+1], col, row or 0, e_id [E_B],
 //                                                            n_id [B+S]
 //   transpose          rowptr [R+1], col [nnz]               colptr [num_cols+1], row, perm [nnz]
+//   own_transpose      rowptr [R+1], col, weight [nnz] or 0  end [R]
+//   row_pointers       ids [E]                               rowptr [N+1]
 //   to_csr             src, dst [E]                          rowptr [N+1], col, perm [E]
 //   adjacent_pairs     src [E], dst [E] or rowptr [N+1],     rowptr [N+1], col, weight [E]
 //                      weight [E] or 0
@@ -162,6 +164,32 @@ void transpose_py(int bits, Address rowptr, Address col, int64_t num_rows, int64
   });
 }
 
+bool own_transpose_py(int bits, Address rowptr, Address col, Address weight, DType dtype,
+                      int64_t num_rows, int64_t nnz, Address out_end) {
+  Unlocked unlocked;
+  bool is_own = false;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    const auto find = [&](const auto* weight) {
+      is_own = own_transpose(at<const T>(rowptr), at<const T>(col), weight, num_rows, nnz,
+                             at<T>(out_end));
+    };
+    dtype == DType::f64 ? find(at<const double>(weight)) : find(at<const float>(weight));
+  });
+  return is_own;
+}
+
+bool row_pointers_py(int bits, Address ids, int64_t num_edges, int64_t num_nodes, Address rowptr,
+                     int threads) {
+  Unlocked unlocked;
+  bool ascends = false;
+  dispatch_ids(bits, [&](auto id) {
+    using T = decltype(id);
+    ascends = row_pointers(at<const T>(ids), num_edges, num_nodes, at<T>(rowptr), threads);
+  });
+  return ascends;
+}
+
 void to_csr_py(int bits, Address src, Address dst, int64_t num_nodes, int64_t num_edges,
                Address out_rowptr, Address out_col, Address out_perm, int threads) {
   Unlocked unlocked;
@@ -289,7 +317,7 @@ void dropout_rows_py(Address x, Address ids, Address out, DType dtype, int64_t n
 struct SparseArgument {
   int bits;
   DType dtype;
-  Address rowptr, col, order;
+  Address rowptr, col, order, end;
   int64_t num_rows, num_cols, nnz, num_numbers;
 };
 
@@ -300,7 +328,7 @@ void with_sparse(const SparseArgument& from, const F& f) {
   dispatch_ids(from.bits, [&](auto id) {
     using I = decltype(id);
     f(Sparse<I>{at<I>(from.rowptr), at<I>(from.col), at<I>(from.order), from.num_rows,
-                from.num_cols, from.nnz, from.num_numbers});
+                from.num_cols, from.nnz, from.num_numbers, at<I>(from.end)});
   });
 }
 
@@ -479,12 +507,15 @@ PYBIND11_MODULE(_C, m) {
   py::class_<FileTable>(m, "FileTable").def(py::init(&file_table_at));
   py::class_<Rows>(m, "Rows").def(py::init(&rows_at));
   py::class_<SparseArgument>(m, "Sparse")
-      .def(py::init<int, DType, Address, Address, Address, int64_t, int64_t, int64_t, int64_t>());
+      .def(py::init<int, DType, Address, Address, Address, Address, int64_t, int64_t, int64_t,
+                    int64_t>());
   py::class_<AnySubgraph>(m, "Subgraph")
       .def(py::init(&subgraph_py))
       .def_property_readonly("sizes", &subgraph_sizes_py)
       .def("write", &subgraph_write_py);
   m.def("transpose", &transpose_py);
+  m.def("own_transpose", &own_transpose_py);
+  m.def("row_pointers", &row_pointers_py);
   m.def("to_csr", &to_csr_py);
   m.def("adjacent_pairs", &adjacent_pairs_py);
   m.def("symmetric", &symmetric_py);

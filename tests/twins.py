@@ -55,6 +55,21 @@ def transpose(rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
     return tuple(ids.to(col.dtype) for ids in (pointers(col, num_cols), row[perm], perm))
 
 
+def own_transpose(rowptr: Tensor, col: Tensor, weight: Tensor | None = None) -> Tensor | None:
+    num_rows = rowptr.numel() - 1
+    row, inner = torch.arange(num_rows).repeat_interleave(rowptr.long().diff()), col < num_rows
+    if bool(((row[1:] == row[:-1]) & inner[1:] & ~inner[:-1]).any()) or bool((col < 0).any()):
+        return None
+    row, inside = row[inner], col[inner]
+    kept = pointers(row, num_rows).to(col.dtype)
+    colptr, other, perm = transpose(kept, inside, num_rows)
+    same = torch.equal(colptr, kept) and torch.equal(other, inside)
+    if weight is not None and same:
+        bits = weight[inner].view(torch.int32 if weight.dtype == torch.float32 else torch.int64)
+        same = torch.equal(bits, bits[perm.long()])
+    return rowptr[:-1] + kept.diff() if same else None
+
+
 def to_csr(src: Tensor, dst: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
     perm = dst.sort(stable=True).indices
     return pointers(dst, num_nodes), src[perm], perm.to(dst.dtype)
@@ -81,9 +96,18 @@ def pointers(ids: Tensor, size: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(ids.dtype)
 
 
+def row_pointers(ids: Tensor, num_nodes: int) -> Tensor | None:
+    in_range = not bool(((ids < 0) | (ids >= num_nodes)).any())
+    return pointers(ids, num_nodes) if in_range and bool((ids.diff() >= 0).all()) else None
+
+
 def product(matrix: Sparse, rows: Tensor, weight: Tensor | None) -> Tensor:
     row, entry = entries(matrix)
-    messages = rows[matrix.col.long()]
+    col = matrix.col.long()
+    if matrix.ends is not None:
+        there = torch.arange(col.numel()) < matrix.ends.long()[row]
+        row, entry, col = row[there], entry[there], col[there]
+    messages = rows[col]
     if weight is not None:
         messages = messages * weight[entry].unsqueeze(-1)
     return rows.new_zeros(matrix.rowptr.numel() - 1, *rows.shape[1:]).index_add_(0, row, messages)

@@ -1,6 +1,8 @@
 #include "order.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -139,6 +141,62 @@ void transpose(const T* rowptr, const T* col, int64_t num_rows, int64_t num_cols
   });
 }
 
+// Rows ascend, and so do the entries that mirror those of a row: the next one of each row is where
+// its last one ended. Rows before the one that is read have seen all of theirs mirrored.
+template <class T, class W>
+bool own_transpose(const T* rowptr, const T* col, const W* weight, int64_t num_rows, int64_t nnz,
+                   T* out_end) {
+  check_rowptr("own_transpose", rowptr, 0, num_rows, nnz, 1);
+  check_whole("own_transpose", rowptr, num_rows, nnz);
+  constexpr int64_t kAhead = 8;  // entries
+  T* const next = out_end;
+  std::copy_n(rowptr, num_rows, next);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t stop = rowptr[i + 1];
+    int64_t e = next[i], last = i;
+    if (e < stop && col[e] < i) return false;
+    for (; e < stop; ++e) {
+      const int64_t j = load_id(col + e);
+      if (j >= num_rows) break;
+      if (j < last) return false;
+      last = j;
+      if (j == i) continue;
+      const int64_t ahead = load_id(col + std::min(e + kAhead, stop - 1));
+      if (in_range(ahead, num_rows)) __builtin_prefetch(col + next[ahead]);
+      const int64_t mirrored = next[j]++;
+      if (mirrored >= rowptr[j + 1] || col[mirrored] != i) return false;
+      if (weight != nullptr && std::memcmp(weight + e, weight + mirrored, sizeof(W)) != 0) {
+        return false;
+      }
+    }
+    next[i] = static_cast<T>(e);
+    bool descends = false;
+    for (; e < stop; ++e) descends |= col[e] < num_rows;
+    if (descends) return false;
+  }
+  return true;
+}
+
+template <class T>
+bool row_pointers(const T* ids, int64_t size, int64_t num_nodes, T* out_rowptr, int threads) {
+  check_value(size <= std::numeric_limits<T>::max(), "row_pointers: ", size,
+              " edges do not fit 32-bit row pointers; pass int64 `ids`");
+  std::atomic<bool> ascends{size == 0 || (ids[0] >= 0 && ids[size - 1] < num_nodes)};
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    if (!std::is_sorted(ids + std::max<int64_t>(begin - 1, 0), ids + end)) ascends = false;
+  });
+  if (!ascends) return false;
+  parallel_for(size, kGrain, threads, [&](int64_t begin, int64_t end) {
+    int64_t last = begin == 0 ? -1 : ids[begin - 1];
+    for (int64_t i = begin; i < end; ++i) {
+      while (last < ids[i]) out_rowptr[++last] = static_cast<T>(i);
+    }
+  });
+  const int64_t used = size == 0 ? 0 : ids[size - 1] + 1;
+  std::fill(out_rowptr + used, out_rowptr + num_nodes + 1, static_cast<T>(size));
+  return true;
+}
+
 template <class T>
 void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T* out_rowptr,
             T* out_col, T* out_perm, int threads) {
@@ -155,11 +213,14 @@ void to_csr(const T* src, const T* dst, int64_t num_nodes, int64_t num_edges, T*
 }
 
 #define TORCH_GAS_INSTANTIATE(T)                                                             \
+  template bool row_pointers(const T*, int64_t, int64_t, T*, int);                           \
   template void to_csr(const T*, const T*, int64_t, int64_t, T*, T*, T*, int);               \
   template void transpose(const T*, const T*, int64_t, int64_t, int64_t, int32_t*, int32_t*, \
                           int32_t*, int);                                                    \
   template void transpose(const T*, const T*, int64_t, int64_t, int64_t, int64_t*, int64_t*, \
-                          int64_t*, int);
+                          int64_t*, int);                                                    \
+  template bool own_transpose(const T*, const T*, const float*, int64_t, int64_t, T*);       \
+  template bool own_transpose(const T*, const T*, const double*, int64_t, int64_t, T*);
 TORCH_GAS_INSTANTIATE(int32_t)
 TORCH_GAS_INSTANTIATE(int64_t)
 #undef TORCH_GAS_INSTANTIATE

@@ -13,13 +13,39 @@
 namespace torch_gas {
 namespace {
 
+// Checks where rows end, and the columns of the entries before.
+template <class I>
+void check_parts(const char* call, const Sparse<I>& matrix, int threads) {
+  FirstBad bad_end, bad_col;
+  parallel_for(matrix.num_rows, kGrain / 16, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = matrix.rowptr[i], stop = matrix.end[i];
+      if (stop < first || stop > matrix.rowptr[i + 1]) return bad_end.report(i);
+      for (int64_t e = first; e < stop; ++e) {
+        if (!in_range(matrix.col[e], matrix.num_cols)) return bad_col.report(e);
+      }
+    }
+  });
+  if (bad_end.found()) {
+    const int64_t i = bad_end.position();
+    check_value(false, call, ": row ", i, " must end between rowptr[", i, "] and rowptr[", i + 1,
+                "], ", matrix.rowptr[i], " and ", matrix.rowptr[i + 1], ", but ends[", i, "] is ",
+                matrix.end[i]);
+  }
+  check_reported(bad_col, call, "col", matrix.col, matrix.num_cols);
+}
+
 template <class I>
 void check(const char* call, const Sparse<I>& matrix, int threads) {
   check_rowptr(call, matrix.rowptr, 0, matrix.num_rows, matrix.nnz, threads);
   check_value(matrix.rowptr[0] == 0 && matrix.rowptr[matrix.num_rows] == matrix.nnz, call,
               ": `rowptr` must go from 0 to the length of `col` (", matrix.nnz, "), but goes from ",
               matrix.rowptr[0], " to ", matrix.rowptr[matrix.num_rows]);
-  check_ids(call, "col", matrix.col, matrix.nnz, matrix.num_cols, threads);
+  if (matrix.end == nullptr) {
+    check_ids(call, "col", matrix.col, matrix.nnz, matrix.num_cols, threads);
+  } else {
+    check_parts(call, matrix, threads);
+  }
   if (matrix.order != nullptr) {
     check_ids(call, "order", matrix.order, matrix.nnz, matrix.num_numbers, threads);
   }
@@ -38,6 +64,23 @@ TORCH_GAS_LOOP void prefetch(const void* row, int64_t bytes) {
 }
 
 constexpr int64_t kAhead = 8;  // entries
+
+// Where the entries of a row end.
+template <class I>
+TORCH_GAS_LOOP int64_t row_end(const Sparse<I>& matrix, int64_t row) {
+  return matrix.end ? int64_t{matrix.end[row]} : int64_t{matrix.rowptr[row + 1]};
+}
+
+// The entries of a row, and what is left out between them and the next row.
+struct Run {
+  int64_t stop, gap;
+};
+
+// The entry that comes kAhead entries later, about: the next row may be short.
+TORCH_GAS_LOOP int64_t entry_ahead(int64_t e, Run row, int64_t last) {
+  const int64_t ahead = e + kAhead;
+  return std::min(ahead < row.stop ? ahead : ahead + row.gap, last);
+}
 
 // Where the numbers of entry e are.
 template <class I>
@@ -89,11 +132,11 @@ struct Product {
       if constexpr (std::is_same_v<R, T>) sum = out + i * columns;
       std::fill(sum, sum + columns, T(0));
       int64_t e = matrix.rowptr[i];
-      const int64_t stop = matrix.rowptr[i + 1];
-      const int64_t count = stop - e;
-      for (; e + 4 <= stop; e += 4) add<4>(matrix, weight, rows, sum, heads, width, e, last);
-      for (; e + 2 <= stop; e += 2) add<2>(matrix, weight, rows, sum, heads, width, e, last);
-      for (; e < stop; ++e) add<1>(matrix, weight, rows, sum, heads, width, e, last);
+      const int64_t stop = row_end(matrix, i), count = stop - e;
+      const Run row{stop, matrix.rowptr[i + 1] - stop};
+      for (; e + 4 <= stop; e += 4) add<4>(matrix, weight, rows, sum, heads, width, e, row, last);
+      for (; e + 2 <= stop; e += 2) add<2>(matrix, weight, rows, sum, heads, width, e, row, last);
+      for (; e < stop; ++e) add<1>(matrix, weight, rows, sum, heads, width, e, row, last);
       if (mean && count > 1) {
         for (int64_t c = 0; c < columns; ++c) sum[c] /= static_cast<T>(count);
       }
@@ -105,13 +148,15 @@ struct Product {
 
   template <int kRows>
   static TORCH_GAS_LOOP void add(const Sparse<I>& matrix, const T* weight, const R* rows, T* sum,
-                                 int64_t heads, int64_t width, int64_t e, int64_t last) {
+                                 int64_t heads, int64_t width, int64_t e, Run row, int64_t last) {
     const int64_t columns = heads * width;
     const R* x[kRows];
     int64_t at[kRows];
     for (int r = 0; r < kRows; ++r) {
-      const int64_t ahead = std::min(e + r + kAhead, last);
-      prefetch(rows + matrix.col[ahead] * columns, columns * sizeof(R));
+      const int64_t ahead = entry_ahead(e + r, row, last);
+      // An entry between rows may have any column.
+      const auto next = std::min<uint64_t>(matrix.col[ahead], matrix.num_cols - 1);
+      prefetch(rows + next * columns, columns * sizeof(R));
       if (weight) prefetch(weight + position(matrix, ahead) * heads, heads * sizeof(T));
       x[r] = rows + matrix.col[e + r] * columns;
       at[r] = position(matrix, e + r);

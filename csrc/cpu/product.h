@@ -11,7 +11,8 @@ namespace torch_gas {
 
 // A CSR matrix [num_rows, num_cols]. The numbers that belong to entry e, [nnz, heads] below, are
 // those at position order[e], or e where `order` is null: a matrix and its transpose share them.
-// Some rows of a matrix have fewer entries than there are numbers.
+// Some rows of a matrix have fewer entries than there are numbers. Where `end` is given, which only
+// `product` reads, row r has the entries rowptr[r] .. end[r] - 1, and others lie between rows.
 template <class I>
 struct Sparse {
   const I* rowptr;  // [num_rows + 1]
@@ -21,6 +22,7 @@ struct Sparse {
   int64_t num_cols;
   int64_t nnz;
   int64_t num_numbers;
+  const I* end = nullptr;  // [num_rows] or null
 };
 
 // out[i, h, :] = sum over the entries e of row i of weight[e, h] * rows[col[e], h, :], with

@@ -80,6 +80,34 @@ def test_kernels_give_what_their_twins_do(
     close(torch.zeros_like(args[2]).index_add_(0, matrix.col.long(), grad_entry[entry]), scores[1].grad)
 
 
+@given(
+    num_rows=st.integers(1, 30),
+    nnz=st.integers(0, 200),
+    width=st.integers(0, 40),
+    ids=st.sampled_from(twins.IDS),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    has_order=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_rows_that_end_early(
+    num_rows: int, nnz: int, width: int, ids: torch.dtype, dtype: torch.dtype, has_order: bool, seed: int
+) -> None:
+    matrix = sparse(num_rows, 20, nnz, ids, has_order, seed)
+    start, stop = matrix.rowptr[:-1], matrix.rowptr[1:]
+    share = torch.rand(num_rows, generator=torch.Generator().manual_seed(seed))
+    ends = start + (share * (stop - start + 1)).to(ids)
+    row = torch.arange(num_rows).repeat_interleave(matrix.rowptr.long().diff())
+    outside = torch.arange(nnz) >= ends.long()[row]
+    col = matrix.col.clone()
+    col[outside] = torch.tensor([-1, 20, 2**31 - 1]).to(ids)[torch.arange(nnz) % 3][outside]  # which nobody reads
+    part = matrix._replace(col=col, ends=ends)
+    rows, weight = numbers(20, width, dtype=dtype, seed=seed), numbers(nnz, dtype=dtype, seed=seed + 1)
+    for factors in (None, weight):
+        expected = twins.product(part, rows, factors)
+        close(_core.product(part, rows, factors), expected)
+        close(_core.product(part.first(num_rows // 2), rows, factors), expected[: num_rows // 2])
+
+
 @pytest.mark.parametrize("shape", [(64,), (8, 16), (3, 5)])
 def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> None:
     matrix = sparse(3000, 2000, 60_000, torch.int64, has_order=True)
@@ -90,9 +118,10 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) 
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         out = _core.product(matrix, rows, weight)
+        part = _core.product(matrix._replace(ends=(matrix.rowptr[:-1] + matrix.rowptr[1:]) // 2), rows, weight)
         softmax = _core.entry_softmax(matrix, *scores, 0.2)
         backward = _core.entry_softmax_backward(matrix, *scores, 0.2, softmax, softmax**2)
-        results.append([out, _core.entry_dots(matrix, out, rows), softmax, *backward])
+        results.append([out, part, _core.entry_dots(matrix, out, rows), softmax, *backward])
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
@@ -149,6 +178,15 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "pointers that end early": (ValueError, "`rowptr` must go from 0", {"rowptr": torch.tensor([0, 1, 2])}),
     "no pointers": (ValueError, "`rowptr` must have one element more", {"rowptr": COL[:0]}),
     "a negative number of columns": (ValueError, "`num_cols` must not be negative", {"num_cols": -1}),
+    "an end before its row": (ValueError, r"`?ends\[1\]`? is 0", {"ends": torch.tensor([1, 0])}),
+    "an end behind the next row": (
+        ValueError,
+        r"row 0 must end between .* 0 and 1, but ends\[0\] is 2",
+        {"ends": COL[1:] + 1},
+    ),
+    "too few ends": (ValueError, "`ends` must have 2 elements, but has 1", {"ends": COL[:1]}),
+    "ends of another type": (TypeError, "`ends` must have the type", {"ends": COL[1:].int()}),
+    "a column too large before an end": (IndexError, "`col` must be in", {"ends": COL[1:], "col": COL + 2}),
     "rows of half type": (TypeError, "`rows` must be one of float32", {"rows": ROWS.half()}),
     "too few rows": (ValueError, "`rows` must have shape", {"rows": ROWS[:2]}),
     "rows of four dimensions": (ValueError, "`rows` must have shape", {"rows": ROWS[None]}),
@@ -175,11 +213,13 @@ def test_errors_name_the_argument(name: str) -> None:
 
 def test_errors_of_dots_and_scores() -> None:
     matrix, scores = Sparse(ROWPTR, COL, 3), (torch.ones(2, 2), torch.ones(3, 2))
+    part = matrix._replace(ends=torch.tensor([0, 2]))
     softmax = _core.entry_softmax(matrix, *scores, 0.2)
     for kind, text, call in [
         (ValueError, "rows of `left` and `right`", lambda: _core.entry_dots(matrix, ROWS[:2], ROWS[..., :1])),
         (TypeError, "`right` must have the type", lambda: _core.entry_dots(matrix, ROWS[:2], ROWS.double())),
         (ValueError, "`left` must have shape", lambda: _core.entry_dots(matrix, ROWS, ROWS)),
+        (ValueError, "`ends` leaves some out", lambda: _core.entry_dots(part, ROWS[:2], ROWS)),
         (ValueError, "`left` must have a number", lambda: _core.entry_softmax(matrix, scores[1], scores[1], 0.2)),
         (ValueError, "`right` must have a number", lambda: _core.entry_softmax(matrix, scores[0], ROWS[:, 0], 0.2)),
         (TypeError, "`left` must be one of", lambda: _core.entry_softmax(matrix, scores[0].int(), scores[1], 0.2)),

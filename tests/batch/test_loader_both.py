@@ -177,4 +177,4 @@ def test_edges_by_source_are_prepared_of_all_rows(prefetch: int) -> None:
     for _ in range(2):
         for batch in loader:
             model(batch).sum().backward()
-    assert loader._transposes
+    assert loader._needs == "transpose"

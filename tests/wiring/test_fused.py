@@ -189,7 +189,7 @@ def test_layers_with_something_of_their_own(products: list[Tensor]) -> None:
 def test_edges_are_put_in_order_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     transpose = _core.transpose
-    monkeypatch.setattr(_core, "transpose", lambda *args: made.append(args) or transpose(*args))
+    monkeypatch.setattr(_core, "transpose", lambda *args, **kwargs: made.append(args) or transpose(*args, **kwargs))
     model = Net(N, num_layers=3)
     edge_index = DATA.edge_index.clone()
     with torch.no_grad():

@@ -26,6 +26,8 @@ class Sparse(NamedTuple):
         order: Where the numbers of each entry are, [nnz], of the same type and all different; in the order of the entries
             by default. So a matrix and its transpose share them.
         num_numbers: How many numbers others keep; nnz by default, more for some rows of a matrix.
+        ends: Where the entries of each row end, [R], of the same type; where those of the next one start by default. What lies
+            between is left out: such a matrix can be multiplied with rows, and nothing else.
     """
 
     rowptr: Tensor
@@ -33,6 +35,7 @@ class Sparse(NamedTuple):
     num_cols: int
     order: Tensor | None = None
     num_numbers: int | None = None
+    ends: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -46,7 +49,8 @@ class Sparse(NamedTuple):
         rowptr = self.rowptr[: num_rows + 1]
         end = int(rowptr[-1])
         order = None if self.order is None else self.order[:end]
-        return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size)
+        ends = None if self.ends is None else self.ends[:num_rows]
+        return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size, ends)
 
 
 def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bool = False) -> Tensor:
@@ -75,7 +79,7 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bo
         [[5.0], [2.0]]
     """
     call = "product"
-    checked, num_rows = _sparse(call, matrix, more_numbers=True)
+    checked, num_rows = _sparse(call, matrix, is_part=True)
     rows, heads, width = _heads(call, "rows", rows, matrix.num_cols, PRODUCT_TYPES)
     if weight is not None:
         dtype = torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype
@@ -193,8 +197,8 @@ def entry_softmax_backward(
     return grad_left, grad_entry
 
 
-def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[Sparse, int]:
-    """The matrix with contiguous tensors, and its number of rows; `more_numbers` allows more of them than entries."""
+def _sparse(call: str, matrix: Sparse, *, is_part: bool = False) -> tuple[Sparse, int]:
+    """The matrix with contiguous tensors, and its number of rows; `is_part` allows more numbers than entries."""
     checks.kind(call, "matrix", matrix, Sparse, "a Sparse")
     rowptr, col, num_rows = checks.csr(call, matrix.rowptr, matrix.col)
     checks.size(call, "num_cols", matrix.num_cols)
@@ -203,17 +207,23 @@ def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[S
         order = checks.ids(call, "order", order, like=("rowptr", rowptr))
         checks.length(call, "order", order, col.numel())
     checks.size(call, "num_numbers", matrix.size)
-    if matrix.size < col.numel() or (matrix.size > col.numel() and not more_numbers):
+    if matrix.size < col.numel() or (matrix.size > col.numel() and not is_part):
         raise ValueError(
             f"{call}: there must be a number for each entry, {col.numel()}, but `num_numbers` is {matrix.size}"
         )
-    return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), num_rows
+    ends = matrix.ends
+    if ends is not None:
+        ends = checks.ids(call, "ends", ends, like=("rowptr", rowptr))
+        checks.length(call, "ends", ends, num_rows)
+        if not is_part:
+            raise ValueError(f"{call}: there must be a number for each entry, but `ends` leaves some out")
+    return Sparse(rowptr, col, matrix.num_cols, order, matrix.size, ends), num_rows
 
 
 def _argument(matrix: Sparse, elements: Tensor) -> object:
     """A checked matrix as the core takes it, with the type of what it is multiplied with."""
     types = ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype]
-    memory = addresses(matrix.rowptr, matrix.col, matrix.order)
+    memory = addresses(matrix.rowptr, matrix.col, matrix.order, matrix.ends)
     return _C.Sparse(*types, *memory, matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
 
 

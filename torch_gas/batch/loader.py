@@ -26,8 +26,9 @@ from torch_gas.batch.epochs import Epoch, Epochs, checksum
 from torch_gas.batch.groups import Groups
 from torch_gas.batch.record import Lookahead
 from torch_gas.graph.device import tell_order
-from torch_gas.graph.formats import num_destinations
-from torch_gas.graph.product import edges_of, kept_edges
+from torch_gas.graph.formats import format_of, num_destinations
+from torch_gas.graph.mirror import Need
+from torch_gas.graph.product import Edges, edges_of, kept_edges
 from torch_gas.graph.sample import Samples
 from torch_gas.transfer import Event
 
@@ -119,7 +120,7 @@ class SubgraphLoader(DataLoader[SubData]):
             raise ValueError(
                 f"SubgraphLoader: device is {self.device}, but there is no CUDA device here; leave device out"
             )
-        self._transposes = False  # whether the model used the edges of the last batch by source as well
+        self._needs: Need = ""  # what the backward pass of the last batch needed of its edges
         self._courier: Courier | None = None
         self._process = os.getpid()
         capacity = cache_size if batch_size == 1 or not (shuffle and regroup) else 0
@@ -221,7 +222,7 @@ class SubgraphLoader(DataLoader[SubData]):
             known = {"lookahead": Lookahead(self, ahead), "features": self._features, "mask_sizes": mask_sizes}
             yield batch.hand_out(**known, **place)
             edges = kept_edges(batch[self.builder.key])
-            self._transposes = edges is not None and edges.is_used_by_source
+            self._needs = "" if edges is None else edges.needs
 
     def _batches(self, tasks: Iterator[MakeBatch]) -> Iterator[tuple[SubData, Event | None, deque[Task[Any]]]]:
         """Batches on their way to the device, the event of their arrival, and those that a thread makes ahead."""
@@ -351,11 +352,11 @@ class SubgraphLoader(DataLoader[SubData]):
 
     def _build(self, parts: tuple[int, ...]) -> SubData:
         batch = self.builder(parts)
-        if self._transposes:
+        if self._needs:
             adj = batch[self.builder.key]
             edges = edges_of(adj, num_destinations(adj) or self._num_destinations(batch), batch.n_id.numel())
-            if edges is not None:
-                edges.transpose  # noqa: B018  # computed here, ahead of the step that needs it
+            if isinstance(edges, Edges):  # on the CPU
+                edges.prepare(self._needs, batch.batch_size, format_of(adj).values(adj))
         if self.pin_memory and torch.cuda.is_available():  # as DataLoader does for batches of workers
             batch.pin_memory()
         return batch

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_gas._util.version import version
 from torch_gas.graph.format import csr_tensor, row_pointers
 from torch_gas.graph.formats import format_of, is_csr
+from torch_gas.graph.mirror import Need
 
 _told: Any = WeakIdKeyDictionary()  # by adjacency: the versions of its tensors, and their order
 
@@ -86,7 +87,7 @@ class DeviceEdges:
         order: what is known of them.
     """
 
-    is_used_by_source = False  # there is nothing that a loader could compute ahead
+    needs: Need = ""  # there is nothing that a loader could compute ahead
 
     def __init__(self, rowptr: Tensor, dst: Tensor | None, src: Tensor, num_src: int, order: Order | None) -> None:
         # Detached: views would keep the adjacency alive, by which they are kept.

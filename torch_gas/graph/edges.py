@@ -11,7 +11,6 @@ from torch_geometric.utils import degree
 
 from torch_gas import _core
 from torch_gas.graph.checks import check_ids
-from torch_gas.graph.format import row_pointers
 from torch_gas.graph.formats import format_of
 
 EDGES_AT_ONCE = 1 << 18  # whose int64 copies and what is computed of them stay within some MB
@@ -42,16 +41,23 @@ def coo(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return src.to(torch.int64), dst.to(torch.int64), known.values(adj)
 
 
-def to_csr(adj: Any, num_nodes: int) -> CSR:
-    """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
+def stored_csr(adj: Any, num_nodes: int) -> CSR | None:
+    """The edges of ``adj``, if it holds them sorted by destination; None if not, or where one ends at no node."""
     known = format_of(adj)
     rowptr, dst, src = known.stored_edges(adj)
     if dst is None:
         return CSR(rowptr, src, known.values(adj), None)
-    src, dst = src.contiguous(), dst.contiguous()
-    if is_ascending(dst):
-        return CSR(row_pointers(dst, num_nodes), src, None, None)
-    rowptr, col, perm = _core.to_csr(src, dst, num_nodes)
+    pointers = _core.row_pointers(dst, num_nodes)
+    return None if pointers is None else CSR(pointers, src.contiguous(), None, None)
+
+
+def to_csr(adj: Any, num_nodes: int) -> CSR:
+    """The edges of ``adj`` sorted by destination; no copy where ``adj`` holds them so already."""
+    stored = stored_csr(adj, num_nodes)
+    if stored is not None:
+        return stored
+    _, dst, src = format_of(adj).stored_edges(adj)
+    rowptr, col, perm = _core.to_csr(src, cast(Tensor, dst), num_nodes)
     return CSR(rowptr, col, None, perm)
 
 

@@ -19,9 +19,10 @@ from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
 from torch_gas.graph.device import DeviceEdges
-from torch_gas.graph.edges import to_csr
+from torch_gas.graph.edges import stored_csr, to_csr
 from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
 from torch_gas.graph.halo import batch_rows, join
+from torch_gas.graph.mirror import Mirror, Need
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
 
@@ -44,10 +45,11 @@ class Edges:
 
     def __init__(self, adj: Any, num_dst: int, num_src: int) -> None:
         known = format_of(adj)
-        _, dst, _ = known.stored_edges(adj)
-        if dst is not None:
-            check_ids(dst, num_dst, "the destinations of the adjacency")
-        rowptr, col, _, perm = to_csr(adj, num_dst if dst is None else max(num_dst, num_src))
+        csr = stored_csr(adj, num_dst)
+        if csr is None:
+            check_ids(cast(Tensor, known.stored_edges(adj).dst), num_dst, "the destinations of the adjacency")
+            csr = to_csr(adj, max(num_dst, num_src))
+        rowptr, col, _, perm = csr
         # For autograd, which then finds out if one was written to before the backward pass. Values are weights, and not edges.
         tensors = known.tensors(adj)
         self.stated = [tensor.detach() for tensor in tensors if not tensor.is_floating_point()]
@@ -58,20 +60,40 @@ class Edges:
         check_ids(col, num_src, "the sources of the adjacency")
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
-        self.is_used_by_source = False
+        self._mirror = (
+            Mirror(self.by_destination) if perm is None else None
+        )  # lists of edges in no order mirror nothing
+        self.needs: Need = ""  # what the last backward pass did
+
+    def prepare(self, need: Need, num_rows: int, weight: Tensor | None) -> None:
+        """Computes what others needed, ahead of the step: of all rows, or for the gradient of so many and with these weights."""
+        if need == "transpose":
+            self.transpose  # noqa: B018  # kept
+        elif need == "mirror" and self._mirror is not None:
+            self._mirror.first(num_rows, weight)
 
     @property
     def by_source(self) -> _core.Sparse:
-        """:attr:`transpose`, for a caller who multiplies by it, which a loader then computes ahead."""
-        self.is_used_by_source = True
+        """:attr:`transpose`, for a caller who multiplies by it."""
+        self.needs = "transpose"
         return self.transpose
+
+    def _mirrored(self, num_rows: int, weight: Tensor | None) -> _core.Sparse | None:
+        """The first rows of :attr:`transpose`, where it takes none to have them."""
+        if self._mirror is None or "transpose" in vars(self):
+            return None
+        found = self._mirror.first(num_rows, weight)
+        if found is not None:
+            self.needs = "mirror"
+        return found
 
     @functools.cached_property
     def transpose(self) -> _core.Sparse:
-        """The transpose of ``by_destination``."""
-        rowptr, col, num_src, order, _ = self.by_destination
-        colptr, row, perm = _core.transpose(rowptr, col, num_src)
-        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
+        """The transpose of ``by_destination``, in 32-bit ids where they suffice: it is written once and read in each layer."""
+        rowptr, col, num_src, order, *_ = self.by_destination
+        dtype = torch.int32 if max(col.numel(), self.num_dst) < 2**31 else col.dtype
+        colptr, row, perm = _core.transpose(rowptr, col, num_src, dtype=dtype)
+        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order.index_select(0, perm).to(dtype))
 
     @classmethod
     def of(cls, adj: Any, num_dst: int, num_src: int) -> Edges:
@@ -94,8 +116,11 @@ class Edges:
 
         For the ``mean``, each row of the result is divided by its number of entries.
         """
-        matrix = self.matrix(transposed)
-        return _core.product(matrix if num_rows is None else matrix.first(num_rows), rows, weight, mean)
+        matrix = self._mirrored(num_rows, weight) if transposed and num_rows is not None else None
+        if matrix is None:
+            matrix = self.matrix(transposed)
+            matrix = matrix if num_rows is None else matrix.first(num_rows)
+        return _core.product(matrix, rows, weight, mean)
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
         """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E] or, for each head, [E, H]."""
@@ -233,7 +258,7 @@ class _Softmax(torch.autograd.Function):
         dst, src, softmax, *_ = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_softmax_backward(ctx.edges, dst, src, ctx.slope, softmax, grads[0]), None, None
-        matrix, (rowptr, _, _, order, _) = ctx.edges.by_destination, ctx.edges.by_source
+        matrix, (rowptr, _, _, order, *_) = ctx.edges.by_destination, ctx.edges.by_source
         grad_dst, grad_edge = _core.entry_softmax_backward(matrix, dst, src, ctx.slope, softmax, grads[0])
         return grad_dst, _core.product(_core.Sparse(rowptr, order, grad_edge.size(0)), grad_edge), None, None
 

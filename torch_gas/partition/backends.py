@@ -13,8 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_gas import _core
-from torch_gas.graph.edges import is_ascending
-from torch_gas.graph.format import row_pointers
 from torch_gas.graph.formats import format_of
 
 # Partitioners also come as 32-bit builds, which must be able to sum the weights.
@@ -190,8 +188,9 @@ def _node_by_node(task: Task) -> tuple[Tensor, Tensor, Tensor | None]:
     if dst is None:
         return rowptr, src, task.edge_weight
     for ends, others in ((dst, src), (src, dst)):
-        if is_ascending(ends):
-            return row_pointers(ends.contiguous(), task.num_nodes), others, task.edge_weight
+        pointers = _core.row_pointers(ends, task.num_nodes)
+        if pointers is not None:
+            return pointers, others, task.edge_weight
     rowptr, col, edge_weight, _ = simple_graph(task)
     return rowptr, col, edge_weight
 

@@ -134,6 +134,16 @@ def transpose(source: Source) -> tuple[Any, ...]:
     return *csr(source, num_cols), -1 if source.rarely() else num_cols
 
 
+def own_transpose(source: Source) -> tuple[Any, ...]:
+    return csr(source, source.below(20))
+
+
+def row_pointers(source: Source) -> tuple[Any, ...]:
+    num_nodes = source.below(20)
+    ids = source.ints(source.below(30) if num_nodes > 0 else 0, num_nodes, source.of(IDS))
+    return (ids.sort().values if source.below(2) and type(ids) is Tensor and ids.dim() == 1 else ids), num_nodes
+
+
 def to_csr(source: Source) -> tuple[Any, ...]:
     num_nodes, size, dtype = source.below(20), source.below(30), source.of(IDS)
     size = size if num_nodes > 0 else 0
@@ -177,12 +187,15 @@ def fingerprint(source: Source) -> tuple[Any, ...]:
 MAKERS = [
     gather_rows, scatter_rows, read_chunks, write_chunks, subgraph, transpose, to_csr, adjacent_pairs, symmetric, stream_parts,
     product, dropout, fingerprint, add_rows, dropout_rows, fill_chunks,
+    own_transpose, row_pointers,
 ]  # fmt: skip
 WRITTEN = {scatter_rows, add_rows, write_chunks, fill_chunks}  # the calls that write to their first argument
 TWINS: dict[Any, Callable[..., Any]] = {
     gather_rows: lambda table, index, dtype: table[index.long()].to(dtype),
     read_chunks: lambda table, offset, count, dtype: table[twins.chunk_index(offset, count)].to(dtype),
     transpose: twins.transpose,
+    own_transpose: twins.own_transpose,
+    row_pointers: twins.row_pointers,
     to_csr: twins.to_csr,
     fingerprint: twins.fingerprint,
     product: lambda matrix, rows: twins.product(matrix, rows, None),

@@ -234,11 +234,22 @@ Bytes orders(Random& random, int64_t size, int threads) {
   transpose<I, I>(graph.rowptr.data(), graph.col.data(), num_rows, num_cols, graph.nnz(),
                   colptr.data(), row.data(), perm.data(), threads);
   append(result, colptr), append(result, row), append(result, perm);
+  std::vector<I> end(num_rows);
+  const std::vector<float> weight(graph.nnz(), 1.f);
+  const bool is_own = own_transpose<I, float>(graph.rowptr.data(), graph.col.data(),
+                                              random() % 2 ? weight.data() : nullptr, num_rows,
+                                              graph.nnz(), end.data());
+  append(result, std::vector<I>{static_cast<I>(is_own)});
   const std::vector<I> src = ids<I>(random, size, num_rows), dst = ids<I>(random, size, num_rows);
   std::vector<I> rowptr(num_rows + 1), col(src.size()), order(src.size());
   to_csr<I>(src.data(), dst.data(), num_rows, src.size(), rowptr.data(), col.data(), order.data(),
             threads);
   append(result, rowptr), append(result, col), append(result, order);
+  std::vector<I> ends = src;
+  if (random() % 4) std::sort(ends.begin(), ends.end());
+  if (row_pointers<I>(ends.data(), ends.size(), num_rows, rowptr.data(), threads)) {
+    append(result, rowptr);
+  }
   return result;
 }
 
@@ -290,6 +301,12 @@ Bytes products(Random& random, int64_t size, int threads) {
   const std::vector<T> left = numbers<T>(random, num_rows * heads * width);
   const std::vector<T> right = numbers<T>(random, num_cols * heads * width);
   std::vector<T> out(num_rows * heads * width), dots(graph.nnz() * heads);
+  Sparse<I> part = matrix;  // the first entry of each row
+  std::vector<I> end(graph.rowptr.begin(), graph.rowptr.end() - 1);
+  for (int64_t i = 0; i < num_rows; ++i) end[i] += end[i] < graph.rowptr[i + 1];
+  part.end = end.data();
+  product<I, T>(part, weight.data(), right.data(), out.data(), heads, width, threads);
+  append(result, out);
   product<I, T>(matrix, random() % 2 ? weight.data() : nullptr, right.data(), out.data(), heads,
                 width, threads);
   entry_dots<I, T>(matrix, left.data(), right.data(), dots.data(), heads, width, threads);
