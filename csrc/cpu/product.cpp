@@ -6,70 +6,16 @@
 #include <limits>
 #include <vector>
 
-#include "../check.h"
 #include "../simd.h"
+#include "entries.h"
 
 namespace torch_gas {
 namespace {
 
-template <class I>
-void check(const char* call, const Sparse<I>& matrix, int threads) {
-  check_rowptr(call, matrix.rowptr, 0, matrix.num_rows, matrix.nnz, threads);
-  check_value(matrix.rowptr[0] == 0 && matrix.rowptr[matrix.num_rows] == matrix.nnz, call,
-              ": `rowptr` must go from 0 to the length of `col` (", matrix.nnz, "), but goes from ",
-              matrix.rowptr[0], " to ", matrix.rowptr[matrix.num_rows]);
-  check_ids(call, "col", matrix.col, matrix.nnz, matrix.num_cols, threads);
-  if (matrix.order != nullptr) {
-    check_ids(call, "order", matrix.order, matrix.nnz, matrix.num_numbers, threads);
-  }
-}
-
-// Rows of the result that are worth waking a thread for.
-template <class I>
-int64_t rows_grain(const Sparse<I>& matrix, int64_t num_columns) {
-  const int64_t entries = matrix.nnz / std::max<int64_t>(1, matrix.num_rows) + 1;
-  return std::max<int64_t>(1, kGrain / (entries * (num_columns + 1)));
-}
-
-// Asks for a row of `bytes` bytes, which is far from the last one, while others are added up.
-TORCH_GAS_LOOP void prefetch(const void* row, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(row) + b);
-}
-
-constexpr int64_t kAhead = 8;  // entries
-
-// Where the numbers of entry e are.
-template <class I>
-TORCH_GAS_LOOP int64_t position(const Sparse<I>& matrix, int64_t e) {
-  return matrix.order ? int64_t{matrix.order[e]} : e;
-}
-
-// Elements that are computed at a time: the length is known to the compiler.
-constexpr int64_t kLanes = 8;
-
-// sum[c] += w[0] * x[0][c] + ... for the columns [begin, end), with `kRows` rows at a time, so that
-// the sums are read and written once for all of them.
-template <int kRows, class T>
-TORCH_GAS_LOOP void add_rows(T* __restrict sum, const T* const* x, const T* w, int64_t begin,
-                             int64_t end) {
-  int64_t c = begin;
-  for (; c + kLanes <= end; c += kLanes) {
-    T lanes[kLanes];
-    for (int64_t k = 0; k < kLanes; ++k) lanes[k] = sum[c + k];
-    for (int r = 0; r < kRows; ++r) {
-      for (int64_t k = 0; k < kLanes; ++k) lanes[k] += w[r] * x[r][c + k];
-    }
-    for (int64_t k = 0; k < kLanes; ++k) sum[c + k] = lanes[k];
-  }
-  for (; c < end; ++c) {
-    for (int r = 0; r < kRows; ++r) sum[c] += w[r] * x[r][c];
-  }
-}
-
 template <class I, class T>
 struct Product {
-  static TORCH_GAS_LOOP void run(Sparse<I> matrix, const T* weight, const T* rows, T* out,
-                                 int64_t heads, int64_t width, int64_t begin, int64_t end) {
+  static TORCH_GAS_LOOP void run(Sparse<I> matrix, const T* weight, const T* rows, const T* gate,
+                                 T* out, int64_t heads, int64_t width, int64_t begin, int64_t end) {
     const int64_t last = matrix.rowptr[end] - 1;
     for (int64_t i = begin; i < end; ++i) {
       T* sum = out + i * heads * width;
@@ -79,7 +25,12 @@ struct Product {
       for (; e + 4 <= stop; e += 4) add<4>(matrix, weight, rows, sum, heads, width, e, last);
       for (; e + 2 <= stop; e += 2) add<2>(matrix, weight, rows, sum, heads, width, e, last);
       for (; e < stop; ++e) add<1>(matrix, weight, rows, sum, heads, width, e, last);
+      if (gate) close(sum, gate + i * heads * width, heads * width);
     }
+  }
+
+  static TORCH_GAS_LOOP void close(T* __restrict sum, const T* gate, int64_t size) {
+    for (int64_t c = 0; c < size; ++c) sum[c] = gate[c] > 0 ? sum[c] : T(0);
   }
 
   template <int kRows>
@@ -227,19 +178,19 @@ struct EntrySoftmaxBackward {
 }  // namespace
 
 template <class I, class T>
-void product(const Sparse<I>& matrix, const T* weight, const T* rows, T* out, int64_t heads,
-             int64_t width, int threads) {
-  check("product", matrix, threads);
+void product(const Sparse<I>& matrix, const T* weight, const T* rows, const T* gate, T* out,
+             int64_t heads, int64_t width, int threads) {
+  check_sparse("product", matrix, threads);
   parallel_for(matrix.num_rows, rows_grain(matrix, heads * width), threads,
                [&](int64_t begin, int64_t end) {
-                 run_loop<Product<I, T>>(matrix, weight, rows, out, heads, width, begin, end);
+                 run_loop<Product<I, T>>(matrix, weight, rows, gate, out, heads, width, begin, end);
                });
 }
 
 template <class I, class T>
 void entry_dots(const Sparse<I>& matrix, const T* left, const T* right, T* out, int64_t heads,
                 int64_t width, int threads) {
-  check("entry_dots", matrix, threads);
+  check_sparse("entry_dots", matrix, threads);
   parallel_for(matrix.num_rows, rows_grain(matrix, heads * width), threads,
                [&](int64_t begin, int64_t end) {
                  run_loop<EntryDots<I, T>>(matrix, left, right, out, heads, width, begin, end);
@@ -249,7 +200,7 @@ void entry_dots(const Sparse<I>& matrix, const T* left, const T* right, T* out, 
 template <class I, class T>
 void entry_softmax(const Sparse<I>& matrix, const T* left, const T* right, T slope, T* out,
                    int64_t heads, int threads) {
-  check("entry_softmax", matrix, threads);
+  check_sparse("entry_softmax", matrix, threads);
   parallel_for(matrix.num_rows, rows_grain(matrix, heads), threads,
                [&](int64_t begin, int64_t end) {
                  std::vector<T> scratch(2 * heads);
@@ -262,7 +213,7 @@ template <class I, class T>
 void entry_softmax_backward(const Sparse<I>& matrix, const T* left, const T* right, T slope,
                             const T* softmax, const T* grad, T* grad_left, T* grad_entry,
                             int64_t heads, int threads) {
-  check("entry_softmax_backward", matrix, threads);
+  check_sparse("entry_softmax_backward", matrix, threads);
   parallel_for(
       matrix.num_rows, rows_grain(matrix, heads), threads, [&](int64_t begin, int64_t end) {
         std::vector<T> mean(heads);
@@ -271,11 +222,12 @@ void entry_softmax_backward(const Sparse<I>& matrix, const T* left, const T* rig
       });
 }
 
-#define TORCH_GAS_INSTANTIATE(I, T)                                                          \
-  template void product(const Sparse<I>&, const T*, const T*, T*, int64_t, int64_t, int);    \
-  template void entry_dots(const Sparse<I>&, const T*, const T*, T*, int64_t, int64_t, int); \
-  template void entry_softmax(const Sparse<I>&, const T*, const T*, T, T*, int64_t, int);    \
-  template void entry_softmax_backward(const Sparse<I>&, const T*, const T*, T, const T*,    \
+#define TORCH_GAS_INSTANTIATE(I, T)                                                           \
+  template void product(const Sparse<I>&, const T*, const T*, const T*, T*, int64_t, int64_t, \
+                        int);                                                                 \
+  template void entry_dots(const Sparse<I>&, const T*, const T*, T*, int64_t, int64_t, int);  \
+  template void entry_softmax(const Sparse<I>&, const T*, const T*, T, T*, int64_t, int);     \
+  template void entry_softmax_backward(const Sparse<I>&, const T*, const T*, T, const T*,     \
                                        const T*, T*, T*, int64_t, int);
 TORCH_GAS_INSTANTIATE(int32_t, float)
 TORCH_GAS_INSTANTIATE(int32_t, double)

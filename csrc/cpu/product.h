@@ -22,10 +22,11 @@ struct Sparse {
 };
 
 // out[i, h, :] = sum over the entries e of row i of weight[e, h] * rows[col[e], h, :], with
-// ones for `weight` if it is null. rows [num_cols, heads, width], out [num_rows, heads, width].
+// ones for `weight` if it is null, and zeros where `gate`, if there is one, is not positive.
+// rows [num_cols, heads, width], gate, out [num_rows, heads, width].
 template <class I, class T>
-void product(const Sparse<I>& matrix, const T* weight, const T* rows, T* out, int64_t heads,
-             int64_t width, int threads);
+void product(const Sparse<I>& matrix, const T* weight, const T* rows, const T* gate, T* out,
+             int64_t heads, int64_t width, int threads);
 
 // out[e, h] = the dot product of left[i, h, :] and right[col[e], h, :], for each entry e of
 // row i. left [num_rows, heads, width], right [num_cols, heads, width], out [nnz, heads].

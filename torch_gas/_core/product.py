@@ -48,13 +48,14 @@ class Sparse(NamedTuple):
         return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size)
 
 
-def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
     """Multiplies a sparse matrix with rows, for each head by weights of its own.
 
     Args:
         matrix: The matrix [R, num_cols].
         rows: What is multiplied, [num_cols, C] or [num_cols, H, C], float32 or float64.
         weight: The entries of the matrix, [nnz] or [nnz, H], of the type of `rows`; ones by default.
+        gate: Numbers of the result's shape and type, where it is zero unless they are positive: the gradient through a ReLU.
 
     Returns:
         The sums [R, C] or [R, H, C], the same for any number of threads.
@@ -71,12 +72,17 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None) -> Tenso
         [[5.0], [2.0]]
     """
     call = "product"
-    checked, num_rows = _sparse(call, matrix, more_numbers=True)
-    rows, heads, width = _heads(call, "rows", rows, matrix.num_cols)
+    checked, num_rows = checked_sparse(call, matrix, more_numbers=True)
+    rows, heads, width = checked_rows(call, "rows", rows, matrix.num_cols)
     if weight is not None:
         weight = _entries(call, "weight", weight, matrix, heads, rows)
     out = empty((num_rows, *rows.shape[1:]), rows.dtype)
-    _C.product(_argument(checked, rows), *addresses(weight, rows, out), heads, width, torch.get_num_threads())
+    if gate is not None:
+        gate, *_ = checked_rows(call, "gate", gate, num_rows)
+        checks.same_type(call, "gate", gate, "rows", rows)
+        if gate.shape != out.shape:
+            raise ValueError(f"{call}: `gate` must have shape {list(out.shape)}, but has {list(gate.shape)}")
+    _C.product(argument(checked, rows), *addresses(weight, rows, gate, out), heads, width, torch.get_num_threads())
     return out
 
 
@@ -103,9 +109,9 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
         [1.0, 2.0]
     """
     call = "entry_dots"
-    checked, num_rows = _sparse(call, matrix)
-    left, heads, width = _heads(call, "left", left, num_rows)
-    right, *_ = _heads(call, "right", right, matrix.num_cols)
+    checked, num_rows = checked_sparse(call, matrix)
+    left, heads, width = checked_rows(call, "left", left, num_rows)
+    right, *_ = checked_rows(call, "right", right, matrix.num_cols)
     checks.same_type(call, "right", right, "left", left)
     if left.shape[1:] != right.shape[1:]:
         raise ValueError(
@@ -113,7 +119,7 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
             f"{list(right.shape[1:])}"
         )
     out = empty((matrix.col.numel(), *left.shape[1:-1]), left.dtype)
-    _C.entry_dots(_argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
+    _C.entry_dots(argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
     return out
 
 
@@ -145,7 +151,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
     heads = left.shape[1]
     out = empty((matrix.col.numel(), heads), left.dtype)
     _C.entry_softmax(
-        _argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
+        argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
     )
     return out
 
@@ -182,12 +188,12 @@ def entry_softmax_backward(
     grad_left, grad_entry = empty(left.shape, left.dtype), empty(softmax.shape, left.dtype)
     results = addresses(softmax, grad, grad_left, grad_entry)
     _C.entry_softmax_backward(
-        _argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
+        argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
     )
     return grad_left, grad_entry
 
 
-def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[Sparse, int]:
+def checked_sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[Sparse, int]:
     """The matrix with contiguous tensors, and its number of rows; `more_numbers` allows more of them than entries."""
     checks.kind(call, "matrix", matrix, Sparse, "a Sparse")
     rowptr, col, num_rows = checks.csr(call, matrix.rowptr, matrix.col)
@@ -204,14 +210,14 @@ def _sparse(call: str, matrix: Sparse, *, more_numbers: bool = False) -> tuple[S
     return Sparse(rowptr, col, matrix.num_cols, order, matrix.size), num_rows
 
 
-def _argument(matrix: Sparse, elements: Tensor) -> object:
+def argument(matrix: Sparse, elements: Tensor) -> object:
     """A checked matrix as the core takes it, with the type of what it is multiplied with."""
     types = ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype]
     memory = addresses(matrix.rowptr, matrix.col, matrix.order)
     return _C.Sparse(*types, *memory, matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
 
 
-def _heads(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, int, int]:
+def checked_rows(call: str, name: str, rows: Tensor, num_rows: int) -> tuple[Tensor, int, int]:
     """Contiguous rows, their heads and the width of a head."""
     checks.host(call, name, rows)
     checks.element_type(call, name, rows, _TYPES)
@@ -238,7 +244,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, li
 
 def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> tuple[Sparse, Tensor, Tensor]:
     """The checked matrix, and contiguous scores of its rows and columns."""
-    checked, num_rows = _sparse(call, matrix)
+    checked, num_rows = checked_sparse(call, matrix)
     for name, value, size in (("left", left, num_rows), ("right", right, matrix.num_cols)):
         checks.host(call, name, value)
         checks.element_type(call, name, value, _TYPES)

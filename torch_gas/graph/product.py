@@ -248,7 +248,7 @@ def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = 
     own = batch_rows(x)  # the only ones that need a gradient, where they are known
     out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
     if mean:
-        out = out / edges.degrees.clamp(min=1).to(dtype).view(-1, 1)
+        out = out / edges.degrees.clamp(min=1).to(dtype).view(-1, *[1] * (out.dim() - 1))
     return out.to(rows.dtype)
 
 
