@@ -41,6 +41,11 @@
 //   entry_dots         the same, left [R, H, C]              out [nnz, H]
 //   entry_softmax      the same, left [R, H], right [.., H]  out [nnz, H]
 //   entry_softmax_backward  the same, softmax, grad [nnz, H] grad_left [R, H], grad_entry [nnz, H]
+//   reductions         the same, rows [.., C]                mean, variance, least, least_ties, most,
+//                                                            most_ties [R, C] or 0
+//   reductions_backward  the same, rows [R, C], constant,    out [R, C]
+//                      slope, least, grad_least, most,
+//                      grad_most [.., C] or 0
 //   fingerprint        memory [bytes], several times         -
 //   advise_huge_pages  -                                     -
 //   Naming, call_name, argument_name: see naming.h
@@ -65,6 +70,7 @@
 #include "cpu/memory.h"
 #include "cpu/order.h"
 #include "cpu/product.h"
+#include "cpu/reductions.h"
 #include "cpu/rows.h"
 #include "cpu/stream.h"
 #include "cpu/subgraph.h"
@@ -342,19 +348,18 @@ void dispatch_sparse(const SparseArgument& from, const F& f) {
   });
 }
 
-void product_py(const SparseArgument& from, Address weight, Address rows, Address out,
+void product_py(const SparseArgument& from, Address weight, Address rows, Address gate, Address out,
                 int64_t heads, int64_t width, bool mean, int threads) {
+  const auto run = [&](const auto& matrix, auto row_value, auto sum_value) {
+    using R = decltype(row_value);
+    using T = decltype(sum_value);
+    product(matrix, at<const T>(weight), at<const R>(rows), at<const R>(gate), at<R>(out), heads,
+            width, mean, threads);
+  };
   if (from.dtype == DType::bf16) {  // of which weights are float
-    return with_sparse(from, [&](const auto& matrix) {
-      product(matrix, at<const float>(weight), at<const BFloat16>(rows), at<BFloat16>(out), heads,
-              width, mean, threads);
-    });
+    return with_sparse(from, [&](const auto& matrix) { run(matrix, BFloat16{}, float{}); });
   }
-  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
-    using T = decltype(zero);
-    product(matrix, at<const T>(weight), at<const T>(rows), at<T>(out), heads, width, mean,
-            threads);
-  });
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) { run(matrix, zero, zero); });
 }
 
 void entry_dots_py(const SparseArgument& from, Address left, Address right, Address out,
@@ -382,6 +387,29 @@ void entry_softmax_backward_py(const SparseArgument& from, Address left, Address
     entry_softmax_backward(matrix, at<const T>(left), at<const T>(right), static_cast<T>(slope),
                            at<const T>(softmax), at<const T>(grad), at<T>(grad_left),
                            at<T>(grad_entry), heads, threads);
+  });
+}
+
+void reductions_py(const SparseArgument& from, Address rows, Address mean, Address variance,
+                   Address least, Address least_ties, Address most, Address most_ties,
+                   int64_t width, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    const Reductions<T> out{at<T>(mean),       at<T>(variance), at<T>(least),
+                            at<T>(least_ties), at<T>(most),     at<T>(most_ties)};
+    reductions(matrix, at<const T>(rows), out, width, threads);
+  });
+}
+
+void reductions_backward_py(const SparseArgument& from, Address rows, Address constant,
+                            Address slope, Address least, Address grad_least, Address most,
+                            Address grad_most, Address out, int64_t width, int threads) {
+  dispatch_sparse(from, [&](const auto& matrix, auto zero) {
+    using T = decltype(zero);
+    const ReductionsGradient<T> grad{at<const T>(constant), at<const T>(slope),
+                                     at<const T>(least),    at<const T>(grad_least),
+                                     at<const T>(most),     at<const T>(grad_most)};
+    reductions_backward(matrix, at<const T>(rows), grad, at<T>(out), width, threads);
   });
 }
 
@@ -541,6 +569,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("entry_dots", &entry_dots_py);
   m.def("entry_softmax", &entry_softmax_py);
   m.def("entry_softmax_backward", &entry_softmax_backward_py);
+  m.def("reductions", &reductions_py);
+  m.def("reductions_backward", &reductions_backward_py);
   m.def("fingerprint", &fingerprint_py, py::arg("lines"), py::arg("threads"));
   m.def("advise_huge_pages", &advise_huge_pages);
 #ifdef TORCH_GAS_WITH_CUDA

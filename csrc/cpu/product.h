@@ -26,12 +26,12 @@ struct Sparse {
 };
 
 // out[i, h, :] = sum over the entries e of row i of weight[e, h] * rows[col[e], h, :], with
-// ones for `weight` if it is null, and divided by the number of entries for the `mean`. Rows `R` of
-// bfloat16 are summed up in float, and the sums are rounded once. rows [num_cols, heads, width],
-// out [num_rows, heads, width].
+// ones for `weight` if it is null, and divided by the number of entries for the `mean`. It is zero
+// where `gate`, if there is one, is not positive. Rows `R` of bfloat16 are summed up in float, and
+// the sums are rounded once. rows [num_cols, heads, width], gate, out [num_rows, heads, width].
 template <class I, class R, class T>
-void product(const Sparse<I>& matrix, const T* weight, const R* rows, R* out, int64_t heads,
-             int64_t width, bool mean, int threads);
+void product(const Sparse<I>& matrix, const T* weight, const R* rows, const R* gate, R* out,
+             int64_t heads, int64_t width, bool mean, int threads);
 
 // out[e, h] = the dot product of left[i, h, :] and right[col[e], h, :], for each entry e of
 // row i. left [num_rows, heads, width], right [num_cols, heads, width], out [nnz, heads].

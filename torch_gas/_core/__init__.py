@@ -23,6 +23,7 @@ from torch_gas._core.memory import advise_huge_pages, at_page, fingerprint, lock
 from torch_gas._core.order import own_transpose, row_pointers, to_csr, transpose
 from torch_gas._core.placement import Staging
 from torch_gas._core.product import PRODUCT_TYPES, Sparse, entry_dots, entry_softmax, entry_softmax_backward, product
+from torch_gas._core.reductions import Reductions, ReductionsGradient, reductions, reductions_backward
 from torch_gas._core.rows import (
     SUM_TYPES,
     add_rows,
@@ -42,10 +43,11 @@ from torch_gas._core.subgraph import Subgraph, subgraph
 from torch_gas._core.symmetric import adjacent_pairs, symmetric
 
 __all__ = [
-    "PRODUCT_TYPES", "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Sparse", "Staging", "Subgraph", "Table",
-    "add_rows", "adjacent_pairs", "advise_huge_pages", "at_page", "batch_rows", "batch_rows_into", "batch_rows_of",
-    "clear_rows", "dropout", "dropout_rows", "entry_dots", "entry_softmax", "entry_softmax_backward", "fill_chunks",
-    "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table", "locked_by", "noted_failure", "own_transpose",
-    "product", "read_ahead", "read_chunks", "register", "row_pointers", "row_shape", "scatter_rows", "stored_copy",
-    "stored_width", "stream_parts", "subgraph", "symmetric", "to_csr", "transpose", "write_chunks",
+    "PRODUCT_TYPES", "SCALED_TYPES", "STREAM_PASSES", "SUM_TYPES", "FileRows", "Reductions", "ReductionsGradient", "Sparse",
+    "Staging", "Subgraph", "Table", "add_rows", "adjacent_pairs", "advise_huge_pages", "at_page", "batch_rows",
+    "batch_rows_into", "batch_rows_of", "clear_rows", "dropout", "dropout_rows", "entry_dots", "entry_softmax",
+    "entry_softmax_backward", "fill_chunks", "fingerprint", "forget_failure", "gather_rows", "has_cuda", "is_table",
+    "locked_by", "noted_failure", "own_transpose", "product", "read_ahead", "read_chunks", "reductions", "reductions_backward",
+    "register", "row_pointers", "row_shape", "scatter_rows", "stored_copy", "stored_width", "stream_parts", "subgraph",
+    "symmetric", "to_csr", "transpose", "write_chunks",
 ]  # fmt: skip

@@ -53,7 +53,9 @@ class Sparse(NamedTuple):
         return Sparse(rowptr, self.col[:end], self.num_cols, order, self.size, ends)
 
 
-def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bool = False) -> Tensor:
+def product(
+    matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bool = False, gate: Tensor | None = None
+) -> Tensor:
     """Multiplies a sparse matrix with rows, for each head by weights of its own.
 
     Args:
@@ -62,6 +64,7 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bo
         weight: The entries of the matrix, [nnz] or [nnz, H], of the type of `rows`, but float32 for rows of bfloat16; ones by
             default.
         mean: Whether each sum is divided by the number of entries of its row.
+        gate: Numbers of the result's shape and type, where it is zero unless they are positive: the gradient through a ReLU.
 
     Returns:
         The sums [R, C] or [R, H, C] in the type of `rows`, the same for any number of threads. Rows of bfloat16 are summed up
@@ -79,14 +82,19 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None = None, mean: bo
         [[5.0], [2.0]]
     """
     call = "product"
-    checked, num_rows = _sparse(call, matrix, is_part=True)
-    rows, heads, width = _heads(call, "rows", rows, matrix.num_cols, PRODUCT_TYPES)
+    checked, num_rows = checked_sparse(call, matrix, is_part=True)
+    rows, heads, width = checked_rows(call, "rows", rows, matrix.num_cols, PRODUCT_TYPES)
     if weight is not None:
         dtype = torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype
         weight = _entries(call, "weight", weight, matrix, heads, dtype)
     out = empty((num_rows, *rows.shape[1:]), rows.dtype)
-    memory = addresses(weight, rows, out)
-    _C.product(_argument(checked, rows), *memory, heads, width, bool(mean), torch.get_num_threads())
+    if gate is not None:
+        gate, *_ = checked_rows(call, "gate", gate, num_rows, PRODUCT_TYPES)
+        checks.same_type(call, "gate", gate, "rows", rows)
+        if gate.shape != out.shape:
+            raise ValueError(f"{call}: `gate` must have shape {list(out.shape)}, but has {list(gate.shape)}")
+    memory = addresses(weight, rows, gate, out)
+    _C.product(argument(checked, rows), *memory, heads, width, bool(mean), torch.get_num_threads())
     return out
 
 
@@ -113,9 +121,9 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
         [1.0, 2.0]
     """
     call = "entry_dots"
-    checked, num_rows = _sparse(call, matrix)
-    left, heads, width = _heads(call, "left", left, num_rows)
-    right, *_ = _heads(call, "right", right, matrix.num_cols)
+    checked, num_rows = checked_sparse(call, matrix)
+    left, heads, width = checked_rows(call, "left", left, num_rows)
+    right, *_ = checked_rows(call, "right", right, matrix.num_cols)
     checks.same_type(call, "right", right, "left", left)
     if left.shape[1:] != right.shape[1:]:
         raise ValueError(
@@ -123,7 +131,7 @@ def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:
             f"{list(right.shape[1:])}"
         )
     out = empty((matrix.col.numel(), *left.shape[1:-1]), left.dtype)
-    _C.entry_dots(_argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
+    _C.entry_dots(argument(checked, left), *addresses(left, right, out), heads, width, torch.get_num_threads())
     return out
 
 
@@ -155,7 +163,7 @@ def entry_softmax(matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> 
     heads = left.shape[1]
     out = empty((matrix.col.numel(), heads), left.dtype)
     _C.entry_softmax(
-        _argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
+        argument(checked, left), *addresses(left, right), slope, *addresses(out), heads, torch.get_num_threads()
     )
     return out
 
@@ -192,12 +200,12 @@ def entry_softmax_backward(
     grad_left, grad_entry = empty(left.shape, left.dtype), empty(softmax.shape, left.dtype)
     results = addresses(softmax, grad, grad_left, grad_entry)
     _C.entry_softmax_backward(
-        _argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
+        argument(checked, left), *addresses(left, right), slope, *results, heads, torch.get_num_threads()
     )
     return grad_left, grad_entry
 
 
-def _sparse(call: str, matrix: Sparse, *, is_part: bool = False) -> tuple[Sparse, int]:
+def checked_sparse(call: str, matrix: Sparse, *, is_part: bool = False) -> tuple[Sparse, int]:
     """The matrix with contiguous tensors, and its number of rows; `is_part` allows more numbers than entries."""
     checks.kind(call, "matrix", matrix, Sparse, "a Sparse")
     rowptr, col, num_rows = checks.csr(call, matrix.rowptr, matrix.col)
@@ -220,14 +228,14 @@ def _sparse(call: str, matrix: Sparse, *, is_part: bool = False) -> tuple[Sparse
     return Sparse(rowptr, col, matrix.num_cols, order, matrix.size, ends), num_rows
 
 
-def _argument(matrix: Sparse, elements: Tensor) -> object:
+def argument(matrix: Sparse, elements: Tensor) -> object:
     """A checked matrix as the core takes it, with the type of what it is multiplied with."""
     types = ID_BITS[matrix.rowptr.dtype], FLOAT_TYPES[elements.dtype]
     memory = addresses(matrix.rowptr, matrix.col, matrix.order, matrix.ends)
     return _C.Sparse(*types, *memory, matrix.rowptr.numel() - 1, matrix.num_cols, matrix.col.numel(), matrix.size)
 
 
-def _heads(
+def checked_rows(
     call: str, name: str, rows: Tensor, num_rows: int, types: tuple[torch.dtype, ...] = _TYPES
 ) -> tuple[Tensor, int, int]:
     """Contiguous rows, their heads and the width of a head."""
@@ -256,7 +264,7 @@ def _entries(call: str, name: str, value: Tensor, matrix: Sparse, heads: int, dt
 
 def _scores(call: str, matrix: Sparse, left: Tensor, right: Tensor, slope: float) -> tuple[Sparse, Tensor, Tensor]:
     """The checked matrix, and contiguous scores of its rows and columns."""
-    checked, num_rows = _sparse(call, matrix)
+    checked, num_rows = checked_sparse(call, matrix)
     for name, value, size in (("left", left, num_rows), ("right", right, matrix.num_cols)):
         checks.host(call, name, value)
         checks.element_type(call, name, value, _TYPES)

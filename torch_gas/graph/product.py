@@ -217,8 +217,8 @@ class _Product(torch.autograd.Function):
 
 
 def _divided(rows: Tensor, degrees: Tensor) -> Tensor:
-    """Rows [num_dst, C] over the number of edges into each, in their type."""
-    count = degrees.clamp(min=1).to(sum_type(rows.dtype)).view(-1, 1)
+    """Rows [num_dst, C] or [num_dst, H, C] over the number of edges into each, in their type."""
+    count = degrees.clamp(min=1).to(sum_type(rows.dtype)).view(-1, *[1] * (rows.dim() - 1))
     return (rows / count).to(rows.dtype)
 
 

@@ -241,6 +241,9 @@ class _Layer(_Met):
         self.takes_pair = batch.bipartite and takes_pair
         # To the rows that come out of `propagate`; normalisation of their own adds loops to all rows.
         self.cuts_itself = batch.bipartite and forward in _OF_PROPAGATE and not conv.normalize
+        # So does what stands in for the `forward` of a layer that takes no pair.
+        self.stands_in = batch.bipartite and getattr(vars(conv).get("forward"), "cuts_itself", False)
+        self.cuts_itself = self.cuts_itself or self.stands_in
         # Not every library adds self-loops to a matrix that is not square, and SimpleConv to no bipartite graph.
         self.adds_loops = bool(getattr(conv, "add_self_loops", False))
         self.is_square = getattr(conv, "combine_root", None) == "self_loop"
@@ -273,7 +276,7 @@ class _Layer(_Met):
         has_matrix = any([is_matrix(value) for value in values])  # lists, as torch.compile traces no generators here
         square = self.is_square or (self.adds_loops and has_matrix)
         square = square or (self.is_fused and any([isinstance(value, EdgeIndex) for value in values]))
-        num_dst = batch_size if self.cuts_itself and has_matrix else num_rows
+        num_dst = batch_size if self.cuts_itself and (has_matrix or self.stands_in) else num_rows
         rows: Any = x
         if under_way and not has_matrix and not self.adds_loops:  # to all rows, as which x will be there
             self.cuts_itself = self.batch.bipartite

@@ -17,13 +17,16 @@ from torch_geometric.nn import GATConv, GCNConv, Linear, MessagePassing
 
 from torch_gas._util.modules import modules_of
 from torch_gas.graph import product as sparse
-from torch_gas.graph.device import DeviceEdges
-from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
+from torch_gas.graph.formats import format_of, is_csr, is_matrix
 from torch_gas.graph.halo import linear
-from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight
+from torch_gas.graph.product import Edges, aggregate, attention, is_weight
+from torch_gas.graph.reductions import reduce
+from torch_gas.wiring.aggregations import combine
 from torch_gas.wiring.batch import WIRING
 from torch_gas.wiring.compiled import is_compiled
 from torch_gas.wiring.degrees import with_loops
+from torch_gas.wiring.pairs import ForwardOfPairs, PropagatePairs, is_of_pairs
+from torch_gas.wiring.standin import StandIn, is_rows
 from torch_gas.wiring.undo import Undo
 
 
@@ -55,7 +58,7 @@ def is_product(conv: Any) -> bool:
 
 
 @cache
-def _kinds(layer: Any) -> tuple[type[_Fused], ...]:
+def _kinds(layer: Any) -> tuple[type[StandIn], ...]:
     """What stands in for methods of a class of layers; nothing where the class has more of its own than is said here."""
     if layer.aggregate is not MessagePassing.aggregate or layer.update is not MessagePassing.update:
         return ()
@@ -66,6 +69,8 @@ def _kinds(layer: Any) -> tuple[type[_Fused], ...]:
     )
     if not of_pyg:
         return ()
+    if is_of_pairs(layer):
+        return PropagatePairs, ForwardOfPairs
     if issubclass(layer, GATConv) and layer.message is GATConv.message and layer.edge_update is GATConv.edge_update:
         return _PropagateHeads, _Attention
     # PyG itself says that these are products, by a method that fuses message and sum.
@@ -79,13 +84,6 @@ def _kinds(layer: Any) -> tuple[type[_Fused], ...]:
 
 def _arguments(function: Any) -> set[str]:
     return set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
-
-
-_HOOKS = [
-    f"_{part}_forward{kind}_hooks"
-    for part in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
-    for kind in ("_pre", "")
-]
 
 
 def _linear(lin: Any, x: Tensor) -> Tensor:
@@ -124,41 +122,7 @@ class _DenseBehind:
         return _linear(self.lin, out) if self.waits else out
 
 
-class _Fused:
-    """Stands in for a method of one layer, which is called where there is no product that can be computed as such."""
-
-    method = "propagate"
-    product: Any  # what the method returns, given its arguments; None where it is no product
-
-    def __init__(self, conv: Any) -> None:
-        self.conv, self.own = conv, getattr(conv, self.method)
-        hooked = any(map(vars(conv).get, _HOOKS))
-        hooked = hooked or bool(conv.aggr_module._forward_hooks or conv.aggr_module._forward_pre_hooks)
-        is_sum = conv.aggr in ("sum", "add", "mean") and conv.flow == "source_to_target" and conv.node_dim in (0, -2)
-        self.is_product = is_sum and not hooked and not conv.explain and conv.decomposed_layers == 1
-
-    def __call__(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        out = self.product(edge_index, size, **kwargs) if self.is_product else None
-        return self.own(edge_index, size=size, **kwargs) if out is None else out
-
-    def edges(self, adj: Any, size: Any, rows: Tensor, targets: Tensor | None) -> Edges | DeviceEdges | None:
-        """The edges of a call with ``rows`` of sources and ``targets`` of destinations; None where they are no matrix."""
-        parts = [adj] if isinstance(adj, Tensor) else tensors_of(adj)  # of a CSR matrix, new ones each time
-        if any(tensor.device != rows.device for tensor in parts):  # which PyG refuses
-            return None
-        layer = getattr(self.conv, WIRING, None)
-        if is_matrix(adj):
-            num_dst = adj.size(0)
-        elif layer is not None and layer.cuts_itself:
-            num_dst = layer.batch.batch_size
-        elif size is not None:
-            num_dst = size[1]
-        else:
-            num_dst = None if targets is None else targets.size(0)
-        return None if num_dst is None else edges_of(adj, int(num_dst), rows.size(0))
-
-
-class _Propagate(_Fused):
+class _Propagate(StandIn):
     """``propagate`` of rows, or rows times edge weights."""
 
     def __init__(self, conv: Any) -> None:
@@ -170,43 +134,46 @@ class _Propagate(_Fused):
         x = kwargs.get("x")
         return with_loops(self.conv, out, x) if isinstance(x, Tensor) else out
 
-    def product(self, adj: Any, size: Any, x: Any = None, edge_weight: Any = None, **others: Any) -> Tensor | None:
+    def fast(self, adj: Any, size: Any, x: Any = None, edge_weight: Any = None, **others: Any) -> Tensor | None:
         rows, targets = x if isinstance(x, tuple) else (x, x)
-        if others or not _is_rows(rows, 2):
+        if others or not is_rows(rows, 2):
             return None
         weighted = edge_weight is not None and not is_matrix(adj) and self.takes_weight
         edges = self.edges(adj, size, rows, targets)
         if edges is None or (weighted and not is_weight(edge_weight)):
             return None
         known = format_of(adj)
-        own = known.values(adj) if known.is_always_weighted or self.takes_weight else None
-        return aggregate(rows, edges, edge_weight if weighted else own, self.conv.aggr == "mean")
+        is_weighted = self.takes_weight or (known.is_always_weighted and self.is_product)
+        weight = edge_weight if weighted else known.values(adj) if is_weighted else None
+        if self.is_product:
+            return aggregate(rows, edges, weight, self.names == ("mean",))
+        # Where PyG reduces by a product of torch, one of equal edges has the gradient of their maximum.
+        by_torch = self.conv.fuse and is_matrix(adj) and len(self.names) == 1
+        if weight is not None or by_torch or not isinstance(edges, Edges):
+            return None
+        return combine(self.conv.aggr_module, reduce(rows, edges, self.names), edges.degrees)
 
 
-class _PropagateHeads(_Fused):
+class _PropagateHeads(StandIn):
     """``propagate`` of GAT: rows of each head times their attention coefficients."""
 
-    def product(self, adj: Any, size: Any, x: Any = None, alpha: Any = None, **others: Any) -> Tensor | None:
-        if not isinstance(x, tuple) or not _is_rows(x[0], 3) or not isinstance(alpha, Tensor):
+    def fast(self, adj: Any, size: Any, x: Any = None, alpha: Any = None, **others: Any) -> Tensor | None:
+        if not self.is_product or not isinstance(x, tuple) or not is_rows(x[0], 3) or not isinstance(alpha, Tensor):
             return None
         edges = self.edges(adj, size, *x)
-        return aggregate(x[0], edges, alpha) if isinstance(edges, Edges) else None
+        return aggregate(x[0], edges, alpha, self.names == ("mean",)) if isinstance(edges, Edges) else None
 
 
-class _Attention(_Fused):
+class _Attention(StandIn):
     """``edge_updater`` of GAT: attention coefficients."""
 
     method = "edge_updater"
 
-    def product(self, adj: Any, size: Any, alpha: Any = None, **others: Any) -> Any:
+    def fast(self, adj: Any, size: Any, alpha: Any = None, **others: Any) -> Any:
         conv, (src, dst) = self.conv, alpha
-        known = conv.lin_edge is None and dst is not None and _is_rows(src, 2)
+        known = self.is_product and conv.lin_edge is None and dst is not None and is_rows(src, 2)
         edges = self.edges(adj, size, src, dst) if known else None
         if not isinstance(edges, Edges):  # a GPU has no kernel for it
             return None
         alpha = attention(dst[: edges.num_dst], src, conv.negative_slope, edges)
         return getattr(conv, "drop_attention", F.dropout)(alpha, conv.dropout, conv.training)
-
-
-def _is_rows(value: Any, dim: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() == dim and value.is_floating_point()

@@ -18,6 +18,7 @@
 #include "cpu/memory.h"
 #include "cpu/order.h"
 #include "cpu/product.h"
+#include "cpu/reductions.h"
 #include "cpu/rows.h"
 #include "cpu/stream.h"
 #include "cpu/subgraph.h"
@@ -301,14 +302,17 @@ Bytes products(Random& random, int64_t size, int threads) {
   const std::vector<T> left = numbers<T>(random, num_rows * heads * width);
   const std::vector<T> right = numbers<T>(random, num_cols * heads * width);
   std::vector<T> out(num_rows * heads * width), dots(graph.nnz() * heads);
+  const T* gate = random() % 2 ? left.data() : nullptr;
+  const bool mean = random() % 2;
   Sparse<I> part = matrix;  // the first entry of each row
   std::vector<I> end(graph.rowptr.begin(), graph.rowptr.end() - 1);
   for (int64_t i = 0; i < num_rows; ++i) end[i] += end[i] < graph.rowptr[i + 1];
   part.end = end.data();
-  product<I, T>(part, weight.data(), right.data(), out.data(), heads, width, threads);
+  product<I, T, T>(part, weight.data(), right.data(), gate, out.data(), heads, width, mean,
+                   threads);
   append(result, out);
-  product<I, T>(matrix, random() % 2 ? weight.data() : nullptr, right.data(), out.data(), heads,
-                width, threads);
+  product<I, T, T>(matrix, random() % 2 ? weight.data() : nullptr, right.data(), gate, out.data(),
+                   heads, width, mean, threads);
   entry_dots<I, T>(matrix, left.data(), right.data(), dots.data(), heads, width, threads);
   append(result, out), append(result, dots);
 
@@ -319,6 +323,36 @@ Bytes products(Random& random, int64_t size, int threads) {
   entry_softmax_backward<I, T>(matrix, to.data(), from.data(), T(0.2), softmax.data(),
                                weight.data(), grad_to.data(), grad_entry.data(), heads, threads);
   append(result, softmax), append(result, grad_to), append(result, grad_entry);
+  return result;
+}
+
+template <class I, class T>
+Bytes reduced(Random& random, int64_t size, int threads) {
+  Bytes result;
+  const int64_t num_rows = below(random, size), num_cols = below(random, size) + 1;
+  const int64_t width = below(random, 20);
+  const Graph<I> graph = random_graph<I>(random, num_rows, num_cols, below(random, 4 * size));
+  const Sparse<I> matrix{graph.rowptr.data(), graph.col.data(), nullptr, num_rows, num_cols,
+                         graph.nnz(),         graph.nnz()};
+  const std::vector<T> from = numbers<T>(random, num_cols * width);
+  std::vector<std::vector<T>> out(6, std::vector<T>(num_rows * width));
+  const bool has_mean = random() % 2, has_variance = has_mean && random() % 2;
+  const bool has_least = random() % 2, has_most = random() % 2;
+  reductions<I, T>(matrix, from.data(),
+                   {has_mean ? out[0].data() : nullptr, has_variance ? out[1].data() : nullptr,
+                    has_least ? out[2].data() : nullptr, has_least ? out[3].data() : nullptr,
+                    has_most ? out[4].data() : nullptr, has_most ? out[5].data() : nullptr},
+                   width, threads);
+  for (const std::vector<T>& each : out) append(result, each);
+
+  std::vector<T> grad(num_rows * width);
+  const std::vector<T> at = numbers<T>(random, num_rows * width);
+  reductions_backward<I, T>(matrix, at.data(),
+                            {has_mean ? from.data() : nullptr, has_variance ? from.data() : nullptr,
+                             has_least ? from.data() : nullptr, has_least ? from.data() : nullptr,
+                             has_most ? from.data() : nullptr, has_most ? from.data() : nullptr},
+                            grad.data(), width, threads);
+  append(result, grad);
   return result;
 }
 
@@ -378,6 +412,10 @@ const struct {
     {"products", products<int64_t, float>},
     {"products", products<int32_t, double>},
     {"products", products<int64_t, double>},
+    {"reductions", reduced<int32_t, float>},
+    {"reductions", reduced<int64_t, float>},
+    {"reductions", reduced<int32_t, double>},
+    {"reductions", reduced<int64_t, double>},
     {"dropouts", dropouts},
     {"fingerprints", fingerprints},
 };
