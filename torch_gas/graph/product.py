@@ -7,8 +7,9 @@ by :class:`Edges`, for the kernels of the core, on a GPU by :class:`DeviceEdges`
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from torch_gas import _core
 from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
-from torch_gas.graph.device import DeviceEdges
+from torch_gas.graph.device import DeviceEdges, pass_on
 from torch_gas.graph.edges import to_csr
-from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
+from torch_gas.graph.format import resized_pointers
+from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr, resize
 from torch_gas.graph.halo import batch_rows, join
 
-_kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
+_kept: Any = WeakIdKeyDictionary()  # by adjacency: what was computed from it
+_told: Any = WeakIdKeyDictionary()  # by adjacency: the versions of its tensors, and another one that has the same edges
 
 _SAMPLE = 512  # lines of the tensors of a whole graph, which take some microseconds
 
@@ -54,24 +57,41 @@ class Edges:
         if _tells_no_change(tensors):
             self.stated, rowptr, col = [], rowptr.clone(), col.clone()
         # Detached: views would keep the adjacency alive, by which they are kept.
-        rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
+        rowptr, col = _of_size(rowptr, num_dst).detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
-        self.is_used_by_source = False
+        self._by_source = _BySource(self.by_destination)
+
+    @property
+    def is_used_by_source(self) -> bool:
+        """Whether somebody has multiplied by the transpose."""
+        return self._by_source.is_used
 
     @property
     def by_source(self) -> _core.Sparse:
         """:attr:`transpose`, for a caller who multiplies by it, which a loader then computes ahead."""
-        self.is_used_by_source = True
+        self._by_source.is_used = True
         return self.transpose
 
-    @functools.cached_property
+    @property
     def transpose(self) -> _core.Sparse:
         """The transpose of ``by_destination``."""
-        rowptr, col, num_src, order, _ = self.by_destination
-        colptr, row, perm = _core.transpose(rowptr, col, num_src)
-        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order[perm])
+        return self._by_source.matrix._replace(num_cols=self.num_dst)
+
+    def resized(self, num_dst: int) -> Edges:
+        """The same edges, and what is computed of them later, with destinations without edges added or cut off at the end.
+
+        Raises:
+            IndexError: if an edge ends at one that would be cut off.
+        """
+        rowptr = self.by_destination.rowptr
+        if num_dst < self.num_dst and int(rowptr[num_dst]) < int(rowptr[-1]):
+            raise IndexError(f"the adjacency has edges into destinations beyond the {num_dst} of this layer")
+        other = copy.copy(self)
+        other.num_dst = num_dst
+        other.by_destination = self.by_destination._replace(rowptr=_of_size(rowptr, num_dst))
+        return other
 
     @classmethod
     def of(cls, adj: Any, num_dst: int, num_src: int) -> Edges:
@@ -97,6 +117,43 @@ class Edges:
         return _core.entry_dots(self.matrix(transposed), left, right)
 
 
+class _BySource:
+    """The edges of a matrix by source, which are the same however many destinations without edges it has.
+
+    Attributes:
+        is_used: whether somebody multiplies by them.
+    """
+
+    def __init__(self, by_destination: _core.Sparse) -> None:
+        self._by_destination, self.is_used = by_destination, False
+
+    @functools.cached_property
+    def matrix(self) -> _core.Sparse:
+        """The transpose."""
+        rowptr, col, num_src, order, _ = self._by_destination
+        colptr, row, perm = _core.transpose(rowptr, col, num_src)
+        return _core.Sparse(colptr, row, rowptr.numel() - 1, perm if order is None else order[perm])
+
+
+def _of_size(rowptr: Tensor, num_dst: int) -> Tensor:
+    """Row pointers of ``num_dst`` rows, a view where there are as many."""
+    return rowptr[: num_dst + 1] if num_dst < rowptr.numel() else resized_pointers(rowptr, num_dst)
+
+
+class _Kept(NamedTuple):
+    """What was computed from an adjacency.
+
+    Args:
+        state: of the adjacency.
+        sample: of its tensors, where they were those of a whole graph; else 0.
+        edges: by the number of destinations.
+    """
+
+    state: tuple[int, ...]
+    sample: int
+    edges: dict[int, Edges | DeviceEdges | None]
+
+
 _CLASSES: dict[str, type[Edges | DeviceEdges]] = {"cpu": Edges, "cuda": DeviceEdges}
 
 
@@ -113,14 +170,30 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | DeviceEdges | None
     kind = _CLASSES.get(tensors[0].device.type)
     if kind is None or _tells_no_change(tensors):
         return None if kind is None else kind.of(adj, num_dst, num_src)
+    versions = tuple(map(version, tensors))
+    told, other = _told.get(holder, (None, None))
+    if told == versions and kind is Edges:
+        return edges_of(other, num_dst, num_src)
     # Whole graphs are looked at as well, because users keep them, and write to them in ways that torch does not count.
     sample = _core.fingerprint(in_memory(tensors), _SAMPLE) if num_dst == num_src else 0
-    key = (num_dst, num_src, sample, *map(version, tensors))
-    state, edges = _kept.get(holder, (None, None))
-    if state != key:
-        edges = kind.of(adj, num_dst, num_src)
-        _kept[holder] = (key, edges)
-    return cast("Edges | DeviceEdges | None", edges)
+    kept = _kept.get(holder)
+    if kept is None or kept.state != (num_src, *versions) or (sample and kept.sample and sample != kept.sample):
+        kept = _Kept((num_src, *versions), sample, {})
+    if num_dst not in kept.edges:
+        first = next(iter(kept.edges.values()), None)
+        kept.edges[num_dst] = first.resized(num_dst) if isinstance(first, Edges) else kind.of(adj, num_dst, num_src)
+    _kept[holder] = kept._replace(sample=sample or kept.sample)
+    return cast("Edges | DeviceEdges | None", kept.edges[num_dst])
+
+
+def resized(value: Any, num_dst: int, num_src: int) -> Any:
+    """As :func:`~torch_gas.graph.formats.resize`; what is known and computed of the edges serves the result as well."""
+    result = resize(value, num_dst, num_src)
+    if result is not value:
+        pass_on(value, result)
+        holder = format_of(result).holder(result)
+        _told[holder] = tuple(map(version, format_of(result).tensors(result))), value
+    return result
 
 
 def forget_edges(adj: Any) -> None:
@@ -138,7 +211,8 @@ def _tells_no_change(tensors: list[Tensor]) -> bool:
 def kept_edges(adj: Any) -> Edges | DeviceEdges | None:
     """What :func:`edges_of` computed last for ``adj``, if anything."""
     holder = format_of(adj).holder(adj)
-    return None if holder is None else cast("Edges | DeviceEdges | None", _kept.get(holder, (None, None))[1])
+    kept = None if holder is None else _kept.get(holder)
+    return None if kept is None else next(iter(kept.edges.values()))
 
 
 def is_weight(value: Any) -> bool:

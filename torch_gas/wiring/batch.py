@@ -24,9 +24,9 @@ from torch_geometric.nn.models.linkx import SparseLinear
 from torch_gas._util.modules import modules_of
 from torch_gas._util.tracing import untraced
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.device import pass_on
 from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
 from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.product import resized
 from torch_gas.wiring.refusals import Layers, refuse
 from torch_gas.wiring.undo import Undo
 
@@ -142,8 +142,7 @@ class Batch:
             return resize(value, num_dst, num_rows)
         key = (id(value), num_dst)
         if key not in self._resized:  # keeps `value` alive as well, so that its id stays its own
-            self._resized[key] = (value, resize(value, num_dst, num_rows))
-            pass_on(*self._resized[key])
+            self._resized[key] = (value, resized(value, num_dst, num_rows))
         return self._resized[key][1]
 
 
