@@ -6,14 +6,18 @@ gradients of the others, which are three times as many in a typical batch.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
+from torch_gas._util.memory import has_memory
 from torch_gas._util.version import version
+from torch_gas.graph.attributes import first_rows
 
 
 def appended(rows: Tensor, number: int, fill: Callable[[Tensor], Any]) -> Tensor:
@@ -53,11 +57,67 @@ def batch_rows(x: Tensor) -> Tensor | None:
     return rows if torch.is_grad_enabled() else None
 
 
+class _Split(NamedTuple):
+    """All rows and the batch's as two tensors, whose gradients are put together where they meet.
+
+    Args:
+        own: a reference to the batch's rows, which keep all rows alive themselves.
+        full: all rows, for functions whose gradient is a tensor of its own, which nobody else has.
+        version: of the tensor that was split.
+    """
+
+    own: Callable[[], Tensor | None]
+    full: Tensor
+    version: int
+
+
+_splits: Any = WeakIdKeyDictionary()
+
+
+def _split(x: Tensor) -> _Split | None:
+    """What :func:`own_rows` made of ``x``, unless it was written to since."""
+    found = None if torch.compiler.is_compiling() else _splits.get(x)
+    return found if found is not None and found.version == version(x) else None
+
+
+def own_rows(x: Tensor, batch_size: int) -> Tensor:
+    """The batch's rows of ``x`` [B + S, ...], whose gradient is not filled up to all rows.
+
+    They are those that were given to :func:`join` or, where parameters reach halo rows as well, a view. Functions of this room
+    add its gradient to theirs; the same view is given for as long as somebody has it.
+    """
+    if x.size(0) <= batch_size:
+        return x
+    rows = batch_rows(x)
+    if rows is not None and rows.size(0) == batch_size:
+        return rows
+    # A leaf would be kept alive by its own gradient.
+    if not _is_plain(x) or not x.requires_grad or not torch.is_grad_enabled() or x.is_leaf:
+        return first_rows(x, batch_size)
+    known = _split(x)
+    own = None if known is None else known.own()
+    if own is None or own.size(0) != batch_size:
+        full, own = _Own.apply(x, batch_size)
+        _splits[x] = _Split(weakref.ref(own), full, version(x))
+    return own
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a function of autograd that knows nothing of transforms and compilers can take ``x``."""
+    return not torch.compiler.is_compiling() and has_memory(x) and torch.autograd.forward_ad._current_level < 0
+
+
+def whole(x: Tensor) -> Tensor:
+    """``x``, for a function whose gradient is a tensor of its own, to which that of :func:`own_rows` may be added."""
+    known = _split(x)
+    return x if known is None else known.full
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`torch.nn.functional.linear`, which computes the gradient of the batch's rows of ``x`` only."""
     rows = None if torch.is_autocast_enabled(x.device.type) else batch_rows(x)
     if rows is None:
-        return F.linear(x, weight, bias)
+        return F.linear(whole(x), weight, bias)
     return cast(Tensor, _Linear.apply(rows, x.detach(), weight, bias))
 
 
@@ -85,3 +145,25 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0][: ctx.batch_size] if ctx.gradient is None else ctx.gradient(grads[0]), None, None
+
+
+class _Own(torch.autograd.Function):
+    """All rows, and the first of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.num_rows = x.size(0)
+        return x.detach(), x[:batch_size]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        full, own = grads
+        if own is None:
+            return full, None
+        if full is None:
+            return F.pad(own, (0, 0) * (own.dim() - 1) + (0, ctx.num_rows - own.size(0))), None
+        if torch.is_grad_enabled():
+            return torch.cat([full[: own.size(0)] + own, full[own.size(0) :]]), None
+        full[: own.size(0)] += own  # nobody else has it, see `whole`
+        return full, None

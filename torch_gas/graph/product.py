@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas import _core
+from torch_gas._util.tracing import unseen
 from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
@@ -23,7 +24,7 @@ from torch_gas.graph.device import DeviceEdges, pass_on
 from torch_gas.graph.edges import to_csr
 from torch_gas.graph.format import resized_pointers
 from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr, resize
-from torch_gas.graph.halo import batch_rows, join
+from torch_gas.graph.halo import batch_rows, join, whole
 
 _kept: Any = WeakIdKeyDictionary()  # by adjacency: what was computed from it
 _told: Any = WeakIdKeyDictionary()  # by adjacency: the versions of its tensors, and another one that has the same edges
@@ -233,7 +234,7 @@ class _Product(torch.autograd.Function):
         ctx.edges, ctx.transposed, ctx.num_rows = edges, transposed, rows.size(0)
         needs_weight = ctx.needs_input_grad[1]
         ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight, *edges.stated)
-        return cast(Tensor, edges.multiply(rows if full is None else full, weight, transposed))
+        return cast(Tensor, unseen(edges.multiply, rows if full is None else full, weight, transposed))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -271,7 +272,7 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
-        softmax = _core.entry_softmax(edges.by_destination, dst, src, slope)
+        softmax = unseen(_core.entry_softmax, edges.by_destination, dst, src, slope)
         ctx.slope, ctx.edges = slope, edges
         ctx.save_for_backward(dst, src, softmax, *edges.stated)
         return softmax
@@ -318,7 +319,7 @@ def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = 
         raise TypeError("this layer sums its input over edges, which takes dense features: data.x = data.x.to_dense()")
     dtype = rows.dtype if rows.dtype == torch.float64 else torch.float32
     weight = None if weight is None else weight.to(dtype)
-    x = rows.to(dtype)
+    x = whole(rows).to(dtype)
     own = batch_rows(x)  # the only ones that need a gradient, where they are known
     out = _Product.apply(x if own is None else own, weight, edges, False, None if own is None else x.detach())
     if mean:

@@ -22,10 +22,9 @@ from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, InstanceNorm, L
 from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.modules import modules_of
-from torch_gas._util.tracing import untraced
-from torch_gas.graph.attributes import first_rows
+from torch_gas._util.tracing import unseen, untraced
 from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
-from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.halo import own_rows
 from torch_gas.graph.product import resized
 from torch_gas.wiring.refusals import Layers, refuse
 from torch_gas.wiring.undo import Undo
@@ -92,6 +91,7 @@ class Batch:
         self.is_under_way: Callable[[Tensor], bool] = lambda rows: False  # to a place inside of a layer
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self.met: list[Module] = []
+        self.targets: list[Tensor] = []  # of layers, which code behind these may ask for again
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def wire(self, undo: Undo) -> None:
@@ -173,20 +173,12 @@ def _attach(undo: Undo, module: Module, wiring: _Met | _NormOfBatch | _SizeOfGra
 
 def _before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else _unseen(wiring.before, module, args, kwargs)
+    return None if wiring is None else unseen(wiring.before, module, args, kwargs)
 
 
 def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else _unseen(wiring.after, module, args, out)
-
-
-def _unseen(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function whose look at rows is no part of what the model does with them, for whoever follows that."""
-    if torch.compiler.is_compiling():
-        return function(*args)
-    with torch._C.DisableTorchFunction():
-        return function(*args)
+    return None if wiring is None else unseen(wiring.after, module, args, out)
 
 
 def refuse_unregistered(undo: Undo, model: Module) -> None:
@@ -279,8 +271,10 @@ class _Layer(_Met):
         if not self.is_of_nodes and not torch.compiler.is_compiling():
             self.num_edges = {format_of(value).num_edges(value) for value in values if is_adjacency(value)}
         if self.takes_pair and not square and not under_way:
-            targets, num_dst = batch_rows(x), batch_size
-            rows = (x, first_rows(x, batch_size) if targets is None else targets)
+            targets, num_dst = own_rows(x, batch_size), batch_size
+            rows = (x, targets)
+            if not torch.compiler.is_compiling():
+                self.batch.targets.append(targets)
 
         def fitted(name: str, value: Any) -> Any:  # all adjacencies, and no features that are a matrix
             if name == key:

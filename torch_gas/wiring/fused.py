@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch_geometric.nn import GATConv, GCNConv, Linear, MessagePassing
 
 from torch_gas._util.modules import modules_of
+from torch_gas._util.tracing import unseen
 from torch_gas.graph import product as sparse
 from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
@@ -155,7 +156,7 @@ class _Fused:
             num_dst = size[1]
         else:
             num_dst = None if targets is None else targets.size(0)
-        return None if num_dst is None else edges_of(adj, int(num_dst), rows.size(0))
+        return None if num_dst is None else unseen(edges_of, adj, int(num_dst), rows.size(0))
 
 
 class _Propagate(_Fused):

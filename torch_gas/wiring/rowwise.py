@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.halo import own_rows
 
 if TYPE_CHECKING:
     from torch_gas.wiring.places import Place
@@ -306,8 +306,7 @@ class RowWise:
         def cut(each: Tensor) -> Tensor:
             if each.dim() != dim or each.size(0) != self.num_rows:
                 return each
-            rows = batch_rows(each)
-            return first_rows(each, size) if rows is None or rows.size(0) != size else rows
+            return own_rows(each, size)
 
         return tree_map_only(Tensor, cut, value)
 
