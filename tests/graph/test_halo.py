@@ -10,10 +10,11 @@ import torch
 from graphs import random_graph
 from nets import Net
 from torch import Tensor
+from torch_geometric.nn import GATConv
 
 from torch_gas import SubgraphLoader, models
 from torch_gas.graph.dropout import dropout
-from torch_gas.graph.halo import appended, batch_rows, join, linear, own_rows, whole
+from torch_gas.graph.halo import appended, batch_rows, join, linear, linear_of_pair, own_rows, whole
 from torch_gas.graph.product import Edges, aggregate
 
 B, S, C = 5, 7, 3
@@ -136,6 +137,31 @@ def test_gradients_of_the_batchs_rows_are_not_filled_up() -> None:
     assert node is not None and own.grad_fn is node
 
 
+@pytest.mark.parametrize("bias", [BIAS, None])
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_dense_layers_of_sources_and_of_the_batchs_rows(
+    is_joined: bool, bias: Tensor | None, used: tuple[int, ...]
+) -> None:
+    inputs = (rows() if is_joined else FULL, WEIGHT, *([] if bias is None else [BIAS]))
+
+    def run(given: Tensor, *_: Tensor) -> list[Tensor]:
+        out = linear_of_pair(joined(given) if is_joined else given * 1, B, WEIGHT, bias)
+        return [out[i].sin() for i in used]
+
+    def twin(given: Tensor) -> list[Tensor]:
+        x = torch.cat([given, HALO]) if is_joined else given * 1
+        out = [torch.nn.functional.linear(each, WEIGHT, bias) for each in (x, x[:B])]
+        return [out[i].sin() for i in used]
+
+    found, expected = run(*inputs), twin(inputs[0])
+    grads = (torch.autograd.grad(sum((each**2).sum() for each in parts), inputs) for parts in (found, expected))
+    for left, right in ((found, expected), tuple(grads)):
+        torch.testing.assert_close(list(left), list(right), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
 def test_rows_that_are_written_to_are_split_anew() -> None:
     x = FULL * 1
     own = own_rows(x, B)
@@ -217,3 +243,27 @@ def test_linear_layers_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 2 * number - 1
     del model.convs[-1].lin_l.forward
     assert seen and all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_gat_multiplies_by_its_weights_once(residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For sources, the first of which are the destinations; not where one or the other was written to in between."""
+    seen: list[int] = []
+    monkeypatch.setattr("torch_gas.wiring.fused.linear", lambda x, *args: (seen.append(x.size(0)), linear(x, *args))[1])
+    data = random_graph(40, 200)
+    net = models.GAT(40, 8, 4, 2, 3, 1, 3)
+    net.convs[0] = GATConv(8, 4, 2, add_self_loops=False, residual=residual)
+    batch = next(iter(SubgraphLoader(data, torch.tensor([0, 10, 40]), 1)))
+    expected = net(data.x, data.edge_index)[batch.n_id[:10]]
+    seen.clear()
+    torch.testing.assert_close(net(batch), expected)
+    assert seen == [10] * residual
+    between = net.convs[1].lin.register_forward_hook(lambda *_: None)
+    net(batch)
+    between.remove()
+    assert seen == [10] * 2 * residual
+    seen.clear()
+    between = net.convs[1].lin.register_forward_hook(lambda lin, args, out: out.mul_(1))
+    torch.testing.assert_close(net(batch), expected)
+    between.remove()
+    assert 10 in seen[residual:]

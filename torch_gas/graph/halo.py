@@ -118,22 +118,66 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = None if torch.is_autocast_enabled(x.device.type) else batch_rows(x)
     if rows is None:
         return F.linear(whole(x), weight, bias)
-    return cast(Tensor, _Linear.apply(rows, x.detach(), weight, bias))
+    return cast(Tensor, _Linear.apply(rows, x.detach(), weight, bias, 0)[0])
+
+
+def linear_of_pair(x: Tensor, batch_size: int, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`linear` of ``x`` and of the batch's rows of it, which are multiplied once."""
+    rows = batch_rows(x)
+    if rows is None:
+        return cast("tuple[Tensor, Tensor]", _Linear.apply(whole(x), None, weight, bias, batch_size))
+    return cast("tuple[Tensor, Tensor]", _Linear.apply(rows, x.detach(), weight, bias, batch_size))
 
 
 class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, full: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, full, weight)
-        return F.linear(full, weight, bias)
+    """A dense layer on all rows, and the first of its results once more.
+
+    Given ``full`` as well, that is what is multiplied, and ``rows`` are its first, which alone have a gradient.
+    """
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
+    def forward(
+        ctx: Any, rows: Tensor, full: Tensor | None, weight: Tensor, bias: Tensor | None, num_own: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows, full, weight)
+        ctx.set_materialize_grads(False)
+        out = F.linear(rows if full is None else full, weight, bias)
+        return out, out[:num_own]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         rows, full, weight = ctx.saved_tensors
-        needs_rows, _, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_rows = grads[0][: rows.size(0)] @ weight if needs_rows else None
-        grad_weight = grads[0].t() @ join(rows, full) if needs_weight else None
-        return grad_rows, None, grad_weight, grads[0].sum(0) if needs_bias else None
+        needs_rows, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        parts = [grad for grad in grads if grad is not None]
+        if not parts:
+            return (None,) * 5
+        if full is None and needs_rows:
+            parts = [_total(parts)]
+        grad_rows = grad_weight = grad_bias = None
+        if needs_rows:
+            grad_rows = _filled_up(_total([grad[: rows.size(0)] for grad in parts]) @ weight, rows.size(0))
+        if needs_weight:
+            multiplied = rows if full is None else join(rows, full)
+            grad_weight = _total([grad.t() @ multiplied[: grad.size(0)] for grad in parts])
+        if needs_bias:
+            grad_bias = _total([grad.sum(0) for grad in parts])
+        return grad_rows, None, grad_weight, grad_bias, None
+
+
+def _filled_up(rows: Tensor, number: int) -> Tensor:
+    """Rows with zeros behind them."""
+    if rows.size(0) == number:
+        return rows
+    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, number - rows.size(0)))
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """The sum of tensors, each of as many rows as the one before or of the first of them."""
+    total, *others = parts
+    for part in others:
+        size = part.size(0)
+        total = total + part if size == total.size(0) else torch.cat([total[:size] + part, total[size:]])
+    return total
 
 
 class _Join(torch.autograd.Function):
@@ -162,8 +206,8 @@ class _Own(torch.autograd.Function):
         if own is None:
             return full, None
         if full is None:
-            return F.pad(own, (0, 0) * (own.dim() - 1) + (0, ctx.num_rows - own.size(0))), None
+            return _filled_up(own, ctx.num_rows), None
         if torch.is_grad_enabled():
-            return torch.cat([full[: own.size(0)] + own, full[own.size(0) :]]), None
+            return _total([full, own]), None
         full[: own.size(0)] += own  # nobody else has it, see `whole`
         return full, None

@@ -91,7 +91,6 @@ class Batch:
         self.is_under_way: Callable[[Tensor], bool] = lambda rows: False  # to a place inside of a layer
         self.on_edges = 0  # calls under way of the part of a layer that works on edges
         self.met: list[Module] = []
-        self.targets: list[Tensor] = []  # of layers, which code behind these may ask for again
         self._resized: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def wire(self, undo: Undo) -> None:
@@ -203,6 +202,8 @@ class _Met:
     """One convolution that is called as it is."""
 
     cuts_itself = False
+    # Sources and destinations that it was called with; the latter may be wanted again behind it, without another gradient.
+    pair: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def __init__(self, conv: MessagePassing, batch: Batch) -> None:
         self.batch = batch
@@ -271,10 +272,9 @@ class _Layer(_Met):
         if not self.is_of_nodes and not torch.compiler.is_compiling():
             self.num_edges = {format_of(value).num_edges(value) for value in values if is_adjacency(value)}
         if self.takes_pair and not square and not under_way:
-            targets, num_dst = own_rows(x, batch_size), batch_size
-            rows = (x, targets)
+            rows, num_dst = (x, own_rows(x, batch_size)), batch_size
             if not torch.compiler.is_compiling():
-                self.batch.targets.append(targets)
+                self.pair = rows
 
         def fitted(name: str, value: Any) -> Any:  # all adjacencies, and no features that are a matrix
             if name == key:
