@@ -297,7 +297,7 @@ def test_edges_are_put_in_the_order_of_sources_ahead(fmt: str, prefetch: int) ->
         found = []
         for batch in SubgraphLoader(data, PTR, 1, prefetch=prefetch) if train else EvalSubgraphLoader(data, PTR):
             edges = kept_edges(find_adjacency(batch.data)[1])
-            found.append(edges is not None and "transpose" in vars(edges))
+            found.append(edges is not None and "matrix" in vars(edges._by_source))
             with torch.set_grad_enabled(train):
                 out = model(batch)
             if train:

@@ -56,7 +56,7 @@ def compare(adj: Any, num_dst: int, num_src: int, weight: Tensor | None, num_row
     found = gradient(edges, weight, num_rows)
     other.transpose  # noqa: B018  # which is then taken
     assert torch.equal(found, gradient(other, weight, num_rows))
-    assert ("transpose" in vars(edges)) == (edges.needs == "transpose")
+    assert ("matrix" in vars(edges._by_source)) == (edges.needs == "transpose")
     return edges.needs == "mirror"
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch_geometric.data import Data
 
 from torch_gas import ScaledGNN, SubgraphLoader, scale
+from torch_gas.graph.halo import batch_rows as batch_rows_of
 
 
 def assert_exact(model: ScaledGNN, plain: Module, data: Data) -> None:
@@ -278,3 +279,71 @@ def test_models_are_freed_at_once(flow: str) -> None:
         assert left() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("at_once", [True, False])
+def test_hooks_of_modules(at_once: bool, places: str) -> None:
+    """Places are where they are without hooks, and gradients what they are."""
+
+    class Net(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.convs, self.act, self.last = (
+                ModuleList([nn.GCNConv(C, C), nn.SAGEConv(C, C)]),
+                torch.nn.ReLU(),
+                Linear(C, OUT),
+            )
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            for conv in self.convs:
+                x = self.act(conv(x, edge_index))
+            return self.last(x)
+
+    plain, data = Net(), graph()
+    seen: list[tuple[Module, str, Any]] = []
+
+    def watch(net: Module) -> None:
+        for module in net.modules():
+            module.register_forward_hook(lambda module, args, out: seen.append((module, "forward", out)))
+            module.register_full_backward_hook(lambda module, grads, out: seen.append((module, "backward", grads)))
+
+    hooked = copy.deepcopy(plain)
+    if at_once:
+        watch(hooked)
+    model, twin = scale(hooked, data, places=places), scale(plain, data, places=places)
+    assert model.found.needs == twin.found.needs and steps(model) == steps(twin)
+    if not at_once:
+        watch(hooked)
+    seen.clear()
+    grads = []
+    for each in (model, twin):
+        for batch in batches(data):
+            each(batch).square().sum().backward()
+        grads.append([parameter.grad for parameter in each.model.parameters()])
+    for left, right in zip(*grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    for module in (hooked.act, *hooked.convs, hooked.last):
+        kinds = [kind for owner, kind, _ in seen if owner is module]
+        assert kinds.count("forward") == kinds.count("backward") > 0
+
+
+def test_hooks_that_look_on_keep_gradients_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = ModuleList([nn.SAGEConv(C, C), nn.SAGEConv(C, OUT)])
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.convs[1](self.convs[0](x, edge_index).relu(), edge_index)
+
+    net, data = Net(), graph()
+    for conv in net.convs:
+        conv.register_forward_hook(lambda *_: None)
+        conv.register_forward_pre_hook(lambda *_: None)
+    model, known = scale(net, data), []
+    monkeypatch.setattr("torch_gas.graph.product.batch_rows", lambda x: (known.append(batch_rows_of(x)), known[-1])[1])
+    model(next(iter(batches(data))))
+    assert known[-1] is not None

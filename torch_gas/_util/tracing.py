@@ -1,4 +1,4 @@
-"""Functions that torch.compile leaves as they are."""
+"""Functions that torch.compile leaves as they are, or that modes of torch's functions do not look into."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def _of_methods(wrapper: Any) -> Any:
     """``wrapper`` without the attribute by which older versions of torch see through it, and then lose a method's object."""
     vars(wrapper).pop("_torchdynamo_orig_callable", None)
     return wrapper
+
+
+def unseen(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function whose work on tensors is no part of what a model does with them, for whoever follows that.
+
+    Modes of torch's functions take a microsecond for each, and for each attribute of a tensor.
+    """
+    if torch.compiler.is_compiling():
+        return function(*args)
+    with torch._C.DisableTorchFunction():
+        return function(*args)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.arguments import checked
 from torch_gas._util.frames import callers
+from torch_gas._util.tracing import unseen
 from torch_gas.graph import philox
 from torch_gas.graph.dropout import dropout, dropout_rows
 from torch_gas.graph.edges import coo
@@ -192,8 +193,7 @@ def _drawn(x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``draw`` makes of rows; other modes see a function of torch, which may give it some of them."""
     if has_torch_function_unary(x):
         return handle_torch_function(_drawn, (x,), x, draw)
-    with torch._C.DisableTorchFunction():
-        return draw(x)
+    return cast(Tensor, unseen(draw, x))
 
 
 _drawn.__name__ = "dropout"  # as what it stands in for

@@ -7,24 +7,28 @@ by :class:`Edges`, for the kernels of the core, on a GPU by :class:`DeviceEdges`
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gas import _core
+from torch_gas._util.tracing import unseen
 from torch_gas._util.version import version
 from torch_gas.graph.attributes import pattern
 from torch_gas.graph.checks import check_ids
-from torch_gas.graph.device import DeviceEdges
+from torch_gas.graph.device import DeviceEdges, pass_on
 from torch_gas.graph.edges import stored_csr, to_csr
-from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr
-from torch_gas.graph.halo import batch_rows, join
+from torch_gas.graph.format import resized_pointers
+from torch_gas.graph.formats import find_format, format_of, in_memory, is_csr, resize
+from torch_gas.graph.halo import batch_rows, join, whole
 from torch_gas.graph.mirror import Mirror, Need
 
-_kept: Any = WeakIdKeyDictionary()  # by adjacency: its state, and its edges
+_kept: Any = WeakIdKeyDictionary()  # by adjacency: what was computed from it
+_told: Any = WeakIdKeyDictionary()  # by adjacency: the versions of its tensors, and another one that has the same edges
 
 _SAMPLE = 512  # lines of the tensors of a whole graph, which take some microseconds
 
@@ -56,44 +60,53 @@ class Edges:
         if _tells_no_change(tensors):
             self.stated, rowptr, col = [], rowptr.clone(), col.clone()
         # Detached: views would keep the adjacency alive, by which they are kept.
-        rowptr, col = rowptr[: num_dst + 1].detach(), col.detach()
+        rowptr, col = _of_size(rowptr, num_dst).detach(), col.detach()
         check_ids(col, num_src, "the sources of the adjacency")
         self.num_dst = num_dst
         self.by_destination = _core.Sparse(rowptr, col, num_src, perm)
-        self._mirror = (
-            Mirror(self.by_destination) if perm is None else None
-        )  # lists of edges in no order mirror nothing
-        self.needs: Need = ""  # what the last backward pass did
+        self._by_source = _BySource(self.by_destination)
+
+    @property
+    def needs(self) -> Need:
+        """What the last backward pass did, over however many destinations."""
+        return self._by_source.needs
 
     def prepare(self, need: Need, num_rows: int, weight: Tensor | None) -> None:
         """Computes what others needed, ahead of the step: of all rows, or for the gradient of so many and with these weights."""
         if need == "transpose":
             self.transpose  # noqa: B018  # kept
-        elif need == "mirror" and self._mirror is not None:
-            self._mirror.first(num_rows, weight)
+        elif need == "mirror":
+            self._by_source.mirrored(num_rows, weight)
 
     @property
     def by_source(self) -> _core.Sparse:
         """:attr:`transpose`, for a caller who multiplies by it."""
-        self.needs = "transpose"
+        self._by_source.needs = "transpose"
         return self.transpose
 
-    def _mirrored(self, num_rows: int, weight: Tensor | None) -> _core.Sparse | None:
-        """The first rows of :attr:`transpose`, where it takes none to have them."""
-        if self._mirror is None or "transpose" in vars(self):
-            return None
-        found = self._mirror.first(num_rows, weight)
-        if found is not None:
-            self.needs = "mirror"
-        return found
-
-    @functools.cached_property
+    @property
     def transpose(self) -> _core.Sparse:
-        """The transpose of ``by_destination``, in 32-bit ids where they suffice: it is written once and read in each layer."""
-        rowptr, col, num_src, order, *_ = self.by_destination
-        dtype = torch.int32 if max(col.numel(), self.num_dst) < 2**31 else col.dtype
-        colptr, row, perm = _core.transpose(rowptr, col, num_src, dtype=dtype)
-        return _core.Sparse(colptr, row, self.num_dst, perm if order is None else order.index_select(0, perm).to(dtype))
+        """The transpose of ``by_destination``."""
+        return self._by_source.matrix._replace(num_cols=self.num_dst)
+
+    def first_by_source(self, num_rows: int, weight: Tensor | None) -> _core.Sparse:
+        """The first rows of the transpose, whose entries have the numbers ``weight``; those of the matrix where they are alike."""
+        found = self._by_source.mirrored(num_rows, weight)
+        return self.by_source.first(num_rows) if found is None else found._replace(num_cols=self.num_dst)
+
+    def resized(self, num_dst: int) -> Edges:
+        """The same edges, and what is computed of them later, with destinations without edges added or cut off at the end.
+
+        Raises:
+            IndexError: if an edge ends at one that would be cut off.
+        """
+        rowptr = self.by_destination.rowptr
+        if num_dst < self.num_dst and int(rowptr[num_dst]) < int(rowptr[-1]):
+            raise IndexError(f"the adjacency has edges into destinations beyond the {num_dst} of this layer")
+        other = copy.copy(self)
+        other.num_dst = num_dst
+        other.by_destination = self.by_destination._replace(rowptr=_of_size(rowptr, num_dst))
+        return other
 
     @classmethod
     def of(cls, adj: Any, num_dst: int, num_src: int) -> Edges:
@@ -116,16 +129,69 @@ class Edges:
 
         For the ``mean``, each row of the result is divided by its number of entries.
         """
-        matrix = self._mirrored(num_rows, weight) if transposed and num_rows is not None else None
-        if matrix is None:
+        if num_rows is None:
             matrix = self.matrix(transposed)
-            matrix = matrix if num_rows is None else matrix.first(num_rows)
+        elif transposed:
+            matrix = self.first_by_source(num_rows, weight)
+        else:
+            matrix = self.by_destination.first(num_rows)
         return _core.product(matrix, rows, weight, mean)
 
     def dots(self, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
         """The dot product of the rows of ``left`` and ``right`` that each edge connects, [E] or, for each head, [E, H]."""
         left, right = (rows.to(sum_type(rows.dtype)) for rows in (left, right))
         return _core.entry_dots(self.matrix(transposed), left, right)
+
+
+class _BySource:
+    """The edges of a matrix by source, which are the same however many destinations without edges it has.
+
+    Attributes:
+        needs: what the last backward pass did.
+    """
+
+    def __init__(self, by_destination: _core.Sparse) -> None:
+        self._by_destination = by_destination
+        # Lists of edges in no order mirror nothing.
+        self._mirror = Mirror(by_destination) if by_destination.order is None else None
+        self.needs: Need = ""
+
+    def mirrored(self, num_rows: int, weight: Tensor | None) -> _core.Sparse | None:
+        """The first rows of :attr:`matrix`, where it takes none to have them."""
+        if self._mirror is None or "matrix" in vars(self):
+            return None
+        found = self._mirror.first(num_rows, weight)
+        if found is not None:
+            self.needs = "mirror"
+        return found
+
+    @functools.cached_property
+    def matrix(self) -> _core.Sparse:
+        """The transpose, in 32-bit ids where they suffice: it is written once and read in each layer."""
+        rowptr, col, num_src, order, *_ = self._by_destination
+        num_dst = rowptr.numel() - 1
+        dtype = torch.int32 if max(col.numel(), num_dst) < 2**31 else col.dtype
+        colptr, row, perm = _core.transpose(rowptr, col, num_src, dtype=dtype)
+        return _core.Sparse(colptr, row, num_dst, perm if order is None else order.index_select(0, perm).to(dtype))
+
+
+def _of_size(rowptr: Tensor, num_dst: int) -> Tensor:
+    """Row pointers of ``num_dst`` rows, a view where there are as many."""
+    return rowptr[: num_dst + 1] if num_dst < rowptr.numel() else resized_pointers(rowptr, num_dst)
+
+
+class _Kept(NamedTuple):
+    """What was computed from an adjacency.
+
+    Args:
+        state: of the adjacency.
+        sample: of its tensors, where they were those of a whole graph; else 0.
+        edges: by the number of destinations.
+    """
+
+    state: tuple[int, ...]
+    sample: int
+    edges: dict[int, Edges | DeviceEdges | None]
 
 
 _CLASSES: dict[str, type[Edges | DeviceEdges]] = {"cpu": Edges, "cuda": DeviceEdges}
@@ -144,14 +210,30 @@ def edges_of(adj: Any, num_dst: int, num_src: int) -> Edges | DeviceEdges | None
     kind = _CLASSES.get(tensors[0].device.type)
     if kind is None or _tells_no_change(tensors):
         return None if kind is None else kind.of(adj, num_dst, num_src)
+    versions = tuple(map(version, tensors))
+    told, other = _told.get(holder, (None, None))
+    if told == versions and kind is Edges:
+        return edges_of(other, num_dst, num_src)
     # Whole graphs are looked at as well, because users keep them, and write to them in ways that torch does not count.
     sample = _core.fingerprint(in_memory(tensors), _SAMPLE) if num_dst == num_src else 0
-    key = (num_dst, num_src, sample, *map(version, tensors))
-    state, edges = _kept.get(holder, (None, None))
-    if state != key:
-        edges = kind.of(adj, num_dst, num_src)
-        _kept[holder] = (key, edges)
-    return cast("Edges | DeviceEdges | None", edges)
+    kept = _kept.get(holder)
+    if kept is None or kept.state != (num_src, *versions) or (sample and kept.sample and sample != kept.sample):
+        kept = _Kept((num_src, *versions), sample, {})
+    if num_dst not in kept.edges:
+        first = next(iter(kept.edges.values()), None)
+        kept.edges[num_dst] = first.resized(num_dst) if isinstance(first, Edges) else kind.of(adj, num_dst, num_src)
+    _kept[holder] = kept._replace(sample=sample or kept.sample)
+    return cast("Edges | DeviceEdges | None", kept.edges[num_dst])
+
+
+def resized(value: Any, num_dst: int, num_src: int) -> Any:
+    """As :func:`~torch_gas.graph.formats.resize`; what is known and computed of the edges serves the result as well."""
+    result = resize(value, num_dst, num_src)
+    if result is not value:
+        pass_on(value, result)
+        holder = format_of(result).holder(result)
+        _told[holder] = tuple(map(version, format_of(result).tensors(result))), value
+    return result
 
 
 def forget_edges(adj: Any) -> None:
@@ -169,7 +251,8 @@ def _tells_no_change(tensors: list[Tensor]) -> bool:
 def kept_edges(adj: Any) -> Edges | DeviceEdges | None:
     """What :func:`edges_of` computed last for ``adj``, if anything."""
     holder = format_of(adj).holder(adj)
-    return None if holder is None else cast("Edges | DeviceEdges | None", _kept.get(holder, (None, None))[1])
+    kept = None if holder is None else _kept.get(holder)
+    return None if kept is None else next(iter(kept.edges.values()))
 
 
 def is_weight(value: Any) -> bool:
@@ -198,7 +281,7 @@ class _Product(torch.autograd.Function):
         ctx.mean = mean
         needs_weight = ctx.needs_input_grad[1]
         ctx.save_for_backward(rows if needs_weight else None, full if needs_weight else None, weight, *edges.stated)
-        return cast(Tensor, edges.multiply(rows if full is None else full, weight, transposed, mean=mean))
+        return cast(Tensor, unseen(edges.multiply, rows if full is None else full, weight, transposed, None, mean))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
@@ -248,7 +331,7 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dst: Tensor, src: Tensor, slope: float, edges: Edges) -> Tensor:
-        softmax = _core.entry_softmax(edges.by_destination, dst, src, slope)
+        softmax = unseen(_core.entry_softmax, edges.by_destination, dst, src, slope)
         ctx.slope, ctx.edges = slope, edges
         ctx.save_for_backward(dst, src, softmax, *edges.stated)
         return softmax
@@ -299,7 +382,7 @@ def aggregate(rows: Tensor, edges: Edges | DeviceEdges, weight: Tensor | None = 
     if torch.is_autocast_enabled("cpu") and isinstance(edges, Edges) and dtype == torch.float32:
         dtype = torch.get_autocast_dtype("cpu")
         dtype = dtype if dtype in read else torch.float32
-    x = rows.to(dtype if dtype in read else sum_type(dtype))
+    x = whole(rows).to(dtype if dtype in read else sum_type(dtype))
     weight = None if weight is None else weight.to(sum_type(dtype))
     full = None if own is None else x.detach()
     return cast(Tensor, _Product.apply(x if own is None else own, weight, edges, False, full, mean)).to(dtype)

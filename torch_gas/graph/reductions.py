@@ -90,7 +90,7 @@ class _Reduce(torch.autograd.Function):
         for best, ties, grad in ((found.least, found.least_ties, grad_least), (found.most, found.most_ties, grad_most)):
             extremes += (None, None) if grad is None else (best, grad / _sharers(best, ties))
         parts = _core.ReductionsGradient(constant, slope, *extremes)
-        return _core.reductions_backward(edges.by_source.first(rows.size(0)), rows, parts), None, None, None
+        return _core.reductions_backward(edges.first_by_source(rows.size(0), None), rows, parts), None, None, None
 
 
 def _sharers(best: Any, ties: Any) -> Tensor:

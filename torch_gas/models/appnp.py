@@ -10,6 +10,7 @@ from torch.nn import Linear, ModuleList
 from torch_geometric.nn import LGConv
 
 from torch_gas._util.arguments import checked
+from torch_gas.graph.halo import own_rows
 from torch_gas.models.base import WeightedModel
 
 
@@ -83,7 +84,8 @@ class APPNP(WeightedModel):
         x = x_0 = self.lins[1](x)
         for i in range(self.num_layers):
             h = self.conv(x, *conv_args)
-            x = (1 - self.alpha) * h + self.alpha * x_0[: h.size(0)]
+            x_0 = own_rows(x_0, h.size(0))
+            x = (1 - self.alpha) * h + self.alpha * x_0
             if i < self.num_layers - 1:
                 x = self.push_and_pull(self.histories[i], x, *ids)
         return x

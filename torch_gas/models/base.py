@@ -12,6 +12,7 @@ from torch_geometric.nn.inits import reset
 
 from torch_gas.graph.dropout import dropout
 from torch_gas.graph.formats import is_matrix
+from torch_gas.graph.halo import own_rows
 from torch_gas.session.base import ScalableGNN
 
 
@@ -130,7 +131,7 @@ class Model(ScalableGNN):
         """Convolution, batch norm, residual connection and activation: [B, C] from [B + S, C]."""
         h = self.bns[i](self.convs[i](x, *conv_args))
         if self.residual and h.size(1) == x.size(1):
-            h = h + x[: h.size(0)]
+            h = h + own_rows(x, h.size(0))
         return self.activation(h)
 
     def activation(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 
+from torch_gas.graph.halo import own_rows
 from torch_gas.models.base import norm
 from torch_gas.models.pna import PNA
 
@@ -75,5 +76,5 @@ class PNA_JK(PNA):
             xs.append(x)
             if i < self.num_layers - 1:
                 x = self.drop(self.push_and_pull(self.histories[i], x, *ids))
-        xs[0] = xs[0][: x.size(0)]
+        xs[0] = own_rows(xs[0], x.size(0))
         return self.lins[1](self.drop(torch.cat(xs, dim=1)))

@@ -14,6 +14,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_gas._util.memory import has_memory
 from torch_gas._util.modules import modules_of
+from torch_gas._util.tracing import unseen
 from torch_gas.batch.record import BatchRecord, record_of
 from torch_gas.graph.formats import check_adjacency, is_adjacency, num_destinations
 from torch_gas.graph.halo import appended, join
@@ -294,13 +295,13 @@ class Call:
         extensions = self.session.told()
         out, instead = rows, None
         if halo.numel() > 0 or extensions:
-            full = appended(rows, halo.numel(), partial(history.table.read, halo))
+            full = unseen(appended, rows, halo.numel(), partial(history.table.read, halo))
             for extension in extensions:
                 answer = extension.exchange(self, history, rows, full[batch_size:])
                 instead = instead if answer is None else answer
             out = self._joined(history, rows, full, extensions) if instead is None else instead
         if self.pushes:
-            history.write(rows, n_id[:batch_size] if offset is None else None, offset, count)
+            unseen(history.write, rows, n_id[:batch_size] if offset is None else None, offset, count)
         self._pushed.append(history)
         self._ask_ahead()
         return out

@@ -17,7 +17,8 @@ from torch_geometric.data.data import BaseData
 from torch_geometric.nn import Sequential
 
 from torch_gas.graph.adjacency import find_adjacency
-from torch_gas.graph.formats import ADJACENCIES, format_of, is_adjacency, is_matrix, resize
+from torch_gas.graph.formats import ADJACENCIES, format_of, is_adjacency, is_matrix
+from torch_gas.graph.product import resized
 from torch_gas.wiring.refusals import instead_of_wrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -229,9 +230,9 @@ def square(value: Any, size: int) -> Any:
         value = copy.copy(value)
         for key, held in value.to_dict().items():
             if is_adjacency(held):
-                value[key] = resize(held, size, size)
+                value[key] = resized(held, size, size)
         return value
-    return resize(value, size, size)
+    return resized(value, size, size)
 
 
 def refuse_records(forward: str, leaves: Sequence[Any]) -> None:

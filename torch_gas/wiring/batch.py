@@ -22,11 +22,10 @@ from torch_geometric.nn import GCN2Conv, GCNConv, GraphSizeNorm, InstanceNorm, L
 from torch_geometric.nn.models.linkx import SparseLinear
 
 from torch_gas._util.modules import modules_of
-from torch_gas._util.tracing import untraced
-from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.device import pass_on
+from torch_gas._util.tracing import unseen, untraced
 from torch_gas.graph.formats import format_of, is_adjacency, is_csr, is_matrix, resize
-from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.halo import own_rows
+from torch_gas.graph.product import resized
 from torch_gas.wiring.refusals import Layers, refuse
 from torch_gas.wiring.undo import Undo
 
@@ -142,8 +141,7 @@ class Batch:
             return resize(value, num_dst, num_rows)
         key = (id(value), num_dst)
         if key not in self._resized:  # keeps `value` alive as well, so that its id stays its own
-            self._resized[key] = (value, resize(value, num_dst, num_rows))
-            pass_on(*self._resized[key])
+            self._resized[key] = (value, resized(value, num_dst, num_rows))
         return self._resized[key][1]
 
 
@@ -174,20 +172,12 @@ def _attach(undo: Undo, module: Module, wiring: _Met | _NormOfBatch | _SizeOfGra
 
 def _before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else _unseen(wiring.before, module, args, kwargs)
+    return None if wiring is None else unseen(wiring.before, module, args, kwargs)
 
 
 def _after(module: Module, args: tuple[Any, ...], out: Any) -> Any:
     wiring = getattr(module, WIRING)
-    return None if wiring is None else _unseen(wiring.after, module, args, out)
-
-
-def _unseen(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function whose look at rows is no part of what the model does with them, for whoever follows that."""
-    if torch.compiler.is_compiling():
-        return function(*args)
-    with torch._C.DisableTorchFunction():
-        return function(*args)
+    return None if wiring is None else unseen(wiring.after, module, args, out)
 
 
 def refuse_unregistered(undo: Undo, model: Module) -> None:
@@ -212,6 +202,8 @@ class _Met:
     """One convolution that is called as it is."""
 
     cuts_itself = False
+    # Sources and destinations that it was called with; the latter may be wanted again behind it, without another gradient.
+    pair: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def __init__(self, conv: MessagePassing, batch: Batch) -> None:
         self.batch = batch
@@ -283,8 +275,9 @@ class _Layer(_Met):
         if not self.is_of_nodes and not torch.compiler.is_compiling():
             self.num_edges = {format_of(value).num_edges(value) for value in values if is_adjacency(value)}
         if self.takes_pair and not square and not under_way:
-            targets, num_dst = batch_rows(x), batch_size
-            rows = (x, first_rows(x, batch_size) if targets is None else targets)
+            rows, num_dst = (x, own_rows(x, batch_size)), batch_size
+            if not torch.compiler.is_compiling():
+                self.pair = rows
 
         def fitted(name: str, value: Any) -> Any:  # all adjacencies, and no features that are a matrix
             if name == key:

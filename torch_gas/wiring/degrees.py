@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import GCN2Conv, GCNConv
 
-from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.halo import own_rows
 from torch_gas.wiring.batch import WIRING
 from torch_gas.wiring.undo import Undo
 
@@ -121,8 +120,7 @@ def with_loops(conv: Any, out: Tensor, x: Tensor) -> Tensor:
     loops = getattr(conv, LOOPS, None)
     if loops is None:
         return out
-    own = batch_rows(x)
-    own = first_rows(x, loops.numel()) if own is None else own
+    own = own_rows(x, loops.numel())
     loops = loops.view(-1, 1)
     if out.size(0) == own.size(0):
         return torch.addcmul(out, loops, own)

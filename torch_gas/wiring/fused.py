@@ -16,9 +16,10 @@ from torch.nn import Module
 from torch_geometric.nn import GATConv, GCNConv, Linear, MessagePassing
 
 from torch_gas._util.modules import modules_of
+from torch_gas._util.version import version
 from torch_gas.graph import product as sparse
 from torch_gas.graph.formats import format_of, is_csr, is_matrix
-from torch_gas.graph.halo import linear
+from torch_gas.graph.halo import linear, linear_of_pair
 from torch_gas.graph.product import Edges, aggregate, attention, is_weight
 from torch_gas.graph.reductions import reduce
 from torch_gas.wiring.aggregations import combine
@@ -48,6 +49,8 @@ def fuse(undo: Undo, model: Module) -> None:
             undo.set(module, kind.method, kind(module))
         if kinds == (_Propagate,) and layer.forward is GCNConv.forward:
             _DenseBehind(module).set(undo)
+        if layer.forward is GATConv.forward and type(module.lin) is Linear and "forward" not in vars(module.lin):
+            undo.set(module.lin, "forward", _DenseOnce(module))
 
 
 def is_product(conv: Any) -> bool:
@@ -120,6 +123,29 @@ class _DenseBehind:
     def propagate(self, *args: Any, **kwargs: Any) -> Tensor:
         out = self.own(*args, **kwargs)
         return _linear(self.lin, out) if self.waits else out
+
+
+class _DenseOnce:
+    """Has GAT multiply by its weights once, where it does so for sources and again for destinations, the first of these."""
+
+    def __init__(self, conv: Any) -> None:
+        self.lin, self.conv = conv.lin, conv
+        self.own: Tensor | None = None  # of the destinations
+        self.versions: list[int] = []  # of what it was computed from, and of what it is part of
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sources, targets = getattr(getattr(self.conv, WIRING, None), "pair", (None, None))
+        weight, bias = self.lin.weight, self.lin.bias
+        if targets is None or is_csr(x):
+            return _linear(self.lin, x)
+        if x is sources:
+            out, self.own = linear_of_pair(x, targets.size(0), weight, bias)
+            self.versions = [version(x), version(weight), version(self.own)]
+            return out
+        own, self.own = self.own, None
+        if x is targets and own is not None and [version(sources), version(weight), version(own)] == self.versions:
+            return own
+        return _linear(self.lin, x)
 
 
 class _Propagate(StandIn):

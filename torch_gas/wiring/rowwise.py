@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.halo import batch_rows
+from torch_gas.graph.halo import own_rows
 
 if TYPE_CHECKING:
     from torch_gas.wiring.places import Place
@@ -63,6 +63,11 @@ NOT_READ = object()  # what `RowWise.function` gives for others
 
 def _is_harmless(func: Any, args: tuple[Any, ...]) -> bool:
     return func in _HARMLESS or (func is Tensor.size and len(args) == 2 and args[1] not in (0, -args[0].dim()))
+
+
+def _is_same(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a function gives the very rows that it is given: what torch hangs backward hooks of modules on."""
+    return func is Tensor.view_as and args[0] is args[1]
 
 
 def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
@@ -131,6 +136,9 @@ class Watch:
         """Told of a function of torch, and what it gave."""
         read = [known for each in _tensors(args, kwargs) if (known := self._known.get(id(each))) is not None]
         if not read or _is_harmless(func, args):
+            return
+        if _is_same(func, args):
+            self._known[id(out)] = read[0]._replace(rows=out)
             return
         through = self._through(func, args, kwargs, out, read)
         for known in read:
@@ -272,7 +280,12 @@ class RowWise:
     def _step(self, func: Any, args: Any, kwargs: Any, read: Tensor, exchange: Exchange) -> Any:
         if _is_harmless(func, args):
             return func(*args, **kwargs)
-        _, place, (step, *later), instead = self._under_way.pop(id(read))
+        under_way = self._under_way.pop(id(read))
+        if _is_same(func, args):
+            rows = func(*args)
+            self._under_way[id(rows)] = under_way._replace(rows=rows)
+            return rows
+        _, place, (step, *later), instead = under_way
         if func.__name__ != step.name:
             raise RuntimeError(
                 f"behind {place}, forward calls {func.__name__} where it called {step.name} when scale() tried it out, so that "
@@ -306,8 +319,7 @@ class RowWise:
         def cut(each: Tensor) -> Tensor:
             if each.dim() != dim or each.size(0) != self.num_rows:
                 return each
-            rows = batch_rows(each)
-            return first_rows(each, size) if rows is None or rows.size(0) != size else rows
+            return own_rows(each, size)
 
         return tree_map_only(Tensor, cut, value)
 

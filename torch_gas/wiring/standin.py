@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_gas._util.tracing import unseen
 from torch_gas.graph.device import DeviceEdges
 from torch_gas.graph.formats import is_matrix, tensors_of
 from torch_gas.graph.product import Edges, edges_of
@@ -55,7 +56,7 @@ class StandIn:
             num_dst = size[1]
         else:
             num_dst = None if targets is None else targets.size(0)
-        return None if num_dst is None else edges_of(adj, int(num_dst), rows.size(0))
+        return None if num_dst is None else unseen(edges_of, adj, int(num_dst), rows.size(0))
 
 
 def is_rows(value: Any, dim: int) -> bool:
