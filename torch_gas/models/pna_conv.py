@@ -15,10 +15,12 @@ from torch_geometric.typing import PairTensor
 from torch_geometric.utils import scatter, segment, spmm
 
 from torch_gas._util.arguments import checked
+from torch_gas.graph.activated import relu_sums
 from torch_gas.graph.edges import degrees
 from torch_gas.graph.formats import format_of, is_csr
 from torch_gas.graph.halo import linear
-from torch_gas.graph.product import aggregate, edges_of
+from torch_gas.graph.product import Edges, edges_of
+from torch_gas.graph.reductions import reduce as reduced
 
 AGGREGATORS = ("sum", "mean", "min", "max")
 SCALERS = ("identity", "amplification", "attenuation")
@@ -97,31 +99,47 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         size = (x_src.size(0), x_dst.size(0))
         out = self.lin(x_dst)
-        # A matrix where edges are held by destination, of the type of all linear layers, which autocast may change.
-        adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], out.dtype)
-        log_deg = degrees(adj_t, size[1]).to(x_src.dtype).log1p().view(-1, 1)
+        takes_edges = x_src.device.type == "cpu" and not torch.compiler.is_compiling()
+        edges = edges_of(adj_t, *size[::-1]) if takes_edges else None
+        if isinstance(edges, Edges):
+            degree = edges.degrees
+        else:
+            # A matrix where edges are held by destination, of the type of all linear layers, which autocast may change.
+            adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], out.dtype)
+            degree = degrees(adj_t, size[1])
+        scale = self._scale(degree, x_src.dtype)
+        out = torch.addmm(out, scale, torch.stack([lin.bias for lin in self.post_lins]))
+        for first in range(0, len(self.pairs), self.num_scalers):
+            # One pass for all scalers of an aggregator: rows are read once.
+            group = slice(first, first + self.num_scalers)
+            reduce = self.pairs[first][0]
+            weight, bias = (
+                torch.cat([getattr(lin, name) for lin in self.pre_lins[group]]) for name in ("weight", "bias")
+            )
+            if isinstance(edges, Edges) and reduce in ("sum", "mean"):
+                counts = edges.degrees.clamp(min=1).view(-1, 1)
+                factors = scale[:, group] / counts if reduce == "mean" else scale[:, group]
+                h = relu_sums(x_src, weight, bias, edges, factors)
+            else:
+                h = linear(x_src, weight, bias).relu_()
+                h = (
+                    reduced(h, edges, [reduce])[0]
+                    if isinstance(edges, Edges)
+                    else self.propagate(adj_t, x=h, reduce=reduce, size=size)
+                )
+                h = (h.view(size[1], self.num_scalers, -1) * scale[:, group].unsqueeze(-1)).flatten(1)
+            out = torch.addmm(out, h, torch.cat([lin.weight for lin in self.post_lins[group]], dim=1).t())
+        return out
+
+    def _scale(self, degree: Tensor, dtype: torch.dtype) -> Tensor:
+        """The scaler of each pair at each node, [B, pairs]."""
+        log_deg = degree.to(dtype).log1p()
         scale = {
+            "identity": torch.ones_like(log_deg),
             "amplification": log_deg / self.avg_log_deg,
             "attenuation": self.avg_log_deg / log_deg.clamp(min=math.log(2)),
         }
-        takes_products = x_src.device.type == "cpu" and not torch.compiler.is_compiling()
-        edges = edges_of(adj_t, *size[::-1]) if takes_products else None
-        for first in range(0, len(self.pairs), self.num_scalers):
-            # One product for all scalers of an aggregator: rows are read once.
-            group = range(first, first + self.num_scalers)
-            pre_lins: list[Any] = [self.pre_lins[i] for i in group]
-            weight, bias = torch.cat([lin.weight for lin in pre_lins]), torch.cat([lin.bias for lin in pre_lins])
-            h = linear(x_src, weight, bias).relu_()
-            reduce = self.pairs[first][0]
-            if edges is not None and reduce in ("sum", "mean"):
-                h = aggregate(h, edges, mean=reduce == "mean")
-            else:
-                h = self.propagate(adj_t, x=h, reduce=reduce, size=size)
-            for i, part in zip(group, h.chunk(self.num_scalers, dim=-1), strict=True):
-                part = self.post_lins[i](part)
-                scaler = self.pairs[i][1]
-                out = out + (part if scaler == "identity" else scale[scaler] * part)
-        return out
+        return torch.stack([scale[scaler] for _, scaler in self.pairs], dim=1)
 
     def aggregate(self, inputs: Tensor, index: Tensor, dim_size: int, reduce: str) -> Tensor:
         return scatter(inputs, index, 0, dim_size, reduce)

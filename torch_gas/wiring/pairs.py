@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.nn import Linear, PNAConv
 
 from torch_gas.graph.attributes import first_rows
-from torch_gas.graph.formats import is_csr
+from torch_gas.graph.formats import is_csr, num_destinations
 from torch_gas.graph.halo import batch_rows, join, linear
 from torch_gas.graph.product import Edges, edges_of
 from torch_gas.graph.reductions import SUMS, reduce
@@ -86,18 +86,22 @@ class ForwardOfPairs(StandIn):
         self.names = self.names if is_dense else ()
 
     def __call__(self, x: Any, edge_index: Any, edge_attr: Any = None) -> Any:  # type: ignore[override]  # another method
-        layer = getattr(self.conv, WIRING, None)
-        batch = layer.batch if layer is not None and layer.cuts_itself else None
-        num_src = x.size(0) if batch is None else batch.num_rows
-        num_dst = num_src if batch is None else batch.batch_size
-        is_plain = bool(self.names) and edge_attr is None and is_rows(x, 2) and x.device.type == "cpu" and not is_csr(x)
-        if batch is not None and batch.rows.keeps_halo is not None:
-            is_plain = is_plain and not batch.rows.keeps_halo()
-        if not is_plain or not isinstance(edges_of(edge_index, num_dst, num_src), Edges):
-            square = edge_index if batch is None else batch.resize(edge_index, num_src, num_src)
+        conv: Any = self.conv
+        layer: Any = getattr(conv, WIRING, None)
+        if not is_rows(x, 2) or x.device.type != "cpu" or is_csr(x):
+            return self.own(x, edge_index, edge_attr)
+        with torch._C.DisableTorchFunction():  # whoever follows rows need not know
+            num_src = num_dst = x.size(0)
+        under_way = layer is not None and layer.batch.is_under_way(x)
+        if under_way:
+            num_src = num_dst = layer.batch.num_rows
+        is_cut = layer is not None and layer.cuts_itself and num_src == layer.batch.num_rows
+        if is_cut:
+            num_dst = layer.batch.batch_size
+        if not self._runs(edge_index, edge_attr, num_dst, num_src, layer if is_cut else None):
+            square = layer.batch.resize(edge_index, num_src, num_src) if is_cut else edge_index
             return self.own(x, square, edge_attr)
-        conv, towers = self.conv, self.conv.towers if self.conv.divide_input else 1
-        under_way = batch is not None and batch.is_under_way(x)
+        towers = conv.towers if conv.divide_input else 1
         seen = x.view(-1, towers, conv.F_in)  # as PyG begins, behind which rows may be exchanged
         if under_way:
             own = batch_rows(seen)
@@ -108,3 +112,12 @@ class ForwardOfPairs(StandIn):
         root = targets.view(-1, towers, conv.F_in).expand(-1, conv.towers, -1)
         out = torch.cat([root, out], dim=-1)
         return conv.lin(torch.cat([post(out[:, i]) for i, post in enumerate(conv.post_nns)], dim=1))
+
+    def _runs(self, adj: Any, edge_attr: Any, num_dst: int, num_src: int, layer: Any) -> bool:
+        """Whether a call is one that can be computed so."""
+        if not self.names or edge_attr is not None or num_destinations(adj) not in (None, num_dst):
+            return False
+        keeps_halo = None if layer is None else layer.batch.rows.keeps_halo  # what it computes for destinations there
+        if keeps_halo is not None and keeps_halo():
+            return False
+        return isinstance(edges_of(adj, num_dst, num_src), Edges)
