@@ -41,7 +41,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor, edges: Edges, by_edge: Tenso
 
 def _by_edge(factors: Tensor, edges: Edges) -> Tensor:
     """A number for each edge, in the user's order, and each part, [E, K]."""
-    rowptr, col, _, order, _ = edges.by_destination
+    rowptr, col, _, order, *_ = edges.by_destination
     found = torch.repeat_interleave(factors, rowptr.diff(), dim=0, output_size=col.numel())
     return found if order is None else torch.empty_like(found).index_copy_(0, order, found)
 
