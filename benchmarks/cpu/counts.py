@@ -15,6 +15,7 @@ import torch
 from sides import Setting
 
 FLOAT = 4  # bytes
+SOURCE_ID = 4  # bytes of an id of edges by source
 HEADS = 8  # of GAT's hidden layers
 FORWARD, BACKWARD, EXCHANGE, LOADER, OPTIMISER = "forward", "backward", "push and pull", "loader", "optimiser"
 AGGREGATION, DENSE, ROWS = "aggregation", "dense layers", "row-wise code"
@@ -91,26 +92,33 @@ class Step:
 
     # -- layers --------------------------------------------------------------------------------------------------------
 
-    def product(self, width: int, grads: int, weights: int = 1) -> None:
-        """A sum over edges of rows of ``width`` numbers, with so many weights an edge, and the gradient of ``grads`` rows."""
-        rows, edges = self.sizes.rows, self.sizes.edges
-        self._gather(FORWARD, width, edges, self.sizes.all_rows, rows, weights, in_order=True)
+    def product(self, width: int, grads: int, weights: int = 1, mirrored: bool = False) -> None:
+        """A sum over edges of rows of ``width`` numbers, with so many weights an edge, and the gradient of ``grads`` rows.
+
+        It is summed up by the transpose, or, ``mirrored``, by the rows of the matrix up to where the halo begins in each.
+        """
+        rows, edges, id_bytes = self.sizes.rows, self.sizes.edges, self.sizes.id_bytes
+        self._gather(FORWARD, width, edges, self.sizes.all_rows, rows, weights, id_bytes * (edges + rows + 1))
         if grads > 0:
             edges = edges if grads > rows else self.sizes.inside
-            self._gather(BACKWARD, width, edges, rows, grads, weights, in_order=weights == 0)
+            ids = SOURCE_ID * (edges + grads + 1 + (edges if weights > 0 else 0))  # with the places of weights
+            ids = id_bytes * (edges + 2 * rows + 1) if mirrored else ids
+            self._gather(BACKWARD, width, edges, rows, grads, weights, ids)
 
-    def _gather(
-        self, phase: str, width: int, edges: int, sources: int, results: int, weights: int, in_order: bool
-    ) -> None:
-        ids = edges + results + 1 + (0 if in_order else edges)  # columns, pointers and places of weights
-        others = FLOAT * (width * results + weights * edges) + self.sizes.id_bytes * ids
+    def _gather(self, phase: str, width: int, edges: int, sources: int, results: int, weights: int, ids: int) -> None:
+        others = FLOAT * (width * results + weights * edges) + ids
         row = FLOAT * width
         self.add(phase, AGGREGATION, row * sources + others, 2 * width * edges, row * edges + others)
 
     def transpose(self, phase: str, part: str) -> None:
         """The edges by source: ids are read, and pointers, ids and places written."""
-        ids = self.sizes.edges + self.sizes.rows + 1 + 2 * self.sizes.edges + self.sizes.all_rows + 1
-        self.add(phase, part, self.sizes.id_bytes * ids)
+        written = 2 * self.sizes.edges + self.sizes.all_rows + 1
+        self.add(phase, part, self.sizes.id_bytes * (self.sizes.edges + self.sizes.rows + 1) + SOURCE_ID * written)
+
+    def compare(self, phase: str, part: str) -> None:
+        """Edges of the batch and their weights, each read once, and where they end in each row."""
+        ids = self.sizes.edges + 2 * self.sizes.rows + 1
+        self.add(phase, part, self.sizes.id_bytes * ids + FLOAT * self.sizes.inside)
 
     def attention(self, heads: int, width: int) -> None:
         """GAT's coefficients from scores, the sum of rows [heads * width] by them, and gradients of all of these."""
@@ -183,7 +191,7 @@ class Step:
 
     # -- what surrounds the model --------------------------------------------------------------------------------------
 
-    def load(self, transposes: bool) -> None:
+    def load(self) -> None:
         """Makes the batch: its edges, their weights and the rows of all attributes of its nodes."""
         rows, all_rows, edges, id_bytes = self.sizes.rows, self.sizes.all_rows, self.sizes.edges, self.sizes.id_bytes
         pointers = 2 * id_bytes * (rows + 1)
@@ -191,8 +199,6 @@ class Step:
         weights = (id_bytes + 2 * FLOAT) * edges
         attributes = 2 * self.sizes.node_bytes * all_rows + 8 * self.sizes.halo
         self.add(LOADER, LOADER, pointers + ids + weights + attributes)
-        if transposes:
-            self.transpose(LOADER, LOADER)
 
     def adam(self, parameters: int) -> None:
         """Adam: parameters, gradients and two moments are read, all but gradients written."""
@@ -237,7 +243,7 @@ def _gcn(step: Step, setting: Setting) -> None:
 def _sage(step: Step, setting: Setting) -> None:
     rows = step.sizes.rows
     for width, out, grads, last in _layers(step, setting):
-        step.product(width, grads)
+        step.product(width, grads, mirrored=True)
         step.rowwise(rows, width, 2, 2 if grads else 0)  # the mean
         step.dense(rows, width, out, grads)
         step.dense(rows, width, out, grads, bias=False)
@@ -358,7 +364,11 @@ COUNTS: dict[str, Callable[[Step, Setting], None]] = {
 def count(name: str, setting: Setting, sizes: Sizes, parameters: int) -> Step:
     """The work of a step of a model on a batch."""
     step = Step(sizes)
-    step.load(transposes=name != "PNA")  # whose layers make matrices without weights, and transpose each
+    step.load()
+    if name == "SAGE":  # the only one that takes no gradient of halo rows; the graph is undirected
+        step.compare(LOADER, LOADER)
+    elif name != "PNA":  # whose layers make matrices without weights, and transpose each
+        step.transpose(LOADER, LOADER)
     COUNTS[name](step, setting)
     step.loss(setting.num_classes)
     step.adam(parameters)

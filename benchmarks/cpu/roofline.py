@@ -227,7 +227,7 @@ def main() -> None:
         "E' edges that start in the batch, or for all E and B + S results where no history precedes it. A dense layer of n "
         "rows, C to K: 4 (n C + C K + n K) bytes and 2 n C K operations; as much for the gradient of its weights, and for that "
         "of its input, with as many rows as need one. A history: 4 C (5 B + 2 S) bytes. Loader: ids and weights of edges, their "
-        "transpose, and attributes of nodes, read and written. Adam: 28 bytes a parameter."
+        "transpose (SAGE: a comparison with it), and attributes of nodes, read and written. Adam: 28 bytes a parameter."
     )
     of_parts = (
         "Both passes together. Columns but the last add up to a bound: no reuse or compulsory, by the column that is taken for "

@@ -161,7 +161,9 @@ def row_pointers(ids: Tensor, num_nodes: int) -> Tensor:
 
 
 def resized_pointers(rowptr: Tensor, num_rows: int) -> Tensor:
-    """Row pointers with empty rows added, or rows cut off, at the end, [num_rows + 1]."""
+    """Row pointers with empty rows added, or rows cut off, at the end, [num_rows + 1]; themselves where there are as many."""
+    if rowptr.numel() == num_rows + 1:
+        return rowptr
     rowptr = rowptr[: num_rows + 1]
     return torch.cat([rowptr, rowptr[-1:].expand(num_rows + 1 - rowptr.numel())])
 
