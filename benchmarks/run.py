@@ -28,6 +28,7 @@ SUITES = {
         "tiers",
         "hot",
         "accuracy",
+        "places",
         "inference",
         "exact",
         "compensation",
