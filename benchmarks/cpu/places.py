@@ -63,14 +63,14 @@ class Case(NamedTuple):
 
 COMMUNITIES = "communities"  # 8,000 nodes in ten classes, with features that say little
 CASES = (
-    (Case("Cora", "Cora", "metis", 40, 10, ("GCN", "SAGE", "GAT", "APPNP"), 40, weight_decay=5e-4), 5),
+    (Case("Cora", "Cora", "metis", 40, 10, ("GCN", "SAGE", "GAT", "APPNP"), 40, weight_decay=5e-4), 4),
     (
         Case(
             "Cora, random parts", "Cora", "random", 20, 5, ("GCN", "SAGE", "GAT"), 40, weight_decay=5e-4, refreshed=True
         ),
-        5,
+        4,
     ),
-    (Case("communities", COMMUNITIES, "metis", 40, 10, ("GCN", "SAGE", "GAT"), 25, "batch_norm", refreshed=True), 5),
+    (Case("communities", COMMUNITIES, "metis", 40, 10, ("GCN", "SAGE", "GAT"), 25, "batch_norm", refreshed=True), 3),
     (Case("WordNet's eighth", "WordNet", "metis", 40, 10, ("GCN", "SAGE", "GAT"), 20, "batch_norm"), 3),
 )
 TINY = ((Case("tiny", "synthetic:600", "metis", 8, 2, ("GCN", "APPNP"), 2, refreshed=True, channels=8), 2),)
