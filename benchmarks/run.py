@@ -29,6 +29,7 @@ SUITES = {
         "tiers",
         "hot",
         "accuracy",
+        "places",
         "inference",
         "exact",
         "compensation",

@@ -429,6 +429,34 @@ def test_accuracy(run, tmp_path: Path) -> None:
     picture(tmp_path / "accuracy.png")
 
 
+def test_places(run, tmp_path: Path) -> None:
+    reached, to_full, paired = run("places", CPU, ())
+    places = load("places")
+    assert [row["model"] for row in reached] == ["GCN", "APPNP"] == [row["model"] for row in to_full]
+    assert [row["model"] for row in paired] == ["GCN", "APPNP", "all"] and [row["seeds"] for row in paired] == [2, 2, 4]
+    lines = (tmp_path / "cells" / "places.jsonl").read_text().splitlines()
+    tests = {
+        (each["of"]["models"], each["of"]["side"], each["of"]["seed"]): each["result"]["test"]
+        for each in map(json.loads, lines)
+    }
+    assert len(lines) == len(tests) == 2 * 2 * len(places.SIDES)
+    for row, gaps, pairs in zip(reached, to_full, paired[:2], strict=True):
+        mean = {side: (tests[row["model"], side, 0] + tests[row["model"], side, 1]) / 2 for side in places.SIDES}
+        for side in places.SIDES[1:]:
+            assert float(row[side].split(" ± ")[0]) == pytest.approx(mean[side], abs=0.006)
+            assert float(gaps[side]) == pytest.approx(mean[side] - mean["full batch"], abs=0.006)
+        for pair, (left, right) in places.PAIRS.items():
+            assert float(pairs[pair].split(" ± ")[0]) == pytest.approx(mean[left] - mean[right], abs=0.006)
+    picture(tmp_path / "places.png")
+    run("places", CPU, ())
+    assert (tmp_path / "cells" / "places.jsonl").read_text().splitlines() == lines  # nothing is run again
+
+
+def test_an_interval_is_that_of_student() -> None:
+    mean, half = load("places").interval([1.0, 2.0, 3.0, 6.0])
+    assert (mean, half) == (3.0, pytest.approx(3.1824 * (14 / 3) ** 0.5 / 2, abs=1e-3))
+
+
 def test_time_to_accuracy_is_that_of_the_first_epoch_that_reaches_it() -> None:
     accuracy = load("accuracy")
     curve = accuracy.Curve([0.2, 0.8, 0.7, 0.9], [1.0, 2.5, 4.0, 6.0])

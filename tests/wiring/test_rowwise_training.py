@@ -96,6 +96,23 @@ def test_seeds_reproduce(places: str, torch_dropout: bool) -> None:
     assert not torch.equal(rows, trained(places=places, torch_dropout=not torch_dropout)[0])
 
 
+def test_places_without_parameters_between_them_train_the_same() -> None:
+    """It does not matter whether an activation runs before rows are pushed or after they were pulled."""
+    data, found = graph(), []
+    for places in PLACES:
+        model = scale(Layers(random, gat), data, places=places).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.manual_seed(7)
+        for batch in [*batches(data), *batches(data)]:
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+        found.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+    outputs, rowwise, cheap = found
+    close(outputs, rowwise)
+    assert (cheap - rowwise).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("torch_dropout", [False, True])
 def test_who_draws(torch_dropout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
