@@ -74,7 +74,9 @@ def compiled(net: Any, backend: Graphs, in_place: bool) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")  # of the hook that looks for layers nobody registered
+@pytest.mark.filterwarnings(
+    "ignore:Using `torch.compile:UserWarning"
+)  # of the hook that looks for layers nobody registered
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wiring", ["scale()", "by hand"])
