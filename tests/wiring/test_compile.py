@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from dynamo import MARKS, Graphs, forgotten
 from graphs import FORMATS, adjacency, random_graph, to_format
 from nets import Net
 from torch import Tensor
-from torch._dynamo.backends.registry import lookup_backend
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
@@ -20,36 +20,13 @@ from torch_geometric.nn import MessagePassing, SAGEConv
 
 from torch_gas import EvalSubgraphLoader, ScalableGNN, SubData, SubgraphLoader, gcn_norm, in_degree, scale
 from torch_gas.models import GAT, GCN, GCN2, GIN, PNA
-from torch_gas.wiring.compiled import OLDEST
 
 N = 120
 PTR = torch.tensor([0, 10, 31, 43, 70, 78, N])  # batches of six sizes
 HOW = ["torch.compile(model)", "model.compile()", "model.forward"]
 
-pytestmark = [
-    pytest.mark.skipif(torch.__version__ < OLDEST, reason=f"needs torch {OLDEST}"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch"),
-    # torch.compile reads .grad of all tensors that come into a piece of code.
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _no_compiled_code() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Graphs:
-    """A backend that counts what it compiles."""
-
-    def __init__(self, backend: str = "eager") -> None:
-        self.backend, self.number = lookup_backend(backend), 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        self.number += 1
-        return self.backend(graph, inputs)
+pytestmark = MARKS
+_no_compiled_code = pytest.fixture(autouse=True)(forgotten)
 
 
 def compiled(model: Module, how: str = HOW[0], **kwargs: Any) -> Module:

@@ -237,6 +237,7 @@ class ScalableGNN(HistoryModel):
         compiled.run_in_thread(undo, self)
         if not compiles:
             fuse(undo, self)
+            compiled.hide_compiled(undo, self, lambda given: None)
         self._wire(call)
         if compiles:
             call.met = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_gas._util.modules import modules_of
 from torch_gas.wiring.undo import Undo
 
 OLDEST = "2.11"  # torch that compiles a forward with hooks once, and not for each call
@@ -48,6 +50,34 @@ def is_compiled(module: Module) -> bool:
     """Whether calls of ``module`` run compiled code of its own."""
     forward = vars(module).get("forward")
     return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def compiled_modules(model: Module) -> list[Module]:
+    """The modules below ``model`` that run compiled code of their own."""
+    return [module for module in modules_of(model)[1:] if is_compiled(module)]
+
+
+def hide_compiled(undo: Undo, model: Module, told: Callable[[Any], None]) -> None:
+    """Has modules that were compiled run out of sight of modes of torch's functions, with code for batches of any size.
+
+    What such a mode does to a function would become part of the code, with the sizes of one batch. The sizes that norms look up
+    (see :class:`~torch_gas.wiring.batch.Batch`) lie in modules of torch, which it takes for constants unless told.
+
+    Args:
+        undo: puts that back.
+        model: the model.
+        told: called with the arguments of such a module before it runs.
+    """
+    for module in compiled_modules(model):
+        name = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
+        undo.set(module, name, functools.partial(_run_hidden, getattr(module, name), told))
+
+
+def _run_hidden(function: Callable[..., Any], told: Callable[[Any], None], *args: Any, **kwargs: Any) -> Any:
+    told((args, kwargs))
+    any_size = torch._dynamo.config.patch(force_nn_module_property_static_shapes=False)
+    with torch._C.DisableTorchFunction(), any_size:
+        return function(*args, **kwargs)
 
 
 def prepare(name: str) -> None:

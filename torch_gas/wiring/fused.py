@@ -24,7 +24,7 @@ from torch_gas.graph.product import Edges, aggregate, attention, is_weight
 from torch_gas.graph.reductions import reduce
 from torch_gas.wiring.aggregations import combine
 from torch_gas.wiring.batch import WIRING
-from torch_gas.wiring.compiled import is_compiled
+from torch_gas.wiring.compiled import compiled_modules
 from torch_gas.wiring.degrees import with_loops
 from torch_gas.wiring.pairs import ForwardOfPairs, PropagatePairs, is_of_pairs
 from torch_gas.wiring.standin import StandIn, is_rows
@@ -34,12 +34,17 @@ from torch_gas.wiring.undo import Undo
 def fuse(undo: Undo, model: Module) -> None:
     """Has layers of ``model`` that compute a sparse product do so by :func:`aggregate` where they can.
 
+    Modules that were compiled are left alone.
+
     Linear layers compute no gradients of halo rows that come from histories, and multiply sparse features as such.
     """
+    compiled = {inner for module in compiled_modules(model) for inner in modules_of(module)}
     for module in modules_of(model):
+        if module in compiled:
+            continue
         if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
             undo.set(module, "forward", partial(_linear, module))
-        if not isinstance(module, MessagePassing) or is_compiled(module):
+        if not isinstance(module, MessagePassing):
             continue
         layer: Any = type(module)
         kinds = _kinds(layer)

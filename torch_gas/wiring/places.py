@@ -27,6 +27,7 @@ from torch_geometric.nn import MessagePassing
 from torch_gas.graph.dropout import dropout as draw
 from torch_gas.wiring import batch
 from torch_gas.wiring.batch import Batch, Rows
+from torch_gas.wiring.compiled import hide_compiled
 from torch_gas.wiring.mode import Mode
 from torch_gas.wiring.refusals import find_layers
 from torch_gas.wiring.rowwise import NOT_READ, RowWise, Steps, Watch
@@ -180,6 +181,7 @@ class Places(Mode):
             if self._row_wise is not None:
                 batch_of_rows.is_under_way = self._row_wise.is_under_way
             batch_of_rows.wire(undo)
+        hide_compiled(undo, self.model, self._use)
         for conv in self.convs:
             undo.set(conv, "forward", self._forward(conv, names[conv] or type(conv).__name__))
             undo.hook_after(conv, self._leave)
@@ -190,6 +192,10 @@ class Places(Mode):
         if self.kinds & {"reduction", "maximum"} or self._row_wise is not None or self.own_dropout or watch is not None:
             undo.add(self.__exit__)  # which may run more than once, and before the mode is entered
             self.__enter__()
+
+    def _use(self, given: Any) -> None:
+        if self._watch is not None:
+            self._watch.use(given)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -272,8 +278,7 @@ class Places(Mode):
         propagate = conv.propagate
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self._watch is not None:
-                self._watch.use((args, kwargs))
+            self._use((args, kwargs))
             if self._inside > 0 or "hop" not in self.kinds:
                 return self._unseen(propagate, *args, **kwargs)
             place = self._next("hop")

@@ -27,6 +27,7 @@ from torch_gas.graph.adjacency import find_adjacency
 from torch_gas.wiring import arguments
 from torch_gas.wiring.arguments import OTHER_EDGES, Arguments, Inputs, adjacencies, refuse_records
 from torch_gas.wiring.batch import Checkpointed
+from torch_gas.wiring.compiled import eager
 from torch_gas.wiring.places import Handler, Layout, Place
 from torch_gas.wiring.refusals import find_layers, instead_of_wrapper
 from torch_gas.wiring.rowwise import Step, Steps, Watch, common
@@ -51,7 +52,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
     find_layers(model, automatic=True)  # which raises for those that are known
     small = small_graph(copy.copy(data).cpu())
     materialize(model, small, inputs)
-    with undisturbed(model), varied(model):
+    with undisturbed(model), varied(model), eager():
         whole = _record(model, small, inputs, data.num_nodes)
         structural = _structural(model, small, inputs, whole.values)
         failures: list[Differs] = []
