@@ -586,6 +586,13 @@ of_core("entry_softmax", matrix=SPARSE, **SCORES)
 of_core("entry_softmax_backward", matrix=SPARSE, softmax=torch.rand(5, 2), grad=torch.rand(5, 2), **SCORES)
 of_core("gather_rows", table=rows(), index=torch.tensor([4, 0, 4]), out=rows(3))
 of_core("product", matrix=SPARSE, rows=rows(3), weight=torch.rand(5))
+of_core("reductions", matrix=SPARSE, rows=rows(3), variance=True, most=True)
+of_core(
+    "reductions_backward",
+    transpose=SPARSE,
+    rows=rows(3),
+    grad=_core.ReductionsGradient(constant=rows(3), slope=rows(3)),
+)
 of_core("read_chunks", table=rows(), out=rows(3), **RANGES)
 of_core("scatter_rows", table=rows(), index=torch.tensor([4, 0, 7]), rows=rows(3))
 of_core("stream_parts", **matrix(), num_parts=2, seed=0, report=print, edge_weight=torch.ones(5, dtype=torch.float64))
