@@ -14,8 +14,9 @@ from graphs import FORMATS, adjacency, random_graph, to_format
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from torch_gas import wiring
+from torch_gas import ScalableGNN, SubgraphLoader, _core, scale, wiring
 from torch_gas.graph.reductions import reduce
+from torch_gas.wiring import pairs
 from torch_gas.wiring.fused import fuse
 from torch_gas.wiring.undo import Undo
 
@@ -177,3 +178,59 @@ def test_gradients_of_gradients() -> None:
     expected = second()
     with fused(conv):
         torch.testing.assert_close(second(), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("places", ["row-wise", "cheap", "outputs"])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_batches_of_a_scaled_model(
+    fmt: str, places: Any, towers: int, reduced: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact rows of the batch alone, over edges that are put in order once for all layers."""
+    torch.manual_seed(0)
+    data = to_format(copy.copy(DATA), fmt)
+    options = {"aggregators": ["mean", "max"], "scalers": ["identity", "attenuation"], "deg": DEGREES}
+    plain = nn.PNA(8, 8, 3, 6, towers=towers, divide_input=towers > 1, **options)
+    expected = plain(data.x, adjacency(data))
+    model = scale(plain, data, places=places)
+    with torch.no_grad():
+        model.eval()(data)
+    sizes, made = [], []
+    forward, transpose = pairs.ForwardOfPairs.__call__, _core.transpose
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        sizes.append(out.size(0))
+        return out
+
+    monkeypatch.setattr(pairs.ForwardOfPairs, "__call__", note)
+    monkeypatch.setattr(_core, "transpose", lambda *args: made.append(args) or transpose(*args))
+    for number, batch in enumerate(SubgraphLoader(data, torch.tensor([0, 20, N]), 1, prefetch=0)):
+        reduced.clear(), sizes.clear(), made.clear()
+        out = model.train()(batch)
+        out.sum().backward()
+        assert len(reduced) == len(sizes) == 3 and set(sizes) == {batch.batch_size}
+        assert len(made) <= 1  # none where the loader has seen to it
+        torch.testing.assert_close(out, expected[20 * number :][:20], rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_in_a_model_that_calls_push_and_pull(reduced: list[Any]) -> None:
+    class Model(ScalableGNN):
+        def __init__(self) -> None:
+            super().__init__(N, 8, 2)
+            self.convs = torch.nn.ModuleList(nn.PNAConv(*ARGS) for _ in range(2))
+
+        def forward(self, x: Tensor, edge_index: Any, *args: Any) -> Tensor:
+            x = self.push_and_pull(self.histories[0], self.convs[0](x, edge_index).relu(), *args)
+            return self.convs[1](x, edge_index)
+
+    torch.manual_seed(0)
+    model = Model()
+    x, edge_index = DATA.x, DATA.edge_index
+    first, second = copy.deepcopy(model.convs)
+    expected = second(first(x, edge_index).relu(), edge_index)
+    loader = SubgraphLoader(DATA, torch.tensor([0, 20, N]), 1)
+    for _ in range(2):
+        out = torch.cat([model(batch) for batch in loader])
+    assert reduced
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
