@@ -70,6 +70,7 @@ ADMITTED: dict[str, tuple[type, ...]] = {
     "Limits": (tuple,),
     "Policy": (Policy,),
     "Refresh": (Refresh,),
+    "ReductionsGradient": (_core.ReductionsGradient,),
     "Sparse": (_core.Sparse,),
     "Staging": (_core.Staging,),
     "object": (object,),

@@ -587,6 +587,13 @@ of_core("entry_softmax_backward", matrix=SPARSE, softmax=torch.rand(5, 2), grad=
 of_core("gather_rows", table=rows(), index=torch.tensor([4, 0, 4]), out=rows(3))
 of_core("own_transpose", **matrix(), weight=torch.rand(5))
 of_core("product", matrix=SPARSE, rows=rows(3), weight=torch.rand(5))
+of_core("reductions", matrix=SPARSE, rows=rows(3), variance=True, most=True)
+of_core(
+    "reductions_backward",
+    transpose=SPARSE,
+    rows=rows(3),
+    grad=_core.ReductionsGradient(constant=rows(3), slope=rows(3)),
+)
 of_core("read_chunks", table=rows(), out=rows(3), **RANGES)
 of_core("row_pointers", ids=torch.tensor([0, 0, 2]), num_nodes=3)
 of_core("scatter_rows", table=rows(), index=torch.tensor([4, 0, 7]), rows=rows(3))

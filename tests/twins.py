@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_gas._core import Sparse
+from torch_gas._core import Reductions, ReductionsGradient, Sparse
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # The largest error of a finite number in a table, relative to the largest of its row. Of a scaled type it is half a step between
@@ -101,7 +101,7 @@ def row_pointers(ids: Tensor, num_nodes: int) -> Tensor | None:
     return pointers(ids, num_nodes) if in_range and bool((ids.diff() >= 0).all()) else None
 
 
-def product(matrix: Sparse, rows: Tensor, weight: Tensor | None) -> Tensor:
+def product(matrix: Sparse, rows: Tensor, weight: Tensor | None, gate: Tensor | None = None) -> Tensor:
     row, entry = entries(matrix)
     col = matrix.col.long()
     if matrix.ends is not None:
@@ -110,7 +110,29 @@ def product(matrix: Sparse, rows: Tensor, weight: Tensor | None) -> Tensor:
     messages = rows[col]
     if weight is not None:
         messages = messages * weight[entry].unsqueeze(-1)
-    return rows.new_zeros(matrix.rowptr.numel() - 1, *rows.shape[1:]).index_add_(0, row, messages)
+    out = rows.new_zeros(matrix.rowptr.numel() - 1, *rows.shape[1:]).index_add_(0, row, messages)
+    return out if gate is None else out * (gate > 0)
+
+
+def reductions(matrix: Sparse, rows: Tensor) -> Reductions:
+    found = []
+    for start, stop in itertools.pairwise(matrix.rowptr.tolist()):
+        x = rows[matrix.col[start:stop].long()]
+        if start == stop:
+            found.append([rows.new_zeros(rows.shape[1])] * len(Reductions._fields))
+            continue
+        least, most = x.amin(0), x.amax(0)
+        ties = [(x == best).sum(0).to(x.dtype) for best in (least, most)]
+        found.append([x.mean(0), ((x - x.mean(0)) ** 2).mean(0), least, ties[0], most, ties[1]])
+    return Reductions(*[torch.stack(each) for each in zip(*found, strict=True)])
+
+
+def reductions_backward(transpose: Sparse, rows: Tensor, grad: ReductionsGradient) -> Tensor:
+    row, _ = entries(transpose)
+    constant, slope, least, grad_least, most, grad_most = (each[transpose.col.long()] for each in grad)
+    x = rows[row]
+    parts = constant + slope * x + grad_least * (x == least) + grad_most * (x == most)
+    return torch.zeros_like(rows).index_add_(0, row, parts)
 
 
 def entry_dots(matrix: Sparse, left: Tensor, right: Tensor) -> Tensor:

@@ -156,6 +156,10 @@ class Step:
         for phase, tensors in ((FORWARD, forward), (BACKWARD, backward)):
             self.add(phase, ROWS, FLOAT * rows * width * tensors)
 
+    def gate(self, rows: int, width: int) -> None:
+        """What a sum's gradient reads to be that of a ReLU in front of it."""
+        self.add(BACKWARD, AGGREGATION, FLOAT * rows * width)
+
     def bias(self, rows: int, width: int) -> None:
         """A bias by itself."""
         self.rowwise(rows, width, 2, 1)
@@ -244,7 +248,7 @@ def _sage(step: Step, setting: Setting) -> None:
     rows = step.sizes.rows
     for width, out, grads, last in _layers(step, setting):
         step.product(width, grads, mirrored=True)
-        step.rowwise(rows, width, 2, 2 if grads else 0)  # the mean
+        step.rowwise(rows, width, 0, 2 if grads else 0)  # of the mean, whose sums are divided where they are made
         step.dense(rows, width, out, grads)
         step.dense(rows, width, out, grads, bias=False)
         step.sum(rows, out)
@@ -336,15 +340,14 @@ def _pna(step: Step, setting: Setting) -> None:
     for width, out, grads, last in _layers(step, setting):
         step.dense(rows, width, out, grads)
         step.dense(all_rows, width, 2 * out, grads)  # for both scalers at once
-        step.activation(all_rows, 2 * out)
-        step.product(2 * out, all_rows, weights=0)
-        step.transpose(BACKWARD, AGGREGATION)
-        step.scale(rows, 2 * out)  # the mean
-        for _ in range(2):
-            step.dense(rows, out, out, rows)
-            step.sum(rows, out)
-        step.scale(rows, out)  # amplification
-        step.rowwise(rows, 2 * out, 0, 2)  # both gradients side by side
+        step.rowwise(all_rows, 2 * out, 2, 0)  # ReLU, whose gradient the sum's has seen to
+        step.rowwise(step.sizes.edges, 2, 2, 0)  # scalers and shares of the mean, which are weights
+        step.product(2 * out, all_rows, weights=2)
+        step.gate(all_rows, 2 * out)
+        for parts, inner in ((2, 0), (2 * out, rows)):  # biases by their scalers, and both parts, on top of what there is
+            step.dense(rows, parts, out, inner, bias=False)
+            step.rowwise(rows, out, 1, 0)
+        step.rowwise(2 * out, width + out, 2, 3)  # weights of both parts side by side, and their gradients by themselves
         if grads:
             step.uses(rows, width)
         _hidden(step, out, last)
@@ -367,7 +370,7 @@ def count(name: str, setting: Setting, sizes: Sizes, parameters: int) -> Step:
     step.load()
     if name == "SAGE":  # the only one that takes no gradient of halo rows; the graph is undirected
         step.compare(LOADER, LOADER)
-    elif name != "PNA":  # whose layers make matrices without weights, and transpose each
+    else:
         step.transpose(LOADER, LOADER)
     COUNTS[name](step, setting)
     step.loss(setting.num_classes)

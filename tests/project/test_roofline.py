@@ -81,7 +81,9 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         held = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, torch.Tensor)]
-        views = func.is_view or func._schema.name in ("aten::empty", "aten::new_empty", "aten::equal", "aten::new_ones")
+        views = func.is_view or func._schema.name.removesuffix("_strided") in (
+            "aten::empty", "aten::new_empty", "aten::equal", "aten::new_ones",
+        )  # fmt: skip
         if not (views or self.pauses) and all(each.layout == torch.strided for each in held):
             if func.overloadpacket in flop_registry:
                 self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
@@ -104,11 +106,11 @@ def test_counts_are_those_of_the_operators_that_run(name: str, monkeypatch: pyte
     summed = 0
 
     def record(call: Callable[..., Any]) -> Callable[..., Any]:
-        def recorded(matrix: Any, *args: Any) -> Any:
+        def recorded(matrix: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal summed
             ends = matrix.rowptr[1:] if matrix.ends is None else matrix.ends
             summed += 2 * int((ends - matrix.rowptr[:-1]).sum()) * args[0][0].numel()
-            return call(matrix, *args)
+            return call(matrix, *args, **kwargs)
 
         return recorded
 

@@ -120,6 +120,7 @@ BASIC: dict[str, tuple[Any, dict[str, Any]]] = {
     "GAT": (nn.GAT, {"heads": 2}),
     "GATv2": (nn.GAT, {"v2": True}),
     "PNA": (nn.PNA, PNA),
+    "PNA of sums": (nn.PNA, PNA | {"aggregators": ["mean", "sum"]}),
     "EdgeCNN": (nn.EdgeCNN, {}),
 }
 JK = [None, "last", "cat", "max", "lstm"]

@@ -28,6 +28,7 @@ LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
     "ClusterGCN": lambda: nn.ClusterGCNConv(8, 8),
     "GAT": lambda: nn.GATConv(8, 4, heads=2),
     "GAT mean": lambda: nn.GATConv(8, 4, heads=3, concat=False, negative_slope=0.5),
+    "GAT that averages": lambda: nn.GATConv(8, 8, aggr="mean"),
     "GAT without loops": lambda: nn.GATConv(8, 8, add_self_loops=False, residual=True),
     "GCN": lambda: nn.GCNConv(8, 8),
     "GCN2": lambda: nn.GCN2Conv(8, 0.1),
@@ -51,8 +52,7 @@ OTHERS: dict[str, Callable[[], torch.nn.Module]] = {
     "GAT against the edges": lambda: nn.GATConv(8, 8, flow="target_to_source"),
     "GATv2": lambda: nn.GATv2Conv(8, 8),
     "GCN against the edges": lambda: nn.GCNConv(8, 8, flow="target_to_source"),
-    "PNA": lambda: nn.PNAConv(8, 8, ["mean"], ["identity"], torch.tensor([1, 2])),
-    "SAGE max": lambda: nn.SAGEConv(8, 8, aggr="max"),
+    "SAGE median": lambda: nn.SAGEConv(8, 8, aggr="median"),
 }
 
 

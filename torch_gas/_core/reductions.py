@@ -79,6 +79,8 @@ def reductions(
     call = "reductions"
     checked, num_rows = checked_sparse(call, matrix, is_part=True)
     rows = _rows(call, "rows", rows, matrix.num_cols)
+    for name, flag in (("mean", mean), ("variance", variance), ("least", least), ("most", most)):
+        checks.kind(call, name, flag, bool, "a bool")
     asked = (mean or variance, variance, least, least, most, most)
     out = Reductions(*[empty((num_rows, rows.shape[1]), rows.dtype) if each else None for each in asked])
     _C.reductions(argument(checked, rows), *addresses(rows, *out), rows.shape[1], torch.get_num_threads())

@@ -37,7 +37,7 @@ def names_of(aggr: Any) -> tuple[str, ...]:
     if not isinstance(aggr, (pyg.MultiAggregation, pyg.DegreeScalerAggregation)) or _is_watched(modules_of(aggr)):
         return ()
     if type(aggr) is pyg.DegreeScalerAggregation:
-        return names_of(aggr.aggr) if _SCALERS.keys() >= set(aggr.scaler) else ()
+        return names_of(aggr.aggr) if all(scaler in list(_SCALERS) for scaler in aggr.scaler) else ()
     if type(aggr) is not pyg.MultiAggregation:
         return ()
     names = [_name(part) for part in aggr.aggrs]
