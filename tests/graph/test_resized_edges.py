@@ -25,7 +25,9 @@ def transposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of edges that were put in the order of sources, each time."""
     seen: list[int] = []
     own: Callable[..., Any] = _core.transpose
-    monkeypatch.setattr(_core, "transpose", lambda *args, **kwargs: (seen.append(args[1].numel()), own(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        _core, "transpose", lambda *args, **kwargs: (seen.append(args[1].numel()), own(*args, **kwargs))[1]
+    )
     return seen
 
 

@@ -90,7 +90,7 @@ class Edges:
         return self._by_source.matrix._replace(num_cols=self.num_dst)
 
     def first_by_source(self, num_rows: int, weight: Tensor | None) -> _core.Sparse:
-        """The first rows of the transpose, whose entries have the numbers ``weight``; those of the matrix where they are alike."""
+        """The first rows of the transpose, whose entries have the numbers ``weight``: of the matrix, where both are alike."""
         found = self._by_source.mirrored(num_rows, weight)
         return self.by_source.first(num_rows) if found is None else found._replace(num_cols=self.num_dst)
 

@@ -108,7 +108,8 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
             adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], out.dtype)
             degree = degrees(adj_t, size[1])
         scale = self._scale(degree, x_src.dtype)
-        out = torch.addmm(out, scale, torch.stack([lin.bias for lin in self.post_lins]))
+        post_lins: list[Any] = [*self.post_lins]
+        out = torch.addmm(out, scale, torch.stack([lin.bias for lin in post_lins]))
         for first in range(0, len(self.pairs), self.num_scalers):
             # One pass for all scalers of an aggregator: rows are read once.
             group = slice(first, first + self.num_scalers)
@@ -128,7 +129,7 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
                     else self.propagate(adj_t, x=h, reduce=reduce, size=size)
                 )
                 h = (h.view(size[1], self.num_scalers, -1) * scale[:, group].unsqueeze(-1)).flatten(1)
-            out = torch.addmm(out, h, torch.cat([lin.weight for lin in self.post_lins[group]], dim=1).t())
+            out = torch.addmm(out, h, torch.cat([lin.weight for lin in post_lins[group]], dim=1).t())
         return out
 
     def _scale(self, degree: Tensor, dtype: torch.dtype) -> Tensor:
