@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import torch_geometric.nn as pyg
 from bench import arguments, machine, parse, save
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator
 from scipy.special import stdtrit
 from shared import save_picture, table
 from sides import FULL, in_format
@@ -241,6 +242,9 @@ def draw(runs: Runs) -> Any:
     left.set_xlabel("test accuracy minus full batch's, points")
     right.set_xlabel("differences of pairs and their 95 % intervals, points")
     for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=3)
+        axes.xaxis.set_major_locator(FixedLocator([-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.axvline(0, color="black", linewidth=1)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -118,16 +118,6 @@ def test_places_behind_all_code(name: str) -> None:
     check(frozen(of_pyg(name, "cat"), data, inputs=plain, places="cheap"), data, schedules=[turn])
 
 
-@pytest.mark.parametrize("places", [None, "row-wise", "outputs", "cheap"])
-@pytest.mark.parametrize("compensated", [False, True])
-def test_which_places_are_chosen(compensated: bool, places: Any) -> None:
-    net, data = nn.GAT(C, H, 3, OUT, dropout=0.5, norm="batch_norm").double(), graph()
-    model = scale(net, data, inputs=plain, compensation=Compensation() if compensated else None, places=places)
-    chosen = places or ("cheap" if compensated else "row-wise")
-    assert model.found.asked == chosen and f"places={chosen!r}" in str(model.found).splitlines()[0]
-    assert ("batch_norm" in str(model.found)) == (chosen == "cheap")
-
-
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "LayerDrop"])
 def test_models_as_users_write_them(name: str) -> None:
     """With residuals, shared layers, several outputs, edges of both directions, and layers of several hops."""

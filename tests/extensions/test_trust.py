@@ -55,7 +55,7 @@ def run(planted: Planted | None = None, first: int = 0, epochs: int = 7, seed: i
 @pytest.mark.parametrize("seed", range(3))
 def test_tables_are_trusted_after_some_epochs(seed: int) -> None:
     betas = run(seed=seed)
-    assert betas[0] < 0.1 and all(beta > 0.15 for beta in betas[1:]) and betas[-1] > 0.5
+    assert betas[0] < 0.1 and all(beta > 0.15 for beta in betas[1:]) and betas[-1] > 0.6
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -67,7 +67,7 @@ def test_a_table_of_wrong_signs_is_never_trusted(seed: int) -> None:
 def test_a_table_whose_signs_turn_wrong_is_turned_off_within_an_epoch(seed: int) -> None:
     betas = run(torch.neg, first=4, epochs=8, seed=seed)
     # In epoch 4 rows of both signs are read, in epoch 5 it is turned off.
-    assert betas[3] > 0.4 and betas[5] < 0.35 and max(betas[6:]) < 0.06
+    assert betas[3] > 0.4 and betas[5] < 0.3 and max(betas[6:]) < 0.06
 
 
 @pytest.mark.parametrize("seed", range(3))

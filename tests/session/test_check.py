@@ -164,7 +164,7 @@ def test_a_model_that_fails_anywhere(data: Any) -> None:
 def test_what_was_found_is_a_table(data: Any) -> None:
     print_of = str(scale(GraphSAGE(8, 16, 3, 3), data).found)
     assert [line.split() for line in print_of.splitlines()] == [
-        ["neighbors='in',", "places='row-wise'"],
+        ["neighbors='in'"],
         ["what", "width", "behind"],
         ["history", "0", "16", "convs.0,", "relu"],
         ["history", "1", "16", "convs.1,", "relu"],

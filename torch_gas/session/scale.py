@@ -30,7 +30,7 @@ def scale(
     inputs: Callable[[Data], tuple[Any, ...] | dict[str, Any]] | None = None,
     regularization: Extension | None = None,
     compensation: Extension | None = None,
-    places: Places | None = None,
+    places: Places = "row-wise",
     torch_dropout: bool = False,
     **options: Any,
 ) -> ScaledGNN:
@@ -50,12 +50,11 @@ def scale(
         regularization: a penalty that training calls compute: ``loss = criterion(out, y) + model.regularization()``; see
             :class:`torch_gas.extensions.regularization.LocalPerturbation`.
         compensation: :class:`torch_gas.extensions.Compensation`, by which gradients of batches do not end at histories.
-        places: where histories take rows from. With ``"row-wise"``, code behind a convolution that holds neither parameters nor
+        places: where histories take rows from. By default, row-wise code behind a convolution that holds neither parameters nor
             dropout (an activation, the sum of a residual connection) runs on a batch's rows before they are pushed. With
             ``"outputs"``, histories hold what convolutions return, as in release 0.1, and such code runs on halo rows as well.
             With ``"cheap"``, code with parameters or dropout (norms, dense layers) runs before as well: halo rows have the masks
-            of the batch they were pushed with, and the gradient of these parameters that comes through them is that which
-            compensation brings. By default ``"cheap"`` where ``compensation`` is given, and else ``"row-wise"``.
+            of the batch they were pushed with, and nothing of the gradient of these parameters comes through them.
         torch_dropout: whether dropout draws torch's random numbers on a CPU. By default the model's dropout, that inside of PyG's
             layers included, is drawn by this package's generator, which is faster, and follows :func:`torch.manual_seed` too.
         **options: of the histories and their transfers (``device``, ``history_dtype``, ``tier``, ...), as in
@@ -81,8 +80,6 @@ def scale(
         >>> for batch in SubgraphLoader(data, ptr, batch_size=4):
         ...     assert model(batch).shape == (batch.batch_size, 10)
     """
-    if places is None:
-        places = "row-wise" if compensation is None else "cheap"
     if places not in get_args(Places):
         raise ValueError(f"scale(): places must be one of {', '.join(map(repr, get_args(Places)))}, but is {places!r}")
     for child in model.modules():

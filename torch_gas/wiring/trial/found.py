@@ -48,7 +48,6 @@ class Found:
         bipartite: whether the model adds no edge into the halo, so that layers may be given a bipartite pair.
         steps: by output, the row-wise code that lies between a convolution and its place; see
             :mod:`torch_gas.wiring.rowwise`.
-        asked: which places :func:`torch_gas.scale` was asked for.
     """
 
     needs: dict[Place, Need]
@@ -60,7 +59,6 @@ class Found:
     neighbors: str
     bipartite: bool
     steps: Steps = field(default_factory=dict)
-    asked: str = "outputs"  # as release 0.1 had them
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"steps": {}, **state})  # which release 0.1 lacked
@@ -97,4 +95,4 @@ class Found:
             )
             for place, n in self.needs.items()
         ]
-        return f"neighbors={self.neighbors!r}, places={self.asked!r}\n" + text_table(("what", "width", "behind"), rows)
+        return f"neighbors={self.neighbors!r}\n" + text_table(("what", "width", "behind"), rows)

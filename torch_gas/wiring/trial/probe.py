@@ -63,7 +63,7 @@ def find(model: Module, data: Data, inputs: Inputs, places: str = "row-wise") ->
         for edges, steps in product((("in", True), ("in", False), ("both", False)), ways):
             try:
                 behind = _record(model, small, inputs, data.num_nodes, steps) if steps else whole
-                found = _Runs(model, inputs, small, behind, edges, steps).find(structural, places)
+                found = _Runs(model, inputs, small, behind, edges, steps).find(structural, places != "outputs")
                 _check_numbers(model, with_more_nodes(small, data.num_nodes), inputs, whole.out)
                 failures.clear()  # whose frames hold this one, and so the model
                 return found
@@ -277,7 +277,7 @@ class _Runs:
         self.entered = set(whole.entered)
         self.outputs: list[list[Any]] = []  # of each batch with exact halo rows
 
-    def find(self, structural: set[Place], asked: str) -> Found:
+    def find(self, structural: set[Place], row_wise: bool) -> Found:
         """What the model needs on such batches; raises Differs if they cannot be made exact."""
         needs = self.needs(structural)
         if any(self.layout.steps.values()):
@@ -292,7 +292,7 @@ class _Runs:
             self.model.train()
             trained |= called - never_met(self.model, self.inputs, self.batches[0], called - trained, self.layout)
         shapes = {place: tuple(self.exact[place].shape[1:]) for place in called - others}
-        if asked != "outputs":
+        if row_wise:
             self.leave_halo_out(shapes.keys() - needs.keys())
         return Found(
             needs=needs,
@@ -304,7 +304,6 @@ class _Runs:
             neighbors=self.neighbors,
             bipartite=self.layout.bipartite,
             steps=self.layout.steps,
-            asked=asked,
         )
 
     def check_training(self) -> None:
