@@ -24,7 +24,7 @@ from torch_gas.graph.formats import format_of, is_csr, is_matrix, tensors_of
 from torch_gas.graph.halo import linear, linear_of_pair
 from torch_gas.graph.product import Edges, aggregate, attention, edges_of, is_weight
 from torch_gas.wiring.batch import WIRING
-from torch_gas.wiring.compiled import compiled_modules
+from torch_gas.wiring.compiled import compiled_modules, is_compiled
 from torch_gas.wiring.degrees import with_loops
 from torch_gas.wiring.undo import Undo
 
@@ -42,7 +42,7 @@ def fuse(undo: Undo, model: Module) -> None:
             continue
         if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
             undo.set(module, "forward", partial(_linear, module))
-        if not isinstance(module, MessagePassing):
+        if not isinstance(module, MessagePassing) or is_compiled(module):
             continue
         layer: Any = type(module)
         kinds = _kinds(layer)
