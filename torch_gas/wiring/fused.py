@@ -24,7 +24,7 @@ from torch_gas.graph.product import Edges, aggregate, attention, is_weight
 from torch_gas.graph.reductions import reduce
 from torch_gas.wiring.aggregations import combine
 from torch_gas.wiring.batch import WIRING
-from torch_gas.wiring.compiled import compiled_modules
+from torch_gas.wiring.compiled import compiled_modules, is_compiled
 from torch_gas.wiring.degrees import with_loops
 from torch_gas.wiring.pairs import ForwardOfPairs, PropagatePairs, is_of_pairs
 from torch_gas.wiring.standin import StandIn, is_rows
@@ -44,7 +44,7 @@ def fuse(undo: Undo, model: Module) -> None:
             continue
         if type(module) in (Linear, torch.nn.Linear) and "forward" not in vars(module):
             undo.set(module, "forward", partial(_linear, module))
-        if not isinstance(module, MessagePassing):
+        if not isinstance(module, MessagePassing) or is_compiled(module):
             continue
         layer: Any = type(module)
         kinds = _kinds(layer)
