@@ -338,10 +338,15 @@ def _pna(step: Step, setting: Setting) -> None:
         step.rowwise(step.sizes.edges, 2, 2, 0)  # scalers and shares of the mean, which are weights
         step.product(2 * out, all_rows, weights=2)
         step.gate(all_rows, 2 * out)
-        for parts, inner in ((2, 0), (2 * out, rows)):  # biases by their scalers, and both parts, on top of what there is
+        for parts, inner in (
+            (2, 0),
+            (2 * out, rows),
+        ):  # biases by their scalers, and both parts, on top of what there is
             step.dense(rows, parts, out, inner, bias=False)
             step.rowwise(rows, out, 1, 0)
-        step.rowwise(2 * out, width + out, 2, 3)  # weights of both parts side by side, and their gradients by themselves
+        step.rowwise(
+            2 * out, width + out, 2, 3
+        )  # weights of both parts side by side, and their gradients by themselves
         if grads:
             step.uses(rows, width)
         _hidden(step, out, last)
