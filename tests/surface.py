@@ -590,7 +590,7 @@ of_core("product", matrix=SPARSE, rows=rows(3), weight=torch.rand(5))
 of_core("reductions", matrix=SPARSE, rows=rows(3), variance=True, most=True)
 of_core(
     "reductions_backward",
-    transpose=SPARSE,
+    matrix=SPARSE,
     rows=rows(3),
     grad=_core.ReductionsGradient(constant=rows(3), slope=rows(3)),
 )
@@ -645,6 +645,8 @@ LEFT_OUT = {
     "_core.stored_copy": "makes what write_chunks takes, which checks it",
     "_core.forget_failure": "for a CUDA device; see tests/test_cuda_model.py",
     "_core.noted_failure": "for a CUDA device; see tests/test_cuda_model.py",
+    "_core.Reductions": "a record, which reductions() makes",
+    "_core.ReductionsGradient": "a record, which the function that takes it checks",
     "_core.Sparse": "a record, which the functions that take it check",
     "_core.Staging": "for a CUDA device; see tests/test_cuda.py",
     "_core.Subgraph": "a record, which subgraph() makes",

@@ -87,11 +87,11 @@ def reductions(
     return out
 
 
-def reductions_backward(transpose: Sparse, rows: Tensor, grad: ReductionsGradient) -> Tensor:
+def reductions_backward(matrix: Sparse, rows: Tensor, grad: ReductionsGradient) -> Tensor:
     """The gradient of the rows that :func:`reductions` was given.
 
     Args:
-        transpose: The transpose of the matrix there, or the first rows of it, [K, R].
+        matrix: The transpose of the one there, or the first rows of it, [K, R].
         rows: The first K rows that were reduced, [K, C], float32 or float64.
         grad: What it consists of, of the type of `rows`.
 
@@ -109,7 +109,7 @@ def reductions_backward(transpose: Sparse, rows: Tensor, grad: ReductionsGradien
         [[0.0], [0.5]]
     """
     call = "reductions_backward"
-    checked, num_rows = checked_sparse(call, transpose, is_part=True)
+    checked, num_rows = checked_sparse(call, matrix, is_part=True)
     rows = _rows(call, "rows", rows, num_rows)
     checks.kind(call, "grad", grad, ReductionsGradient, "a ReductionsGradient")
     for best, its_grad in (("least", "grad_least"), ("most", "grad_most")):
@@ -118,7 +118,7 @@ def reductions_backward(transpose: Sparse, rows: Tensor, grad: ReductionsGradien
     parts = []
     for name, part in zip(grad._fields, grad, strict=True):
         if part is not None:
-            part = _rows(call, name, part, transpose.num_cols)
+            part = _rows(call, name, part, matrix.num_cols)
             checks.same_type(call, name, part, "rows", rows)
             if part.shape[1] != rows.shape[1]:
                 raise ValueError(

@@ -108,28 +108,27 @@ class PNAConv(MessagePassing):  # type: ignore[misc]  # PyG has no types
             adj_t = format_of(adj_t).unweighted(adj_t, size[1], size[0], out.dtype)
             degree = degrees(adj_t, size[1])
         scale = self._scale(degree, x_src.dtype)
-        post_lins: list[Any] = [*self.post_lins]
-        out = torch.addmm(out, scale, torch.stack([lin.bias for lin in post_lins]))
+        biases: list[Any] = [lin.bias for lin in self.post_lins]
+        out = torch.addmm(out, scale, torch.stack(biases))
         for first in range(0, len(self.pairs), self.num_scalers):
             # One pass for all scalers of an aggregator: rows are read once.
             group = slice(first, first + self.num_scalers)
             reduce = self.pairs[first][0]
-            weight, bias = (
-                torch.cat([getattr(lin, name) for lin in self.pre_lins[group]]) for name in ("weight", "bias")
-            )
+            pre_lins: list[Any] = [*self.pre_lins[group]]
+            weight, bias = torch.cat([lin.weight for lin in pre_lins]), torch.cat([lin.bias for lin in pre_lins])
             if isinstance(edges, Edges) and reduce in ("sum", "mean"):
                 counts = edges.degrees.clamp(min=1).view(-1, 1)
                 factors = scale[:, group] / counts if reduce == "mean" else scale[:, group]
                 h = relu_sums(x_src, weight, bias, edges, factors)
             else:
                 h = linear(x_src, weight, bias).relu_()
-                h = (
-                    reduced(h, edges, [reduce])[0]
-                    if isinstance(edges, Edges)
-                    else self.propagate(adj_t, x=h, reduce=reduce, size=size)
-                )
+                if isinstance(edges, Edges):
+                    (h,) = reduced(h, edges, [reduce])
+                else:
+                    h = self.propagate(adj_t, x=h, reduce=reduce, size=size)
                 h = (h.view(size[1], self.num_scalers, -1) * scale[:, group].unsqueeze(-1)).flatten(1)
-            out = torch.addmm(out, h, torch.cat([lin.weight for lin in post_lins[group]], dim=1).t())
+            post_lins: list[Any] = [*self.post_lins[group]]
+            out = torch.addmm(out, h, torch.cat([lin.weight for lin in post_lins], dim=1).t())
         return out
 
     def _scale(self, degree: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,8 +9,9 @@ know, and ``rowwise`` has code that goes row by row run before that; ``probe`` t
 (``small``) which of them matter, and that the result is exact: ``handlers`` holds what its runs do at the places,
 ``undisturbed`` leaves the model as it was, and ``selected`` looks at what the user's ``inputs`` takes from a batch.
 ``structure`` computes what depends on the whole graph but on no parameter; ``automatic`` fills the places while a model
-runs; ``arguments`` gives ``forward`` what it takes. ``fused`` and ``degrees`` compute layers by faster ways.
-``refusals`` names what cannot be made exact.
+runs; ``arguments`` gives ``forward`` what it takes. ``fused``, ``pairs`` and ``degrees`` compute layers by faster ways:
+``standin`` stands in for their methods, and ``aggregations`` says of which reductions one consists. ``refusals`` names
+what cannot be made exact.
 """
 
 from torch_gas.wiring.batch import Batch, Rows, check_adjacency_of_batch, wire_whole

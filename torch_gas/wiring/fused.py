@@ -1,7 +1,8 @@
 """Layers that are sparse products are computed as such, on the CPU over whatever adjacency they are given.
 
 These are layers whose messages are rows, rows times edge weights or rows times GAT's attention coefficients, and are summed or
-averaged. On a GPU the first two are, over CSR matrices and over batches that a loader has brought there.
+averaged. Rows that are reduced in other ways, or in several, need no messages either. On a GPU the first two are products, over
+CSR matrices and over batches that a loader has brought there.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class _DenseOnce:
 
 
 class _Propagate(StandIn):
-    """``propagate`` of rows, or rows times edge weights."""
+    """``propagate`` of rows, or rows times edge weights, which are summed or, without weights, reduced in other ways."""
 
     def __init__(self, conv: Any) -> None:
         super().__init__(conv)
