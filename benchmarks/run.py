@@ -51,7 +51,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if (args.pygas or args.other) and args.suite != "cpu":
-        parser.error("--pygas, --other: PyGAS and another release are measured by the CPU suite only")
+        parser.error("--pygas, --other: PyGAS is measured by the CPU suite only, and so is another release")
 
     out = (args.out or HERE / "results" / args.suite).resolve()
     (out / "results.json").unlink(missing_ok=True)  # of another run, whose sections would stay

@@ -151,6 +151,11 @@ class Step:
         if grads > 0:
             self.add(BACKWARD, DENSE, FLOAT * (grads * out + weight + grads * width), 2 * grads * weight)
 
+    def weights_again(self, rows: int, width: int, out: int) -> None:
+        """What some rows of a linear layer's results, which are used once more, add to the gradient of its weights."""
+        self.add(BACKWARD, DENSE, FLOAT * (rows * (width + out) + width * out), 2 * rows * width * out)
+        self.add(BACKWARD, ROWS, FLOAT * 3 * width * out)
+
     def rowwise(self, rows: int, width: int, forward: int, backward: int) -> None:
         """Code that reads and writes so many tensors of this size, in both passes."""
         for phase, tensors in ((FORWARD, forward), (BACKWARD, backward)):
@@ -261,8 +266,11 @@ def _gat(step: Step, setting: Setting) -> None:
     rows, all_rows = step.sizes.rows, step.sizes.all_rows
     for width, out, grads, last in _layers(step, setting):
         heads = 1 if last else HEADS
+        step.dense(all_rows, width, out, grads, bias=False)
+        step.weights_again(rows, width, out)  # by the destinations, which are the first of the sources
+        if grads:
+            step.uses(rows, out)
         for number in (all_rows, rows):  # sources and destinations
-            step.dense(number, width, out, grads, bias=False)
             step.rowwise(number, out, 3, 4)  # scores: rows times a vector, and the sum of each head
             step.rowwise(number, heads, 1, 2)
         step.uses(all_rows, out)
@@ -270,8 +278,6 @@ def _gat(step: Step, setting: Setting) -> None:
         if last:
             step.scale(rows, out)  # the mean of heads
         step.bias(rows, out)
-        if grads:
-            step.uses(rows, width)
         _hidden(step, out, last)
 
 
@@ -281,11 +287,12 @@ def _appnp(step: Step, setting: Setting) -> None:
     step.dense(all_rows, width, width, 0)
     step.activation(all_rows, width)
     step.dense(all_rows, width, out, all_rows)
-    step.uses(all_rows, out, setting.num_layers + 1)
+    step.uses(rows, out, setting.num_layers)
+    step.first_rows(out)  # of all rows, which the first sum takes
+    step.uses(all_rows, out)
     for i in range(setting.num_layers):
         step.product(out, rows if i > 0 else all_rows)
         step.scale(rows, out)
-        step.first_rows(out)
         step.scale(rows, out)
         step.sum(rows, out)
         if i < setting.num_layers - 1:
@@ -326,10 +333,7 @@ def _gin(step: Step, setting: Setting) -> None:
         step.dense(rows, width, width, rows)
         step.activation(rows, width)
         step.sum(rows, width)  # the residual connection
-        step.first_rows(width)
-        if i == 0:
-            step.first_rows(width)
-        step.uses(rows if i > 0 else all_rows, width, 3)
+        step.uses(rows, width, 3)
         if i < setting.num_layers - 1:
             step.exchange(width)
     step.dense(rows, width, setting.num_classes, rows)

@@ -14,6 +14,7 @@ import torch_geometric.nn as pyg
 from scaled import plain
 from sides import WEIGHTED, Graphs, Setting, Side, Sides, in_format
 from torch.nn import Module
+from torch_geometric.data import Data
 
 from torch_gas import SubgraphLoader, in_degree, scale
 
@@ -49,12 +50,14 @@ def make(wiring: str, name: str, setting: Setting, graphs: Graphs, dropout: floa
 def main() -> None:
     path, name, dropout, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    setting, graphs = torch.load(Path(path), weights_only=False)
+    saved = torch.load(Path(path), weights_only=True)
+    weighted, unweighted = (Data(**saved[key]) for key in ("weighted", "unweighted"))
+    setting, graphs = Setting(*saved["setting"]), Graphs(weighted, unweighted, saved["ptr"])
     sides: dict[str, Side] = {}
     for line in sys.stdin:
         wiring = line.strip()
         if wiring not in sides:
-            sides[wiring] = make(wiring, name, Setting(*setting), Graphs(*graphs), float(dropout))
+            sides[wiring] = make(wiring, name, setting, graphs, float(dropout))
         print("seconds", sum(sides[wiring].epoch().values()), flush=True)
 
 

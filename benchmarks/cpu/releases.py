@@ -156,7 +156,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         graphs = Path(folder) / "graphs.pt"
         made = make_graphs(setting)
-        torch.save((tuple(setting), tuple(made)), graphs)
+        held = {"weighted": made.weighted.to_dict(), "unweighted": made.unweighted.to_dict(), "ptr": made.ptr}
+        torch.save({**held, "setting": tuple(setting)}, graphs)
         rows = [
             row
             for name in args.models

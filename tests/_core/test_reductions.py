@@ -131,10 +131,10 @@ def test_product_with_a_gate() -> None:
     matrix = sparse(20, 30, 100, torch.int64, has_order=True)
     rows, weight = (numbers(*shape, dtype=torch.float32, seed=1) for shape in ((30, 2, 5), (100, 2)))
     gate = numbers(20, 2, 5, dtype=torch.float32, seed=2).clamp(min=0)
-    close(_core.product(matrix, rows, weight, gate), twins.product(matrix, rows, weight, gate))
+    close(_core.product(matrix, rows, weight, gate=gate), twins.product(matrix, rows, weight, gate))
     for kind, text, bad in [
         (ValueError, r"`gate` must have shape \[20, 2, 5\]", gate[..., :4]),
         (TypeError, "`gate` must have the type", gate.double()),
     ]:
         with pytest.raises(kind, match=f"product: {text}"):
-            _core.product(matrix, rows, weight, bad)
+            _core.product(matrix, rows, weight, gate=bad)

@@ -585,15 +585,16 @@ def test_a_benchmark_that_fails_loses_no_other(
         return subprocess.CompletedProcess(command, 3 if len(calls) == 1 else 0)
 
     monkeypatch.setattr(runner.subprocess, "run", fake)
-    pygas = ["--pygas", str(tmp_path)] if suite == "cpu" else []
-    monkeypatch.setattr(sys, "argv", ["run.py", "--suite", suite, "--quick", "--out", str(tmp_path), *pygas])
+    further = {"step": ["--pygas", str(tmp_path)], "releases": ["--other", str(tmp_path)]} if suite == "cpu" else {}
+    given = [part for option in further.values() for part in option]
+    monkeypatch.setattr(sys, "argv", ["run.py", "--suite", suite, "--quick", "--out", str(tmp_path), *given])
     with pytest.raises(SystemExit) as end:
         runner.main()
     assert end.value.code == 1
     assert not (tmp_path / "results.json").exists()
     device = ["--device", "cpu"] if suite == "gpu" else []
     options = ["--out", str(tmp_path), "--quick", *device]
-    expected = [(name, [*options, *(pygas if name == "step" else [])]) for name in runner.SUITES[suite]]
+    expected = [(name, [*options, *further.get(name, [])]) for name in runner.SUITES[suite]]
     assert [(Path(call[1]).stem, call[2:]) for call in calls] == expected
     assert f"{runner.SUITES[suite][0]}: exit status 3" in capsys.readouterr().out
 
@@ -660,6 +661,17 @@ def test_a_partitioner_that_dies_loses_no_other(tmp_path: Path) -> None:
     code += "partition.measure = lambda *_: os._exit(3); print(partition.measure_graph('community'))"
     done = subprocess.run([sys.executable, "-c", code, str(CPU)], capture_output=True, text=True, check=True)
     assert done.stdout.count("'seconds': 'failed, exit status 3'") == len(rows)
+
+
+def test_a_suite_leaves_out_what_has_no_other_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+    runner = load("run")
+    done: Any = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(runner.subprocess, "run", lambda command, **_: (calls.append(Path(command[1]).stem), done)[1])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--suite", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        runner.main()
+    assert end.value.code == 0 and calls == [name for name in runner.SUITES["cpu"] if name != "releases"]
 
 
 def test_pygas_is_of_the_cpu_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,8 @@ VALID = {
     ("_core.read_ahead", "index", "one row *"): "any rows may be read ahead",
     ("_core.entry_softmax*", "slope", "negative"): "a slope may be negative",
     ("_core.product", "rows", "one column less"): "rows may have any width",
+    ("_core.own_transpose", "col", "*id*"): "it answers that there is no such entry",
+    ("_core.row_pointers", "ids", "one row *"): "there may be any number of edges",
     ("_core.reductions", "rows", "one column less"): "rows may have any width",
     ("_core.dropout_rows", "x", "one column less"): "rows may have any width",
     ("labelled_mean", "batch", "*edge*"): "it looks at no edges",

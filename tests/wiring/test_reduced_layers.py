@@ -204,7 +204,7 @@ def test_batches_of_a_scaled_model(
         return out
 
     monkeypatch.setattr(pairs.ForwardOfPairs, "__call__", note)
-    monkeypatch.setattr(_core, "transpose", lambda *args: made.append(args) or transpose(*args))
+    monkeypatch.setattr(_core, "transpose", lambda *args, **kwargs: made.append(args) or transpose(*args, **kwargs))
     for number, batch in enumerate(SubgraphLoader(data, torch.tensor([0, 20, N]), 1, prefetch=0)):
         reduced.clear(), sizes.clear(), made.clear()
         out = model.train()(batch)

@@ -41,7 +41,7 @@ def transpose(
     rowptr, col, num_rows = checks.csr(call, rowptr, col)
     checks.size(call, "num_cols", num_cols)
     dtype = col.dtype if dtype is None else dtype
-    if dtype not in ID_BITS:
+    if dtype not in tuple(ID_BITS):  # by comparison, because it may be anything
         raise TypeError(f"{call}: `dtype` must be one of {checks.names(ID_BITS)}, but is {dtype}")
     colptr, row, perm = (empty(size, dtype) for size in (num_cols + 1, col.numel(), col.numel()))
     given = (ID_BITS[rowptr.dtype], *addresses(rowptr, col), num_rows, num_cols, col.numel())

@@ -93,8 +93,9 @@ def product(
         checks.same_type(call, "gate", gate, "rows", rows)
         if gate.shape != out.shape:
             raise ValueError(f"{call}: `gate` must have shape {list(out.shape)}, but has {list(gate.shape)}")
+    checks.kind(call, "mean", mean, bool, "True or False")
     memory = addresses(weight, rows, gate, out)
-    _C.product(argument(checked, rows), *memory, heads, width, bool(mean), torch.get_num_threads())
+    _C.product(argument(checked, rows), *memory, heads, width, mean, torch.get_num_threads())
     return out
 
 
