@@ -21,7 +21,7 @@ import torch
 from bench import arguments, machine, parse, save
 from matplotlib import pyplot as plt
 from release_side import BY_HAND, CHEAP, SCALED
-from shared import save_picture, table
+from shared import readable_log, save_picture, table
 from sides import MODELS, Setting, make_graphs
 
 FULL_SIZE = Setting(50_000, 21.5, 128, num_parts=40, parts_a_batch=10)  # as in step.py
@@ -132,7 +132,8 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         ]
         axes.bar(at, ratios, 0.26, yerr=errors, label=wiring, error_kw={"linewidth": 1})
     axes.axhline(1, color="black", linewidth=1)
-    axes.set(ylabel="times as fast", title="Epochs beside the other release (by hand and scale() of the same kind)")
+    axes.set(ylabel="times as fast", yscale="log", title="Epochs beside the other release, wired in the same way")
+    readable_log(axes.yaxis)
     axes.set_xticks(range(len(groups)), [f"{name}, {dropout}" for name, dropout in groups], rotation=45)
     axes.set_xlabel("model, dropout")
     axes.legend(frameon=False)
