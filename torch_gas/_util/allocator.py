@@ -23,7 +23,7 @@ _ENVIRONMENT = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP
 def keep_freed_memory() -> bool:
     """Has glibc's ``malloc`` keep what is freed, for the whole process and from now on.
 
-    Peak memory stays what it is; memory of tensors below 1 GiB is no longer given back before the process ends.
+    Memory of tensors below 1 GiB is no longer given back before the process ends, and pieces that lie idle add to its peak.
 
     Returns:
         Whether it does: False where the C library is another one, and where the user has set glibc's own variables for this
