@@ -2,7 +2,7 @@
 
 The matrix of a batch [B, B + S] is not symmetric, but in an undirected graph its first B columns are, and the gradient of a sum
 over edges needs no others where it ends at the batch's rows. The transpose of all columns takes twice the memory of the batch's
-columns, and four times the time of a comparison.
+columns, and more time than a comparison.
 """
 
 from __future__ import annotations
